@@ -1,0 +1,73 @@
+# Two commands set a clone up: `make demo` and `make test`. Both are quick the second time: the stamps
+# below are as old as the last installation from pyproject.toml and constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+STAMP := $(VENV)/.installed
+STAMP_DEV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt
+# The first of these that is Python 3.11 or newer and can make a virtual environment.
+PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
+BROKERS := redis rabbitmq
+
+.PHONY: help demo test check format coverage clean
+
+help:
+	@echo "make demo      the example shop on the memory broker"
+	@echo "make test      unit tests, contract suite and example on memory, Redis and RabbitMQ"
+	@echo "make check     formatting, lint, types"
+	@echo "make format    mend formatting and what lint can mend"
+	@echo "make coverage  branch coverage of the portable layer, at least 95 %"
+
+$(BIN)/python:
+	@usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
+	find_python() { for p in $(PYTHONS); do if "$$p" -c "$$usable" 2>/dev/null; then echo "$$p"; return; fi; done; }; \
+	python=$$(find_python); \
+	if [ -z "$$python" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND; \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends python3 python3-venv >/dev/null; \
+		python=$$(find_python); \
+	fi; \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with venv is needed; on Debian: apt-get install python3 python3-venv" >&2; exit 1; fi; \
+	"$$python" -m venv $(VENV)
+
+$(STAMP): $(INPUTS) | $(BIN)/python
+	@echo "installing messaging into $(VENV) ..."
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(STAMP_DEV): $(INPUTS) | $(BIN)/python
+	@echo "installing messaging and its development tools into $(VENV) ..."
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.checkout
+
+# `run` finds or starts the brokers, hands their URLs to the command by environment, and ends what it started.
+test: $(STAMP_DEV)
+	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP_DEV)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+format: $(STAMP_DEV)
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+# Not pytest-cov: the pytest plugin imports `messaging` before pytest-cov would begin to measure.
+coverage: $(STAMP_DEV)
+	@$(BIN)/coverage erase
+	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+clean:
+	@rm -rf $(VENV) .cache .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -1,0 +1,461 @@
+"""The SPI: what an adapter implements for one broker. Public, documented, versioned by `API_VERSION`.
+
+An adapter moves batches and keeps promises. It holds no policy, never retries by itself and logs no secret. Each
+call makes at most one attempt to (re)connect; whoever calls decides when to try again. Broker exceptions are
+translated at the adapter's edge into `messaging.errors`. All of it runs on one event loop.
+
+The rules that it carries are numbered in the semantics page of the documentation; numbers below refer to them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import inf
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+from messaging.clock import Clock
+from messaging.errors import MessagingError, PublishError
+from messaging.message import Message, Outcome, Receipt
+
+API_VERSION = 1
+
+Level: TypeAlias = Literal["native", "emulated", "unsupported"]
+Start: TypeAlias = Literal["latest", "earliest"] | datetime
+TopologyMode: TypeAlias = Literal["declare", "verify", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """How a broker keeps one promise; `reason` says how, or why not and what to do instead."""
+
+    level: Level
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an adapter promises on the broker it is connected to, with its bounds. Checked at start."""
+
+    broker: str
+    version: str = ""
+    groups: Capability
+    """Every group gets every message."""
+    order: Capability
+    """Per-key order across the members of a group, retries included (7)."""
+    delayed_retry: Capability
+    dead_letters: Capability
+    redrive: Capability
+    requests: Capability
+    history: Capability
+    """A new group may start at earliest or at a time."""
+    no_group: Capability
+    """A publish to a topic without a group can be told."""
+    crash_guard: Capability
+    """A poison message that kills the process ends as a dead letter, alone (3)."""
+    max_delay: float = inf
+    """The longest delay of an unordered retry, seconds."""
+    lateness: float = 0.0
+    """How late a delayed retry may come on an idle broker, seconds."""
+    max_hold: float = inf
+    """The longest time a delivery may be held by a member of an ordered group, seconds (8)."""
+    max_message_bytes: int
+    """Body, key, headers and attributes together, bytes."""
+    durability: Literal["none", "process crash", "power loss", "unknown"]
+    """What a confirmed message survives, on one node."""
+    fenced: bool
+    """The settlement of a member that lost its lease is refused (9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the broker is to know it."""
+
+    name: str
+    ordered: bool = False
+    partitions: int = 8
+    retention: float | None = None
+    native: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """A group of a topic. `ordered` is false where a group of an ordered topic gives order up."""
+
+    topic: TopicSpec
+    name: str
+    ordered: bool = False
+    start: Start = "latest"
+    native: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What `declare` creates or verifies. A group begins when it is declared."""
+
+    topics: Sequence[TopicSpec] = ()
+    groups: Sequence[GroupSpec] = ()
+    mode: TopologyMode = "declare"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What one consumer reads, and how much of it may be in this process."""
+
+    group: GroupSpec
+    prefetch: int
+    """Deliveries that may be in the process unparked (8)."""
+    concurrency: int
+    max_hold: float = 0.0
+    """The longest delay that the retry policy may ask for, seconds."""
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One message to publish: validated, encoded, with its partition."""
+
+    topic: TopicSpec
+    message: Message
+    partition: int
+    mandatory: bool = False
+    """Return NoGroup instead of a receipt where no group takes it."""
+    reply_to: str | None = None
+    """The address of the inbox that waits for a reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unrouted(Receipt):
+    """The receipt of a message that the broker confirmed although no group takes it."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """Until when deliveries are ours. One object may serve all deliveries of a partition; its adapter moves it."""
+
+    deadline: float = inf
+    """In `Clock.monotonic` seconds."""
+
+
+Guard: TypeAlias = Literal["none", "alone", "tripped"]
+
+
+@dataclass(slots=True, eq=False)
+class RawDelivery:
+    """One hand-over by the broker, body undecoded. Identity is the object: equality is `is`."""
+
+    message: Message
+    partition: int = 0
+    position: str = ""
+    attempt: int = 1
+    """1 plus the failures recorded for the message (2)."""
+    deliveries: int = 1
+    """The broker's count of hand-overs, or an upper bound."""
+    returns: int = 0
+    """How often it came back without a recorded failure since the last one: feeds the crash guard only (3)."""
+    guard: Guard = "none"
+    """`alone`: the durable mark is stored, run it alone now. `tripped`: it came back with the mark."""
+    failure: str | None = None
+    """The failure record that was last passed to `settle` for this message."""
+    reply_to: str | None = None
+    fence: int = 0
+    lease: Lease = field(default_factory=Lease)
+    native: Any = None
+    token: Any = None
+    """The adapter's own."""
+
+
+@dataclass(slots=True, eq=False)
+class Settlement:
+    """The outcome of one delivery.
+
+    Ack: the message is done. Release: given back, uncounted, after `after` seconds. Retry: a failure, `after` is
+    always a number of seconds. Reject: a dead letter of the group, stored and confirmed first. With Retry and
+    Reject, `failure` is the failure record to store (ASCII JSON), and the message's recorded failures are now
+    `delivery.attempt`.
+    """
+
+    delivery: RawDelivery
+    outcome: Outcome
+    after: float = 0.0
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The broker has it: the delivery is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The failure is recorded as durably as the broker allows; keep the delivery and run it again at `until`."""
+
+    until: float
+    """In `Clock.monotonic` seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleError:
+    """The settlement was not taken. The delivery is over here; the message will be delivered again."""
+
+    error: MessagingError
+    """LeaseLost when the message has another owner, ConnectionFailed when its fate is unknown."""
+
+
+Settled: TypeAlias = Done | Hold | SettleError
+DONE = Done()
+
+
+class Ownership(Protocol):
+    """What a consumer tells its dispatcher (13)."""
+
+    async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
+        """Start nothing more of these partitions, finish and settle what runs, then return.
+
+        Returns by `deadline` (monotonic seconds) at the latest; what still ran is cancelled and released.
+        """
+        ...
+
+    def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
+        """These are already gone: running handlers are cancelled, nothing of them is settled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerStatus:
+    """What one consumer knows without asking the broker."""
+
+    connected: bool
+    partitions: Collection[int] | None = None
+    """The partitions that this member owns; None where members share all."""
+
+
+class Consumer(ABC):
+    """A member of a group. Not safe for concurrent `receive`; the other methods may run beside it.
+
+    When the connection breaks, the consumer calls `on_lost` for the deliveries whose settlement can no longer be
+    taken, `receive` raises ConnectionFailed, and the next `receive` makes one attempt to connect again.
+    """
+
+    lease: float | None = None
+    """Seconds for which a delivery is ours; the dispatcher extends at a third of it. None: nothing to extend."""
+    window: int = 1000
+    """How many deliveries of one partition may be parked here before the partition must wait (8)."""
+
+    @abstractmethod
+    async def receive(
+        self, limit: int, wait: float, paused: Collection[int] = ()
+    ) -> Sequence[RawDelivery]:
+        """Up to `limit` deliveries, as soon as there is one, or none after `wait` seconds.
+
+        Of an ordered group, deliveries of one partition come in order, and only while this member owns the
+        partition. Partitions in `paused` yield nothing now. Guaranteed: cancelling loses nothing; what was taken
+        from the broker is returned by the next call or given back by `close`.
+
+        Raises ConnectionFailed (transient: call again), AuthenticationFailed, ConfigurationError or TopicNotFound
+        (fatal for the subscription).
+        """
+
+    @abstractmethod
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """Settle each, in one exchange with the broker where it allows; one result each, in order.
+
+        A copy (retry, dead letter) is stored and confirmed before its delivery is given up (1). Settling a
+        delivery twice is a no-op that answers Done. Raises nothing for a broken connection: that is a SettleError
+        per item. Safe against cancellation: what was handed over may be settled, nothing else.
+        """
+
+    @abstractmethod
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+        """Extend the leases of these; False for each that is no longer ours. Never called when `lease` is None."""
+
+    @abstractmethod
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        """Store durably that this delivery is now run alone (3).
+
+        True: the mark is stored, run it now. False: the broker keeps a marked copy, which will be handed over
+        with `guard="alone"`; this delivery is over. Raises ConnectionFailed or LeaseLost: it is over, unmarked.
+        """
+
+    @abstractmethod
+    def status(self) -> ConsumerStatus:
+        """Cheap, no I/O."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave the group. What was received and not settled goes back uncounted, in order. A second call is a no-op."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLetter:
+    """A dead letter as the broker keeps it."""
+
+    message: Message
+    failure: str | None
+    """The failure record given to `settle`; None where another program put it there."""
+    reference: Any
+    """The adapter's own: where it is."""
+
+
+class DeadLetterStore(ABC):
+    """The dead letters of one group of one topic."""
+
+    @abstractmethod
+    async def count(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def scan(self) -> AbstractAsyncContextManager[AsyncIterator[StoredLetter]]:
+        """The letters that are there when the scan starts, oldest first, each once. Consumes and reorders nothing.
+
+        `redrive` and `purge` take letters of an open scan only.
+        """
+
+    @abstractmethod
+    async def redrive(
+        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
+    ) -> Sequence[None | PublishError]:
+        """Put each message at the tail of this group only, confirmed, then remove the letter (11).
+
+        Each item is the letter, the message to deliver, and the failure record that goes with it (counters of
+        earlier lives). The message starts at attempt 1.
+        """
+
+    @abstractmethod
+    async def purge(self, letters: Sequence[StoredLetter]) -> int:
+        """Remove these; how many were removed."""
+
+
+class ReplyInbox(ABC):
+    """Where replies to this process arrive."""
+
+    address: str
+
+    @abstractmethod
+    async def receive(self, limit: int, wait: float) -> Sequence[Message]:
+        """Replies as they come, or none after `wait` seconds. Replies are not acknowledged.
+
+        Raises ConnectionFailed when replies sent meanwhile may be lost; the next call makes one attempt to
+        connect again and may change `address`.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave nothing behind on the broker. A second call is a no-op."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group as the broker knows it."""
+
+    topic: str
+    group: str
+    lag: int | None = None
+    """Messages not yet handed to a member, where the broker can tell."""
+    members: int | None = None
+    dead_letters: int | None = None
+    oldest: float | None = None
+    """Age in seconds of the oldest message not yet handled, where the broker can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerHealth:
+    """What the broker answers to a probe."""
+
+    connected: bool
+    groups: Sequence[GroupInfo] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterContext:
+    """What every adapter is given."""
+
+    clock: Clock
+    namespace: str | None = None
+    source: str = ""
+    member: str = ""
+    """Unique for this start of this process."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The `[broker.<name>]` settings; the URL's query parameters come before them."""
+
+
+class Adapter(ABC):
+    """One connection (or pool) to one broker."""
+
+    name: ClassVar[str]
+    api_version: ClassVar[int] = API_VERSION
+
+    @classmethod
+    @abstractmethod
+    def from_url(cls, url: str, context: AdapterContext) -> Adapter:
+        """Read the URL and options; no I/O. Raises ConfigurationError for an option that is unknown or illegal."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What is promised; complete (versions, durability) once opened."""
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The raw client."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect once. Raises ConnectionFailed (naming host and waiting time) or AuthenticationFailed."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close what `open` opened, within a few seconds, broker there or not. A second call is a no-op."""
+
+    @abstractmethod
+    async def declare(self, topology: Topology) -> None:
+        """Create, or verify, or (mode `off`) only remember topics and groups; idempotent.
+
+        Raises ConfigurationError naming both sides when the broker's record of partitions or order differs (16),
+        TopicNotFound in mode `verify` when something is missing.
+        """
+
+    @abstractmethod
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """Store each durably; one result each, in order, never an exception for a single item.
+
+        Never called at once for two batches with messages of the same partition of an ordered topic; within a
+        batch, no message of such a partition is stored after an earlier one of it failed. A PublishUncertain
+        result means that the fate is unknown; any other error that the broker does not have it. Cancelling leaves
+        the fates unknown and the connection whole.
+        """
+
+    @abstractmethod
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        """A new member of the group; the first `receive` joins it."""
+
+    @abstractmethod
+    async def reply_inbox(self) -> ReplyInbox:
+        """An inbox of this process, ready to receive."""
+
+    @abstractmethod
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[None | PublishError]:
+        """Send each reply to its address. An address that no inbox of ours could have is refused (19).
+
+        A reply whose inbox is gone is dropped by the broker: that is no error.
+        """
+
+    @abstractmethod
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        """The dead letters of this group."""
+
+    @abstractmethod
+    async def groups(self) -> Sequence[GroupInfo]:
+        """The groups of this namespace that the broker has for the topics this adapter has declared."""
+
+    @abstractmethod
+    async def delete_group(self, group: GroupSpec) -> None:
+        """Delete the group and all that is kept for it, its dead letters too. Absent is no error."""
+
+    @abstractmethod
+    async def health(self) -> BrokerHealth:
+        """Never raises; bounded by a second."""

@@ -1,0 +1,95 @@
+"""Time as a dependency: the system's clock in production, a virtual one in tests.
+
+Everything portable, and the memory adapter, reads time and waits through a `Clock`; a broker's adapter uses the
+system's clock, because its broker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class Timer(Protocol):
+    """A scheduled call."""
+
+    def cancel(self) -> None:
+        """Forget the call. A no-op when it has run."""
+        ...
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; the unit of every deadline and lease."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
+        """Call `callback` on the running loop in `delay` seconds."""
+        ...
+
+
+class SystemClock:
+    """The clock of the operating system and of the running event loop."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_later(delay, callback)
+
+
+async def sleep(clock: Clock, delay: float) -> None:
+    """Wait `delay` seconds of this clock. Cancellation ends the wait at once."""
+    if delay <= 0:
+        await asyncio.sleep(0)
+        return
+    woken = asyncio.get_running_loop().create_future()
+    timer = clock.call_later(delay, lambda: woken.done() or woken.set_result(None))
+    try:
+        await woken
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def timeout(clock: Clock, delay: float | None) -> AsyncIterator[None]:
+    """Cancel the body after `delay` seconds of this clock and raise TimeoutError; None waits for ever.
+
+    A cancellation that comes from outside is passed on unchanged, as `asyncio.timeout` does.
+    """
+    if delay is None:
+        yield
+        return
+    task = asyncio.current_task()
+    assert task is not None, "timeout() needs a running task"  # noqa: S101
+    cancelling = task.cancelling()
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = clock.call_later(delay, expire)
+    try:
+        yield
+    except BaseException as error:
+        if expired and task.uncancel() <= cancelling and isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()

@@ -1,0 +1,182 @@
+"""The vocabulary: messages, deliveries, topics, endpoints and the four outcomes of a handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeAlias
+
+from typing_extensions import TypeForm, TypeVar
+
+from messaging.codec import Codec
+from messaging.names import check_topic
+
+T = TypeVar("T", default=Any)
+Q = TypeVar("Q", default=Any)
+R = TypeVar("R", default=Any)
+
+Key: TypeAlias = str | bytes
+Duration: TypeAlias = float | timedelta
+
+DEFAULT_PARTITIONS = 8
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds, from a number of seconds or a timedelta."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What travels: the body's bytes and the attributes that every broker carries unchanged.
+
+    `id` never changes, not on retries, dead letters or redrives. A key whose bytes are UTF-8 is a `str`.
+    """
+
+    id: str
+    topic: str
+    body: bytes
+    key: Key | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    content_type: str | None = None
+    type: str | None = None
+    source: str | None = None
+    time: datetime | None = None
+    expires_at: datetime | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+def _blank_message() -> Message:
+    return Message(id="", topic="", body=b"", time=datetime.now(UTC))
+
+
+@dataclass(slots=True)
+class Delivery(Generic[T]):
+    """One hand-over of a message to a handler.
+
+    `attempt` is 1 plus the recorded failures; `deliveries` is the broker's own count, or an upper bound of it;
+    `fence` grows with every change of the partition's owner, so that effects can be fenced. `headers` is this
+    delivery's own copy: changing it changes no retry and no dead letter.
+    """
+
+    payload: T
+    message: Message = field(default_factory=_blank_message)
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    key: Key | None = None
+    group: str = ""
+    attempt: int = 1
+    deliveries: int = 1
+    partition: int = 0
+    position: str = ""
+    fence: int = 0
+    native: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker's confirmation of one published message."""
+
+    id: str
+    partition: int = 0
+    position: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Handled. `reply` is what a responder answers."""
+
+    reply: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Given back unhandled, after `after` seconds: not a failure, never counted."""
+
+    after: Duration | None = None
+
+
+class Retry(Exception):  # noqa: N818  the design's word: an outcome that may also be raised
+    """A failure: handled again after `after`, or after the retry policy's delay. Returned or raised."""
+
+    def __init__(self, reason: str = "", *, after: Duration | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class Reject(Exception):  # noqa: N818  the design's word: an outcome that may also be raised
+    """Never to be handled again: it becomes a dead letter with this reason. Returned or raised."""
+
+    def __init__(self, reason: str = "", *, cause: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.cause = cause
+
+
+Outcome: TypeAlias = Ack | Release | Retry | Reject
+Handler: TypeAlias = Callable[[Delivery[Any]], Awaitable[Outcome]]
+Middleware: TypeAlias = Callable[[Handler], Handler]
+
+
+class Topic(Generic[T]):
+    """A named stream of payloads of one type.
+
+    `key` gives a payload's key; with `ordered=True` a group handles the messages of one key in publish order, one
+    at a time, and publishing without a key raises. `partitions` is what the topic is created with; a topic that
+    exists with another count raises at start. `retention` bounds, in seconds, what is kept for a group that does
+    not read. `native` names an existing place of the broker to publish to: it is verified, never created.
+
+    Raises ConfigurationError for an illegal name, and for a union whose members cannot be told apart.
+    """
+
+    __slots__ = ("codec", "key", "name", "native", "ordered", "partitions", "retention")
+
+    def __init__(
+        self,
+        name: str,
+        type: TypeForm[T] = Any,  # noqa: A002  the word that users read at the call
+        *,
+        key: Callable[[T], Key | None] | None = None,
+        ordered: bool = False,
+        partitions: int = DEFAULT_PARTITIONS,
+        retention: Duration | None = None,
+        content_type: str | None = None,
+        native: str | None = None,
+    ) -> None:
+        self.name = check_topic(name)
+        self.codec: Codec[T] = Codec(type, content_type=content_type)
+        self.key = key
+        self.ordered = ordered
+        self.partitions = partitions
+        self.retention = None if retention is None else seconds(retention)
+        self.native = native
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r})"
+
+
+class Endpoint(Generic[Q, R]):
+    """A question that some group answers: a topic of requests, and the type of the reply."""
+
+    __slots__ = ("reply_codec", "topic")
+
+    def __init__(
+        self,
+        name: str,
+        request: TypeForm[Q],
+        reply: TypeForm[R],
+        *,
+        key: Callable[[Q], Key | None] | None = None,
+    ) -> None:
+        self.topic: Topic[Q] = Topic(name, request, key=key, partitions=1)
+        self.reply_codec: Codec[R] = Codec(reply)
+
+    @property
+    def name(self) -> str:
+        return self.topic.name
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name!r})"
+

@@ -1,0 +1,99 @@
+"""`python -m messaging_contracts`: brokers for development, and commands run on them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NoReturn
+
+from messaging_contracts import brokers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # argparse cannot tell where a list of brokers ends and a command begins.
+    split = given.index("--") if "--" in given else len(given)
+    parser = _parser()
+    options = parser.parse_args(given[:split])
+    options.command = given[split + 1 :]
+    if bool(options.command) != (options.run is _run):
+        parser.error("`run` and only `run` takes a command, after `--`")
+    try:
+        status: int = options.run(options)
+    except brokers.BrokerUnavailable as error:
+        print(f"messaging_contracts: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m messaging_contracts", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start brokers, print their URLs, end them on Ctrl-C or SIGTERM")
+    up.add_argument("brokers", nargs="+", choices=brokers.NAMES, metavar="BROKER", help=_names())
+    up.set_defaults(run=_up)
+
+    run = commands.add_parser(
+        "run",
+        help="run a command with the brokers' URLs in its environment, then end them",
+        usage="%(prog)s BROKER [BROKER ...] -- COMMAND ...",
+    )
+    run.add_argument("brokers", nargs="+", choices=brokers.NAMES, metavar="BROKER", help=_names())
+    run.set_defaults(run=_run)
+    return parser
+
+
+def _names() -> str:
+    return "one or more of " + ", ".join(brokers.NAMES)
+
+
+def _up(options: argparse.Namespace) -> int:
+    with ExitStack() as started:
+        for name, url in _start(options.brokers, started).items():
+            print(f"{name}={url}", flush=True)
+        print("ready; Ctrl-C or SIGTERM ends them", flush=True)
+        while True:
+            signal.pause()
+
+
+def _run(options: argparse.Namespace) -> int:
+    with ExitStack() as started:
+        environment = {**os.environ, **_start(options.brokers, started)}
+        child = subprocess.Popen(options.command, env=environment)
+        try:
+            # Ctrl-C reaches the child as well; it ends in its own way and tells by its status.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
+def _start(names: Sequence[str], started: ExitStack) -> dict[str, str]:
+    """Start the brokers, ended with `started`; returns their URLs by the variable that names them."""
+    running = {name: started.enter_context(brokers.start(name)) for name in dict.fromkeys(names)}
+    return {brokers.environment_variable(name): broker.url for name, broker in running.items()}
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

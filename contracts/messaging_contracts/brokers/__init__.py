@@ -1,0 +1,21 @@
+"""Real brokers for tests and development: found, or started and ended.
+
+Looked for in this order: a URL in the environment (`MESSAGING_TEST_REDIS_URL`,
+`MESSAGING_TEST_RABBITMQ_URL`); Docker through testcontainers, when an engine answers and the image can be
+had; native processes. A broker that can be had in no way raises `BrokerUnavailable`, whose text is one line
+that says what to install. Nothing is ever skipped.
+"""
+
+from messaging_contracts.brokers.broker import Broker, BrokerUnavailable
+from messaging_contracts.brokers.cluster import RedisCluster, redis_cluster
+from messaging_contracts.brokers.find import NAMES, environment_variable, start
+
+__all__ = [
+    "NAMES",
+    "Broker",
+    "BrokerUnavailable",
+    "RedisCluster",
+    "environment_variable",
+    "redis_cluster",
+    "start",
+]

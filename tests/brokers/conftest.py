@@ -1,0 +1,9 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_found_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests start brokers of their own, natively, whatever the environment offers."""
+    for name in ("MESSAGING_TEST_REDIS_URL", "MESSAGING_TEST_RABBITMQ_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)

@@ -1,0 +1,87 @@
+"""One start is shared by all of these: it takes seconds."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from messaging_contracts import brokers
+from messaging_contracts.brokers.amqp import handshake
+from messaging_contracts.brokers.process import NativeBroker
+from tests.brokers.processes import left_behind
+
+# 127.0.0.1, the same as an IPv6 address, and ::1, as the kernel writes them
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+pytestmark = pytest.mark.rabbitmq
+
+
+@pytest.fixture(scope="module")
+def rabbitmq() -> Iterator[NativeBroker]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)
+        # Settings meant for another broker must not reach ours.
+        patch.setenv("RABBITMQ_NODENAME", "another")
+        broker = brokers.start("rabbitmq", user="shop", password="s3/cr@t")
+        assert isinstance(broker, NativeBroker)
+        yield broker
+        broker.stop()
+        assert not left_behind(broker.home)
+        assert not broker.home.exists()
+
+
+def test_the_url_answers_and_the_version_is_the_servers(rabbitmq: NativeBroker) -> None:
+    assert handshake(rabbitmq.url, timeout=5) == rabbitmq.version
+    assert rabbitmq.version[0].isdigit()
+
+
+def test_wrong_credentials_are_refused(rabbitmq: NativeBroker) -> None:
+    with pytest.raises(PermissionError, match="ACCESS_REFUSED"):
+        handshake(f"amqp://shop:wrong@127.0.0.1:{rabbitmq.port}/", timeout=5)
+
+
+def test_an_unknown_virtual_host_is_refused(rabbitmq: NativeBroker) -> None:
+    with pytest.raises(PermissionError, match="vhost"):
+        handshake(rabbitmq.url + "nowhere", timeout=5)
+
+
+def test_the_process_id_is_the_servers(rabbitmq: NativeBroker) -> None:
+    assert "beam" in (Path("/proc") / str(rabbitmq.pid) / "comm").read_text()
+
+
+def test_a_password_is_not_shown(rabbitmq: NativeBroker) -> None:
+    assert "cr@t" not in repr(rabbitmq)
+    assert not any("s3/cr" in line for line in left_behind(rabbitmq.home))
+    assert (rabbitmq.home / "rabbitmq.conf").stat().st_mode & 0o077 == 0
+
+
+def test_it_listens_on_loopback_alone(rabbitmq: NativeBroker) -> None:
+    listening = "0A"
+    inodes: set[str] = set()
+    for process in rabbitmq._processes:
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                inodes.add(str(link.readlink()))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == listening and f"socket:[{fields[9]}]" in inodes:
+                assert fields[1].partition(":")[0] in LOOPBACK, line
+
+
+def test_a_paused_broker_accepts_and_does_not_answer(rabbitmq: NativeBroker) -> None:
+    rabbitmq.pause()
+    with pytest.raises(TimeoutError):
+        handshake(rabbitmq.url, timeout=0.3)
+    rabbitmq.resume()
+    assert handshake(rabbitmq.url, timeout=5)
+
+
+def test_kill_and_restart_keep_port_and_credentials(rabbitmq: NativeBroker) -> None:
+    pid, url = rabbitmq.pid, rabbitmq.url
+    rabbitmq.kill()
+    with pytest.raises(ConnectionRefusedError):
+        handshake(url, timeout=1)
+    rabbitmq.restart()
+    assert handshake(url, timeout=5)
+    assert rabbitmq.pid != pid

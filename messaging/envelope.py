@@ -1,0 +1,269 @@
+"""A message's attributes to and from a broker's headers: CloudEvents 1.0, binary mode, and plain headers beside.
+
+What comes in is never trusted: `decode` takes whatever headers another program wrote, and no header from the wire has
+control over us (19). Attributes of CloudEvents that we do not know stay in `Message.headers` under their names on the
+wire, so that a copy of a foreign message loses nothing.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from messaging.errors import InvalidMessage
+from messaging.message import Key, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ATTEMPT = "messaging-attempt"
+FAILURE = "messaging-failure"
+REPLY_TO = "messaging-reply-to"
+NOT_BEFORE = "messaging-not-before"
+GUARD = "messaging-guard"
+
+CONTROL = "messaging-"
+RESERVED = (CONTROL, "ce_", "ce-", "cloudEvents_", "cloudEvents:")
+"""No header of a user may start like one of these, in any case of letters."""
+
+SPEC_VERSION = "1.0"
+FORMAT_VERSION = "1"
+"""Of the wire as a whole. A reader accepts its own and the one before."""
+
+MAX_HEADER_NAME = 200
+MAX_HEADERS = 64 * 1024
+MAX_ATTEMPT = 10_000
+
+_RESERVED_LOWER = tuple(prefix.lower() for prefix in RESERVED)
+_ATTRIBUTES = frozenset(
+    {
+        "id",
+        "source",
+        "type",
+        "time",
+        "specversion",
+        "partitionkey",
+        "partitionkeybase64",
+        "expirytime",
+        "correlationid",
+        "causationid",
+        "messagingformat",
+    }
+)
+
+
+def encode(message: Message, *, prefix: str) -> dict[str, str]:
+    """The headers of a message: its attributes, each with `prefix`, and its plain headers.
+
+    Without body, content type and control headers, which the adapter adds where it needs them.
+    """
+    headers = dict(message.headers)
+    headers[prefix + "specversion"] = SPEC_VERSION
+    headers[prefix + "messagingformat"] = FORMAT_VERSION
+    headers[prefix + "id"] = message.id
+    headers[prefix + "type"] = message.type or message.topic
+    if message.source is not None:
+        headers[prefix + "source"] = message.source
+    if message.time is not None:
+        headers[prefix + "time"] = _format_time(message.time)
+    if message.key is not None:
+        if isinstance(key := readable_key(message.key), str):
+            headers[prefix + "partitionkey"] = key
+        else:
+            headers[prefix + "partitionkeybase64"] = b64encode(key).decode()
+    if message.expires_at is not None:
+        headers[prefix + "expirytime"] = _format_time(message.expires_at)
+    if message.correlation_id is not None:
+        headers[prefix + "correlationid"] = message.correlation_id
+    if message.causation_id is not None:
+        headers[prefix + "causationid"] = message.causation_id
+    return headers
+
+
+def decode(
+    headers: Mapping[Any, Any],
+    *,
+    prefix: str,
+    topic: str,
+    body: bytes,
+    position: str,
+    content_type: str | None = None,
+    message_id: str | None = None,
+    correlation_id: str | None = None,
+    key: Key | None = None,
+    time: datetime | None = None,
+) -> Message:
+    """The message that these headers describe. Never raises, whoever wrote them.
+
+    `message_id`, `correlation_id`, `key` and `time` are the broker's native properties: they count where the
+    attribute is absent or unreadable. A message without any id takes its position for one. Control headers and known
+    attributes are left out of `Message.headers`; values that are no text become text.
+    """
+    attributes: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    # The AMQP binding of CloudEvents writes `cloudEvents:`, or `cloudEvents_` for clients that forbid the colon.
+    other = "cloudEvents:" if prefix == "cloudEvents_" else prefix
+    for raw_name, raw in headers.items():
+        name = raw_name if type(raw_name) is str and raw_name.isascii() else text(raw_name)
+        value = raw if type(raw) is str and raw.isascii() else text(raw)
+        if name.startswith((prefix, other)):
+            attribute = name[len(prefix if name.startswith(prefix) else other) :]
+            if attribute in _ATTRIBUTES:
+                attributes[attribute] = value
+                continue
+        if not name.startswith(CONTROL):
+            plain[name] = value
+    get = attributes.get
+    written = get("time")
+    expires = get("expirytime")
+    return Message(
+        id=get("id") or text(message_id or "") or position,
+        topic=topic,
+        body=body,
+        key=_decode_key(attributes, key),
+        headers=plain,
+        content_type=None if content_type is None else text(content_type),
+        type=get("type"),
+        source=get("source"),
+        time=time if written is None else parse_time(written) or time,
+        expires_at=None if expires is None else parse_time(expires),
+        correlation_id=get("correlationid") or (None if correlation_id is None else text(correlation_id)),
+        causation_id=get("causationid"),
+    )
+
+
+def _decode_key(attributes: dict[str, str], native: Key | None) -> Key | None:
+    key = attributes.get("partitionkey")
+    if key is not None:
+        return key
+    encoded = attributes.get("partitionkeybase64")
+    if encoded is not None:
+        try:
+            return readable_key(b64decode(encoded, validate=True))
+        except ValueError:
+            pass  # written by another program: the native key counts
+    return None if native is None else readable_key(native)
+
+
+def readable_key(key: Key) -> Key:
+    """The key as a str where its bytes are UTF-8, else the bytes: one key has one form everywhere."""
+    if isinstance(key, str):
+        return key
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
+def recorded_attempt(headers: Mapping[Any, Any]) -> int:
+    """The attempt that the control header records, within 1 and 10 000; 1 where it is absent or no number."""
+    value = headers.get(ATTEMPT)
+    if value is None:
+        return 1
+    try:
+        return min(max(int(value), 1), MAX_ATTEMPT)
+    except (TypeError, ValueError, OverflowError):
+        return 1
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the headers, if every broker carries them unchanged.
+
+    Names have 1 to 200 bytes of UTF-8 and none of the reserved prefixes; names and values are text without NUL and
+    lone surrogates; all together have at most 64 KiB. Raises InvalidMessage naming the header.
+    """
+    checked: dict[str, str] = {}
+    total = 0
+    for name, value in headers.items():
+        name_bytes = _check_text(name, f"header name {_short(name)}")
+        value_bytes = _check_text(value, f"value of header {_short(name)}")
+        if not name:
+            raise InvalidMessage("a header has an empty name: give it one, or leave the header out")
+        if name_bytes > MAX_HEADER_NAME:
+            raise InvalidMessage(
+                f"header name {_short(name)} has {name_bytes} bytes; at most {MAX_HEADER_NAME} fit"
+            )
+        if name.lower().startswith(_RESERVED_LOWER):
+            raise InvalidMessage(
+                f"header {_short(name)} has a reserved prefix ({', '.join(RESERVED)}): choose another name"
+            )
+        total += name_bytes + value_bytes
+        if total > MAX_HEADERS:
+            raise InvalidMessage(
+                f"the headers exceed {MAX_HEADERS} bytes at header {_short(name)}: put large values into the payload"
+            )
+        checked[name] = value
+    return checked
+
+
+def check_key(key: Key) -> Key:
+    """The key in its one form: a str where its bytes are UTF-8. Raises InvalidMessage where it cannot be carried."""
+    if isinstance(key, bytes):
+        key = readable_key(key)
+    elif not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers may be untyped
+        raise InvalidMessage(f"a key is a str or bytes, not {type(key).__name__}")
+    if isinstance(key, str):
+        _check_text(key, "the key")
+    if len(key) > MAX_HEADERS:
+        raise InvalidMessage(f"the key has {len(key)} characters; at most {MAX_HEADERS} fit")
+    return key
+
+
+def _check_text(value: object, what: str) -> int:
+    """The number of UTF-8 bytes."""
+    if not isinstance(value, str):
+        raise InvalidMessage(f"{what} is no str but {type(value).__name__}: convert it")
+    if "\0" in value:
+        raise InvalidMessage(f"{what} holds a NUL character, which not every broker carries")
+    if value.isascii():
+        return len(value)
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidMessage(f"{what} holds a lone surrogate, which is no text in UTF-8") from None
+
+
+def _short(name: object) -> str:
+    shown = repr(name)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def text(value: Any) -> str:
+    """Any header value as text that UTF-8 can carry."""
+    try:
+        if isinstance(value, str):
+            shown = value
+        elif isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value).decode("utf-8", "replace")
+        elif value is None:
+            return ""
+        elif isinstance(value, datetime):
+            return value.isoformat()
+        else:
+            shown = str(value)
+        return shown if shown.isascii() else shown.encode("utf-8", "replace").decode()
+    except (
+        Exception
+    ):  # a foreign object's own conversion failed: its header is unreadable, the message is not
+        return ""
+
+
+def parse_time(written: str) -> datetime | None:
+    """The time, with a zone (UTC where none is written); None where it is no time of RFC 3339."""
+    try:
+        time = datetime.fromisoformat(written)
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _format_time(time: datetime) -> str:
+    if time.tzinfo is UTC:
+        return time.isoformat()
+    if time.tzinfo is None:
+        return time.replace(tzinfo=UTC).isoformat()
+    try:
+        return time.astimezone(UTC).isoformat()
+    except OverflowError:  # within a day of the first or last year
+        return time.isoformat()

@@ -1,0 +1,143 @@
+"""URL schemes to adapters and stores, by entry point; each is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from messaging.errors import ConfigurationError, MissingExtra
+
+if TYPE_CHECKING:
+    from messaging.adapter import Adapter, AdapterContext
+    from messaging.clock import Clock
+    from messaging.store import IdempotencyStore
+
+ADAPTERS = "messaging.adapters"
+STORES = "messaging.stores"
+
+_EXTRAS = {
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "kafka": "kafka",
+    "sqs": "sqs",
+}
+_SECRET_PARAMETER = re.compile(
+    r"(?P<name>[?&#;][^=&#;]*(?:pass|pwd|secret|token|key|credential|auth|sig)[^=&#;]*=)[^&#;]*",
+    re.IGNORECASE,
+)
+
+
+def redact(url: str) -> str:
+    """The URL without its credentials: for every error, log line and representation that shows one."""
+    start = url.find("://")
+    start = 0 if start < 0 else start + 3
+    end = len(url)
+    for mark in "/?#":
+        found = url.find(mark, start)
+        end = end if found < 0 else min(end, found)
+    authority, rest = url[start:end], url[end:]
+    if "@" not in authority and "@" in rest:
+        # A password that holds an unescaped / or ? or #: rather hide too much than half of it.
+        authority, rest = "***", rest[rest.rindex("@") :]
+    elif "@" in authority:
+        user, colon, _ = authority.partition("@")[0].partition(":")
+        hosts = authority[authority.rindex("@") :]
+        authority = f"{user}:***{hosts}" if colon else f"***{hosts}"
+    return url[:start] + authority + _SECRET_PARAMETER.sub(r"\g<name>***", rest)
+
+
+def scheme_of(url: str) -> str:
+    """The scheme, in lower case. Raises ConfigurationError for what is no URL, without showing it in full."""
+    scheme, found, _ = url.partition("://")
+    if not found or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ConfigurationError("a broker's URL begins with a scheme, as redis://localhost or memory://")
+    return scheme.lower()
+
+
+def adapter_class(url: str) -> type[Adapter]:
+    """The adapter of the URL's scheme.
+
+    Raises ConfigurationError for an unknown scheme (naming the known ones) and for an adapter made for another
+    version of the SPI, MissingExtra when its broker's library is not installed.
+    """
+    from messaging.adapter import API_VERSION, Adapter
+
+    found = _load(ADAPTERS, "adapter", url)
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        raise ConfigurationError(
+            f"the entry point of scheme {scheme_of(url)!r} is no messaging.adapter.Adapter"
+        )
+    if found.api_version != API_VERSION:
+        raise ConfigurationError(
+            f"the adapter {found.__module__}.{found.__qualname__} is made for version {found.api_version} of the SPI, "
+            f"this is version {API_VERSION}: install versions that fit together"
+        )
+    return found
+
+
+def adapter_for(url: str, context: AdapterContext) -> Adapter:
+    """The adapter of the URL, not yet opened. Raises as `adapter_class` does, and for options it does not know."""
+    return adapter_class(url).from_url(url, context)
+
+
+def store_class(url: str) -> type[IdempotencyStore]:
+    """The idempotency store of the URL's scheme. Raises as `adapter_class` does."""
+    from messaging.store import IdempotencyStore
+
+    found = _load(STORES, "store", url)
+    if not (isinstance(found, type) and issubclass(found, IdempotencyStore)):
+        raise ConfigurationError(
+            f"the entry point of scheme {scheme_of(url)!r} is no messaging.store.IdempotencyStore"
+        )
+    return found
+
+
+def store_for(url: str, *, clock: Clock) -> IdempotencyStore:
+    """The idempotency store of the URL, not yet opened. Raises as `store_class` does."""
+    return store_class(url).from_url(url, clock=clock)
+
+
+def known_schemes(group: str) -> list[str]:
+    """The schemes for which something is registered, whether its library is installed or not."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def _load(group: str, what: str, url: str) -> Any:
+    scheme = scheme_of(url)
+    points = entry_points(group=group, name=scheme)
+    if not points:
+        raise ConfigurationError(_unknown(group, what, scheme))
+    point = next(iter(points))
+    try:
+        return cast("Any", point.load())
+    except ImportError as error:
+        raise _missing(point, what, scheme, error) from error
+    except AttributeError as error:
+        raise ConfigurationError(f"the {what} of scheme {scheme!r} cannot be loaded: {error}") from error
+
+
+def _unknown(group: str, what: str, scheme: str) -> str:
+    extra = _extra(scheme)
+    known = ", ".join(f"{name}://" for name in known_schemes(group)) or "none"
+    advice = (
+        f" For {scheme}://, pip install 'messaging-ports[{extra}]'." if extra and group == ADAPTERS else ""
+    )
+    return f"no {what} for the URL scheme {scheme!r}; known are {known}.{advice}"
+
+
+def _missing(point: EntryPoint, what: str, scheme: str, error: ImportError) -> ConfigurationError:
+    absent = (error.name or "").partition(".")[0]
+    if absent in {"messaging", point.module.partition(".")[0]} or not absent:
+        return ConfigurationError(f"the {what} of scheme {scheme!r} cannot be loaded: {error}")
+    extra = _extra(scheme)
+    ours = point.dist is None or point.dist.name == "messaging-ports"
+    advice = f"pip install 'messaging-ports[{extra}]'" if ours and extra else f"install {absent}"
+    return MissingExtra(f"the {what} for {scheme}:// needs {absent}, which is not installed: {advice}")
+
+
+def _extra(scheme: str) -> str | None:
+    return _EXTRAS.get(scheme) or _EXTRAS.get(scheme.partition("+")[0])

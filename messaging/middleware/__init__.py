@@ -1,0 +1,21 @@
+"""Functions from handler to handler, one concept a file.
+
+The library's own stand around the user's, in this order, once per attempt:
+retrying( expiring( idempotent( timing_out( user middleware ( handler ))))).
+"""
+
+from messaging.middleware.expiry import expiring
+from messaging.middleware.idempotency import idempotent
+from messaging.middleware.retry import Delay, RetryPolicy, exponential, fixed, retrying
+from messaging.middleware.timeout import timing_out
+
+__all__ = [
+    "Delay",
+    "RetryPolicy",
+    "expiring",
+    "exponential",
+    "fixed",
+    "idempotent",
+    "retrying",
+    "timing_out",
+]

@@ -1,0 +1,197 @@
+"""Handle each idempotency key once (23)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Self
+
+from messaging.clock import Clock, Timer, sleep, timeout
+from messaging.errors import ConnectionFailed, IdempotencyConflict
+from messaging.message import Ack, Reject, Release
+from messaging.store import Completed, IdempotencyStore, InProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from messaging.message import Delivery, Handler, Message, Middleware, Outcome
+
+_log = logging.getLogger("messaging")
+
+_BEATS = 3  # how often within one lease it is extended
+_PATIENCE = 5.0  # seconds that a call to the store may take once the handler is over
+_STORE_AWAY = 1.0  # seconds until a message is tried again whose key the store could not take
+
+
+def idempotent(
+    store: IdempotencyStore,
+    *,
+    scope: str,
+    key: Callable[[Message], str] | None = None,
+    lease: float,
+    ttl: float,
+    clock: Clock,
+    owner: str = "",
+    encode_reply: Callable[[Any], bytes | None] | None = None,
+    decode_reply: Callable[[bytes], Any] | None = None,
+) -> Middleware:
+    """Run the handler unless its key was handled in the last `ttl` seconds; then Ack, with the stored reply.
+
+    The key is the message's id, or `key(message)`, within `scope` (namespace, topic and group). While another
+    member has it, the message is released until the rest of that member's lease has passed; ours is extended
+    while the handler runs. Two bodies under one key are rejected. Anything but an Ack clears the key,
+    cancellation too. While the store is away, messages are released uncounted; when it goes away after the
+    handler, the outcome stands.
+
+    `lease` and `ttl` are seconds; `owner` names this member in the log.
+    """
+    away = False
+
+    def middleware(next: Handler) -> Handler:
+        async def handle(delivery: Delivery[Any]) -> Outcome:
+            nonlocal away
+            message = delivery.message
+            name = f"{scope}:{message.id if key is None else key(message)}"
+            try:
+                begun = await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
+            except IdempotencyConflict as conflict:
+                rejected = Reject(str(conflict), cause="exception")
+                rejected.__cause__ = conflict
+                return rejected
+            except ConnectionFailed as error:
+                if not away:
+                    away = True
+                    _warn(delivery, owner, f"the idempotency store is away, messages are released: {error}")
+                return Release(after=_STORE_AWAY)
+            away = False
+            if isinstance(begun, InProgress):
+                return Release(after=max(begun.remaining, 0.0))
+            if isinstance(begun, Completed):
+                stored = begun.result
+                return Ack(None if stored is None or decode_reply is None else decode_reply(stored))
+            async with _Entry(store, clock, delivery, owner, name, begun.fence, lease) as entry:
+                result: bytes | None = None
+                try:
+                    outcome = await next(delivery)
+                    if isinstance(outcome, Ack) and outcome.reply is not None and encode_reply is not None:
+                        result = encode_reply(outcome.reply)
+                except BaseException:
+                    await entry.clear()
+                    raise
+                if isinstance(outcome, Ack):
+                    await entry.complete(result, ttl)
+                else:
+                    await entry.clear()
+                return outcome
+
+        return handle
+
+    return middleware
+
+
+class _Entry:
+    """One key that is in progress, and ours: inside `async with`, its lease is extended.
+
+    A handler that ends before the first extension costs no task.
+    """
+
+    def __init__(
+        self,
+        store: IdempotencyStore,
+        clock: Clock,
+        delivery: Delivery[Any],
+        owner: str,
+        name: str,
+        fence: int,
+        lease: float,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._delivery = delivery
+        self._owner = owner
+        self._name = name
+        self._fence = fence
+        self._lease = lease
+        self._timer: Timer | None = None
+        self._heart: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._timer = self._clock.call_later(self._lease / _BEATS, self._start_beating)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._heart is not None:
+            self._heart.cancel()
+            await _ended(self._heart)
+
+    async def complete(self, result: bytes | None, ttl: float) -> None:
+        """Store that the key is done. The handler did its work: if this goes wrong, its outcome stands."""
+
+        async def complete() -> None:
+            if not await self._store.complete(self._name, self._fence, result=result, ttl=ttl):
+                self._warn(
+                    "another member took over the idempotency key while the handler ran: it may run twice"
+                )
+
+        await self._last_call(complete(), "completed")
+
+    async def clear(self) -> None:
+        """Make the key absent, so that the next attempt may take it at once."""
+        await self._last_call(self._store.clear(self._name, self._fence), "cleared")
+
+    async def _last_call(self, call: Awaitable[None], done: str) -> None:
+        """Let a call to the store end, bounded, also when this task is cancelled meanwhile."""
+
+        async def bounded() -> None:
+            try:
+                async with timeout(self._clock, _PATIENCE):
+                    await call
+            except Exception as error:
+                self._warn(f"the idempotency key was not {done}, it stays until its lease ends: {error!r}")
+
+        await _ended(asyncio.get_running_loop().create_task(bounded()))
+
+    def _start_beating(self) -> None:
+        self._heart = asyncio.get_running_loop().create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                ours = await self._store.extend(self._name, self._fence, lease=self._lease)
+            except Exception as error:
+                # The next beat tries again; if the lease ends meanwhile, the fence protects the key.
+                self._warn(f"the lease of the idempotency key was not extended: {error!r}")
+            else:
+                if not ours:
+                    return
+            await sleep(self._clock, self._lease / _BEATS)
+
+    def _warn(self, text: str) -> None:
+        _warn(self._delivery, self._owner, text)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait until the task has ended; a cancellation of the waiting one is raised only then."""
+    interrupted: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _warn(delivery: Delivery[Any], owner: str, text: str) -> None:
+    message = delivery.message
+    _log.warning(
+        "%s (message %s of %s, group %s)",
+        text,
+        message.id,
+        message.topic,
+        delivery.group,
+        extra={"message_id": message.id, "topic": message.topic, "group": delivery.group, "member": owner},
+    )

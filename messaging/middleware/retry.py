@@ -1,0 +1,194 @@
+"""The retry policy: what becomes of a failure, and when it is tried again."""
+
+from __future__ import annotations
+
+import random as _random
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass, field
+from math import inf, isfinite, isnan
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from messaging.errors import ConfigurationError
+from messaging.message import Duration, Reject, Retry, seconds
+from messaging.stack import leaves_of, summary
+
+if TYPE_CHECKING:
+    from messaging.message import Delivery, Handler, Middleware, Outcome
+
+OnExhausted: TypeAlias = Literal["dead_letter", "hold_key"]
+Random: TypeAlias = Callable[[], float]
+"""A number in [0, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """How long to wait before a retry; made by `fixed` or `exponential`. Durations in seconds.
+
+    `jitter` is the share of a delay that chance may take away: never longer than said, never negative.
+    """
+
+    initial: float
+    multiplier: float = 1.0
+    maximum: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("initial", self.initial, 0.0),
+            ("multiplier", self.multiplier, 1.0),
+            ("maximum", self.maximum, self.initial),
+            ("jitter", self.jitter, 0.0),
+        ):
+            if not (isfinite(value) and value >= least):
+                raise ConfigurationError(
+                    f"the {name} of a retry delay is {value!r}; it must be {least:g} or more"
+                )
+        if self.jitter > 1:
+            raise ConfigurationError(f"the jitter of a retry delay is {self.jitter!r}; it must be 1 or less")
+
+    @property
+    def longest(self) -> float:
+        """No delay is longer."""
+        return self.maximum
+
+    def of(self, attempt: int, random: Random = _random.random) -> float:
+        """The delay after the failure of this attempt (1 is the first), in seconds."""
+        return self.before_jitter(attempt) * (1.0 - self.jitter * random())
+
+    def before_jitter(self, attempt: int) -> float:
+        """The delay that jitter is taken from; it never falls from one attempt to the next."""
+        try:
+            return min(self.initial * self.multiplier ** (max(attempt, 1) - 1), self.maximum)
+        except OverflowError:
+            return self.maximum if self.initial else 0.0
+
+
+def fixed(delay: Duration) -> Delay:
+    """The same delay before each retry."""
+    return Delay(seconds(delay), maximum=seconds(delay))
+
+
+def exponential(
+    initial: Duration, *, multiplier: float = 2.0, maximum: Duration = 60.0, jitter: float = 0.1
+) -> Delay:
+    """`initial` before the first retry, `multiplier` times as much before each further one, up to `maximum`."""
+    return Delay(seconds(initial), multiplier, seconds(maximum), jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a message is tried, counting the first time, how long between, and which errors deserve it.
+
+    An exception is retried when it is one of `retry_on` and none of `reject_on`; any other makes a dead
+    letter at once. A `Retry` or `Reject`, returned or raised, says itself what it wants; a `Retry` counts as
+    an attempt.
+    """
+
+    attempts: int = 3
+    delay: Delay = field(default_factory=lambda: exponential(0.2, maximum=30))
+    _: KW_ONLY
+    retry_on: tuple[type[Exception], ...] = (Exception,)
+    reject_on: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ConfigurationError(f"attempts is {self.attempts!r}; a message is tried at least once")
+        for name in ("retry_on", "reject_on"):
+            object.__setattr__(self, name, _classes(name, getattr(self, name)))
+
+    @property
+    def longest(self) -> float:
+        """The longest delay that this policy asks for before it is exhausted, in seconds."""
+        return self.delay.before_jitter(self.attempts - 1) if self.attempts > 1 else 0.0
+
+    def retries(self, error: BaseException) -> bool:
+        """Whether this exception, no group, deserves another attempt."""
+        return isinstance(error, self.retry_on) and not isinstance(error, self.reject_on)
+
+
+def retrying(
+    policy: RetryPolicy, *, on_exhausted: OnExhausted = "dead_letter", random: Random = _random.random
+) -> Middleware:
+    """The outermost middleware: whatever comes out of the inner ones is now a final outcome.
+
+    A Retry that leaves here has its `after` in seconds; a Retry or Reject has as `__cause__` the exception
+    that it comes from, where there was one. An exception group is judged by its leaves: one that must not be
+    retried rejects the message; else it is retried, after the longest `after` of its leaves.
+    `on_exhausted="hold_key"` goes on retrying for ever, with the policy's longest delay, instead of skipping
+    the message (11). Cancellation, and what else is no Exception, passes untouched.
+    """
+
+    def conclude(delivery: Delivery[Any], outcome: Retry, origin: BaseException | None) -> Outcome:
+        reason = outcome.reason or "a Retry without a reason"
+        exhausted = delivery.attempt >= policy.attempts
+        if exhausted and on_exhausted == "dead_letter":
+            tried = f"attempt {delivery.attempt} of {policy.attempts}"
+            return _from(origin, Reject(f"{reason} ({tried})", cause="max_attempts"))
+        if outcome.after is None:
+            after = policy.delay.longest if exhausted else policy.delay.of(delivery.attempt, random)
+        else:
+            after = _wish(outcome)
+        if not isfinite(after):
+            text = f"{reason} (Retry(after={outcome.after!r}) asks for no delay that can be kept)"
+            return _from(origin, Reject(text, cause="delay_unsupported"))
+        return _from(origin, Retry(reason, after=after))
+
+    def judge(delivery: Delivery[Any], error: Exception) -> Outcome:
+        leaves = list(leaves_of(error))
+        for leaf in leaves:
+            if isinstance(leaf, Reject):
+                return _from(_origin(error, leaf), Reject(leaf.reason, cause=leaf.cause))
+        for leaf in leaves:
+            if not isinstance(leaf, Retry) and not policy.retries(leaf):
+                return _from(error, Reject(summary(leaf), cause="exception"))
+        first = leaves[0]
+        reason = first.reason if isinstance(first, Retry) else summary(first)
+        wishes = [leaf for leaf in leaves if isinstance(leaf, Retry) and leaf.after is not None]
+        after = max(wishes, key=_wish).after if wishes else None
+        return conclude(delivery, Retry(reason, after=after), _origin(error, first))
+
+    def middleware(next: Handler) -> Handler:
+        async def handle(delivery: Delivery[Any]) -> Outcome:
+            try:
+                outcome = await next(delivery)
+            except Exception as error:
+                return judge(delivery, error)
+            if isinstance(outcome, Retry):
+                return conclude(delivery, outcome, outcome.__cause__)
+            return outcome
+
+        return handle
+
+    return middleware
+
+
+def _origin(raised: BaseException, leaf: BaseException) -> BaseException:
+    """What to show as the reason: of an outcome that was raised because of another exception, the other
+    one.
+    """
+    if raised is leaf and isinstance(leaf, Retry | Reject):
+        return leaf.__cause__ or (None if leaf.__suppress_context__ else leaf.__context__) or leaf
+    return raised
+
+
+def _wish(outcome: Retry) -> float:
+    """The delay that a Retry asks for, in seconds; infinite where it is no number."""
+    try:
+        after = seconds(outcome.after or 0.0)
+    except (TypeError, ValueError):
+        return inf
+    return inf if isnan(after) else max(after, 0.0)
+
+
+def _from(origin: BaseException | None, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, BaseException):
+        outcome.__cause__ = origin
+    return outcome
+
+
+def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
+    listed: tuple[object, ...] = tuple(value) if isinstance(value, Iterable) else (value,)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    for item in listed:
+        if not (isinstance(item, type) and issubclass(item, Exception)):
+            raise ConfigurationError(f"{name} of a retry policy holds {item!r}, which is no exception class")
+    return listed  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  checked above

@@ -1,0 +1,41 @@
+"""A bound on how long a handler may run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from messaging.clock import Clock, timeout
+
+if TYPE_CHECKING:
+    from messaging.message import Delivery, Handler, Middleware, Outcome
+
+
+def timing_out(seconds: float, *, clock: Clock) -> Middleware:
+    """Cancel the handler after `seconds` and raise TimeoutError, which the retry policy judges like any
+    other.
+
+    A synchronous handler's thread cannot be stopped: it runs on, unheard. A TimeoutError of the handler's own
+    and a cancellation from outside pass unchanged.
+    """
+
+    def middleware(next: Handler) -> Handler:
+        async def handle(delivery: Delivery[Any]) -> Outcome:
+            own = False
+            try:
+                async with timeout(clock, seconds):
+                    try:
+                        return await next(delivery)
+                    except TimeoutError:
+                        own = True
+                        raise
+            except TimeoutError as error:
+                if own:
+                    raise
+                raise TimeoutError(
+                    f"the handler took longer than {seconds:g} s: message {delivery.message.id}"
+                    f" of {delivery.message.topic}, group {delivery.group}"
+                ) from error
+
+        return handle
+
+    return middleware

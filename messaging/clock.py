@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Clock(Protocol):
         """Call `callback` on the running loop in `delay` seconds."""
         ...
 
+    def busy(self) -> AbstractContextManager[object]:
+        """Around work outside the loop, in a thread for instance: a virtual clock stands still meanwhile."""
+        ...
+
 
 class SystemClock:
     """The clock of the operating system and of the running event loop."""
@@ -50,6 +54,9 @@ class SystemClock:
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         return asyncio.get_running_loop().call_later(delay, callback)
+
+    def busy(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 async def sleep(clock: Clock, delay: float) -> None:
@@ -91,5 +98,8 @@ async def timeout(clock: Clock, delay: float | None) -> AsyncIterator[None]:
         if expired and task.uncancel() <= cancelling and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
         raise
+    else:
+        if expired:
+            task.uncancel()  # the body swallowed it: the task goes on as one that nobody cancels
     finally:
         timer.cancel()

@@ -1,13 +1,13 @@
 """Typed payloads to bytes and back: pydantic between, JSON by default, other formats by content type.
 
-Formats are told by content type, never by looking at the bytes. What decodes is as tolerant as pydantic is; what
-encodes is strict: a payload of another type is refused before anything is sent.
+Formats are told by content type, never by looking at the bytes. What decodes is as tolerant as pydantic is;
+what encodes is strict: a payload of another type is refused before anything is sent.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from email.message import EmailMessage
 from functools import lru_cache
@@ -16,7 +16,6 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    ClassVar,
     Generic,
     TypeAlias,
     Union,
@@ -28,6 +27,7 @@ from typing import (
 from typing_extensions import TypeForm, TypeVar
 
 from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
+from messaging.unions import check_unions
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -38,6 +38,12 @@ JSON = "application/json"
 OCTETS = "application/octet-stream"
 TEXT = "text/plain"
 UTF8_TEXT = "text/plain; charset=utf-8"
+
+# What pydantic says of a value that is of another type than its field, without the value itself.
+_UNEXPECTED = re.compile(
+    r"Expected `([^`]*)` - .*?\[(?:field_name='([^']*)', )?input_value=.*?, input_type=(\w+)\]", re.DOTALL
+)
+_UTF8 = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 Encode: TypeAlias = Callable[[Any], bytes]
 Decode: TypeAlias = Callable[[bytes], Any]
@@ -55,9 +61,9 @@ _formats: dict[str, _Format] = {}
 def register(content_type: str, encode: Encode, decode: Decode) -> None:
     """Teach every codec one more format, or replace it.
 
-    `encode` gets what JSON could hold (dict, list, str, int, float, bool, None) and gives bytes; `decode` is its
-    inverse. Both may raise whatever they like: it becomes InvalidMessage or DecodeError. JSON, plain text and
-    octets are built in and cannot be replaced.
+    `encode` gets what JSON could hold (dict, list, str, int, float, bool, None) and gives bytes; `decode` is
+    its inverse. Both may raise whatever they like: it becomes InvalidMessage or DecodeError. JSON, plain text
+    and octets are built in and cannot be replaced.
     """
     essence = parse_content_type(content_type)[0]
     if essence in {JSON, OCTETS, TEXT} or "/" not in essence:
@@ -67,7 +73,7 @@ def register(content_type: str, encode: Encode, decode: Decode) -> None:
 
 @lru_cache(maxsize=256)
 def parse_content_type(content_type: str) -> tuple[str, str]:
-    """The type without parameters, in lower case, with every `+json` as JSON; and the charset (`utf-8` if none)."""
+    """The type without parameters, in lower case, every `+json` as JSON; and the charset, `utf-8` if none."""
     essence, _, parameters = content_type.partition(";")
     essence = essence.strip().lower()
     if essence.endswith("+json") or essence == "text/json":
@@ -86,15 +92,16 @@ def parse_content_type(content_type: str) -> tuple[str, str]:
 
 
 class Codec(Generic[T]):
-    """Payloads of one type to and from bytes. Raises ConfigurationError where the type cannot be carried safely.
+    """Payloads of one type to and from bytes. Raises ConfigurationError for a type that cannot be carried.
 
-    `content_type` is what is written: JSON unless given, octets for bytes. For `Any`, it follows each payload: bytes
-    as octets, str as text, the rest as JSON. What is read follows the content type of each message.
+    `content_type` is what is written: JSON unless given, octets for bytes. For `Any`, it follows each
+    payload: bytes as octets, str as text, the rest as JSON. What is read follows the content type of each
+    message.
     """
 
     __slots__ = ("_adapter", "_classes", "_essence", "_expected", "_to_json", "content_type", "type")
 
-    def __init__(self, type: TypeForm[T], *, content_type: str | None = None) -> None:  # noqa: A002
+    def __init__(self, type: TypeForm[T], *, content_type: str | None = None) -> None:
         self.type = type
         self.content_type = content_type or (OCTETS if type is bytes else JSON)
         self._essence = parse_content_type(self.content_type)[0]
@@ -105,6 +112,8 @@ class Codec(Generic[T]):
                 f"no codec for content type {self.content_type!r}; known are {', '.join(sorted(known))}: "
                 f"messaging.codec.register() adds others"
             )
+        if self._essence == JSON and parse_content_type(self.content_type)[1] not in _UTF8:
+            raise ConfigurationError(f"JSON is written in UTF-8, not as {self.content_type!r}")
         if content_type is None and type is Any:
             self._essence = ""
         self._adapter: TypeAdapter[Any] | None = None
@@ -112,7 +121,7 @@ class Codec(Generic[T]):
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
-        _Unions(cast("Mapping[str, Any]", self._adapter.core_schema), self._expected)
+        check_unions(self._adapter.core_schema, self._expected)
         self._classes = _classes(type)
         self._to_json = self._adapter.serializer.to_json
 
@@ -131,9 +140,7 @@ class Codec(Generic[T]):
         except InvalidMessage:
             raise
         except Exception as error:
-            raise InvalidMessage(
-                f"a payload of type {_name(payload.__class__)} cannot be encoded as {self._expected}: {error}"
-            ) from error
+            raise self._refusal(payload, error) from error
 
     def decode(self, body: bytes, content_type: str | None) -> T:
         """The payload. Without a content type, the topic's own is assumed. Raises DecodeError."""
@@ -147,7 +154,7 @@ class Codec(Generic[T]):
                 content_type = self.content_type
             essence, charset = parse_content_type(content_type)
             if essence == JSON:
-                read = body if charset in {"utf-8", "us-ascii"} else body.decode(charset)
+                read = body if charset in _UTF8 else body.decode(charset)
                 return cast("T", adapter.validate_json(read))
             if essence == TEXT:
                 return cast("T", adapter.validate_python(body.decode(charset)))
@@ -165,13 +172,13 @@ class Codec(Generic[T]):
 
     def _encode_untyped(self, payload: Any) -> tuple[bytes, str]:
         if self.type is bytes:
-            if not isinstance(payload, bytes | bytearray | memoryview):
-                raise InvalidMessage(f"expected a payload of type bytes, got {_name(payload.__class__)}")
+            if not isinstance(payload, bytes | bytearray):
+                raise InvalidMessage(f"expected a payload of type bytes, got {_name(type(payload))}")
             return bytes(payload), self.content_type
         essence = self._essence
         content_type = self.content_type
         if not essence:
-            if isinstance(payload, bytes | bytearray | memoryview):
+            if isinstance(payload, bytes | bytearray):
                 essence, content_type = OCTETS, OCTETS
             elif isinstance(payload, str):
                 essence, content_type = TEXT, UTF8_TEXT
@@ -183,17 +190,20 @@ class Codec(Generic[T]):
             raise
         except Exception as error:
             raise InvalidMessage(
-                f"a payload of type {_name(payload.__class__)} cannot be encoded as {content_type}: {error}"
+                f"a payload of type {_name(type(payload))} is not {content_type}: {_brief(error)}"
             ) from error
 
     def _check(self, adapter: TypeAdapter[Any], payload: object) -> None:
-        """What is no instance of a class of ours must be what strict validation takes; a dict is no model then."""
+        """What is no instance of a class of ours must be what strict validation takes."""
         try:
             adapter.validate_python(payload, strict=True)
         except Exception as error:
-            raise InvalidMessage(
-                f"expected a payload of type {self._expected}, got {_name(payload.__class__)}: {_brief(error)}"
-            ) from error
+            raise self._refusal(payload, error) from error
+
+    def _refusal(self, payload: object, error: Exception) -> InvalidMessage:
+        return InvalidMessage(
+            f"expected a payload of type {self._expected}, got {_name(type(payload))}: {_brief(error)}"
+        )
 
 
 def _write(essence: str, payload: Any, content_type: str) -> bytes:
@@ -205,13 +215,13 @@ def _write(essence: str, payload: Any, content_type: str) -> bytes:
     if essence == TEXT:
         if not isinstance(payload, str):
             raise InvalidMessage(
-                f"expected a payload of type str for {content_type}, got {_name(payload.__class__)}"
+                f"expected a payload of type str for {content_type}, got {_name(type(payload))}"
             )
         return payload.encode(parse_content_type(content_type)[1])
     if essence == OCTETS:
-        if not isinstance(payload, bytes | bytearray | memoryview):
+        if not isinstance(payload, bytes | bytearray):
             raise InvalidMessage(
-                f"expected a payload of type bytes for {content_type}, got {_name(payload.__class__)}"
+                f"expected a payload of type bytes for {content_type}, got {_name(type(payload))}"
             )
         return bytes(payload)
     return _formats[essence].encode(payload)
@@ -226,7 +236,7 @@ def _read_untyped(body: bytes, content_type: str | None) -> Any:
         if essence == JSON:
             from pydantic_core import from_json
 
-            return from_json(body if charset in {"utf-8", "us-ascii"} else body.decode(charset))
+            return from_json(body if charset in _UTF8 else body.decode(charset))
         if essence == TEXT:
             return body.decode(charset)
         known = _formats.get(essence)
@@ -256,14 +266,14 @@ def _classes(type_: Any) -> tuple[type, ...]:
         return _classes(get_args(type_)[0])
     if origin is Union or origin is UnionType:
         return tuple(found for member in get_args(type_) for found in _classes(member))
-    found = origin or type_
-    structured = isinstance(found, type) and (
-        is_dataclass(found) or hasattr(found, "__pydantic_core_schema__")
-    )
-    return (found,) if structured else ()
+    found: Any = origin or type_
+    structured = is_dataclass(found) or hasattr(found, "__pydantic_core_schema__")
+    return (found,) if structured and isinstance(found, type) else ()
 
 
 def _name(type_: Any) -> str:
+    if get_origin(type_) is Annotated:
+        return _name(get_args(type_)[0])
     if get_origin(type_) is None and isinstance(type_, type):
         return type_.__qualname__
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(type_)).replace("<locals>.", "")
@@ -274,6 +284,11 @@ def _brief(error: Exception) -> str:
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
+        found = _UNEXPECTED.findall(str(error))
+        if found:
+            return "; ".join(
+                f"{field or 'it'} is no {expected} but {actual}" for expected, field, actual in found[:3]
+            )
         return f"{type(error).__name__}: {error}"[:500]
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     shown = [
@@ -284,99 +299,3 @@ def _brief(error: Exception) -> str:
     ]
     more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     return ("; ".join(shown) + more)[:500]
-
-
-class _Unions:
-    """Looks through a core schema for unions whose members pydantic would decode as each other."""
-
-    _WRAPPERS: ClassVar = {
-        "default",
-        "nullable",
-        "function-before",
-        "function-after",
-        "function-wrap",
-        "list",
-        "set",
-        "frozenset",
-        "generator",
-    }
-
-    def __init__(self, schema: Mapping[str, Any], expected: str) -> None:
-        self._definitions: dict[str, Any] = {}
-        self._expected = expected
-        self._seen: set[str] = set()
-        if schema["type"] == "definitions":
-            self._definitions = {found["ref"]: found for found in schema["definitions"]}
-        self._visit(schema)
-
-    def _visit(self, schema: Mapping[str, Any]) -> None:
-        """Through containers, not into models: the fields of a model are its author's."""
-        kind = schema["type"]
-        if kind == "definitions":
-            self._visit(schema["schema"])
-        elif kind == "definition-ref":
-            if schema["schema_ref"] not in self._seen:
-                self._seen.add(schema["schema_ref"])
-                self._visit(self._definitions[schema["schema_ref"]])
-        elif kind == "union":
-            self._check(schema)
-        elif kind == "tuple":
-            for item in schema["items_schema"]:
-                self._visit(item)
-        elif kind == "dict":
-            self._visit(schema.get("values_schema", _ANY))
-        elif kind in self._WRAPPERS:
-            self._visit(schema.get("schema") or schema.get("items_schema") or _ANY)
-
-    def _check(self, schema: Mapping[str, Any]) -> None:
-        members = self._structured(schema)
-        if len(members) < 2:
-            return
-        names = ", ".join(name for name, _ in members)
-        common = set.intersection(*(set(tags) for _, tags in members))
-        for tag in common:
-            values = [value for _, tags in members for value in tags[tag]]
-            if len(values) == len(set(values)):
-                return
-        raise ConfigurationError(
-            f"the members of the union {self._expected} cannot be told apart ({names}): give each a field of the same "
-            f'name with a Literal of its own, as `kind: Literal["placed"] = "placed"`, or add a pydantic Discriminator'
-        )
-
-    def _structured(self, schema: Mapping[str, Any]) -> list[tuple[str, dict[str, frozenset[Any]]]]:
-        """The members that JSON writes as objects, each with its fields of type Literal."""
-        kind = schema["type"]
-        if kind in {"union", "tagged-union"}:
-            choices = schema["choices"]
-            found: list[tuple[str, dict[str, frozenset[Any]]]] = []
-            for choice in choices.values() if isinstance(choices, dict) else choices:
-                found += self._structured(choice[0] if isinstance(choice, tuple) else choice)
-            return found
-        if kind == "definition-ref":
-            return self._structured(self._definitions[schema["schema_ref"]])
-        if kind in {"model", "dataclass", "typed-dict"}:
-            if schema.get("root_model"):
-                return self._structured(schema["schema"])
-            return [(schema["cls"].__name__ if "cls" in schema else "TypedDict", self._tags(schema))]
-        if kind == "dict":
-            return [("dict", {})]
-        if kind in self._WRAPPERS - {"list", "set", "frozenset", "generator"}:
-            return self._structured(schema["schema"])
-        return []
-
-    def _tags(self, schema: Mapping[str, Any]) -> dict[str, frozenset[Any]]:
-        while "fields" not in schema or schema["type"] in {"model", "dataclass"}:
-            schema = schema["schema"]
-        fields = schema["fields"]
-        named = fields.items() if isinstance(fields, dict) else [(field["name"], field) for field in fields]
-        tags: dict[str, frozenset[Any]] = {}
-        for name, field in named:
-            inner = field["schema"]
-            while inner["type"] in self._WRAPPERS and "schema" in inner:
-                inner = inner["schema"]
-            if inner["type"] == "literal":
-                tags[name] = frozenset(inner["expected"])
-        return tags
-
-
-_ANY: dict[str, Any] = {"type": "any"}

@@ -1,14 +1,15 @@
-"""A message's attributes to and from a broker's headers: CloudEvents 1.0, binary mode, and plain headers beside.
+"""A message's attributes to and from a broker's headers: CloudEvents 1.0 in binary mode, and plain headers.
 
-What comes in is never trusted: `decode` takes whatever headers another program wrote, and no header from the wire has
-control over us (19). Attributes of CloudEvents that we do not know stay in `Message.headers` under their names on the
-wire, so that a copy of a foreign message loses nothing.
+What comes in is never trusted: `decode` takes whatever headers another program wrote, and no header from the
+wire has control over us (19). Attributes of CloudEvents that we do not know stay in `Message.headers` under
+their names on the wire, so that a copy of a foreign message loses nothing.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import InvalidMessage
@@ -51,6 +52,14 @@ _ATTRIBUTES = frozenset(
         "messagingformat",
     }
 )
+
+
+@lru_cache(maxsize=64)
+def _names(prefix: str) -> dict[str, str]:
+    """The attributes by their names on the wire."""
+    # The AMQP binding of CloudEvents writes `cloudEvents:`, or `cloudEvents_` where a colon is forbidden.
+    prefixes = ("cloudEvents:", prefix) if prefix == "cloudEvents_" else (prefix,)
+    return {written + attribute: attribute for written in prefixes for attribute in _ATTRIBUTES}
 
 
 def encode(message: Message, *, prefix: str) -> dict[str, str]:
@@ -97,22 +106,19 @@ def decode(
     """The message that these headers describe. Never raises, whoever wrote them.
 
     `message_id`, `correlation_id`, `key` and `time` are the broker's native properties: they count where the
-    attribute is absent or unreadable. A message without any id takes its position for one. Control headers and known
-    attributes are left out of `Message.headers`; values that are no text become text.
+    attribute is absent or unreadable. A message without any id takes its position for one. Control headers
+    and known attributes are left out of `Message.headers`; values that are no text become text.
     """
+    known = _names(prefix)
     attributes: dict[str, str] = {}
     plain: dict[str, str] = {}
-    # The AMQP binding of CloudEvents writes `cloudEvents:`, or `cloudEvents_` for clients that forbid the colon.
-    other = "cloudEvents:" if prefix == "cloudEvents_" else prefix
     for raw_name, raw in headers.items():
         name = raw_name if type(raw_name) is str and raw_name.isascii() else text(raw_name)
         value = raw if type(raw) is str and raw.isascii() else text(raw)
-        if name.startswith((prefix, other)):
-            attribute = name[len(prefix if name.startswith(prefix) else other) :]
-            if attribute in _ATTRIBUTES:
-                attributes[attribute] = value
-                continue
-        if not name.startswith(CONTROL):
+        attribute = known.get(name)
+        if attribute is not None:
+            attributes[attribute] = value
+        elif not name.startswith(CONTROL):
             plain[name] = value
     get = attributes.get
     written = get("time")
@@ -143,7 +149,9 @@ def _decode_key(attributes: dict[str, str], native: Key | None) -> Key | None:
             return readable_key(b64decode(encoded, validate=True))
         except ValueError:
             pass  # written by another program: the native key counts
-    return None if native is None else readable_key(native)
+    if native is None:
+        return None
+    return readable_key(native) if isinstance(native, bytes) else text(native)
 
 
 def readable_key(key: Key) -> Key:
@@ -170,8 +178,8 @@ def recorded_attempt(headers: Mapping[Any, Any]) -> int:
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """A copy of the headers, if every broker carries them unchanged.
 
-    Names have 1 to 200 bytes of UTF-8 and none of the reserved prefixes; names and values are text without NUL and
-    lone surrogates; all together have at most 64 KiB. Raises InvalidMessage naming the header.
+    Names have 1 to 200 bytes of UTF-8 and none of the reserved prefixes; names and values are text without
+    NUL and lone surrogates; all together have at most 64 KiB. Raises InvalidMessage naming the header.
     """
     checked: dict[str, str] = {}
     total = 0
@@ -191,14 +199,14 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
         total += name_bytes + value_bytes
         if total > MAX_HEADERS:
             raise InvalidMessage(
-                f"the headers exceed {MAX_HEADERS} bytes at header {_short(name)}: put large values into the payload"
+                f"the headers exceed {MAX_HEADERS} bytes at {_short(name)}: put large values into the payload"
             )
         checked[name] = value
     return checked
 
 
 def check_key(key: Key) -> Key:
-    """The key in its one form: a str where its bytes are UTF-8. Raises InvalidMessage where it cannot be carried."""
+    """The key in its one form: a str where its bytes are UTF-8. Raises InvalidMessage for what is no key."""
     if isinstance(key, bytes):
         key = readable_key(key)
     elif not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers may be untyped
@@ -234,7 +242,7 @@ def text(value: Any) -> str:
     try:
         if isinstance(value, str):
             shown = value
-        elif isinstance(value, bytes | bytearray | memoryview):
+        elif isinstance(value, bytes | bytearray):
             return bytes(value).decode("utf-8", "replace")
         elif value is None:
             return ""

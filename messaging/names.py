@@ -1,10 +1,10 @@
 """Names: which ones are portable, and how they become each broker's legal names, injectively (17).
 
-A physical name is built of the parts role, topic, group, partition and generation, in this order, joined by the
-rules' separator; absent parts in the middle stay empty, absent ones at the end are left out. The namespace stands
-before them, followed by two separators. Within a part, the separator, the escape character and whatever the broker
-forbids are written as the escape character and two hexadecimal digits. Thus two different sets of parts never give
-one name.
+A physical name is built of the parts role, topic, group, partition and generation, in this order, joined by
+the rules' separator; absent parts in the middle stay empty, absent ones at the end are left out. The
+namespace stands before them, followed by two separators. Within a part, the separator, the escape character
+and whatever the broker forbids are written as the escape character and two hexadecimal digits. Thus two
+different sets of parts never give one name.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def _check(what: str, name: object) -> str:
 class NameRules:
     """What a broker allows in a name, in ASCII characters.
 
-    `separator` is reserved for joining parts. `escape` is needed only where a portable name may hold the separator
-    or a character that is not in `legal`. `prefix` is put before every name, with a separator of its own.
+    `separator` is reserved for joining parts. `escape` is needed only where a portable name may hold the
+    separator or a character that is not in `legal`. `prefix` is put before every name, with a separator of
+    its own.
     """
 
     maximum: int
@@ -97,9 +98,9 @@ def physical(
 ) -> str:
     """The broker's name for one thing: different things never share one.
 
-    `role` says what it is (letters and digits: `topic`, `queue`, `dead`). Generation 1 adds nothing. A name that
-    is too long is cut and ends with a hash of the whole. Raises ConfigurationError for an illegal topic, group or
-    namespace.
+    `role` says what it is (letters and digits: `topic`, `queue`, `dead`). Generation 1 adds nothing. A name
+    that is too long is cut and ends with a hash of the whole. Raises ConfigurationError for an illegal topic,
+    group or namespace.
     """
     if not role or not set(role) <= _WORD:
         raise ValueError(f"a role has letters and digits only, not {role!r}")

@@ -1,4 +1,4 @@
-"""Keys to partitions, as Kafka's Java client does it: foreign publishers can partition alike on every broker (19)."""
+"""Keys to partitions, as Kafka's Java client does it, so that foreign publishers can partition alike (19)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_of(key: str | bytes, partitions: int) -> int:
-    """The partition of a key, in `range(partitions)`. A str and its UTF-8 bytes share one; an empty key is a key."""
+    """The partition of a key, in `range(partitions)`. A str and its UTF-8 bytes share one."""
     data = key.encode() if isinstance(key, str) else key
     if len(data) <= _CACHED_KEY_BYTES:
         return _partition_of_short_key(data, partitions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from messaging.errors import ConfigurationError, MissingExtra
 
@@ -61,8 +61,8 @@ def scheme_of(url: str) -> str:
 def adapter_class(url: str) -> type[Adapter]:
     """The adapter of the URL's scheme.
 
-    Raises ConfigurationError for an unknown scheme (naming the known ones) and for an adapter made for another
-    version of the SPI, MissingExtra when its broker's library is not installed.
+    Raises ConfigurationError for an unknown scheme (naming the known ones) and for an adapter made for
+    another version of the SPI, MissingExtra when its broker's library is not installed.
     """
     from messaging.adapter import API_VERSION, Adapter
 
@@ -73,14 +73,14 @@ def adapter_class(url: str) -> type[Adapter]:
         )
     if found.api_version != API_VERSION:
         raise ConfigurationError(
-            f"the adapter {found.__module__}.{found.__qualname__} is made for version {found.api_version} of the SPI, "
-            f"this is version {API_VERSION}: install versions that fit together"
+            f"{found.__module__}.{found.__qualname__} is made for version {found.api_version} of the SPI, "
+            f"and this is version {API_VERSION}: install versions that fit together"
         )
     return found
 
 
 def adapter_for(url: str, context: AdapterContext) -> Adapter:
-    """The adapter of the URL, not yet opened. Raises as `adapter_class` does, and for options it does not know."""
+    """The adapter of the URL, not yet opened. Raises as `adapter_class`, and for options it does not know."""
     return adapter_class(url).from_url(url, context)
 
 
@@ -113,7 +113,7 @@ def _load(group: str, what: str, url: str) -> Any:
         raise ConfigurationError(_unknown(group, what, scheme))
     point = next(iter(points))
     try:
-        return cast("Any", point.load())
+        return point.load()
     except ImportError as error:
         raise _missing(point, what, scheme, error) from error
     except AttributeError as error:

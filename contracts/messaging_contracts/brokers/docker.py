@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable, Kind, Options
-from messaging_contracts.brokers.process import free_port, wait_until_ready
+from messaging_contracts.brokers.process import LOOPBACK, free_port, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +38,18 @@ class ContainerBroker(Broker):
         self._owner = os.getpid()
         self._stopped = False
         port = free_port()
-        wanted = testcontainer(spec.image).with_bind_ports(spec.port, port)
+        wanted = testcontainer(spec.image)
+        # An engine on this machine need not offer a broker without a password to the network.
+        local = wanted.get_docker_client().host() == "localhost"
+        # `with_bind_ports` takes no address.
+        wanted.ports[f"{spec.port}/tcp"] = (LOOPBACK, port) if local else port
         for name, value in spec.environment.items():
             wanted = wanted.with_env(name, value)
         self._started = wanted.with_command(spec.command) if spec.command else wanted
         try:
             self._started.start()
             self._container = self._started.get_wrapped_container()
-            host = self._started.get_container_host_ip()
+            host = LOOPBACK if local else self._started.get_container_host_ip()
             super().__init__(kind.name, kind.url(host, port, options), version="")
             self._wait()
         except BaseException:
@@ -114,11 +118,15 @@ def start_container(kind: Kind, options: Options, timeout: float) -> Broker | No
                 testcontainers_config.ryuk_disabled = True
         finally:
             client.close()
+    except Exception as error:
+        logger.info("no %s by Docker: %s", kind.name, error)
+        return None
+    try:
         return ContainerBroker(kind, options, timeout, DockerContainer)
     except BrokerUnavailable:
         raise
     except Exception as error:
-        logger.info("no %s by Docker: %s", kind.name, error)
+        logger.warning("no %s by Docker, although its image is there: %s", kind.name, error)
         return None
 
 

@@ -1,0 +1,168 @@
+"""What a topic keeps: one log per partition, from which each group reads at its own place."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+from messaging.envelope import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from messaging.message import Message
+    from messaging_memory.group import Group
+
+PREFIX = "ce_"
+"""Of the CloudEvents attributes among the stored headers."""
+
+_TRIM_AT_LEAST = 1024
+
+logger = logging.getLogger("messaging")
+
+
+class Record:
+    """One stored message, as bytes and text: what cannot be carried on a wire does not survive here either."""
+
+    __slots__ = (
+        "body",
+        "content_type",
+        "headers",
+        "offset",
+        "partition",
+        "position",
+        "reply_to",
+        "sequence",
+        "stored_at",
+    )
+
+    def __init__(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        content_type: str | None,
+        reply_to: str | None,
+        partition: int,
+        stored_at: float,
+    ) -> None:
+        self.body = body
+        self.headers = headers
+        self.content_type = content_type
+        self.reply_to = reply_to
+        self.partition = partition
+        self.stored_at = stored_at
+        """In `Clock.time` seconds."""
+        self.offset = -1
+        self.sequence = 0
+        """0 in the log; above it for a message that was redriven behind the log's message `offset`."""
+        self.position = ""
+
+    def message(self, topic: str) -> Message:
+        """A message of its own for each hand-over: what one handler does to it, no other sees."""
+        return decode(
+            self.headers,
+            prefix=PREFIX,
+            topic=topic,
+            body=self.body,
+            position=self.position,
+            content_type=self.content_type,
+        )
+
+
+class Partition:
+    """The log of one partition; `base` is the offset of its oldest message, `end` that of the next one."""
+
+    __slots__ = ("base", "number", "records", "trim_at")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.base = 0
+        self.records: list[Record] = []
+        self.trim_at = _TRIM_AT_LEAST
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.records)
+
+    def append(self, record: Record) -> None:
+        record.offset = offset = self.base + len(self.records)
+        record.position = f"{self.number}-{offset}"
+        self.records.append(record)
+
+    def read(self, start: int, stop: int) -> Sequence[Record]:
+        return self.records[start - self.base : stop - self.base]
+
+    def drop(self, before: int) -> None:
+        """Forget the messages before this offset."""
+        if before > self.base:
+            del self.records[: before - self.base]
+            self.base = before
+
+
+class TopicLog:
+    """A topic of the broker: its record of partitions and order, its messages and its groups."""
+
+    def __init__(
+        self, name: str, *, partitions: int, ordered: bool, retention: float | None, history: int | None
+    ) -> None:
+        self.name = name
+        self.ordered = ordered
+        self.retention = retention
+        self.history = history
+        self.partitions = [Partition(number) for number in range(partitions)]
+        self.groups: dict[str, Group] = {}
+
+    def trim(self, partition: Partition) -> None:
+        """Forget what every group has read, but for the history kept for groups to come."""
+        if self.history is not None:
+            read = min(
+                (group.cursors[partition.number] for group in self.groups.values()), default=partition.end
+            )
+            partition.drop(min(read, partition.end - self.history))
+        partition.trim_at = max(_TRIM_AT_LEAST, 2 * len(partition.records))
+
+    def expire(self, now: float) -> None:
+        """Forget what is older than the retention, read or not; what a group loses is counted and logged (18)."""
+        if self.retention is None:
+            return
+        for partition in self.partitions:
+            records = partition.records
+            if not records or records[0].stored_at > now - self.retention:
+                continue
+            old = bisect_right(records, now - self.retention, key=lambda record: record.stored_at)
+            partition.drop(partition.base + old)
+            for group in self.groups.values():
+                behind = partition.base - group.cursors[partition.number]
+                if behind > 0:
+                    group.cursors[partition.number] = partition.base
+                    group.lost += behind
+                    logger.warning(
+                        "the retention of topic %s removed %d messages that group %s had not read: start members "
+                        "of the group, or delete it",
+                        self.name,
+                        behind,
+                        group.name,
+                        extra={
+                            "topic": self.name,
+                            "group": group.name,
+                            "partition": partition.number,
+                            "lost": behind,
+                        },
+                    )
+
+    def starts(self, start: str | datetime) -> list[int]:
+        """Where a group that begins now starts in each partition."""
+        return [self._start(partition, start) for partition in self.partitions]
+
+    def _start(self, partition: Partition, start: str | datetime) -> int:
+        if start == "latest":
+            return partition.end
+        earliest = partition.base
+        if self.history is not None:
+            earliest = max(earliest, partition.end - self.history)
+        if isinstance(start, str):
+            return earliest
+        first = bisect_left(partition.records, start.timestamp(), key=lambda record: record.stored_at)
+        return max(earliest, partition.base + first)

@@ -1,0 +1,198 @@
+"""A group with order: each partition has one owner, and moves between members without overlap (7, 13)."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from messaging.adapter import DONE
+from messaging.errors import LeaseLost
+from messaging_memory.group import Entry, Group
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from messaging.adapter import RawDelivery, Settled
+    from messaging.clock import Clock
+    from messaging.errors import MessagingError
+    from messaging_memory.group import Member
+    from messaging_memory.log import Record, TopicLog
+
+
+class Owned:
+    """One partition as this group sees it."""
+
+    __slots__ = ("back", "fence", "owner", "redriven")
+
+    def __init__(self) -> None:
+        self.owner: Member | None = None
+        self.fence = 0
+        """Grows with every owner."""
+        self.back: list[Entry] = []
+        """What was handed over and came back, in order: it goes before all else."""
+        self.redriven: deque[Entry] = deque()
+
+
+class OwnedGroup(Group):
+    """Partitions are spread evenly: no member has two more than another once all hand-overs are done."""
+
+    def __init__(self, topic: TopicLog, name: str, *, cursors: list[int], clock: Clock) -> None:
+        super().__init__(topic, name, ordered=True, cursors=cursors, clock=clock)
+        self.owned = [Owned() for _ in topic.partitions]
+        self._sequence = 0
+        self._turn = 0
+
+    # Balance
+
+    def join(self, member: Member) -> None:
+        super().join(member)
+        self.rebalance()
+
+    def leave(self, member: Member, reason: MessagingError, *, counted: bool = False) -> list[RawDelivery]:
+        deliveries = super().leave(member, reason, counted=counted)
+        self._free(member, list(member.partitions))
+        self.rebalance()
+        return deliveries
+
+    def _surrender(self, member: Member, partitions: Collection[int]) -> None:
+        """The hand-over is over: what the member still holds of these is taken from it."""
+        mine = [number for number in partitions if self.owned[number].owner is member]
+        self._take_from(member, mine, counted=False, reason="the partition was handed over")
+        self.rebalance()
+
+    def rebalance(self) -> None:
+        """Give what is free to those who have too little, and ask those who have too much to hand over."""
+        if not self.members:
+            return
+        least, extra = divmod(len(self.owned), len(self.members))
+        # Whoever has most keeps the larger shares: fewest partitions move.
+        ranked = sorted(self.members, key=lambda member: -len(member.partitions - member.revoking))
+        free = [number for number, owned in enumerate(self.owned) if owned.owner is None]
+        surplus: list[tuple[Member, list[int]]] = []
+        for place, member in enumerate(ranked):
+            share = least + (place < extra)
+            kept = sorted(member.partitions - member.revoking)
+            if len(kept) > share:
+                surplus.append((member, kept[share:]))
+            for number in free[: max(share - len(kept), 0)]:
+                self._give(number, member)
+            del free[: max(share - len(kept), 0)]
+        for member, numbers in surplus:
+            member.revoking.update(numbers)
+            member.revoke(numbers, partial(self._surrender, member, numbers))
+        self.wake()
+
+    def _give(self, number: int, member: Member) -> None:
+        owned = self.owned[number]
+        owned.owner = member
+        owned.fence += 1
+        member.partitions.add(number)
+
+    def _free(self, member: Member, partitions: Iterable[int]) -> None:
+        for number in partitions:
+            self.owned[number].owner = None
+            member.partitions.discard(number)
+            member.revoking.discard(number)
+
+    def _take_from(self, member: Member, partitions: Collection[int], *, counted: bool, reason: str) -> None:
+        deliveries = [delivery for delivery in member.held if delivery.partition in partitions]
+        self._put_back(self._returned(member, deliveries, counted=counted))
+        self._free(member, partitions)
+        if deliveries:
+            member.ownership.on_lost(deliveries, reason)
+
+    # Handing over
+
+    def take(self, member: Member, limit: int) -> list[RawDelivery]:
+        batch: list[RawDelivery] = []
+        numbers = sorted(member.partitions)
+        self._turn += 1
+        lease = None
+        for step in range(len(numbers)):
+            number = numbers[(self._turn + step) % len(numbers)]
+            if number in member.paused or number in member.revoking or not self._has(number):
+                continue
+            lease = lease or self._new_lease(member)
+            owned = self.owned[number]
+            while len(batch) < limit and (entry := self._next_entry(number)) is not None:
+                batch.append(self._again(member, entry, owned.fence, lease))
+            while len(batch) < limit and (records := self._next_records(number, limit - len(batch))):
+                batch += self._first(member, records, owned.fence, lease)
+                while len(batch) < limit and (entry := self._next_entry(number)) is not None:
+                    batch.append(self._again(member, entry, owned.fence, lease))
+            if len(batch) >= limit:
+                break
+        return batch
+
+    def ready_for(self, member: Member) -> bool:
+        return any(
+            number not in member.paused and number not in member.revoking and self._has(number)
+            for number in member.partitions
+        )
+
+    def _has(self, number: int) -> bool:
+        owned = self.owned[number]
+        return bool(owned.back or owned.redriven) or self.topic.partitions[number].end > self.cursors[number]
+
+    def _next_entry(self, number: int) -> Entry | None:
+        """What came back first; then what was redriven, behind all that was in the log at that time (11)."""
+        owned = self.owned[number]
+        if owned.back:
+            return owned.back.pop(0)
+        if owned.redriven and owned.redriven[0].record.offset < self.cursors[number]:
+            return owned.redriven.popleft()
+        return None
+
+    def _next_records(self, number: int, room: int) -> Sequence[Record]:
+        cursor = self.cursors[number]
+        stop = cursor + room
+        if redriven := self.owned[number].redriven:
+            stop = min(stop, redriven[0].record.offset + 1)
+        records = self.topic.partitions[number].read(cursor, stop)
+        self.cursors[number] += len(records)
+        return records
+
+    def redrive(self, record: Record, failure: str | None) -> None:
+        self._sequence += 1
+        record.offset = self.topic.partitions[record.partition].end - 1
+        record.sequence = self._sequence
+        self.owned[record.partition].redriven.append(Entry(record, deliveries=0, failure=failure))
+        self.wake()
+
+    # What comes back
+
+    def _put_back(self, entries: Sequence[Entry]) -> None:
+        for number in {entry.record.partition for entry in entries}:
+            back = self.owned[number].back
+            back += [entry for entry in entries if entry.record.partition == number]
+            back.sort(key=lambda entry: (entry.record.offset, entry.record.sequence))
+
+    def _retry(self, delivery: RawDelivery, entry: Entry, after: float, member: Member) -> Settled:
+        return self._hold(delivery, entry, after, member)
+
+    def _release(self, delivery: RawDelivery, entry: Entry, after: float, member: Member) -> Settled:
+        if after > 0:  # given back, it would be overtaken by its key's next message
+            return self._hold(delivery, entry, after, member)
+        del member.held[delivery]
+        delivery.token = None
+        self._put_back([entry])
+        self.wake()
+        return DONE
+
+    def _lapse(self, member: Member, deliveries: Sequence[RawDelivery]) -> None:
+        """The partition goes with the lease: what is left of it must not overtake what came back."""
+        numbers = {delivery.partition for delivery in deliveries}
+        self._take_from(member, numbers, counted=True, reason="the lease ended before they were settled")
+        if not member.held and member.waiter is None:
+            reason = LeaseLost(
+                f"a member of group {self.name} did not extend its leases within {member.lease} s"
+            )
+            self.leave(member, reason)
+        else:
+            self.rebalance()
+
+    def _waiting_entries(self) -> Iterable[Entry]:
+        for owned in self.owned:
+            yield from owned.back
+            yield from owned.redriven

@@ -198,10 +198,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class SettleError:
-    """The settlement was not taken. The delivery is over here; the message will be delivered again."""
+    """The settlement was not taken.
+
+    LeaseLost: the message has another owner, the delivery is over here. Any other error: nothing is known to be
+    settled; the dispatcher settles again, with growing waits, until the delivery is reported lost or its lease ends.
+    """
 
     error: MessagingError
-    """LeaseLost when the message has another owner, ConnectionFailed when its fate is unknown."""
 
 
 Settled: TypeAlias = Done | Hold | SettleError
@@ -245,9 +248,7 @@ class Consumer(ABC):
     """How many deliveries of one partition may be parked here before the partition must wait (8)."""
 
     @abstractmethod
-    async def receive(
-        self, limit: int, wait: float, paused: Collection[int] = ()
-    ) -> Sequence[RawDelivery]:
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
         """Up to `limit` deliveries, as soon as there is one, or none after `wait` seconds.
 
         Of an ordered group, deliveries of one partition come in order, and only while this member owns the
@@ -316,7 +317,7 @@ class DeadLetterStore(ABC):
     @abstractmethod
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[None | PublishError]:
+    ) -> Sequence[PublishError | None]:
         """Put each message at the tail of this group only, confirmed, then remove the letter (11).
 
         Each item is the letter, the message to deliver, and the failure record that goes with it (counters of
@@ -438,7 +439,7 @@ class Adapter(ABC):
         """An inbox of this process, ready to receive."""
 
     @abstractmethod
-    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[None | PublishError]:
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
         """Send each reply to its address. An address that no inbox of ours could have is refused (19).
 
         A reply whose inbox is gone is dropped by the broker: that is no error.

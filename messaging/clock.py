@@ -82,7 +82,7 @@ async def timeout(clock: Clock, delay: float | None) -> AsyncIterator[None]:
         yield
         return
     task = asyncio.current_task()
-    assert task is not None, "timeout() needs a running task"  # noqa: S101
+    assert task is not None, "timeout() needs a running task"
     cancelling = task.cancelling()
     expired = False
 

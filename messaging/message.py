@@ -97,7 +97,7 @@ class Release:
     after: Duration | None = None
 
 
-class Retry(Exception):  # noqa: N818  the design's word: an outcome that may also be raised
+class Retry(Exception):
     """A failure: handled again after `after`, or after the retry policy's delay. Returned or raised."""
 
     def __init__(self, reason: str = "", *, after: Duration | None = None) -> None:
@@ -106,7 +106,7 @@ class Retry(Exception):  # noqa: N818  the design's word: an outcome that may al
         self.after = after
 
 
-class Reject(Exception):  # noqa: N818  the design's word: an outcome that may also be raised
+class Reject(Exception):
     """Never to be handled again: it becomes a dead letter with this reason. Returned or raised."""
 
     def __init__(self, reason: str = "", *, cause: str = "rejected") -> None:
@@ -136,7 +136,7 @@ class Topic(Generic[T]):
     def __init__(
         self,
         name: str,
-        type: TypeForm[T] = Any,  # noqa: A002  the word that users read at the call
+        type: TypeForm[T] = Any,
         *,
         key: Callable[[T], Key | None] | None = None,
         ordered: bool = False,
@@ -179,4 +179,3 @@ class Endpoint(Generic[Q, R]):
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r})"
-

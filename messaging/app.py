@@ -1,0 +1,315 @@
+"""The app: records handlers, binds them to a bus late, runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from messaging.dispatch import Dispatcher
+from messaging.errors import Closed, ConfigurationError
+from messaging.message import Endpoint, Message, Middleware, Outcome, Topic
+from messaging.middleware.retry import RetryPolicy
+from messaging.names import check_group
+from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired, Plan, check, plan
+
+if TYPE_CHECKING:
+    from messaging.adapter import Start, TopicSpec
+    from messaging.bus import Bus
+    from messaging.message import Duration
+    from messaging.testing.harness import AppTest
+
+M = TypeVar("M")
+"""The payload; without a default, so that a handler of another type is refused by the type checker."""
+A = TypeVar("A")
+P = ParamSpec("P")
+Result = TypeVar("Result", bound="Awaitable[Outcome | None] | Outcome | None")
+
+Lifespan: TypeAlias = "Callable[[Bus], AbstractAsyncContextManager[Any]]"
+
+RESPONDERS = "responders"
+"""The group that answers requests, unless `respond(group=)` names another (semantics 22)."""
+THREADS = 32
+"""Most synchronous handlers of an app that run at once."""
+
+
+class App:
+    """A service: its handlers, and what they share.
+
+    `name` is the group of its subscriptions. `lifespan(bus)` is an async context manager whose resource, or tuple of
+    resources, fills the handlers' parameters by type. The other arguments are defaults for every subscription.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        lifespan: Lifespan | None = None,
+        middleware: Sequence[Middleware] = (),
+        retry: RetryPolicy | None = None,
+        concurrency: int | None = None,
+        prefetch: int | None = None,
+        timeout: Duration | None = None,
+        idempotent: bool | Callable[[Message], str] = False,
+    ) -> None:
+        self.name = check_group(name)
+        self._lifespan = lifespan
+        self._defaults = Defaults(
+            retry=retry or RetryPolicy(),
+            middleware=tuple(middleware),
+            concurrency=concurrency,
+            prefetch=prefetch,
+            timeout=timeout,
+            idempotent=idempotent,
+        )
+        self._definitions: list[tuple[Definition, Defaults]] = []
+        self._included: list[App] = []
+        self._bus: Bus | None = None
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r})"
+
+    @property
+    def bus(self) -> Bus:
+        """The running bus. Raises Closed when the app does not run."""
+        if self._bus is None:
+            raise Closed(
+                f"{self!r} is not running: app.bus is there inside app.running(bus) or app.serve(bus)"
+            )
+        return self._bus
+
+    # --- recording -----------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        topic: Topic[M],
+        *,
+        group: str | None = None,
+        concurrency: int | None = None,
+        prefetch: int | None = None,
+        ordered: bool | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: Duration | None = None,
+        idempotent: bool | Callable[[Message], str] | None = None,
+        start: Start | None = None,
+        on_expired: OnExpired | None = None,
+        on_exhausted: OnExhausted | None = None,
+        middleware: Sequence[Middleware] = (),
+        native: str | None = None,
+    ) -> Callable[[Callable[Concatenate[M, P], Result]], Callable[Concatenate[M, P], Result]]:
+        """Handle the topic's messages with the decorated function, which is returned unchanged.
+
+        At most `concurrency` handlers run at once and `prefetch` deliveries are in the process. `timeout` is
+        seconds per attempt. `ordered=False` gives up the order of an ordered topic. `idempotent` is True for the
+        message's id, or a function from message to key. `native` names an existing queue or group of the broker.
+        """
+
+        def record(function: Callable[Concatenate[M, P], Result]) -> Callable[Concatenate[M, P], Result]:
+            self._record(
+                Definition(
+                    app=self.name,
+                    topic=topic,
+                    group=check_group(group or self.name),
+                    function=function,
+                    concurrency=concurrency,
+                    prefetch=prefetch,
+                    ordered=ordered,
+                    retry=retry,
+                    timeout=timeout,
+                    idempotent=idempotent,
+                    start=start,
+                    on_expired=on_expired,
+                    on_exhausted=on_exhausted,
+                    middleware=tuple(middleware),
+                    native=native,
+                )
+            )
+            return function
+
+        return record
+
+    def respond(
+        self,
+        endpoint: Endpoint[M, A],
+        *,
+        group: str = RESPONDERS,
+        concurrency: int | None = None,
+        prefetch: int | None = None,
+        timeout: Duration | None = None,
+        idempotent: bool | Callable[[Message], str] | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> Callable[
+        [Callable[Concatenate[M, P], Awaitable[A] | A]], Callable[Concatenate[M, P], Awaitable[A] | A]
+    ]:
+        """Answer the endpoint's requests with what the decorated function returns.
+
+        It runs once for each request, without dead letters; what it raises reaches the requester as RemoteError
+        (22). An idempotent responder stores its reply and sends it again.
+        """
+
+        def record(
+            function: Callable[Concatenate[M, P], Awaitable[A] | A],
+        ) -> Callable[Concatenate[M, P], Awaitable[A] | A]:
+            self._record(
+                Definition(
+                    app=self.name,
+                    topic=endpoint.topic,
+                    group=check_group(group),
+                    function=function,
+                    endpoint=endpoint,
+                    concurrency=concurrency,
+                    prefetch=prefetch,
+                    timeout=timeout,
+                    idempotent=idempotent,
+                    middleware=tuple(middleware),
+                )
+            )
+            return function
+
+        return record
+
+    def include(self, other: App) -> None:
+        """Run the other app's subscriptions with this one; they keep their groups, defaults and lifespan."""
+        if other is self:
+            raise ConfigurationError(f"{self!r} cannot include itself")
+        self._included.append(other)
+
+    def _record(self, definition: Definition) -> None:
+        self._definitions.append((definition, self._defaults))
+
+    # --- binding -------------------------------------------------------------------------------------------------
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        """All subscriptions, those of included apps too."""
+        return [definition for app in self._family() for definition, _ in app._definitions]  # noqa: SLF001
+
+    def plans(self, bus: Bus) -> Sequence[Plan]:
+        """The subscriptions with the bus's settings applied.
+
+        Raises ConfigurationError when two have the same topic and group.
+        """
+        return [made for app in self._family() for made in app._own_plans(bus)]  # noqa: SLF001
+
+    def topics(self, bus: Bus) -> Sequence[TopicSpec]:
+        """The topics that the subscriptions read."""
+        return [made.group.topic for made in self.plans(bus)]
+
+    def _own_plans(self, bus: Bus) -> list[Plan]:
+        return [plan(definition, defaults, bus) for definition, defaults in self._definitions]
+
+    def _family(self) -> list[App]:
+        family: list[App] = [self]
+        for app in self._included:
+            family.extend(member for member in app._family() if member not in family)
+        names = [definition.name for app in family for definition, _ in app._definitions]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigurationError(
+                f"Two handlers subscribe to the same topic and group: {', '.join(twice)}. Give one another group"
+            )
+        return family
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, bus: Bus, *, provide: Sequence[object] | None = None) -> AsyncIterator[App]:
+        """Handle messages while the body runs, then drain.
+
+        At exit nothing new starts, what runs is finished within the drain timeout and settled, the rest goes back
+        uncounted. A fatal error of a subscription cancels the body and is raised (semantics 25). `provide` replaces
+        what the lifespan would yield. Raises UnsupportedCapability or ConfigurationError before anything runs.
+        """
+        bus.check_open()
+        family = self._family()
+        check(self.plans(bus), bus)
+        await bus.declare(self)
+        async with AsyncExitStack() as stack:
+            executor = ThreadPoolExecutor(THREADS, thread_name_prefix=f"messaging-{self.name}")
+            stack.callback(executor.shutdown, wait=False)
+            dispatchers: list[Dispatcher] = []
+            for app in family:
+                provided = await app._resources(bus, stack, provide)  # noqa: SLF001
+                dispatchers += [
+                    Dispatcher(bus.adapter, made.bind(bus, [bus, *provided], executor), bus.clock)
+                    for made in app._own_plans(bus)  # noqa: SLF001
+                ]
+                app._bus = bus  # noqa: SLF001
+            try:
+                async with _run_all(dispatchers, bus):
+                    yield self
+            finally:
+                for app in family:
+                    app._bus = None  # noqa: SLF001
+
+    async def serve(self, bus: Bus) -> None:
+        """Open the bus and run until SIGTERM or SIGINT, then drain. A second signal ends the process as usual.
+
+        Raises what ends a subscription for good.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+
+        def ask_to_stop() -> None:
+            stop.set()
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+        for number in signals:
+            loop.add_signal_handler(number, ask_to_stop)
+        try:
+            async with bus, self.running(bus):
+                await stop.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def test(self, *, provide: Sequence[object] | None = None) -> AbstractAsyncContextManager[AppTest]:
+        """Run this app in memory, on a virtual clock, on production's code path: see `messaging.testing`."""
+        from messaging.testing.harness import app_test
+
+        return app_test(self, provide=provide)
+
+    async def _resources(
+        self, bus: Bus, stack: AsyncExitStack, provide: Sequence[object] | None
+    ) -> Sequence[object]:
+        if provide is not None:
+            return provide
+        if self._lifespan is None:
+            return ()
+        yielded = await stack.enter_async_context(self._lifespan(bus))
+        if yielded is None:
+            return ()
+        return yielded if isinstance(yielded, tuple) else (yielded,)
+
+
+@asynccontextmanager
+async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncIterator[None]:
+    """Run these beside the body; the first fatal error cancels the body and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for dispatcher in dispatchers:
+                tasks.create_task(
+                    _run_one(dispatcher, bus), name=f"messaging-{dispatcher.topic}/{dispatcher.group}"
+                )
+            bus.dispatchers.extend(dispatchers)
+            yield
+            for dispatcher in dispatchers:
+                dispatcher.stop()
+    except BaseExceptionGroup as group:
+        # One level only: a group that the body raised itself stays as it is.
+        raise group.exceptions[0] from None
+    finally:
+        bus.dispatchers = [one for one in bus.dispatchers if one not in dispatchers]
+
+
+async def _run_one(dispatcher: Dispatcher, bus: Bus) -> None:
+    try:
+        await dispatcher.run()
+    except Exception as error:
+        bus.fatal = error
+        raise

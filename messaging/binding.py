@@ -1,0 +1,59 @@
+"""What the dispatcher needs to know of one subscription, and what it counts."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from messaging.adapter import RawDelivery, Settled, Subscription
+    from messaging.codec import Codec
+    from messaging.message import Delivery, Handler, Message, Outcome
+
+current_delivery: ContextVar[Delivery[Any] | None] = ContextVar("current_delivery", default=None)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened to the deliveries of one subscription since it started."""
+
+    received: int = 0
+    acked: int = 0
+    retried: int = 0
+    rejected: int = 0
+    released: int = 0
+    lost: int = 0
+    expired: int = 0
+    reconnects: int = 0
+
+
+class Observer(Protocol):
+    """Who wants to know of single deliveries: consuming by hand does."""
+
+    def started(self, delivery: Delivery[Any], raw: RawDelivery) -> None:
+        """The handler is about to be called with this delivery."""
+        ...
+
+    def settled(self, raw: RawDelivery, result: Settled) -> None:
+        """The broker has taken its outcome, or never will: then it is a SettleError."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Binding:
+    """One subscription of an app, bound to a bus: what the dispatcher needs to know of it."""
+
+    subscription: Subscription
+    codec: Codec[Any]
+    handler: Handler
+    handler_name: str
+    service: str
+    grace: float
+    max_delay: float
+    answer: Callable[[RawDelivery, Outcome], tuple[Outcome, Message | None]] | None = None
+    """Turns a responder's outcome into a reply."""
+    observer: Observer | None = None
+    counters: Counters = field(default_factory=Counters)

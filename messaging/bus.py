@@ -1,0 +1,418 @@
+"""The bus: one connection to one broker, to publish, request, consume by hand, and look after groups."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import uuid_utils
+
+from messaging.adapter import AdapterContext, Start, TopologyMode, Unrouted
+from messaging.catalogue import Catalogue
+from messaging.clock import Clock, SystemClock, timeout
+from messaging.dead_letters import DeadLetters
+from messaging.errors import (
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    InvalidMessage,
+    PublishError,
+    PublishManyError,
+)
+from messaging.health import Health, assess
+from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
+from messaging.prepare import Options, Preparation
+from messaging.publish import Publisher
+from messaging.registry import adapter_for, redact, scheme_of, store_for
+from messaging.requests import Requester, read_reply
+from messaging.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Mapping
+
+    from messaging.adapter import Adapter, Capabilities, GroupInfo
+    from messaging.app import App
+    from messaging.dispatch import Dispatcher
+    from messaging.message import Duration, Key
+    from messaging.pull import Pull
+    from messaging.store import IdempotencyStore
+
+PublishHandler = Callable[[Message], "Awaitable[Receipt]"]
+PublishMiddleware = Callable[[PublishHandler], PublishHandler]
+
+
+def connect(
+    url: str | Settings | None = None,
+    *,
+    store: str | None = None,
+    source: str | None = None,
+    namespace: str | None = None,
+    topology: TopologyMode | None = None,
+    publish_middleware: Sequence[PublishMiddleware] = (),
+    clock: Clock | None = None,
+) -> Bus:
+    """A bus for the broker at this URL; opened by `async with`. No I/O yet.
+
+    Without a URL it is MESSAGING_URL, or `url` in messaging.toml; memory is never a silent default. `store` is
+    where idempotency lives, `namespace` keeps environments apart on one broker, `source` names this program in its
+    messages. Raises ConfigurationError for settings that cannot be, MissingExtra for a library to install.
+    """
+    if isinstance(url, Settings):
+        settings = url
+    else:
+        given = {"url": url, "store": store, "source": source, "namespace": namespace, "topology": topology}
+        settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+    return Bus(settings, publish_middleware=publish_middleware, clock=clock or SystemClock())
+
+
+class Bus:
+    """Use it as `async with bus:`, on one event loop (semantics 24). Made by `connect`."""
+
+    def __init__(
+        self, settings: Settings, *, publish_middleware: Sequence[PublishMiddleware], clock: Clock
+    ) -> None:
+        if settings.url is None:
+            raise ConfigurationError(
+                "No broker was named: give connect() a URL or set MESSAGING_URL, for instance "
+                "redis://localhost, amqp://localhost or memory://"
+            )
+        self.settings = settings
+        self.clock = clock
+        self.member = f"{socket.gethostname()}-{os.getpid()}-{str(uuid_utils.uuid7())[-12:]}"
+        self.source = settings.source or "messaging"
+        self._url = settings.url
+        self._adapter = adapter_for(
+            self._url,
+            AdapterContext(
+                clock=clock,
+                namespace=settings.namespace,
+                source=self.source,
+                member=self.member,
+                options=settings.adapter_options(scheme_of(self._url)),
+            ),
+        )
+        self._store = None if settings.store is None else store_for(settings.store, clock=clock)
+        self._catalogue = Catalogue(self._adapter, settings)
+        self._preparation = Preparation(clock, self.source)
+        self._publisher = Publisher(self._adapter, clock)
+        self._requester = Requester(self._adapter, clock)
+        self._publish_middleware = tuple(publish_middleware)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._state = "new"
+        self.dispatchers: list[Dispatcher] = []
+        self.fatal: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Bus({redact(self._url)!r}, {self._state})"
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises ConnectionFailed (naming the host) or AuthenticationFailed; closed again on failure."""
+        if self._state != "new":
+            raise Closed(f"{self!r} was opened before: a bus is opened once; make a new one with connect()")
+        self._loop = asyncio.get_running_loop()
+        self._state = "opening"
+        try:
+            async with timeout(self.clock, self.settings.connect_timeout):
+                await self._adapter.open()
+                if self._store is not None:
+                    await self._store.open()
+        except TimeoutError:
+            await self._close()
+            raise ConnectionFailed(
+                f"{redact(self._url)} did not answer within {self.settings.connect_timeout:g} s"
+            ) from None
+        except BaseException:
+            await self._close()
+            raise
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        self._state = "closed"
+        await self._publisher.close(self.settings.drain_timeout)
+        await self._requester.close()
+        if self._store is not None:
+            await self._store.close()
+        await self._adapter.close()
+
+    def check_open(self) -> None:
+        """Raises Closed unless the bus is open and this is its event loop."""
+        if self._state != "open":
+            raise Closed(f"{self!r} is not open: use it inside `async with bus:`")
+        if asyncio.get_running_loop() is not self._loop:
+            raise Closed(f"{self!r} belongs to another event loop: make one bus for each loop")
+
+    # --- publish -----------------------------------------------------------------------------------------------
+
+    @overload
+    async def publish(
+        self,
+        topic: Topic[T],
+        payload: T,
+        *,
+        key: Key | None = None,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        expires: Duration | datetime | None = None,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
+    ) -> Receipt: ...
+    @overload
+    async def publish(
+        self,
+        topic: str,
+        payload: Any,
+        *,
+        key: Key | None = None,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        expires: Duration | datetime | None = None,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
+    ) -> Receipt: ...
+    async def publish(
+        self,
+        topic: Topic[Any] | str,
+        payload: Any,
+        *,
+        key: Key | None = None,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        expires: Duration | datetime | None = None,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
+    ) -> Receipt:
+        """Publish one message; returns when the broker has confirmed it durably (semantics 20).
+
+        `expires` and `timeout` are seconds or a timedelta. Raises InvalidMessage and MessageTooLarge before anything
+        is sent, NoGroup with `mandatory=True`, PublishUncertain when its fate is unknown, PublishError when the
+        broker does not have it. Cancelling leaves the fate unknown, never the connection broken.
+        """
+        options = Options(key=key, headers=headers, id=id, expires=expires, mandatory=mandatory)
+        (result,) = await self._publish(self._known(topic), (payload,), options, timeout)
+        if isinstance(result, PublishError):
+            raise result
+        return result
+
+    @overload
+    async def publish_many(
+        self,
+        topic: Topic[T],
+        payloads: Iterable[T],
+        *,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
+    ) -> Sequence[Receipt]: ...
+    @overload
+    async def publish_many(
+        self, topic: str, payloads: Iterable[Any], *, timeout: Duration | None = None, mandatory: bool = False
+    ) -> Sequence[Receipt]: ...
+    async def publish_many(
+        self,
+        topic: Topic[Any] | str,
+        payloads: Iterable[Any],
+        *,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
+    ) -> Sequence[Receipt]:
+        """Publish these in order; one receipt each.
+
+        One invalid payload fails the call before anything is sent. Raises PublishManyError with a result for each
+        when some were not published.
+        """
+        results = await self._publish(self._known(topic), payloads, Options(mandatory=mandatory), timeout)
+        receipts = [result for result in results if not isinstance(result, PublishError)]
+        if len(receipts) < len(results):
+            raise PublishManyError(results)
+        return receipts
+
+    async def _publish(
+        self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
+    ) -> Sequence[Receipt | PublishError]:
+        self.check_open()
+        messages = [self._preparation.message(topic, payload, options) for payload in payloads]
+        if self._publish_middleware:
+            return await self._through_middleware(topic, messages, options, within)
+        return await self._deliver(topic, messages, options, within)
+
+    async def _deliver(
+        self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: Duration | None
+    ) -> Sequence[Receipt | PublishError]:
+        spec = self._catalogue.declared(topic) or await self._catalogue.declare_topic(topic)
+        most = self._adapter.capabilities.max_message_bytes
+        outgoing = [self._preparation.outgoing(spec, message, options, most) for message in messages]
+        results = await self._publisher.publish(
+            outgoing, self.settings.publish_timeout if within is None else seconds(within)
+        )
+        for result in results:
+            if isinstance(result, Unrouted):
+                self._catalogue.warn_unrouted(topic.name)
+        return results
+
+    async def _through_middleware(
+        self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: Duration | None
+    ) -> Sequence[Receipt | PublishError]:
+        async def one(message: Message) -> Receipt | PublishError:
+            async def send(changed: Message) -> Receipt:
+                (result,) = await self._deliver(topic, (changed,), options, within)
+                if isinstance(result, PublishError):
+                    raise result
+                return result
+
+            handler: PublishHandler = send
+            for middleware in reversed(self._publish_middleware):
+                handler = middleware(handler)
+            try:
+                return await handler(message)
+            except PublishError as error:
+                return error
+
+        if topic.ordered:
+            return [await one(message) for message in messages]
+        return await asyncio.gather(*(one(message) for message in messages))
+
+    # --- request -----------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        endpoint: Endpoint[Q, R],
+        payload: Q,
+        *,
+        timeout: Duration | None = None,
+        key: Key | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> R:
+        """Ask, and return the first reply (semantics 22).
+
+        Raises RequestTimeout after `timeout` seconds, NoGroup at once where nobody can answer, RemoteError with the
+        responder's exception, ConnectionFailed when the connection that would bring the reply is lost. A cancelled
+        request leaves nothing behind.
+        """
+        self.check_open()
+        topic = endpoint.topic
+        within = self.settings.request_timeout if timeout is None else seconds(timeout)
+
+        async def send(reply_to: str, correlation_id: str) -> None:
+            options = Options(
+                key=key,
+                headers=headers,
+                expires=within,
+                mandatory=True,
+                reply_to=reply_to,
+                correlation_id=correlation_id,
+            )
+            (result,) = await self._publish(topic, (payload,), options, within)
+            if isinstance(result, PublishError):
+                raise result
+
+        reply = await self._requester.request(endpoint.name, send, within)
+        return read_reply(endpoint.reply_codec, reply)  # type: ignore[no-any-return]  # the codec is the endpoint's
+
+    # --- consume by hand -----------------------------------------------------------------------------------------
+
+    def consume(
+        self,
+        topic: Topic[T],
+        *,
+        group: str,
+        prefetch: int = 32,
+        ordered: bool | None = None,
+        start: Start = "latest",
+    ) -> Pull[T]:
+        """A member of the group whose deliveries are settled by hand; opened by `async with`.
+
+        The next delivery of a key is given after the former is settled (12).
+        """
+        self.check_open()
+        from messaging.pull import Pull
+
+        return Pull(self, topic, group=group, prefetch=prefetch, ordered=ordered, start=start)
+
+    # --- groups and topology -------------------------------------------------------------------------------------
+
+    @overload
+    async def declare(self, what: App, /) -> None: ...
+    @overload
+    async def declare(self, what: Topic[Any] | Endpoint[Any, Any], /, groups: Sequence[str] = ()) -> None: ...
+    async def declare(
+        self, what: App | Topic[Any] | Endpoint[Any, Any], /, groups: Sequence[str] = ()
+    ) -> None:
+        """Create, or verify, an app's topics and groups, or a topic and groups of it: from now on they get messages.
+
+        Raises ConfigurationError naming both sides where the broker's record differs (16).
+        """
+        self.check_open()
+        if isinstance(what, Topic | Endpoint):
+            topic = what.topic if isinstance(what, Endpoint) else what
+            spec = self._catalogue.spec(topic)
+            await self._catalogue.declare([self._catalogue.group(spec, name) for name in groups], [spec])
+        else:
+            await self._catalogue.declare([plan.group for plan in what.plans(self)], what.topics(self))
+
+    def dead_letters(self, topic: Topic[Any] | str, *, group: str) -> DeadLetters:
+        """The dead letters of one group."""
+        self.check_open()
+        spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
+        return DeadLetters(
+            self._adapter.dead_letters(spec), clock=self.clock, topic=spec.topic.name, group=group
+        )
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        """The groups of the topics that this bus has declared, as the broker knows them."""
+        self.check_open()
+        return await self._adapter.groups()
+
+    async def delete_group(self, topic: Topic[Any] | str, group: str) -> None:
+        """Delete a group with all that is kept for it, its dead letters too. Absent is no error."""
+        self.check_open()
+        spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
+        await self._adapter.delete_group(spec)
+        self._catalogue.forget(spec)
+
+    # --- looking in ------------------------------------------------------------------------------------------------
+
+    @property
+    def adapter(self) -> Adapter:
+        return self._adapter
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._catalogue
+
+    @property
+    def store(self) -> IdempotencyStore | None:
+        return self._store
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker promises, with its bounds; complete once the bus is open."""
+        return self._adapter.capabilities
+
+    @property
+    def native(self) -> Any:
+        """The raw client of the broker's library."""
+        return self._adapter.native
+
+    async def health(self) -> Health:
+        """Never raises, never waits for longer than about a second."""
+        broker = await self._adapter.health()
+        return assess(broker, self.dispatchers, late_replies=self._requester.late, fatal=self.fatal)
+
+    def _known(self, topic: Topic[Any] | str) -> Topic[Any]:
+        if isinstance(topic, str):
+            return self._catalogue.untyped(topic)
+        if isinstance(topic, Topic):
+            return topic
+        raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")

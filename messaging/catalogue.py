@@ -1,0 +1,139 @@
+"""What this bus knows of topics and groups: settings applied, declared on the broker once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.errors import ConfigurationError
+from messaging.message import Topic
+from messaging.names import check_group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import Adapter, Start
+    from messaging.settings import Settings
+
+logger = logging.getLogger("messaging")
+
+
+class Catalogue:
+    """The topics and groups of one bus. A topic or group is declared before its first use, and only once."""
+
+    def __init__(self, adapter: Adapter, settings: Settings) -> None:
+        self._adapter = adapter
+        self._settings = settings
+        self._topics: dict[str, TopicSpec] = {}
+        self._untyped: dict[str, Topic[Any]] = {}
+        self._declared: dict[str, TopicSpec] = {}
+        self._groups: set[GroupSpec] = set()
+        self._warned: set[str] = set()
+        self._declaring = asyncio.Lock()
+
+    def spec(self, topic: Topic[Any]) -> TopicSpec:
+        """The topic with the settings applied.
+
+        Raises ConfigurationError when the program describes one topic in two ways.
+        """
+        settings = self._settings.topic(topic.name)
+        spec = TopicSpec(
+            name=topic.name,
+            ordered=topic.ordered if settings.ordered is None else settings.ordered,
+            partitions=topic.partitions if settings.partitions is None else settings.partitions,
+            retention=topic.retention if settings.retention is None else settings.retention,
+            native=topic.native if settings.native is None else settings.native,
+        )
+        if spec.partitions < 1:
+            raise ConfigurationError(
+                f"Topic {spec.name} has {spec.partitions} partitions; it needs one at least"
+            )
+        known = self._topics.setdefault(topic.name, spec)
+        if known != spec:
+            raise ConfigurationError(f"Topic {spec.name} is described in two ways: {known} and {spec}")
+        return known
+
+    def group(
+        self,
+        topic: TopicSpec,
+        name: str,
+        *,
+        ordered: bool | None = None,
+        start: Start = "latest",
+        native: str | None = None,
+    ) -> GroupSpec:
+        """A group of the topic. Raises ConfigurationError for order that the topic does not keep."""
+        settings = self._settings.subscription(topic.name, name)
+        wanted = ordered if settings.ordered is None else settings.ordered
+        if wanted and not topic.ordered:
+            raise ConfigurationError(
+                f"Group {name} wants the order that topic {topic.name} does not keep: declare Topic(ordered=True)"
+            )
+        return GroupSpec(
+            topic=topic,
+            name=check_group(name),
+            ordered=topic.ordered if wanted is None else wanted,
+            start=start,
+            native=native,
+        )
+
+    def untyped(self, name: str) -> Topic[Any]:
+        """The topic of this name as a plain string names it: untyped payloads, otherwise as already described."""
+        topic = self._untyped.get(name)
+        if topic is None:
+            known = self._topics.get(name)
+            topic = (
+                Topic(name)
+                if known is None
+                else Topic(
+                    name,
+                    ordered=known.ordered,
+                    partitions=known.partitions,
+                    retention=known.retention,
+                    native=known.native,
+                )
+            )
+            self._untyped[name] = topic
+        return topic
+
+    def declared(self, topic: Topic[Any]) -> TopicSpec | None:
+        """The topic's spec, if it was declared on the broker by this bus."""
+        return self._declared.get(topic.name)
+
+    async def declare_topic(self, topic: Topic[Any]) -> TopicSpec:
+        spec = self.spec(topic)
+        await self.declare((), (spec,))
+        return spec
+
+    async def declare(self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec]) -> None:
+        """Declare on the broker what was not declared before."""
+        async with self._declaring:
+            new_topics = {spec.name: spec for spec in (*topics, *(group.topic for group in groups))}
+            new_topics = {name: spec for name, spec in new_topics.items() if name not in self._declared}
+            new_groups = [group for group in groups if group not in self._groups]
+            if new_topics or new_groups:
+                mode = self._settings.topology or "declare"
+                await self._adapter.declare(Topology(tuple(new_topics.values()), tuple(new_groups), mode))
+                self._declared.update(new_topics)
+                self._groups.update(new_groups)
+
+    def forget(self, group: GroupSpec) -> None:
+        """The group was deleted."""
+        self._groups = {
+            known
+            for known in self._groups
+            if (known.topic.name, known.name) != (group.topic.name, group.name)
+        }
+
+    def warn_unrouted(self, topic: str) -> None:
+        """Say once that nobody gets what is published to this topic."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(
+                "Topic %s has no group: what is published to it now reaches nobody. Declare the group first "
+                "(run its app, or bus.declare(topic, groups=[...])), or publish with mandatory=True.",
+                topic,
+                extra={"topic": topic},
+            )

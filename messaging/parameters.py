@@ -1,0 +1,151 @@
+"""How a handler is called: the payload first, the other parameters by their annotations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from typing import TYPE_CHECKING, Any, get_origin
+
+from messaging.errors import ConfigurationError
+from messaging.message import Ack, Delivery, Reject, Release, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    from messaging.clock import Clock
+    from messaging.message import Handler, Outcome
+
+OUTCOMES = (Ack, Release, Retry, Reject)
+_DELIVERY = object()
+
+
+def bind(
+    function: Callable[..., Any],
+    provided: Sequence[object],
+    executor: Executor,
+    clock: Clock,
+    conclude: Callable[[Any], Outcome],
+) -> Handler:
+    """The function as a Handler: called with the payload and what its annotations ask for.
+
+    `provided` are the bus and what the lifespan yields; `conclude` makes an outcome of what the function returns. A
+    synchronous function runs in a thread of the executor, with the caller's context variables.
+    Raises ConfigurationError for a parameter that nothing can fill.
+    """
+    arguments = _arguments(function, provided)
+    only_payload = not arguments
+
+    def values(delivery: Delivery[Any]) -> dict[str, Any]:
+        return {name: delivery if value is _DELIVERY else value for name, value in arguments.items()}
+
+    if inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
+    ):
+
+        async def call(delivery: Delivery[Any]) -> Outcome:
+            if only_payload:
+                return conclude(await function(delivery.payload))
+            return conclude(await function(delivery.payload, **values(delivery)))
+
+        return call
+
+    async def call_in_thread(delivery: Delivery[Any]) -> Outcome:
+        context = contextvars.copy_context()
+        with clock.busy():
+            result = await asyncio.get_running_loop().run_in_executor(
+                executor, lambda: context.run(function, delivery.payload, **values(delivery))
+            )
+        return conclude(result)
+
+    return call_in_thread
+
+
+def concluded(result: Any) -> Outcome:
+    """The outcome of a subscriber: None is Ack. Anything else is a mistake in the handler."""
+    if result is None:
+        return Ack()
+    if isinstance(result, OUTCOMES):
+        return result
+    raise TypeError(
+        f"A handler returns None, Ack, Release, Retry or Reject; this one returned a {type(result).__name__}"
+    )
+
+
+def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict[str, Any]:
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise ConfigurationError(
+            f"Handler {name_of(function)} takes no payload: give it one parameter at least"
+        )
+    arguments: dict[str, Any] = {}
+    for parameter in parameters[1:]:
+        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConfigurationError(
+                f"Parameter {parameter.name!r} of handler {name_of(function)} is positional-only: only the payload may be"
+            )
+        found = _find(function, parameter, provided)
+        if found is not parameter.empty:
+            arguments[parameter.name] = found
+    return arguments
+
+
+def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: Sequence[object]) -> Any:
+    """What fills the parameter, or `Parameter.empty` where its default does."""
+    wanted = _evaluated(function, parameter.annotation)
+    if wanted is Delivery or get_origin(wanted) is Delivery or _names_delivery(wanted):
+        return _DELIVERY
+    matching = [value for value in provided if _is_a(value, wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    if len(matching) > 1:
+        reason = f"{len(matching)} of the things that are provided are a {_shown(wanted)}"
+    elif parameter.default is not parameter.empty:
+        return parameter.empty
+    else:
+        known = ", ".join(sorted({type(value).__name__ for value in provided} | {"Delivery"}))
+        reason = f"nothing provides a {_shown(wanted)}; there are: {known}. The lifespan of the App yields resources"
+    raise ConfigurationError(
+        f"Parameter {parameter.name!r} of handler {name_of(function)} cannot be filled: {reason}"
+    )
+
+
+def _evaluated(function: Callable[..., Any], annotation: Any) -> Any:
+    """The annotation as an object; as text where its name cannot be seen from the module or the closure."""
+    if not isinstance(annotation, str):
+        return annotation
+    plain = inspect.unwrap(function)
+    names: dict[str, Any] = {}
+    if inspect.isfunction(plain):
+        names = {**plain.__globals__, **inspect.getclosurevars(plain).nonlocals}
+    try:
+        return eval(annotation, names)  # noqa: S307  the program's own annotation, as typing.get_type_hints does
+    except Exception:
+        return annotation
+
+
+def _names_delivery(wanted: Any) -> bool:
+    return isinstance(wanted, str) and wanted.split("[")[0].rsplit(".", 1)[-1] == "Delivery"
+
+
+def _is_a(value: object, wanted: Any) -> bool:
+    if isinstance(wanted, str):
+        return wanted.rsplit(".", 1)[-1] in {kind.__name__ for kind in type(value).__mro__}
+    kind = get_origin(wanted) or wanted
+    try:
+        return isinstance(value, kind)
+    except TypeError:
+        return False
+
+
+def _shown(wanted: Any) -> str:
+    return wanted if isinstance(wanted, str) else getattr(wanted, "__name__", repr(wanted))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The function's name with its module, for logs and dead letters."""
+    plain = inspect.unwrap(function)
+    return f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', repr(plain))}"

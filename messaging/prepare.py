@@ -1,0 +1,145 @@
+"""From a payload to a message ready to send: encoding, key, partition, headers, limits.
+
+Runs in the caller's task, so that one bad value fails one call, before anything is sent (semantics 20, 21).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+
+from messaging.adapter import Outgoing
+from messaging.binding import current_delivery
+from messaging.envelope import check_headers
+from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging.message import Message, seconds
+from messaging.partition import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from messaging.adapter import TopicSpec
+    from messaging.clock import Clock
+    from messaging.message import Duration, Key, Topic
+
+INHERITED = ("traceparent", "tracestate")
+"""Headers that a message published by a handler takes from the message being handled (W3C Trace Context)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Options:
+    """What the caller of `publish` may say about one message."""
+
+    key: Key | None = None
+    headers: Mapping[str, str] | None = None
+    id: str | None = None
+    expires: Duration | datetime | None = None
+    mandatory: bool = False
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(slots=True)
+class Preparation:
+    """Makes messages for one bus."""
+
+    clock: Clock
+    source: str
+    _turns: dict[str, Iterator[int]] = field(default_factory=dict[str, "Iterator[int]"])
+
+    def message(self, topic: Topic[Any], payload: Any, options: Options) -> Message:
+        """Encode. Raises InvalidMessage for a payload, key or header that cannot be carried."""
+        body, content_type = topic.codec.encode(payload)
+        key = (
+            options.key if options.key is not None else topic.key(payload) if topic.key is not None else None
+        )
+        headers = check_headers(options.headers) if options.headers else {}
+        correlation_id, causation_id = options.correlation_id, None
+        parent = current_delivery.get()
+        if parent is not None:
+            causation_id = parent.message.id
+            correlation_id = correlation_id or parent.message.correlation_id or causation_id
+            for name in INHERITED:
+                if name in parent.message.headers:
+                    headers.setdefault(name, parent.message.headers[name])
+        now = datetime.fromtimestamp(self.clock.time(), UTC)
+        return Message(
+            id=_checked_id(options.id) if options.id is not None else str(uuid_utils.uuid7()),
+            topic=topic.name,
+            body=body,
+            key=_checked_key(topic.name, key),
+            headers=headers,
+            content_type=content_type,
+            type=topic.name,
+            source=self.source,
+            time=now,
+            expires_at=_expiry(options.expires, now),
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+        )
+
+    def outgoing(self, spec: TopicSpec, message: Message, options: Options, most: int) -> Outgoing:
+        """Choose the partition and check the bounds: `most` bytes in all."""
+        if message.key is not None:
+            partition = partition_of(message.key, spec.partitions)
+        elif spec.ordered:
+            raise InvalidMessage(
+                f"Message {message.id} for {spec.name} has no key, and the topic is ordered by key: "
+                "give Topic(key=...) or publish(key=...)"
+            )
+        else:
+            turn = self._turns.get(spec.name)
+            if turn is None:
+                turn = self._turns[spec.name] = count()
+            partition = next(turn) % spec.partitions
+        size = _size(message)
+        if size > most:
+            raise MessageTooLarge(
+                f"Message {message.id} for {spec.name} has {size} bytes with its headers; the broker takes {most}. "
+                "Store the content elsewhere and publish a reference to it"
+            )
+        return Outgoing(spec, message, partition, options.mandatory, options.reply_to)
+
+
+def _size(message: Message) -> int:
+    size = len(message.body) + 512  # the attributes are short and of bounded length
+    if message.key:
+        size += len(message.key)
+    if message.headers:
+        size += sum(len(name) + len(value) for name, value in message.headers.items())
+    return size
+
+
+def _checked_id(value: str) -> str:
+    if not value or len(value) > 255 or not value.isprintable():
+        raise InvalidMessage(f"{value!r} is no message id: 1 to 255 printable characters")
+    return value
+
+
+def _checked_key(topic: str, key: Key | None) -> Key | None:
+    """The key as every broker gives it back: bytes that are UTF-8 are a str."""
+    if key is None:
+        return None
+    if not isinstance(key, (str, bytes)):
+        raise InvalidMessage(
+            f"The key {key!r} for {topic} is a {type(key).__name__}; it must be a str or bytes"
+        )
+    try:
+        if isinstance(key, str):
+            key.encode()
+            return key
+        return key.decode()
+    except UnicodeEncodeError:
+        raise InvalidMessage(f"The key {key!r} for {topic} cannot be encoded as UTF-8") from None
+    except UnicodeDecodeError:
+        return key
+
+
+def _expiry(expires: Duration | datetime | None, now: datetime) -> datetime | None:
+    if expires is None or isinstance(expires, datetime):
+        return expires
+    return now + timedelta(seconds=seconds(expires))

@@ -1,0 +1,143 @@
+"""Consuming by hand: the same dispatcher, with the program in the handler's place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+from messaging.adapter import SettleError, Subscription
+from messaging.binding import Binding
+from messaging.dispatch import Dispatcher
+from messaging.errors import Closed, LeaseLost, UnsupportedCapability
+from messaging.message import T
+from messaging.middleware.retry import RetryPolicy, retrying
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from messaging.adapter import RawDelivery, Settled, Start
+    from messaging.bus import Bus
+    from messaging.message import Delivery, Outcome, Topic
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A delivery in the program's hands: its outcome, and what the broker answered."""
+
+    raw: RawDelivery
+    outcome: asyncio.Future[Outcome] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    settled: asyncio.Future[Settled] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Pull(Generic[T]):
+    """An async iterator over deliveries, each to be given to `settle`. Made by `Bus.consume`, opened by `async with`.
+
+    At most `prefetch` are unsettled; what is not settled at exit goes back uncounted. A Retry waits and is handed
+    out again as a handler's would be; its attempts are not limited.
+    """
+
+    def __init__(
+        self, bus: Bus, topic: Topic[T], *, group: str, prefetch: int, ordered: bool | None, start: Start
+    ) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._group = bus.catalogue.group(bus.catalogue.spec(topic), group, ordered=ordered, start=start)
+        self._prefetch = prefetch
+        self._ready: deque[Delivery[Any]] = deque()
+        self._open: dict[int, _Open] = {}
+        self._by_raw: dict[RawDelivery, int] = {}
+        self._arrived = asyncio.Event()
+        self._dispatcher: Dispatcher | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Declare the group and join it. Raises UnsupportedCapability where the broker cannot do what is asked."""
+        capabilities = self._bus.capabilities
+        if self._group.start != "latest" and capabilities.history.level == "unsupported":
+            raise UnsupportedCapability(
+                f"{self._topic.name}/{self._group.name}: {capabilities.history.reason}"
+            )
+        await self._bus.catalogue.declare([self._group], [self._group.topic])
+        binding = Binding(
+            subscription=Subscription(self._group, prefetch=self._prefetch, concurrency=self._prefetch),
+            codec=self._topic.codec,
+            handler=retrying(RetryPolicy(2**31))(self._hand_out),
+            handler_name="bus.consume",
+            service=self._group.name,
+            grace=0.0,
+            max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
+            observer=self,
+        )
+        self._dispatcher = Dispatcher(self._bus.adapter, binding, self._bus.clock)
+        self._bus.dispatchers.append(self._dispatcher)
+        self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
+        self._task.add_done_callback(lambda _: self._arrived.set())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._dispatcher is not None and self._task is not None  # noqa: PT018  set by __aenter__
+        self._bus.dispatchers.remove(self._dispatcher)
+        self._dispatcher.stop()
+        await asyncio.wait((self._task,))
+        if error is None and not self._task.cancelled():
+            self._task.result()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delivery[T]:
+        """The next delivery. Raises what ended the subscription for good. Cancelling loses nothing."""
+        while not self._ready:
+            if self._task is None:
+                raise Closed("bus.consume() is opened by `async with` before deliveries are taken")
+            if self._task.done():
+                self._task.result()
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._ready.popleft()
+
+    async def settle(self, delivery: Delivery[T], outcome: Outcome) -> None:
+        """Settle; returns when the broker has taken it. Settling twice is a no-op.
+
+        Raises LeaseLost when the delivery is no longer ours: its message is delivered again.
+        """
+        entry = self._open.get(id(delivery))
+        if entry is None:
+            return
+        if not entry.outcome.done():
+            entry.outcome.set_result(outcome)
+        result = await asyncio.shield(entry.settled)
+        if isinstance(result, SettleError):
+            raise LeaseLost(
+                f"Message {delivery.message.id} of {self._topic.name} was not settled: {result.error}"
+            )
+
+    # What the dispatcher tells: see binding.Observer.
+
+    def started(self, delivery: Delivery[Any], raw: RawDelivery) -> None:
+        self._open[id(delivery)] = _Open(raw)
+        self._by_raw[raw] = id(delivery)
+
+    def settled(self, raw: RawDelivery, result: Settled) -> None:
+        entry = self._open.pop(self._by_raw.pop(raw, 0), None)
+        if entry is not None and not entry.settled.done():
+            entry.settled.set_result(result)
+
+    async def _hand_out(self, delivery: Delivery[Any]) -> Outcome:
+        entry = self._open[id(delivery)]
+        self._ready.append(delivery)
+        self._arrived.set()
+        try:
+            return await entry.outcome
+        finally:
+            if delivery in self._ready:
+                self._ready.remove(delivery)

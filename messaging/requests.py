@@ -1,0 +1,199 @@
+"""Request and reply: one inbox for the process, replies matched to requests by correlation id (semantics 22)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+
+from messaging.backoff import Backoff
+from messaging.clock import sleep, timeout
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConnectionFailed,
+    InvalidMessage,
+    MessagingError,
+    RemoteError,
+    RequestTimeout,
+)
+from messaging.message import Ack, Message, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from messaging.adapter import Adapter, RawDelivery, ReplyInbox
+    from messaging.clock import Clock
+    from messaging.codec import Codec
+    from messaging.message import Outcome
+
+logger = logging.getLogger("messaging")
+
+ERROR_TYPE = "messaging.error"
+"""The `type` of a reply that carries the responder's failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a responder returned: sent as the reply, even when it is None."""
+
+    value: Any
+
+
+class Requester:
+    """The requests in flight of one bus. Bounded by the callers: each waits for its own."""
+
+    def __init__(self, adapter: Adapter, clock: Clock) -> None:
+        self._adapter = adapter
+        self._clock = clock
+        self._pending: dict[str, asyncio.Future[Message]] = {}
+        self._inbox: ReplyInbox | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
+        self._ended: MessagingError | None = None
+        self.late = 0
+        """Replies that came when nobody waited for them any more."""
+
+    async def request(
+        self, name: str, send: Callable[[str, str], Awaitable[object]], within: float
+    ) -> Message:
+        """Send with a reply address and a correlation id, and return the reply.
+
+        Raises RequestTimeout after `within` seconds, ConnectionFailed when the connection that would bring the
+        reply is lost, and what `send` raises. Nothing is left behind in any case.
+        """
+        correlation_id = str(uuid_utils.uuid7())
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        try:
+            async with timeout(self._clock, within):
+                inbox = self._inbox or await self._open()
+                if self._ended is not None:
+                    raise self._ended
+                self._pending[correlation_id] = reply
+                await send(inbox.address, correlation_id)
+                return await reply
+        except TimeoutError as error:
+            if isinstance(error, MessagingError):
+                raise
+            raise RequestTimeout(f"No reply from {name} within {within:g} s") from None
+        finally:
+            self._pending.pop(correlation_id, None)
+            if reply.done() and not reply.cancelled():
+                reply.exception()  # it may have failed while `send` was raising something else
+
+    async def close(self) -> None:
+        """Fail what still waits and leave the inbox."""
+        self._fail(Closed("The bus was closed before the reply came"))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        if self._inbox is not None:
+            await self._inbox.close()
+
+    async def _open(self) -> ReplyInbox:
+        async with self._opening:
+            if self._inbox is None:
+                self._inbox = await self._adapter.reply_inbox()
+                self._task = asyncio.create_task(self._receive(self._inbox), name="messaging-replies")
+            return self._inbox
+
+    async def _receive(self, inbox: ReplyInbox) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                replies = await inbox.receive(256, 5.0)
+            except AuthenticationFailed as error:
+                self._ended = error
+                self._fail(error)
+                return
+            except ConnectionFailed as error:
+                self._fail(error)
+                await sleep(self._clock, backoff.next())
+                continue
+            backoff.reset()
+            for reply in replies:
+                self._take_in(reply)
+
+    def _take_in(self, reply: Message) -> None:
+        waiting = self._pending.get(reply.correlation_id or "")
+        if waiting is None or waiting.done():
+            self.late += 1
+        else:
+            waiting.set_result(reply)
+
+    def _fail(self, error: MessagingError) -> None:
+        for waiting in self._pending.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+
+
+def read_reply(codec: Codec[Any], reply: Message) -> Any:
+    """The payload of a reply. Raises RemoteError for a responder's failure, DecodeError for a foreign body."""
+    if reply.type == ERROR_TYPE:
+        raise _remote_error(reply.body)
+    return codec.decode(reply.body, reply.content_type)
+
+
+def answering(
+    codec: Codec[Any], *, source: str, clock: Clock
+) -> Callable[[RawDelivery, Outcome], tuple[Outcome, Message | None]]:
+    """Turns a responder's outcome into the reply to send: a failure is answered too, and is over with it."""
+
+    def message(request: Message, body: bytes, content_type: str, type_: str) -> Message:
+        return Message(
+            id=str(uuid_utils.uuid7()),
+            topic=request.topic,
+            body=body,
+            content_type=content_type,
+            type=type_,
+            source=source,
+            time=datetime.fromtimestamp(clock.time(), UTC),
+            correlation_id=request.correlation_id or request.id,
+            causation_id=request.id,
+        )
+
+    def failed(request: Message, error: BaseException) -> Message:
+        body = json.dumps({"type": _type_name(error), "message": str(error)})
+        return message(request, body.encode(), "application/json", ERROR_TYPE)
+
+    def answer(delivery: RawDelivery, outcome: Outcome) -> tuple[Outcome, Message | None]:
+        request = delivery.message
+        if isinstance(outcome, Release):
+            return outcome, None
+        if not isinstance(outcome, Ack):
+            cause = outcome.__cause__ or outcome
+            logger.warning(
+                "The responder of %s failed on request %s: %s",
+                request.topic,
+                request.id,
+                cause,
+                extra={"topic": request.topic, "message_id": request.id},
+            )
+            return Ack(), failed(request, cause)
+        if not isinstance(outcome.reply, Answer):
+            return outcome, None
+        try:
+            body, content_type = codec.encode(outcome.reply.value)
+        except InvalidMessage as error:
+            return Ack(), failed(request, error)
+        return outcome, message(request, body, content_type, request.topic)
+
+    return answer
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _remote_error(body: bytes) -> RemoteError:
+    try:
+        content = json.loads(body)
+        return RemoteError(str(content["type"]), str(content["message"]))
+    except (ValueError, TypeError, KeyError):
+        return RemoteError("unknown", body[:200].decode(errors="replace"))

@@ -1,0 +1,291 @@
+"""One subscription of an app: what the code says, what the settings make of it, and the chain of its handler.
+
+The chain, outermost first: retrying, expiring, idempotent, timing_out, the app's and the subscription's own
+middleware, the handler.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from messaging.adapter import Subscription
+from messaging.binding import Binding, Counters
+from messaging.errors import ConfigurationError, UnsupportedCapability
+from messaging.message import Ack, Endpoint, Message, Topic, seconds
+from messaging.middleware.expiry import expiring
+from messaging.middleware.idempotency import idempotent
+from messaging.middleware.retry import Delay, RetryPolicy, retrying
+from messaging.middleware.timeout import timing_out
+from messaging.parameters import OUTCOMES, bind, concluded, name_of
+from messaging.requests import Answer, answering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
+
+    from messaging.adapter import Capabilities, GroupSpec, Start
+    from messaging.bus import Bus
+    from messaging.message import Duration, Handler, Middleware, Outcome
+    from messaging.settings import SubscriptionSettings
+
+logger = logging.getLogger("messaging")
+
+OnExpired = Literal["drop", "dead_letter"]
+OnExhausted = Literal["dead_letter", "hold_key"]
+
+CONCURRENCY = 16
+DONE_FOR = 24 * 3600.0
+"""Seconds for which an idempotency key stays done."""
+PROGRESS_LEASE = 30.0
+"""Seconds after which an idempotency key in progress may be taken over, unless its owner extends it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What the code says. None where it leaves a choice to the app, the settings or the default."""
+
+    app: str
+    topic: Topic[Any]
+    group: str
+    function: Callable[..., Any]
+    endpoint: Endpoint[Any, Any] | None = None
+    concurrency: int | None = None
+    prefetch: int | None = None
+    ordered: bool | None = None
+    retry: RetryPolicy | None = None
+    timeout: Duration | None = None
+    idempotent: bool | Callable[[Message], str] | None = None
+    start: Start | None = None
+    on_expired: OnExpired | None = None
+    on_exhausted: OnExhausted | None = None
+    middleware: Sequence[Middleware] = ()
+    native: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.topic.name}/{self.group}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A subscription with its settings applied: every choice is made."""
+
+    definition: Definition
+    group: GroupSpec
+    concurrency: int
+    prefetch: int
+    retry: RetryPolicy
+    timeout: float | None
+    idempotent: bool | Callable[[Message], str]
+    on_expired: OnExpired
+    on_exhausted: OnExhausted
+    middleware: Sequence[Middleware]
+
+    def missing(self, capabilities: Capabilities, bus: Bus) -> list[str]:
+        """What is asked for and cannot be had here, with the way out."""
+        wanted = {"groups": True, "order": self.group.ordered, "history": self.group.start != "latest"}
+        wanted["requests"] = self.definition.endpoint is not None
+        wanted["delayed_retry"] = not self.group.ordered and self.retry.attempts > 1
+        reasons = [
+            f"{self.definition.name} asks for {name.replace('_', ' ')}: {capability.reason}"
+            for name, needed in wanted.items()
+            if needed and (capability := getattr(capabilities, name)).level == "unsupported"
+        ]
+        longest = self.retry.longest
+        bound = capabilities.max_hold if self.group.ordered else capabilities.max_delay
+        if longest > bound:
+            reasons.append(
+                f"{self.definition.name} may retry after {longest:g} s; {capabilities.broker} can wait {bound:g} s "
+                "there: lower the policy's maximum"
+            )
+        if self.on_exhausted == "hold_key" and not self.group.ordered:
+            reasons.append(f"{self.definition.name} holds keys, which only an ordered group has")
+        if self.idempotent and bus.store is None:
+            reasons.append(
+                f"{self.definition.name} is idempotent, which needs a store that all members share: "
+                'connect(store="redis://...") or MESSAGING_STORE'
+            )
+        return reasons
+
+    def bind(self, bus: Bus, provided: Sequence[object], executor: Executor) -> Binding:
+        """Make the chain. Raises ConfigurationError for a parameter that nothing can fill."""
+        definition = self.definition
+        counters = Counters()
+        ordered = self.group.ordered
+        handler = bind(
+            definition.function,
+            provided,
+            executor,
+            bus.clock,
+            concluded if definition.endpoint is None else _answered,
+        )
+        return Binding(
+            subscription=Subscription(
+                group=self.group,
+                prefetch=self.prefetch,
+                concurrency=self.concurrency,
+                max_hold=self.retry.longest,
+            ),
+            codec=definition.topic.codec,
+            handler=self._chain(handler, bus, counters),
+            handler_name=name_of(definition.function),
+            service=definition.app,
+            grace=bus.settings.drain_timeout,
+            max_delay=bus.capabilities.max_hold if ordered else bus.capabilities.max_delay,
+            answer=None
+            if definition.endpoint is None
+            else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),
+            counters=counters,
+        )
+
+    def _chain(self, handler: Handler, bus: Bus, counters: Counters) -> Handler:
+        def count_expired(_: object) -> None:
+            counters.expired += 1
+
+        chain: list[Middleware] = [
+            retrying(self.retry, on_exhausted=self.on_exhausted),
+            expiring(self.on_expired, clock=bus.clock, expired=count_expired),
+        ]
+        if self.idempotent and bus.store is not None:
+            encode, decode = _reply_storage(self.definition.endpoint)
+            chain.append(
+                idempotent(
+                    bus.store,
+                    scope=f"{bus.settings.namespace or ''}:{self.group.topic.name}:{self.group.name}",
+                    key=self.idempotent if callable(self.idempotent) else None,
+                    lease=PROGRESS_LEASE,
+                    ttl=DONE_FOR,
+                    clock=bus.clock,
+                    owner=bus.member,
+                    encode_reply=encode,
+                    decode_reply=decode,
+                )
+            )
+        if self.timeout is not None:
+            chain.append(timing_out(self.timeout, clock=bus.clock))
+        for middleware in reversed([*chain, *self.middleware]):
+            handler = middleware(handler)
+        return handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What an app says for all its subscriptions."""
+
+    retry: RetryPolicy
+    middleware: Sequence[Middleware] = ()
+    concurrency: int | None = None
+    prefetch: int | None = None
+    timeout: Duration | None = None
+    idempotent: bool | Callable[[Message], str] = False
+
+
+def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
+    """Apply the settings: code < TOML < environment, the subscription's over the app's."""
+    settings = bus.settings.subscription(definition.topic.name, definition.group)
+    topic = bus.catalogue.spec(definition.topic)
+    concurrency = _first(settings.concurrency, definition.concurrency, defaults.concurrency, CONCURRENCY)
+    timeout = _first(settings.timeout, definition.timeout, defaults.timeout, None)
+    if definition.endpoint is None:
+        retry = _retry(settings, definition.retry or defaults.retry)
+    else:
+        retry = RetryPolicy(1)  # a responder runs once (22)
+    made = Plan(
+        definition=definition,
+        group=bus.catalogue.group(
+            topic,
+            definition.group,
+            ordered=definition.ordered,
+            start=_first(settings.start, definition.start, None, "latest"),
+            native=definition.native,
+        ),
+        concurrency=concurrency,
+        prefetch=_first(settings.prefetch, definition.prefetch, defaults.prefetch, 2 * concurrency),
+        retry=retry,
+        timeout=None if timeout is None else seconds(timeout),
+        idempotent=_idempotent(settings, definition, defaults),
+        on_expired=_first(settings.on_expired, definition.on_expired, None, "drop"),
+        on_exhausted=_first(settings.on_exhausted, definition.on_exhausted, None, "dead_letter"),
+        middleware=(*defaults.middleware, *definition.middleware),
+    )
+    for name, value in (("concurrency", made.concurrency), ("prefetch", made.prefetch)):
+        if value < 1:
+            raise ConfigurationError(f"The {name} of {definition.name} is {value}; it must be 1 or more")
+    return made
+
+
+def check(plans: Sequence[Plan], bus: Bus) -> None:
+    """Raise UnsupportedCapability with everything that the broker cannot do for these, together."""
+    reasons = [reason for made in plans for reason in made.missing(bus.capabilities, bus)]
+    if reasons:
+        raise UnsupportedCapability("; ".join(reasons))
+    if any(made.idempotent for made in plans) and bus.store is not None and not bus.store.shared:
+        logger.warning(
+            "The idempotency store is memory: it protects this process only. Name one that all members share."
+        )
+
+
+def _first(settings: Any, definition: Any, defaults: Any, default: Any) -> Any:
+    """The first that says something."""
+    return next((value for value in (settings, definition, defaults) if value is not None), default)
+
+
+def _idempotent(
+    settings: SubscriptionSettings, definition: Definition, defaults: Defaults
+) -> bool | Callable[[Message], str]:
+    said = definition.idempotent if definition.idempotent is not None else defaults.idempotent
+    if settings.idempotent is None:
+        return said
+    return said if settings.idempotent and callable(said) else settings.idempotent
+
+
+def _retry(settings: SubscriptionSettings, policy: RetryPolicy) -> RetryPolicy:
+    change = settings.retry
+    if change is None:
+        return policy
+    delay = policy.delay
+    initial = delay.initial if change.delay is None else seconds(change.delay)
+    maximum = max(delay.maximum, initial) if change.maximum is None else seconds(change.maximum)
+    return replace(
+        policy,
+        attempts=policy.attempts if change.attempts is None else change.attempts,
+        delay=Delay(
+            initial,
+            delay.multiplier if change.multiplier is None else change.multiplier,
+            maximum,
+            delay.jitter if change.jitter is None else change.jitter,
+        ),
+    )
+
+
+def _answered(result: Any) -> Outcome:
+    """The outcome of a responder: what it returns is the reply, None too."""
+    if isinstance(result, Ack):
+        return Ack(Answer(result.reply))
+    if isinstance(result, OUTCOMES):
+        return result
+    return Ack(Answer(result))
+
+
+def _reply_storage(
+    endpoint: Endpoint[Any, Any] | None,
+) -> tuple[Callable[[Any], bytes | None] | None, Callable[[bytes], Any] | None]:
+    """How a responder's reply is kept with its idempotency key."""
+    if endpoint is None:
+        return None, None
+    codec = endpoint.reply_codec
+
+    def encode(reply: Any) -> bytes | None:
+        if not isinstance(reply, Answer):
+            return None
+        body, content_type = codec.encode(reply.value)
+        return json.dumps(content_type).encode() + b"\n" + body
+
+    def decode(stored: bytes) -> Any:
+        content_type, _, body = stored.partition(b"\n")
+        return Answer(codec.decode(body, json.loads(content_type)))
+
+    return encode, decode

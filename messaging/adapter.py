@@ -10,16 +10,19 @@ The rules that it carries are numbered in the semantics page of the documentatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import inf
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from messaging.clock import Clock
-from messaging.errors import MessagingError, PublishError
 from messaging.message import Message, Outcome, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from messaging.clock import Clock
+    from messaging.errors import MessagingError, PublishError
 
 API_VERSION = 1
 

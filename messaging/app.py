@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
 from messaging.dispatch import Dispatcher
 from messaging.errors import Closed, ConfigurationError
-from messaging.message import Endpoint, Message, Middleware, Outcome, Topic
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
 from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired, Plan, check, plan
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
     from messaging.adapter import Start, TopicSpec
     from messaging.bus import Bus
-    from messaging.message import Duration
+    from messaging.message import Duration, Endpoint, Message, Middleware, Outcome, Topic
     from messaging.testing.harness import AppTest
 
 M = TypeVar("M")
@@ -216,7 +216,7 @@ class App:
     # --- running -------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def running(self, bus: Bus, *, provide: Sequence[object] | None = None) -> AsyncIterator[App]:
+    async def running(self, bus: Bus, *, provide: Sequence[object] | None = None) -> AsyncGenerator[App]:
         """Handle messages while the body runs, then drain.
 
         At exit nothing new starts, what runs is finished within the drain timeout and settled, the rest goes back
@@ -281,14 +281,14 @@ class App:
             return provide
         if self._lifespan is None:
             return ()
-        yielded = await stack.enter_async_context(self._lifespan(bus))
+        yielded: object = await stack.enter_async_context(self._lifespan(bus))
         if yielded is None:
             return ()
-        return yielded if isinstance(yielded, tuple) else (yielded,)
+        return cast("tuple[object, ...]", yielded) if isinstance(yielded, tuple) else (yielded,)
 
 
 @asynccontextmanager
-async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncIterator[None]:
+async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncGenerator[None]:
     """Run these beside the body; the first fatal error cancels the body and is raised alone."""
     try:
         async with asyncio.TaskGroup() as tasks:

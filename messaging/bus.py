@@ -6,8 +6,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import uuid_utils
@@ -34,6 +32,8 @@ from messaging.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping
+    from datetime import datetime
+    from types import TracebackType
 
     from messaging.adapter import Adapter, Capabilities, GroupInfo
     from messaging.app import App
@@ -413,6 +413,6 @@ class Bus:
     def _known(self, topic: Topic[Any] | str) -> Topic[Any]:
         if isinstance(topic, str):
             return self._catalogue.untyped(topic)
-        if isinstance(topic, Topic):
-            return topic
-        raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")
+        if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+            raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")
+        return topic

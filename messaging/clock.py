@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
 
 class Timer(Protocol):
@@ -65,7 +65,12 @@ async def sleep(clock: Clock, delay: float) -> None:
         await asyncio.sleep(0)
         return
     woken = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(delay, lambda: woken.done() or woken.set_result(None))
+
+    def wake() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    timer = clock.call_later(delay, wake)
     try:
         await woken
     finally:
@@ -73,7 +78,7 @@ async def sleep(clock: Clock, delay: float) -> None:
 
 
 @asynccontextmanager
-async def timeout(clock: Clock, delay: float | None) -> AsyncIterator[None]:
+async def timeout(clock: Clock, delay: float | None) -> AsyncGenerator[None]:
     """Cancel the body after `delay` seconds of this clock and raise TimeoutError; None waits for ever.
 
     A cancellation that comes from outside is passed on unchanged, as `asyncio.timeout` does.

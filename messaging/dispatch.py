@@ -536,10 +536,8 @@ class Dispatcher:
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a task group: the others only followed from it."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    first: BaseException = group.exceptions[0]
+    return first
 
 
 async def _first_failure(workers: Collection[asyncio.Task[None]]) -> None:

@@ -124,7 +124,7 @@ def _checked_key(topic: str, key: Key | None) -> Key | None:
     """The key as every broker gives it back: bytes that are UTF-8 are a str."""
     if key is None:
         return None
-    if not isinstance(key, (str, bytes)):
+    if not isinstance(key, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
         raise InvalidMessage(
             f"The key {key!r} for {topic} is a {type(key).__name__}; it must be a str or bytes"
         )

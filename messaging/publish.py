@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.clock import timeout
 from messaging.errors import Closed, PublishError, PublishUncertain
-from messaging.message import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Adapter, Outgoing
     from messaging.clock import Clock
+    from messaging.message import Receipt
 
 BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""

@@ -244,8 +244,6 @@ def _idempotent(
 
 def _retry(settings: SubscriptionSettings, policy: RetryPolicy) -> RetryPolicy:
     change = settings.retry
-    if change is None:
-        return policy
     delay = policy.delay
     initial = delay.initial if change.delay is None else seconds(change.delay)
     maximum = max(delay.maximum, initial) if change.maximum is None else seconds(change.maximum)

@@ -81,7 +81,7 @@ def clip(text: str, limit: int, *, middle: bool = False) -> str:
     """`text` cut so that it takes at most `limit` bytes as ASCII JSON; at its end, or in its middle."""
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be printed or stored
-    if 6 * len(text) <= limit:
+    if 12 * len(text) <= limit:
         return text
     mark = "\n[...]\n" if middle else "..."
     keep = len(text)

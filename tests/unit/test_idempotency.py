@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from hashlib import sha256
+
+import pytest
+
+from messaging.clock import sleep
+from messaging.errors import ConnectionFailed, IdempotencyConflict
+from messaging.message import Ack, Delivery, Message, Reject, Release, Retry
+from messaging.middleware import idempotent
+from messaging.store import Begun, Completed, IdempotencyStore, InProgress
+from messaging.testing import VirtualClock
+
+LEASE = 30.0
+TTL = 3600.0
+
+
+class Store(IdempotencyStore):
+    """Keeps keys in a dict, writes down the calls, and fails or hangs where a test says so."""
+
+    shared = False
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.entries = {}
+        self.calls = []
+        self.fences = 0
+        self.broken = {}
+        self.slow = {}
+
+    @classmethod
+    def from_url(cls, url, *, clock):
+        return cls(clock)
+
+    async def open(self):
+        pass
+
+    async def close(self):
+        pass
+
+    async def _called(self, name, *arguments):
+        self.calls.append((name, *arguments))
+        if name in self.slow:
+            await sleep(self.clock, self.slow[name])
+        if name in self.broken:
+            raise self.broken[name]
+
+    def _ours(self, key, fence):
+        return self.entries.get(key, {}).get("fence") == fence
+
+    async def begin(self, key, *, digest, lease):
+        await self._called("begin", key)
+        now = self.clock.monotonic()
+        entry = self.entries.get(key)
+        if entry and entry["until"] > now:
+            if entry["digest"] != digest:
+                raise IdempotencyConflict(f"{key} was used for another payload")
+            return Completed(entry["result"]) if entry["done"] else InProgress(entry["until"] - now)
+        self.fences += 1
+        self.entries[key] = {"fence": self.fences, "digest": digest, "until": now + lease, "done": False}
+        return Begun(self.fences)
+
+    async def extend(self, key, fence, *, lease):
+        await self._called("extend", key)
+        if self._ours(key, fence):
+            self.entries[key]["until"] = self.clock.monotonic() + lease
+        return self._ours(key, fence)
+
+    async def complete(self, key, fence, *, result, ttl):
+        await self._called("complete", key, result)
+        if self._ours(key, fence):
+            self.entries[key] |= {"done": True, "result": result, "until": self.clock.monotonic() + ttl}
+        return self._ours(key, fence)
+
+    async def clear(self, key, fence):
+        await self._called("clear", key)
+        if self._ours(key, fence):
+            del self.entries[key]
+
+    def count(self, name):
+        return sum(call[0] == name for call in self.calls)
+
+
+@pytest.fixture
+def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+def store(clock):
+    return Store(clock)
+
+
+def delivery(id="m1", body=b"{}"):
+    return Delivery({}, message=Message(id=id, topic="orders", body=body), group="billing")
+
+
+def protect(store, handler, **options):
+    options = {"scope": "s", "lease": LEASE, "ttl": TTL, "clock": store.clock, "owner": "here", **options}
+    return idempotent(store, **options)(handler)
+
+
+def always(outcome):
+    handled = []
+
+    async def handler(delivery):
+        handled.append(delivery)
+        if isinstance(outcome, BaseException) and not isinstance(outcome, Retry | Reject):
+            raise outcome
+        return outcome
+
+    handler.handled = handled
+    return handler
+
+
+def taking(clock, seconds, outcome=Ack()):
+    async def handler(delivery):
+        await sleep(clock, seconds)
+        return outcome
+
+    return handler
+
+
+# once
+
+
+async def test_a_second_delivery_of_a_handled_message_is_acknowledged_unhandled(store):
+    handler = always(Ack())
+    handle = protect(store, handler)
+
+    assert [await handle(delivery()), await handle(delivery())] == [Ack(), Ack()]
+    assert len(handler.handled) == 1
+
+
+async def test_a_handled_key_is_forgotten_after_its_ttl(store, clock):
+    handler = always(Ack())
+    handle = protect(store, handler)
+
+    await handle(delivery())
+    await clock.advance(TTL)
+    await handle(delivery())
+
+    assert len(handler.handled) == 2
+
+
+async def test_the_key_is_the_message_id_in_its_scope(store):
+    await protect(store, always(Ack()), scope="production/orders/billing")(delivery("m7"))
+
+    assert set(store.entries) == {"production/orders/billing:m7"}
+    assert store.entries["production/orders/billing:m7"]["digest"] == sha256(b"{}").hexdigest()
+
+
+async def test_the_key_may_be_a_function_of_the_message(store):
+    handler = always(Ack())
+    handle = protect(store, handler, key=lambda message: message.body.decode())
+
+    for id, body in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        await handle(delivery(id, body))
+
+    assert [handled.message.id for handled in handler.handled] == ["a", "c"]
+
+
+async def test_two_payloads_under_one_key_are_rejected(store):
+    handle = protect(store, handler := always(Ack()), key=lambda message: "same")
+
+    await handle(delivery("a", b"1"))
+    outcome = await handle(delivery("b", b"2"))
+
+    assert isinstance(outcome, Reject)
+    assert outcome.cause == "exception"
+    assert isinstance(outcome.__cause__, IdempotencyConflict)
+    assert len(handler.handled) == 1
+
+
+# replies
+
+
+async def test_a_responder_sends_its_stored_reply_again(store):
+    hooks = {"encode_reply": lambda reply: reply.encode(), "decode_reply": lambda reply: reply.decode()}
+    handle = protect(store, handler := always(Ack("42")), **hooks)
+
+    assert [await handle(delivery()), await handle(delivery())] == [Ack("42"), Ack("42")]
+    assert len(handler.handled) == 1
+
+
+async def test_without_hooks_no_reply_is_stored(store):
+    handle = protect(store, always(Ack("42")))
+
+    assert [await handle(delivery()), await handle(delivery())] == [Ack("42"), Ack()]
+    assert ("complete", "s:m1", None) in store.calls
+
+
+async def test_a_reply_that_cannot_be_stored_is_a_failure(store):
+    def encode(reply):
+        raise TypeError("no reply of ours")
+
+    with pytest.raises(TypeError):
+        await protect(store, always(Ack("42")), encode_reply=encode)(delivery())
+    assert store.entries == {}
+
+
+# another owner
+
+
+async def test_while_another_member_has_the_key_the_message_is_released_for_the_rest_of_its_lease(
+    store, clock
+):
+    await store.begin("s:m1", digest=sha256(b"{}").hexdigest(), lease=LEASE)
+    await clock.advance(12)
+    handler = always(Ack())
+
+    assert await protect(store, handler)(delivery()) == Release(after=18.0)
+    assert handler.handled == []
+
+
+async def test_the_key_of_a_member_that_died_is_taken_over(store, clock):
+    await store.begin("s:m1", digest=sha256(b"{}").hexdigest(), lease=LEASE)
+    await clock.advance(LEASE)
+
+    assert await protect(store, handler := always(Ack()))(delivery()) == Ack()
+    assert len(handler.handled) == 1
+
+
+async def test_a_slow_first_owner_cannot_overwrite_the_second_and_its_outcome_stands(store, clock, caplog):
+    async def handler(delivery):
+        store.entries.clear()
+        await store.begin("s:m1", digest=sha256(b"{}").hexdigest(), lease=LEASE)
+        return Ack()
+
+    with caplog.at_level(logging.WARNING, "messaging"):
+        outcome = await protect(store, handler)(delivery())
+
+    assert outcome == Ack()
+    assert store.entries["s:m1"]["done"] is False
+    assert "took over" in caplog.text
+    assert (caplog.records[0].message_id, caplog.records[0].member) == ("m1", "here")
+
+
+# failure
+
+
+@pytest.mark.parametrize("outcome", [Release(), Retry("busy"), Reject("bad")])
+async def test_what_is_no_ack_clears_the_key(store, outcome):
+    assert await protect(store, always(outcome))(delivery()) is outcome
+    assert store.entries == {}
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+async def test_an_exception_clears_the_key_and_passes_unchanged(store, error):
+    async def handler(delivery):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await protect(store, handler)(delivery())
+
+    assert caught.value is error
+    assert store.entries == {}
+
+
+async def test_cancellation_clears_the_key_and_passes(store, clock):
+    task = asyncio.create_task(protect(store, taking(clock, 60))(delivery()))
+    await clock.advance(1)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.entries == {}
+
+
+async def test_a_second_cancellation_does_not_stop_the_clearing(store, clock):
+    store.slow["clear"] = 1.0
+    task = asyncio.create_task(protect(store, taking(clock, 60))(delivery()))
+    await clock.advance(1)
+    task.cancel()
+    await clock.settle()
+    task.cancel()
+    await clock.advance(1)
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.entries == {}
+
+
+async def test_a_cancellation_while_completing_does_not_undo_what_was_handled(store, clock):
+    store.slow["complete"] = 1.0
+    handle = protect(store, handler := always(Ack()))
+    task = asyncio.create_task(handle(delivery()))
+    await clock.settle()
+    task.cancel()
+    await clock.advance(1)
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await handle(delivery()) == Ack()
+    assert len(handler.handled) == 1
+
+
+# the lease
+
+
+async def test_the_lease_is_extended_while_the_handler_runs(store, clock):
+    task = asyncio.create_task(protect(store, taking(clock, 5 * LEASE))(delivery()))
+    await clock.advance(4 * LEASE)
+    second = await protect(store, always(Ack()))(delivery())
+    await clock.advance(LEASE)
+
+    assert isinstance(second, Release)
+    assert await task == Ack()
+    assert store.entries["s:m1"]["done"] is True
+
+
+async def test_nothing_is_extended_once_the_handler_has_ended(store, clock):
+    task = asyncio.create_task(protect(store, taking(clock, LEASE))(delivery()))
+    await clock.advance(LEASE)
+    await task
+    extended = store.count("extend")
+    await clock.advance(10 * LEASE)
+
+    assert store.count("extend") == extended
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_short_handler_extends_nothing(store, clock):
+    await protect(store, always(Ack()))(delivery())
+    await clock.advance(LEASE)
+
+    assert store.count("extend") == 0
+
+
+async def test_the_lease_survives_a_short_outage_of_the_store(store, clock, caplog):
+    task = asyncio.create_task(protect(store, taking(clock, 3 * LEASE))(delivery()))
+    await clock.advance(LEASE / 2)
+    store.broken["extend"] = ConnectionFailed("away")
+    await clock.advance(LEASE / 3)
+    del store.broken["extend"]
+    await clock.advance(2 * LEASE)
+    second = await protect(store, always(Ack()))(delivery())
+    await clock.advance(LEASE)
+
+    assert isinstance(second, Release)
+    assert await task == Ack()
+    assert "was not extended" in caplog.text
+
+
+async def test_a_lost_lease_is_not_extended_further(store, clock):
+    task = asyncio.create_task(protect(store, taking(clock, 10 * LEASE))(delivery()))
+    await clock.advance(1)
+    store.entries.clear()
+    await clock.advance(10 * LEASE)
+
+    assert await task == Ack()
+    assert store.count("extend") == 1
+
+
+# the store is away
+
+
+async def test_while_the_store_is_away_messages_are_released_uncounted_and_one_line_says_so(store, caplog):
+    store.broken["begin"] = ConnectionFailed("no route")
+    handle = protect(store, handler := always(Ack()))
+
+    outcomes = [await handle(delivery()), await handle(delivery())]
+    del store.broken["begin"]
+    await handle(delivery())
+    store.broken["begin"] = ConnectionFailed("no route")
+    await handle(delivery())
+
+    assert outcomes == [Release(after=1.0), Release(after=1.0)]
+    assert len(handler.handled) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+async def test_when_the_store_goes_away_after_the_handler_its_outcome_stands(store, caplog):
+    store.broken["complete"] = ConnectionFailed("no route")
+
+    assert await protect(store, always(Ack()))(delivery()) == Ack()
+    assert "was not completed" in caplog.text
+
+
+async def test_when_the_store_goes_away_after_a_failure_the_failure_is_what_counts(store, caplog):
+    store.broken["clear"] = ConnectionFailed("no route")
+    error = ValueError("x")
+
+    with pytest.raises(ValueError) as caught:
+        await protect(store, always(error))(delivery())
+
+    assert caught.value is error
+    assert "was not cleared" in caplog.text
+
+
+async def test_a_store_that_hangs_does_not_hold_the_outcome_for_ever(store, clock, caplog):
+    store.slow["complete"] = 1e6
+    task = asyncio.create_task(protect(store, always(Ack()))(delivery()))
+    await clock.advance(5)
+
+    assert await task == Ack()
+    assert "was not completed" in caplog.text

@@ -4,7 +4,7 @@
     MESSAGING_URL=redis://localhost python -m examples.checkout
     MESSAGING_URL=amqp://localhost python -m examples.checkout
 
-Exits with 1 when a promise was broken.
+Exits with 1 when a promise was broken, with 2 when the broker cannot be used.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from examples.checkout import analytics, catalogue, email, inventory, payment
 from examples.checkout.gateway import product_page
 from examples.checkout.orders import BadLine, OrderPlaced, orders, read_orders
 from examples.checkout.report import GROUPS, judge, ledger, print_summary, trace
-from messaging import App, Bus, Message, connect
+from messaging import App, Bus, Message, MessagingError, connect
 
 HERE = Path(__file__).parent
 
@@ -120,7 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for bad in ledger.bad_lines:
         trace("shop", f"{file.name} line {bad.number} is no order: {bad.problem}")
 
-    asyncio.run(run(url, options.patience))
+    try:
+        asyncio.run(run(url, options.patience))
+    except MessagingError as error:
+        print(f"the shop cannot run on {broker}: {error}", file=sys.stderr)
+        return 2
 
     promises = judge(
         ledger,

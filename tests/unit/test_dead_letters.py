@@ -5,6 +5,7 @@ import logging
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from messaging.adapter import DeadLetterStore, StoredLetter
 from messaging.dead_letters import PAGE, DeadLetters, Origin
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import parse, record
-from messaging.message import Message
+from messaging.message import Message, Receipt
 from messaging.testing import VirtualClock
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -116,7 +117,7 @@ async def test_a_dead_letter_tells_what_happened(clock):
 
     found = [dead async for dead in letters.browse()]
 
-    dead = found[0]
+    dead: Any = found[0]
     assert (dead.id, dead.message.id) == ("m1", "m1")
     assert (dead.reason, dead.cause, dead.handler) == ("no customer", "max_attempts", "shop.charge")
     assert (dead.error.type, dead.error.message) == ("ValueError", "x")
@@ -265,7 +266,7 @@ async def test_what_cannot_be_sent_stays_dead_and_the_rest_is_tried(clock):
         await letters.redrive()
 
     assert [isinstance(result, PublishError) for result in caught.value.results] == [False, True, True, False]
-    assert caught.value.results[3].id == "m3"
+    assert caught.value.results[3] == Receipt("m3")
     assert [stored.message.id for stored in store.letters] == ["m1", "m2"]
 
 

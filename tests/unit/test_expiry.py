@@ -6,6 +6,7 @@ import pytest
 
 from messaging.message import Ack, Delivery, Message, Reject
 from messaging.middleware import expiring
+from messaging.middleware.expiry import OnExpired
 from messaging.testing import VirtualClock
 
 
@@ -14,7 +15,7 @@ def delivery(clock, seconds):
     return Delivery({}, message=Message(id="m1", topic="orders", body=b"", expires_at=end))
 
 
-async def run(clock, delivery, on_expired="drop"):
+async def run(clock, delivery, on_expired: OnExpired = "drop"):
     handled, expired = [], []
 
     async def handler(delivery):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def delivery(id="m1", body=b"{}"):
     return Delivery({}, message=Message(id=id, topic="orders", body=body), group="billing")
 
 
-def protect(store, handler, **options):
+def protect(store, handler, **options) -> Any:
     options = {"scope": "s", "lease": LEASE, "ttl": TTL, "clock": store.clock, "owner": "here", **options}
     return idempotent(store, **options)(handler)
 
@@ -115,10 +116,10 @@ def always(outcome):
     return handler
 
 
-def taking(clock, seconds, outcome=Ack()):
+def taking(clock, seconds):
     async def handler(delivery):
         await sleep(clock, seconds)
-        return outcome
+        return Ack()
 
     return handler
 

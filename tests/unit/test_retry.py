@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from math import inf, nan
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,15 +13,16 @@ from messaging.errors import ConfigurationError
 from messaging.message import Ack, Delivery, Message, Reject, Release, Retry
 from messaging.middleware import Delay, RetryPolicy, exponential, fixed, retrying
 
-QUIET = exponential(1, maximum=60, jitter=0)
+POLICY = RetryPolicy(3, exponential(1, maximum=60, jitter=0))
+anything: Any = RetryPolicy
 
 
 def delivery(attempt=1):
     return Delivery({}, message=Message(id="m1", topic="orders", body=b""), attempt=attempt)
 
 
-async def run(result, attempt=1, policy=RetryPolicy(3, QUIET), **options):
-    async def handler(delivery):
+async def run(result, attempt=1, policy=POLICY, **options) -> Any:
+    async def handler(delivery) -> Any:
         if isinstance(result, BaseException) and not getattr(result, "returned", False):
             raise result
         return result
@@ -95,9 +97,9 @@ def test_a_delay_of_zero_stays_zero_at_any_attempt():
         lambda: exponential(1, jitter=-0.1),
         lambda: exponential(1, jitter=1.1),
         lambda: RetryPolicy(0),
-        lambda: RetryPolicy(retry_on=(KeyboardInterrupt,)),
-        lambda: RetryPolicy(reject_on=("ValueError",)),
-        lambda: RetryPolicy(reject_on=3),
+        lambda: anything(retry_on=(KeyboardInterrupt,)),
+        lambda: anything(reject_on=("ValueError",)),
+        lambda: anything(reject_on=3),
     ],
 )
 def test_an_impossible_policy_is_refused_when_it_is_made(make):
@@ -113,8 +115,8 @@ def test_a_policy_has_three_attempts_by_default_and_takes_its_arguments_by_posit
 
 
 def test_a_single_class_or_a_list_will_do():
-    assert RetryPolicy(retry_on=OSError).retry_on == (OSError,)
-    assert RetryPolicy(reject_on=[OSError, KeyError]).reject_on == (OSError, KeyError)
+    assert anything(retry_on=OSError).retry_on == (OSError,)
+    assert anything(reject_on=[OSError, KeyError]).reject_on == (OSError, KeyError)
 
 
 @given(delays, st.integers(1, 50), chances)
@@ -213,7 +215,7 @@ async def test_an_outcome_raised_because_of_an_exception_shows_that_exception():
         except OSError as error:
             raise Reject("cannot store") from error
 
-    outcome = await retrying(RetryPolicy())(handler)(delivery())
+    outcome: Any = await retrying(RetryPolicy())(handler)(delivery())
 
     assert isinstance(outcome.__cause__, OSError)
 
@@ -223,9 +225,9 @@ async def test_an_outcome_raised_while_handling_an_exception_shows_that_exceptio
         try:
             raise OSError("disk")
         except OSError:
-            raise Retry("later")
+            raise Retry("later")  # noqa: B904  without `from`
 
-    outcome = await retrying(RetryPolicy())(handler)(delivery())
+    outcome: Any = await retrying(RetryPolicy())(handler)(delivery())
 
     assert isinstance(outcome.__cause__, OSError)
 
@@ -307,7 +309,8 @@ async def test_an_exhausted_group_is_a_dead_letter():
 
 
 async def test_a_wish_that_is_no_delay_in_a_group_is_a_dead_letter():
-    outcome = await run(ExceptionGroup("g", [Retry(after=5), Retry(after="soon")]))
+    not_a_delay: Any = "soon"
+    outcome = await run(ExceptionGroup("g", [Retry(after=5), Retry(after=not_a_delay)]))
 
     assert (type(outcome), outcome.cause) == (Reject, "delay_unsupported")
 

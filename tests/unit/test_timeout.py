@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,19 @@ from messaging.testing import VirtualClock
 DELIVERY = Delivery({}, message=Message(id="m1", topic="orders", body=b""), group="billing")
 
 
+def protect(clock) -> Any:
+    return timing_out(5, clock=clock)
+
+
 async def test_a_handler_in_time_keeps_its_outcome():
     clock = VirtualClock()
     outcome = Ack()
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         await sleep(clock, 4)
         return outcome
 
-    task = asyncio.create_task(timing_out(5, clock=clock)(handler)(DELIVERY))
+    task = asyncio.create_task(protect(clock)(handler)(DELIVERY))
     await clock.advance(4)
 
     assert await task is outcome
@@ -30,14 +35,14 @@ async def test_a_slow_handler_is_cancelled_and_the_error_names_the_message():
     clock = VirtualClock()
     ended = []
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         try:
             await sleep(clock, 60)
         finally:
             ended.append(clock.monotonic())
         return Ack()
 
-    task = asyncio.create_task(timing_out(5, clock=clock)(handler)(DELIVERY))
+    task = asyncio.create_task(protect(clock)(handler)(DELIVERY))
     await clock.advance(5)
 
     with pytest.raises(TimeoutError, match=r"longer than 5 s: message m1 of orders, group billing"):
@@ -49,11 +54,11 @@ async def test_a_timeout_of_the_handlers_own_passes_unchanged():
     clock = VirtualClock()
     own = TimeoutError("the bank did not answer")
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         raise own
 
     with pytest.raises(TimeoutError) as caught:
-        await timing_out(5, clock=clock)(handler)(DELIVERY)
+        await protect(clock)(handler)(DELIVERY)
 
     assert caught.value is own
 
@@ -61,11 +66,11 @@ async def test_a_timeout_of_the_handlers_own_passes_unchanged():
 async def test_an_error_of_the_handler_passes_unchanged():
     own = ValueError("x")
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         raise own
 
     with pytest.raises(ValueError) as caught:
-        await timing_out(5, clock=VirtualClock())(handler)(DELIVERY)
+        await protect(VirtualClock())(handler)(DELIVERY)
 
     assert caught.value is own
 
@@ -73,11 +78,11 @@ async def test_an_error_of_the_handler_passes_unchanged():
 async def test_a_cancellation_from_outside_is_no_timeout():
     clock = VirtualClock()
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         await sleep(clock, 60)
         return Ack()
 
-    task = asyncio.create_task(timing_out(5, clock=clock)(handler)(DELIVERY))
+    task = asyncio.create_task(protect(clock)(handler)(DELIVERY))
     await clock.advance(1)
     task.cancel()
 
@@ -88,15 +93,16 @@ async def test_a_cancellation_from_outside_is_no_timeout():
 async def test_a_handler_that_swallows_its_timeout_leaves_the_worker_uncancelled():
     clock = VirtualClock()
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         try:
             await sleep(clock, 60)
         except asyncio.CancelledError:
             return Ack()
 
     async def worker():
-        outcome = await timing_out(5, clock=clock)(handler)(DELIVERY)
-        return outcome, asyncio.current_task().cancelling()
+        current: Any = asyncio.current_task()
+        outcome = await protect(clock)(handler)(DELIVERY)
+        return outcome, current.cancelling()
 
     task = asyncio.create_task(worker())
     await clock.advance(5)
@@ -107,12 +113,12 @@ async def test_a_handler_that_swallows_its_timeout_leaves_the_worker_uncancelled
 async def test_the_clock_of_a_finished_handler_does_not_cancel_the_next_one():
     clock = VirtualClock()
 
-    async def handler(delivery):
+    async def handler(delivery) -> Any:
         await sleep(clock, 3)
         return Ack()
 
     async def worker():
-        handle = timing_out(5, clock=clock)(handler)
+        handle = protect(clock)(handler)
         return [await handle(DELIVERY), await handle(DELIVERY)]
 
     task = asyncio.create_task(worker())

@@ -25,10 +25,8 @@ _EXTRAS = {
     "kafka": "kafka",
     "sqs": "sqs",
 }
-_SECRET_PARAMETER = re.compile(
-    r"(?P<name>[?&#;][^=&#;]*(?:pass|pwd|secret|token|key|credential|auth|sig)[^=&#;]*=)[^&#;]*",
-    re.IGNORECASE,
-)
+_SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|sig", re.IGNORECASE)
+_PARAMETER = re.compile(r"([?&#;])([^=&#;]*)=([^&#;]*)")
 
 
 def redact(url: str) -> str:
@@ -47,7 +45,17 @@ def redact(url: str) -> str:
         user, colon, _ = authority.partition("@")[0].partition(":")
         hosts = authority[authority.rindex("@") :]
         authority = f"{user}:***{hosts}" if colon else f"***{hosts}"
-    return url[:start] + authority + _SECRET_PARAMETER.sub(r"\g<name>***", rest)
+    return url[:start] + authority + _PARAMETER.sub(_parameter, rest)
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option of this name may hold a credential."""
+    return _SECRET.search(option) is not None
+
+
+def _parameter(found: re.Match[str]) -> str:
+    mark, name, value = found.groups()
+    return f"{mark}{name}={'***' if is_secret(name) else value}"
 
 
 def scheme_of(url: str) -> str:

@@ -1,15 +1,13 @@
 """The dispatcher: receive -> lanes -> handler -> settle, for one subscription of one member.
 
-A fixed number of workers take deliveries from the lanes and run the handler in place: there is no task per
-message. State has one owner: lanes know what is held, the settler what waits to be settled, the consumer what is
-ours on the broker.
+State has one owner: the lanes know what is held, the workers what runs, the settler what waits to be settled, the
+consumer what is ours on the broker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,20 +15,18 @@ from typing import TYPE_CHECKING
 from messaging import failure
 from messaging.adapter import Hold, SettleError, Settlement
 from messaging.backoff import Backoff
-from messaging.binding import current_delivery
 from messaging.clock import sleep
 from messaging.errors import (
     AuthenticationFailed,
     ConfigurationError,
     ConnectionFailed,
-    DecodeError,
     LeaseLost,
-    MessagingError,
 )
 from messaging.health import SubscriptionHealth
 from messaging.lanes import Lanes
-from messaging.message import Ack, Delivery, Reject, Release, Retry, seconds
+from messaging.message import Ack, Reject, Release, Retry, seconds
 from messaging.settlement import Settler
+from messaging.workers import ABANDON_AFTER, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -42,12 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-SUSPECT_AFTER = 3
-"""Returns without a recorded failure after which a message is run alone (semantics 3)."""
 RECEIVE_WAIT = 1.0
 """Seconds that one `receive` may wait; bounds how late a change of the paused partitions is seen."""
-ABANDON_AFTER = 5.0
-"""Seconds given to a handler that was cancelled, before it is left behind."""
 
 
 class Dispatcher:
@@ -66,12 +58,17 @@ class Dispatcher:
             wanted=self._still_ours,
             clock=clock,
         )
-        self._running: dict[RawDelivery, asyncio.Task[None]] = {}
-        self._interrupted: set[RawDelivery] = set()
+        self._workers = Workers(
+            binding,
+            self._lanes,
+            self._consumer,
+            clock,
+            conclude=self._conclude,
+            lose=lambda delivery, reason: self._forget_lost((delivery,), reason),
+            changed=self._changed,
+        )
         self._revoked: set[int] = set()
-        self._suspects: deque[RawDelivery] = deque()
-        self._alone: RawDelivery | None = None
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._lost: set[RawDelivery] = set()
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
@@ -88,17 +85,12 @@ class Dispatcher:
 
         Cancellation gives back, uncounted, what was not settled.
         """
-        # Workers are outside the task group: it would wait for ever for a handler that ignores its cancellation.
-        workers = [
-            asyncio.create_task(self._work(), name=f"messaging-worker-{number}")
-            for number in range(self._subscription.concurrency)
-        ]
         try:
             async with asyncio.TaskGroup() as tasks:
                 background = [
                     tasks.create_task(self._settler.run(), name="messaging-settle"),
                     tasks.create_task(self._keep_leases(), name="messaging-leases"),
-                    tasks.create_task(_first_failure(workers), name="messaging-workers"),
+                    tasks.create_task(self._workers.run(), name="messaging-workers"),
                 ]
                 receiver = tasks.create_task(self._receive(), name="messaging-receive")
                 await self._stop.wait()
@@ -106,13 +98,15 @@ class Dispatcher:
                 for task in background:
                     task.cancel()
         except BaseExceptionGroup as group:
-            raise _single(group) from group
+            # The first error ended the task group; the others only followed from it.
+            first: BaseException = group.exceptions[0]
+            raise first from group
         finally:
             self.receiving = False
             if self._timer is not None:
                 self._timer.cancel()
             try:
-                await self._end_workers(workers)
+                await self._workers.end()
                 await self._settler.flush()
             finally:
                 await self._consumer.close()
@@ -124,20 +118,14 @@ class Dispatcher:
     async def _drain(self, receiver: asyncio.Task[None]) -> None:
         """Finish and settle what runs, within the grace period; what has not started goes back with `close`."""
         self._draining = True
+        self._workers.stop()
         receiver.cancel()
+        self._withdraw(lambda _: True)
         deadline = self._clock.monotonic() + self._binding.grace
-        await self._until(lambda: not self._running, deadline)
-        for delivery in list(self._running):
-            self._interrupt(delivery)
+        await self._until(lambda: not self._workers.running, deadline)
+        for delivery in list(self._workers.running):
+            self._workers.interrupt(delivery)
         await self._until(lambda: not self._lanes.started, deadline + ABANDON_AFTER)
-
-    async def _end_workers(self, workers: Collection[asyncio.Task[None]]) -> None:
-        for worker in workers:
-            worker.cancel()
-        _, left = await asyncio.wait(workers, timeout=ABANDON_AFTER)
-        if left:
-            for delivery in self._running:
-                _log_abandoned(delivery, self._binding.handler_name)
 
     # --- receive -----------------------------------------------------------------------------------------------
 
@@ -148,7 +136,7 @@ class Dispatcher:
         while True:
             room = prefetch - self._lanes.unparked
             # Small gaps are left to grow while every worker is busy, so that messages come in batches.
-            if room < (1 if self._idle else batch) or self._alone is not None:
+            if room < (1 if self._workers.idle else batch) or self._workers.alone is not None:
                 self._room.clear()
                 await self._room.wait()
                 continue
@@ -185,106 +173,15 @@ class Dispatcher:
             if delivery.partition not in self._revoked:
                 self._lanes.add(delivery)
         self._binding.counters.received += len(deliveries)
-        self._wake_workers(len(deliveries))
-
-    # --- handle ------------------------------------------------------------------------------------------------
-
-    async def _work(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            delivery = self._next()
-            if delivery is None:
-                waiter = loop.create_future()
-                self._idle.append(waiter)
-                self._room.set()
-                await waiter
-                continue
-            self._running[delivery] = task
-            try:
-                outcome = await self._handle(delivery)
-            except asyncio.CancelledError:
-                if delivery not in self._interrupted:
-                    raise
-                outcome = Release()
-            finally:
-                del self._running[delivery]
-                self._progress.set()
-            if self._interrupted and delivery in self._interrupted:
-                self._interrupted.discard(delivery)
-                task.uncancel()
-            self._conclude(delivery, outcome)
-
-    def _next(self) -> RawDelivery | None:
-        """The next delivery to run; suspects run when nothing else does."""
-        while self._alone is None and not self._draining:
-            if self._suspects:
-                if self._running:
-                    return None
-                self._alone = self._suspects.popleft()
-                if self._alone in self._lanes:
-                    return self._alone
-                self._alone = None
-                continue
-            delivery = self._lanes.take()
-            if delivery is None:
-                return None
-            if delivery.lease.deadline <= self._clock.monotonic():
-                self._forget_lost((delivery,), "its lease ended before its handler started")
-            elif delivery.guard == "tripped":
-                reason = (
-                    f"the process died {delivery.deliveries - 1} times while handling it, the last time alone"
-                )
-                self._conclude(delivery, Reject(reason, cause="lease_lost"))
-            elif delivery.guard == "alone" or delivery.returns >= SUSPECT_AFTER:
-                self._suspects.append(delivery)
-            else:
-                return delivery
-        return None
-
-    async def _handle(self, raw: RawDelivery) -> Outcome:
-        if raw is self._alone and raw.guard == "none":
-            try:
-                marked = await self._consumer.isolate(raw)
-            except MessagingError as error:
-                self._forget_lost((raw,), str(error))
-                return Release()
-            if not marked:
-                self._forget(raw)
-                return Release()
-        message = raw.message
-        try:
-            payload = self._binding.codec.decode(message.body, message.content_type)
-        except DecodeError as error:
-            return _caused(Reject(str(error), cause="deserialize"), error)
-        delivery = Delivery(
-            payload,
-            message,
-            dict(message.headers),
-            message.key,
-            self._subscription.group.name,
-            raw.attempt,
-            raw.deliveries,
-            raw.partition,
-            raw.position,
-            raw.fence,
-            raw.native,
-        )
-        if self._binding.observer is not None:
-            self._binding.observer.started(delivery, raw)
-        token = current_delivery.set(delivery)
-        try:
-            return await self._binding.handler(delivery)
-        finally:
-            current_delivery.reset(token)
+        self._workers.wake(len(deliveries))
 
     # --- settle ------------------------------------------------------------------------------------------------
 
     def _conclude(self, delivery: RawDelivery, outcome: Outcome) -> None:
         """Hand the outcome of one handling to the settler."""
-        if delivery not in self._lanes:
-            self._end_alone(delivery)
+        if delivery in self._lost or delivery not in self._lanes:
+            self._forget(delivery)
+            self._workers.end_alone(delivery)
             return
         reply: tuple[str, Message] | None = None
         if self._binding.answer is not None:
@@ -292,7 +189,7 @@ class Dispatcher:
             if answer is not None and delivery.reply_to is not None:
                 reply = (delivery.reply_to, answer)
         if isinstance(outcome, Ack):
-            if delivery is not self._alone:
+            if delivery is not self._workers.alone:
                 self._lanes.advance(delivery)
             settlement = Settlement(delivery, outcome)
         elif isinstance(outcome, Release):
@@ -329,7 +226,7 @@ class Dispatcher:
 
     def _settled(self, settlement: Settlement, result: Settled) -> None:
         delivery = settlement.delivery
-        if delivery not in self._lanes:
+        if delivery not in self._lanes or delivery in self._lost:
             return
         if isinstance(result, SettleError):
             self._forget_lost((delivery,), str(result.error))
@@ -341,7 +238,7 @@ class Dispatcher:
                 self._hold(settlement, result.until)
             else:
                 self._forget(delivery)
-        self._end_alone(delivery)
+        self._workers.end_alone(delivery)
 
     def _hold(self, settlement: Settlement, until: float) -> None:
         """Park a delivery that stays with this member; its failure is recorded, so its returns start anew."""
@@ -352,8 +249,7 @@ class Dispatcher:
             delivery.returns = 0
             delivery.guard = "none"
         self._lanes.park(delivery, until)
-        self._room.set()
-        self._progress.set()
+        self._changed()
         self._schedule_wake()
 
     def _count(self, outcome: Outcome) -> None:
@@ -368,17 +264,11 @@ class Dispatcher:
             counters.rejected += 1
 
     def _forget(self, delivery: RawDelivery) -> None:
+        self._lost.discard(delivery)
         self._lanes.finish(delivery)
-        self._room.set()
-        self._progress.set()
-        if self._lanes.ordered and self._idle:
-            self._wake_workers(1)
-
-    def _end_alone(self, delivery: RawDelivery) -> None:
-        if delivery is self._alone:
-            self._alone = None
-            self._room.set()
-            self._wake_workers(len(self._idle))
+        self._changed()
+        if self._lanes.ordered:
+            self._workers.wake(1)
 
     # --- ownership ---------------------------------------------------------------------------------------------
 
@@ -386,13 +276,14 @@ class Dispatcher:
         """See `Ownership.on_revoke`."""
         self._revoked.update(partitions)
         try:
+            self._withdraw(lambda delivery: delivery.partition in partitions)
             for delivery in self._lanes.of_partitions(partitions):
                 if delivery not in self._lanes.started:
                     self._forget(delivery)
-            await self._until(lambda: not _any_of(self._running, partitions), deadline)
-            for delivery in list(self._running):
+            await self._until(lambda: not _any_of(self._workers.running, partitions), deadline)
+            for delivery in list(self._workers.running):
                 if delivery.partition in partitions:
-                    self._interrupt(delivery)
+                    self._workers.interrupt(delivery)
             await self._until(lambda: not _any_of(self._lanes.started, partitions), deadline + ABANDON_AFTER)
         finally:
             self._revoked.difference_update(partitions)
@@ -404,15 +295,18 @@ class Dispatcher:
     def _forget_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
         lost = 0
         for delivery in deliveries:
-            if delivery in self._lanes:
-                lost += 1
-                if self._binding.observer is not None:
-                    self._binding.observer.settled(delivery, SettleError(LeaseLost(reason)))
-                if delivery in self._running and self._running[delivery] is not asyncio.current_task():
-                    self._interrupt(delivery)
+            if delivery not in self._lanes or delivery in self._lost:
+                continue
+            lost += 1
+            if self._binding.observer is not None:
+                self._binding.observer.settled(delivery, SettleError(LeaseLost(reason)))
+            if delivery in self._workers.running:
+                # Its lane stays blocked until the handler has ended: nothing of the key overlaps in this process.
+                self._lost.add(delivery)
+                self._workers.interrupt(delivery)
+            else:
                 self._forget(delivery)
-                if delivery not in self._running:
-                    self._end_alone(delivery)
+                self._workers.end_alone(delivery)
         if lost:
             self._binding.counters.lost += lost
             logger.warning(
@@ -424,14 +318,12 @@ class Dispatcher:
                 extra=self._extra(),
             )
 
-    def _interrupt(self, delivery: RawDelivery) -> None:
-        """Cancel the handler of one delivery; its worker lives on."""
-        if delivery not in self._interrupted:
-            self._interrupted.add(delivery)
-            self._running[delivery].cancel()
+    def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
+        for delivery in self._workers.withdraw_suspects(unwanted):
+            self._forget(delivery)
 
     def _still_ours(self, delivery: RawDelivery) -> bool:
-        if delivery not in self._lanes:
+        if delivery not in self._lanes or delivery in self._lost:
             return False
         if delivery.lease.deadline <= self._clock.monotonic():
             self._forget_lost((delivery,), "its lease ended before it was settled")
@@ -445,7 +337,7 @@ class Dispatcher:
             return
         while True:
             await sleep(self._clock, lease / 3)
-            held = list(self._lanes.held)
+            held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
             if not held:
                 continue
             try:
@@ -475,7 +367,7 @@ class Dispatcher:
             topic=self.topic,
             group=self.group,
             receiving=self.receiving,
-            running=len(self._running),
+            running=len(self._workers.running),
             held=len(self._lanes),
             parked=self._lanes.parked,
             parked_full=bool(self._lanes.full),
@@ -488,13 +380,9 @@ class Dispatcher:
 
     # --- waking ------------------------------------------------------------------------------------------------
 
-    def _wake_workers(self, most: int) -> None:
-        idle = self._idle
-        while idle and most > 0:
-            waiter = idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                most -= 1
+    def _changed(self) -> None:
+        self._room.set()
+        self._progress.set()
 
     def _schedule_wake(self) -> None:
         due = self._lanes.next_due()
@@ -507,7 +395,7 @@ class Dispatcher:
 
     def _wake_parked(self) -> None:
         self._timer = None
-        self._wake_workers(self._lanes.wake(self._clock.monotonic()))
+        self._workers.wake(self._lanes.wake(self._clock.monotonic()))
         self._room.set()
         self._schedule_wake()
 
@@ -534,31 +422,15 @@ class Dispatcher:
         return {"topic": group.topic.name, "group": group.name}
 
 
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a task group: the others only followed from it."""
-    first: BaseException = group.exceptions[0]
-    return first
-
-
-async def _first_failure(workers: Collection[asyncio.Task[None]]) -> None:
-    """Raise what ended a worker: a worker never ends by itself."""
-    done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
-    for worker in done:
-        worker.result()
-
-
 def _any_of(deliveries: Collection[RawDelivery], partitions: Collection[int]) -> bool:
     return any(delivery.partition in partitions for delivery in deliveries)
 
 
-def _caused(outcome: Reject, error: BaseException) -> Reject:
-    outcome.__cause__ = error
-    return outcome
-
-
 def _delay_unsupported(outcome: Retry, after: float, longest: float) -> Reject:
     reason = f"{outcome.reason or 'failed'}; a retry after {after:g} s is beyond the broker's longest, {longest:g} s"
-    return _caused(Reject(reason, cause="delay_unsupported"), outcome.__cause__ or outcome)
+    rejected = Reject(reason, cause="delay_unsupported")
+    rejected.__cause__ = outcome.__cause__ or outcome
+    return rejected
 
 
 def _log_dead_letter(delivery: RawDelivery, outcome: Reject, cause: str, extra: dict[str, str]) -> None:
@@ -570,13 +442,4 @@ def _log_dead_letter(delivery: RawDelivery, outcome: Reject, cause: str, extra: 
         cause,
         outcome.reason,
         extra={**extra, "message_id": delivery.message.id, "cause": cause},
-    )
-
-
-def _log_abandoned(delivery: RawDelivery, handler: str) -> None:
-    logger.error(
-        "Handler %s ignores its cancellation and is left behind; message %s is delivered again",
-        handler,
-        delivery.message.id,
-        extra={"message_id": delivery.message.id},
     )

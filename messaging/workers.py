@@ -1,0 +1,230 @@
+"""Workers: a fixed number of tasks that take deliveries from the lanes and run the handler in place.
+
+There is no task per message. A message that is suspected of killing its process runs alone (semantics 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from messaging.binding import current_delivery
+from messaging.errors import DecodeError, MessagingError
+from messaging.message import Delivery, Reject, Release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from messaging.adapter import Consumer, RawDelivery
+    from messaging.binding import Binding
+    from messaging.clock import Clock
+    from messaging.lanes import Lanes
+    from messaging.message import Outcome
+
+logger = logging.getLogger("messaging")
+
+SUSPECT_AFTER = 3
+"""Returns without a recorded failure after which a message is run alone (semantics 3)."""
+ABANDON_AFTER = 5.0
+"""Seconds given to a handler that was cancelled, before it is left behind."""
+
+
+class Workers:
+    """Run what the lanes give, and report each outcome to `conclude`, in the worker's own task.
+
+    `lose(delivery, reason)` is called for a delivery whose lease ended before its handler started; `changed` whenever
+    a worker starts waiting or a handler ends.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        lanes: Lanes,
+        consumer: Consumer,
+        clock: Clock,
+        *,
+        conclude: Callable[[RawDelivery, Outcome], None],
+        lose: Callable[[RawDelivery, str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._binding = binding
+        self._lanes = lanes
+        self._consumer = consumer
+        self._clock = clock
+        self._conclude = conclude
+        self._lose = lose
+        self._changed = changed
+        self._tasks: list[asyncio.Task[None]] = []
+        self._running: dict[RawDelivery, asyncio.Task[None]] = {}
+        self._interrupted: set[RawDelivery] = set()
+        self._suspects: deque[RawDelivery] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._stopped = False
+        self.alone: RawDelivery | None = None
+        """The suspect that runs, or is being settled, with nothing beside it."""
+
+    @property
+    def running(self) -> Collection[RawDelivery]:
+        return self._running.keys()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker waits for something to run."""
+        return bool(self._waiting)
+
+    async def run(self) -> None:
+        """Work until cancelled; raises what ends a worker, which never ends by itself."""
+        self._tasks = [
+            asyncio.create_task(self._work(), name=f"messaging-worker-{number}")
+            for number in range(self._binding.subscription.concurrency)
+        ]
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for worker in done:
+            worker.result()
+
+    async def end(self) -> None:
+        """Cancel what still runs. A handler that ignores it for `ABANDON_AFTER` seconds is left behind."""
+        for worker in self._tasks:
+            worker.cancel()
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=ABANDON_AFTER)
+            if left:
+                self._log_abandoned()
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._stopped = True
+
+    def wake(self, most: int) -> None:
+        """Deliveries may have become startable: let up to `most` waiting workers look."""
+        waiting = self._waiting
+        while waiting and most > 0:
+            waiter = waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                most -= 1
+
+    def interrupt(self, delivery: RawDelivery) -> None:
+        """Cancel the handler of this delivery; its worker lives on and concludes it as a Release."""
+        task = self._running.get(delivery)
+        if task is not None and delivery not in self._interrupted and task is not asyncio.current_task():
+            self._interrupted.add(delivery)
+            task.cancel()
+
+    def withdraw_suspects(self, unwanted: Callable[[RawDelivery], bool]) -> list[RawDelivery]:
+        """Take back the suspects that wait to run alone."""
+        withdrawn = [delivery for delivery in self._suspects if unwanted(delivery)]
+        for delivery in withdrawn:
+            self._suspects.remove(delivery)
+        return withdrawn
+
+    def end_alone(self, delivery: RawDelivery) -> None:
+        """The delivery is settled: if it ran alone, the others go on."""
+        if delivery is self.alone:
+            self.alone = None
+            self.wake(len(self._waiting))
+            self._changed()
+
+    async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            delivery = self._next()
+            if delivery is None:
+                waiter = loop.create_future()
+                self._waiting.append(waiter)
+                self._changed()
+                await waiter
+                continue
+            self._running[delivery] = task
+            try:
+                outcome = await self._handle(delivery)
+            except asyncio.CancelledError:
+                if delivery not in self._interrupted:
+                    raise
+                outcome = Release()
+            finally:
+                del self._running[delivery]
+            if self._interrupted and delivery in self._interrupted:
+                self._interrupted.discard(delivery)
+                task.uncancel()
+            self._conclude(delivery, outcome)
+
+    def _next(self) -> RawDelivery | None:
+        """The next delivery to run; a suspect only when nothing else runs."""
+        while self.alone is None and not self._stopped:
+            if self._suspects:
+                if self._running:
+                    return None
+                suspect = self._suspects.popleft()
+                if suspect in self._lanes:
+                    self.alone = suspect
+                    return suspect
+                continue
+            delivery = self._lanes.take()
+            if delivery is None:
+                return None
+            if delivery.lease.deadline <= self._clock.monotonic():
+                self._lose(delivery, "its lease ended before its handler started")
+            elif delivery.guard == "tripped":
+                reason = f"its process ended {delivery.deliveries - 1} times while handling it, the last time alone"
+                self._conclude(delivery, Reject(reason, cause="lease_lost"))
+            elif delivery.guard == "alone" or delivery.returns >= SUSPECT_AFTER:
+                self._suspects.append(delivery)
+            else:
+                return delivery
+        return None
+
+    async def _handle(self, raw: RawDelivery) -> Outcome:
+        if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):
+            return Release()
+        message = raw.message
+        try:
+            payload = self._binding.codec.decode(message.body, message.content_type)
+        except DecodeError as error:
+            rejected = Reject(str(error), cause="deserialize")
+            rejected.__cause__ = error
+            return rejected
+        delivery = Delivery(
+            payload,
+            message,
+            dict(message.headers),
+            message.key,
+            self._binding.subscription.group.name,
+            raw.attempt,
+            raw.deliveries,
+            raw.partition,
+            raw.position,
+            raw.fence,
+            raw.native,
+        )
+        if self._binding.observer is not None:
+            self._binding.observer.started(delivery, raw)
+        token = current_delivery.set(delivery)
+        try:
+            return await self._binding.handler(delivery)
+        finally:
+            current_delivery.reset(token)
+
+    async def _isolated(self, suspect: RawDelivery) -> bool:
+        """Whether the durable mark is stored and the suspect may run now; else it is over here."""
+        try:
+            marked = await self._consumer.isolate(suspect)
+        except MessagingError as error:
+            self._lose(suspect, str(error))
+            return False
+        if not marked:
+            self._lanes.finish(suspect)
+        return marked
+
+    def _log_abandoned(self) -> None:
+        for delivery in self._running:
+            logger.error(
+                "Handler %s ignores its cancellation and is left behind; message %s is delivered again",
+                self._binding.handler_name,
+                delivery.message.id,
+                extra={"message_id": delivery.message.id},
+            )

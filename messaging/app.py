@@ -17,7 +17,7 @@ from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired,
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from messaging.adapter import Start, TopicSpec
+    from messaging.adapter import Start, TopologyMode
     from messaging.bus import Bus
     from messaging.message import Duration, Endpoint, Message, Middleware, Outcome, Topic
     from messaging.testing.harness import AppTest
@@ -99,12 +99,14 @@ class App:
         on_exhausted: OnExhausted | None = None,
         middleware: Sequence[Middleware] = (),
         native: str | None = None,
+        topology: TopologyMode | None = None,
     ) -> Callable[[Callable[Concatenate[M, P], Result]], Callable[Concatenate[M, P], Result]]:
         """Handle the topic's messages with the decorated function, which is returned unchanged.
 
         At most `concurrency` handlers run at once and `prefetch` deliveries are in the process. `timeout` is
         seconds per attempt. `ordered=False` gives up the order of an ordered topic. `idempotent` is True for the
-        message's id, or a function from message to key. `native` names an existing queue or group of the broker.
+        message's id, or a function from message to key. `native` names an existing queue or group of the broker;
+        `topology` says, for this group alone, whether it is declared, verified or taken as it is.
         """
 
         def record(function: Callable[Concatenate[M, P], Result]) -> Callable[Concatenate[M, P], Result]:
@@ -125,6 +127,7 @@ class App:
                     on_exhausted=on_exhausted,
                     middleware=tuple(middleware),
                     native=native,
+                    topology=topology,
                 )
             )
             return function
@@ -193,10 +196,6 @@ class App:
         Raises ConfigurationError when two have the same topic and group.
         """
         return [made for app in self._family() for made in app._own_plans(bus)]  # noqa: SLF001
-
-    def topics(self, bus: Bus) -> Sequence[TopicSpec]:
-        """The topics that the subscriptions read."""
-        return [made.group.topic for made in self.plans(bus)]
 
     def _own_plans(self, bus: Bus) -> list[Plan]:
         return [plan(definition, defaults, bus) for definition, defaults in self._definitions]

@@ -359,7 +359,8 @@ class Bus:
             spec = self._catalogue.spec(topic)
             await self._catalogue.declare([self._catalogue.group(spec, name) for name in groups], [spec])
         else:
-            await self._catalogue.declare([plan.group for plan in what.plans(self)], what.topics(self))
+            for made in what.plans(self):
+                await self._catalogue.declare([made.group], [made.group.topic], made.topology)
 
     def dead_letters(self, topic: Topic[Any] | str, *, group: str) -> DeadLetters:
         """The dead letters of one group."""

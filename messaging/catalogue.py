@@ -14,7 +14,7 @@ from messaging.names import check_group
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging.adapter import Adapter, Start
+    from messaging.adapter import Adapter, Start, TopologyMode
     from messaging.settings import Settings
 
 logger = logging.getLogger("messaging")
@@ -107,14 +107,16 @@ class Catalogue:
         await self.declare((), (spec,))
         return spec
 
-    async def declare(self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec]) -> None:
-        """Declare on the broker what was not declared before."""
+    async def declare(
+        self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec], mode: TopologyMode | None = None
+    ) -> None:
+        """Declare on the broker what was not declared before; `mode` goes before the settings' topology."""
         async with self._declaring:
             new_topics = {spec.name: spec for spec in (*topics, *(group.topic for group in groups))}
             new_topics = {name: spec for name, spec in new_topics.items() if name not in self._declared}
             new_groups = [group for group in groups if group not in self._groups]
             if new_topics or new_groups:
-                mode = self._settings.topology or "declare"
+                mode = mode or self._settings.topology or "declare"
                 await self._adapter.declare(Topology(tuple(new_topics.values()), tuple(new_groups), mode))
                 self._declared.update(new_topics)
                 self._groups.update(new_groups)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from messaging.adapter import Capabilities, GroupSpec, Start
+    from messaging.adapter import Capabilities, GroupSpec, Start, TopologyMode
     from messaging.bus import Bus
     from messaging.message import Duration, Handler, Middleware, Outcome
     from messaging.settings import SubscriptionSettings
@@ -63,6 +63,7 @@ class Definition:
     on_exhausted: OnExhausted | None = None
     middleware: Sequence[Middleware] = ()
     native: str | None = None
+    topology: TopologyMode | None = None
 
     @property
     def name(self) -> str:
@@ -83,6 +84,7 @@ class Plan:
     on_expired: OnExpired
     on_exhausted: OnExhausted
     middleware: Sequence[Middleware]
+    topology: TopologyMode | None
 
     def missing(self, capabilities: Capabilities, bus: Bus) -> list[str]:
         """What is asked for and cannot be had here, with the way out."""
@@ -210,6 +212,7 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
         on_expired=_first(settings.on_expired, definition.on_expired, None, "drop"),
         on_exhausted=_first(settings.on_exhausted, definition.on_exhausted, None, "dead_letter"),
         middleware=(*defaults.middleware, *definition.middleware),
+        topology=definition.topology,
     )
     for name, value in (("concurrency", made.concurrency), ("prefetch", made.prefetch)):
         if value < 1:

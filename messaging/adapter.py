@@ -289,7 +289,10 @@ class Consumer(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Leave the group. What was received and not settled goes back uncounted, in order. A second call is a no-op."""
+        """Leave the group. What was received and not settled goes back uncounted, in order.
+
+        A second call is a no-op.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,8 +203,8 @@ class App:
     def _family(self) -> list[App]:
         family: list[App] = [self]
         for app in self._included:
-            family.extend(member for member in app._family() if member not in family)
-        names = [definition.name for app in family for definition, _ in app._definitions]
+            family.extend(member for member in app._family() if member not in family)  # noqa: SLF001
+        names = [definition.name for app in family for definition, _ in app._definitions]  # noqa: SLF001
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigurationError(

@@ -85,7 +85,8 @@ def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict
             continue
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigurationError(
-                f"Parameter {parameter.name!r} of handler {name_of(function)} is positional-only: only the payload may be"
+                f"Parameter {parameter.name!r} of handler {name_of(function)} is positional-only: "
+                "only the payload may be"
             )
         found = _find(function, parameter, provided)
         if found is not parameter.empty:

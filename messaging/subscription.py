@@ -191,10 +191,6 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
     topic = bus.catalogue.spec(definition.topic)
     concurrency = _first(settings.concurrency, definition.concurrency, defaults.concurrency, CONCURRENCY)
     timeout = _first(settings.timeout, definition.timeout, defaults.timeout, None)
-    if definition.endpoint is None:
-        retry = _retry(settings, definition.retry or defaults.retry)
-    else:
-        retry = RetryPolicy(1)  # a responder runs once (22)
     made = Plan(
         definition=definition,
         group=bus.catalogue.group(
@@ -202,11 +198,14 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
             definition.group,
             ordered=definition.ordered,
             start=_first(settings.start, definition.start, None, "latest"),
-            native=definition.native,
+            native=_first(settings.native, definition.native, None, None),
         ),
         concurrency=concurrency,
         prefetch=_first(settings.prefetch, definition.prefetch, defaults.prefetch, 2 * concurrency),
-        retry=retry,
+        # A responder runs once (22).
+        retry=RetryPolicy(1)
+        if definition.endpoint is not None
+        else _retry(settings, definition.retry or defaults.retry),
         timeout=None if timeout is None else seconds(timeout),
         idempotent=_idempotent(settings, definition, defaults),
         on_expired=_first(settings.on_expired, definition.on_expired, None, "drop"),

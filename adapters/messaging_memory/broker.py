@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.clock import SystemClock
 from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
@@ -104,7 +104,7 @@ class Broker:
         loop = asyncio.get_running_loop()
         if self.connections and self._loop is not loop:
             raise ConfigurationError(
-                f"memory broker {self.name!r} is in use on another event loop; give each loop a broker of its own"
+                f"memory broker {self.name!r} is in use on another event loop; give each loop its own"
             )
         self._loop = loop
         connection.ensure()
@@ -169,7 +169,7 @@ class Broker:
         retention: float | None = None,
         history: int | None = 1000,
     ) -> TopicLog:
-        """Create a topic by its physical name, as another program would; one that exists is returned as it is."""
+        """Create a topic by its physical name; one that exists is returned as it is."""
         topic = self.topics.get(name)
         if topic is None:
             topic = TopicLog(
@@ -184,7 +184,7 @@ class Broker:
             return topic.groups[name]
         except KeyError:
             raise TopicNotFound(
-                f"topic {topic.name!r} has no group {name!r} on memory broker {self.name!r}: declare the group first"
+                f"topic {topic.name!r} has no group {name!r} on memory broker {self.name!r}: declare it first"
             ) from None
 
     def create_group(
@@ -228,12 +228,12 @@ class Broker:
         topic: str,
         body: bytes,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, Any] | None = None,
         content_type: str | None = None,
         partition: int = 0,
         reply_to: str | None = None,
     ) -> str:
-        """Publish as a program without this library would, to the topic's physical name; returns the position."""
+        """Publish to a physical name as a program without this library would; returns the position."""
         log = self.topic(topic)
         record = Record(body, dict(headers or {}), content_type, reply_to, partition, self.clock.time())
         self.store(log, record)

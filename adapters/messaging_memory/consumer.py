@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from messaging_memory.broker import Connection
     from messaging_memory.topology import Declarer
 
-HAND_OVER_GRACE = 1.0
-"""Seconds beyond the deadline of a hand-over after which the partitions are taken without the member's consent."""
+HAND_OVER_GRACE = 10.0
+"""Seconds beyond the deadline of a hand-over after which the partitions are taken all the same."""
 
 logger = logging.getLogger("messaging")
 
@@ -111,8 +111,8 @@ class MemoryConsumer(Consumer):
         if not self._connection.alive and delivery.token is not None:
             return SettleError(
                 ConnectionFailed(
-                    f"message {delivery.message.id} of topic {delivery.message.topic} was not settled: the connection "
-                    f"to the memory broker is lost; it will be handled again"
+                    f"message {delivery.message.id} of topic {delivery.message.topic} was not settled: the "
+                    f"connection to the memory broker is lost; it will be handled again"
                 )
             )
         return refused(delivery)
@@ -130,13 +130,13 @@ class MemoryConsumer(Consumer):
         self._connection.broker.touch()
         if not self._connection.alive:
             raise ConnectionFailed(
-                f"message {delivery.message.id} was not marked to run alone: the connection to the memory broker is "
-                f"lost; it will be handled again"
+                f"message {delivery.message.id} was not marked to run alone: the connection to the memory "
+                f"broker is lost; it will be handled again"
             )
         if member is None or not member.group.isolate(member, delivery):
             raise LeaseLost(
-                f"message {delivery.message.id} was not marked to run alone: it is no longer this member's; it will "
-                f"be handled again"
+                f"message {delivery.message.id} was not marked to run alone: it is no longer this member's; it "
+                f"will be handled again"
             )
         return True
 

@@ -6,11 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DeadLetterStore, StoredLetter
-from messaging.envelope import encode
 from messaging.errors import InvalidMessage, MessageTooLarge, PublishError
 from messaging.partition import partition_of
-from messaging_memory.log import PREFIX, Record
-from messaging_memory.publisher import encoded_size
+from messaging_memory.log import Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -76,18 +74,16 @@ class MemoryDeadLetters(DeadLetterStore):
             return PublishError(
                 f"dead letter {message.id} of group {group.name} is gone: somebody else took it"
             )
-        headers = encode(message, prefix=PREFIX)
-        size = encoded_size(message.body, headers, self._maximum)
-        if size > self._maximum:
-            return MessageTooLarge(
-                f"dead letter {message.id} was not redriven: it has {size} bytes, the memory broker carries "
-                f"{self._maximum} (option max_message_bytes)"
-            )
         partition = letter.record.partition
         if message.key is not None:
             partition = partition_of(message.key, len(group.topic.partitions))
         now = self._connection.broker.clock.time()
-        record = Record(message.body, headers, message.content_type, letter.record.reply_to, partition, now)
+        record = Record.of(message, partition, now, letter.record.reply_to)
+        if (size := record.size(self._maximum)) > self._maximum:
+            return MessageTooLarge(
+                f"dead letter {message.id} was not redriven: it has {size} bytes, the memory broker carries "
+                f"{self._maximum} (option max_message_bytes)"
+            )
         record.position = f"{letter.record.position}-r{letter.number}"
         group.redrive(record, failure)
         del group.dead[letter.number]

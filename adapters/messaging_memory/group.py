@@ -1,7 +1,7 @@
 """A group of a topic: who its members are, what they hold, and what came back.
 
-The base of the two kinds of groups: in `shared.py` members share all partitions, in `ownership.py` each partition has
-one owner. Leases are checked by one timer per group, not by one per message.
+The base of the two kinds of groups: in `shared.py` members share all partitions, in `ownership.py` each partition
+has one owner. Leases are checked by one timer per group, not by one per message.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Entry:
     """What the broker knows of a message that was handed over before, or redriven."""
 
-    __slots__ = ("attempt", "deliveries", "failure", "marked", "record", "returns")
+    __slots__ = ("attempt", "deliveries", "due", "failure", "marked", "record", "returns")
 
     def __init__(self, record: Record, *, deliveries: int = 1, failure: str | None = None) -> None:
         self.record = record
@@ -40,6 +40,8 @@ class Entry:
         self.marked = False
         """Handed over to be run alone (3)."""
         self.failure = failure
+        self.due = 0.0
+        """Not to be handled before, in `Clock.monotonic` seconds: its member may leave while it holds it."""
 
 
 class DeadLetter:
@@ -104,8 +106,8 @@ def refused(delivery: RawDelivery) -> Settled:
         return DONE
     return SettleError(
         LeaseLost(
-            f"message {delivery.message.id} of topic {delivery.message.topic} is no longer this member's: the memory "
-            f"broker took it back; it will be handled again"
+            f"message {delivery.message.id} of topic {delivery.message.topic} is no longer this member's: the "
+            f"memory broker took it back; it will be handled again"
         )
     )
 
@@ -239,7 +241,7 @@ class Group(ABC):
             entry.returns = 0
             entry.marked = False
             return self._retry(delivery, entry, settlement.after, member)
-        # Only a message that is lost together with its member may trip the guard, not one that was given back.
+        # Only a message that is lost with its member may trip the guard, not one that was given back.
         entry.marked = False
         return self._release(delivery, entry, settlement.after, member)
 
@@ -279,7 +281,7 @@ class Group(ABC):
         self._timer, self._timer_at = None, inf
         now = self.clock.monotonic()
         for member in list(self.members):
-            if ended := [delivery for delivery in member.held if delivery.lease.deadline <= now]:
+            if ended := self._ended(member, now):
                 self.lapsed += len(ended)
                 self._lapse(member, ended)
             elif not member.held and member.waiter is None and member.seen + member.lease <= now:
@@ -290,13 +292,26 @@ class Group(ABC):
         deadline = inf
         for member in self.members:
             if member.held:
-                deadline = min(deadline, min(delivery.lease.deadline for delivery in member.held))
+                deadlines = (
+                    delivery.lease.deadline
+                    for delivery in member.held
+                    if delivery.partition not in member.revoking
+                )
+                deadline = min(deadline, min(deadlines, default=now + member.lease))
             elif member.waiter is None:
                 deadline = min(deadline, member.seen + member.lease)
             else:
                 deadline = min(deadline, now + member.lease)
         if deadline < inf:
             self.watch(deadline)
+
+    def _ended(self, member: Member, now: float) -> list[RawDelivery]:
+        """Without what is being handed over: that has a deadline of its own."""
+        return [
+            delivery
+            for delivery in member.held
+            if delivery.lease.deadline <= now and delivery.partition not in member.revoking
+        ]
 
     def _returned(self, member: Member, deliveries: Iterable[RawDelivery], *, counted: bool) -> list[Entry]:
         """Take these from the member; `counted` when the member was lost with them (2, 3)."""
@@ -366,7 +381,8 @@ class Group(ABC):
 
     def _hold(self, delivery: RawDelivery, entry: Entry, after: float, member: Member) -> Settled:
         member.held[delivery] = entry
-        return Hold(self.clock.monotonic() + after)
+        entry.due = self.clock.monotonic() + after
+        return Hold(entry.due)
 
     # What is told to operators
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from datetime import UTC
+from math import inf
+from typing import TYPE_CHECKING, Any
 
-from messaging.envelope import decode
+from messaging.envelope import decode, encode, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,18 +21,26 @@ if TYPE_CHECKING:
 PREFIX = "ce_"
 """Of the CloudEvents attributes among the stored headers."""
 
+ATTRIBUTE_NAMES = 512
+"""More bytes than the names of all attributes, their times and their versions have."""
+
 _TRIM_AT_LEAST = 1024
 
 logger = logging.getLogger("messaging")
 
 
 class Record:
-    """One stored message, as bytes and text: what cannot be carried on a wire does not survive here either."""
+    """One stored message, as a wire would carry it: what no wire can carry does not survive here either.
+
+    A message that a wire carries unchanged is kept as it is, and only encoded when somebody asks for `headers`.
+    """
 
     __slots__ = (
         "body",
+        "bound",
         "content_type",
-        "headers",
+        "encoded",
+        "intact",
         "offset",
         "partition",
         "position",
@@ -41,26 +52,59 @@ class Record:
     def __init__(
         self,
         body: bytes,
-        headers: Mapping[str, str],
+        encoded: Mapping[str, Any] | None,
         content_type: str | None,
         reply_to: str | None,
         partition: int,
         stored_at: float,
+        intact: Message | None = None,
     ) -> None:
         self.body = body
-        self.headers = headers
+        self.encoded = encoded
         self.content_type = content_type
         self.reply_to = reply_to
         self.partition = partition
         self.stored_at = stored_at
         """In `Clock.time` seconds."""
+        self.intact = intact
+        self.bound = inf
         self.offset = -1
         self.sequence = 0
         """0 in the log; above it for a message that was redriven behind the log's message `offset`."""
         self.position = ""
 
+    @classmethod
+    def of(cls, message: Message, partition: int, stored_at: float, reply_to: str | None = None) -> Record:
+        if (length := surviving(message)) is None:
+            encoded = encode(message, prefix=PREFIX)
+            return cls(message.body, encoded, message.content_type, reply_to, partition, stored_at)
+        record = cls(message.body, None, message.content_type, reply_to, partition, stored_at, message)
+        record.bound = len(message.body) + length
+        return record
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """As on a wire: attributes and plain headers."""
+        if self.encoded is None:
+            assert self.intact is not None, "a record is kept intact or encoded"
+            self.encoded = encode(replace(self.intact, headers={}), prefix=PREFIX)
+        return self.encoded
+
+    @property
+    def key(self) -> str | None:
+        """One text for each key; None without a key."""
+        if self.intact is not None:
+            key = self.intact.key
+            assert not isinstance(key, bytes), "a key of bytes is kept encoded"
+            return key
+        key = self.headers.get(PREFIX + "partitionkey", self.headers.get(PREFIX + "partitionkeybase64"))
+        return None if key is None else text(key)
+
     def message(self, topic: str) -> Message:
-        """A message of its own for each hand-over: what one handler does to it, no other sees."""
+        """The message for one hand-over: what one handler does to its headers, no other sees."""
+        intact = self.intact
+        if intact is not None and not intact.headers and intact.topic == topic:
+            return intact
         return decode(
             self.headers,
             prefix=PREFIX,
@@ -69,6 +113,37 @@ class Record:
             position=self.position,
             content_type=self.content_type,
         )
+
+    def size(self, maximum: int) -> float:
+        """Bytes of body, headers, key and attributes; exact where it may be above `maximum`."""
+        if self.bound <= maximum:
+            return self.bound
+        return len(self.body) + sum(len(f"{name}{value}".encode()) for name, value in self.headers.items())
+
+
+def surviving(message: Message) -> int | None:
+    """A bound of the bytes of its attributes, if the message comes out of `decode(encode(...))` as it went in.
+
+    None where that is not certain: a message with headers, with a key of bytes, with text that is not ASCII.
+    """
+    key, time, expires_at = message.key, message.time, message.expires_at
+    correlation, causation = message.correlation_id, message.causation_id
+    if (
+        message.headers
+        or isinstance(key, bytes)
+        or not message.id
+        or not message.type
+        or correlation == ""
+        or causation == ""
+        or message.source == ""
+        or (time is not None and time.tzinfo is not UTC)
+        or (expires_at is not None and expires_at.tzinfo is not UTC)
+    ):
+        return None
+    attributes = (
+        f"{message.id}{key}{message.type}{message.source}{correlation}{causation}{message.content_type}"
+    )
+    return len(attributes) + ATTRIBUTE_NAMES if attributes.isascii() else None
 
 
 class Partition:
@@ -124,7 +199,7 @@ class TopicLog:
         partition.trim_at = max(_TRIM_AT_LEAST, 2 * len(partition.records))
 
     def expire(self, now: float) -> None:
-        """Forget what is older than the retention, read or not; what a group loses is counted and logged (18)."""
+        """Forget what is older than the retention, read or not; what a group loses is logged (18)."""
         if self.retention is None:
             return
         for partition in self.partitions:
@@ -139,8 +214,8 @@ class TopicLog:
                     group.cursors[partition.number] = partition.base
                     group.lost += behind
                     logger.warning(
-                        "the retention of topic %s removed %d messages that group %s had not read: start members "
-                        "of the group, or delete it",
+                        "the retention of topic %s removed %d messages that group %s had not read: start "
+                        "members of the group, or delete it",
                         self.name,
                         behind,
                         group.name,

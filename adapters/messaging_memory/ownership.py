@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE
@@ -11,10 +12,10 @@ from messaging.errors import LeaseLost
 from messaging_memory.group import Entry, Group
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
-    from messaging.adapter import RawDelivery, Settled
-    from messaging.clock import Clock
+    from messaging.adapter import Lease, RawDelivery, Settled
+    from messaging.clock import Clock, Timer
     from messaging.errors import MessagingError
     from messaging_memory.group import Member
     from messaging_memory.log import Record, TopicLog
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Owned:
     """One partition as this group sees it."""
 
-    __slots__ = ("back", "fence", "owner", "redriven")
+    __slots__ = ("back", "fence", "owner", "parked", "redriven")
 
     def __init__(self) -> None:
         self.owner: Member | None = None
@@ -32,6 +33,8 @@ class Owned:
         self.back: list[Entry] = []
         """What was handed over and came back, in order: it goes before all else."""
         self.redriven: deque[Entry] = deque()
+        self.parked: dict[Hashable, list[Entry]] = {}
+        """By key: what may not be handed over yet."""
 
 
 class OwnedGroup(Group):
@@ -41,6 +44,8 @@ class OwnedGroup(Group):
         super().__init__(topic, name, ordered=True, cursors=cursors, clock=clock)
         self.owned = [Owned() for _ in topic.partitions]
         self._sequence = 0
+        self._parked_timer: Timer | None = None
+        self._parked_until = inf
         self._turn = 0
 
     # Balance
@@ -114,13 +119,8 @@ class OwnedGroup(Group):
             if number in member.paused or number in member.revoking or not self._has(number):
                 continue
             lease = lease or self._new_lease(member)
-            owned = self.owned[number]
-            while len(batch) < limit and (entry := self._next_entry(number)) is not None:
-                batch.append(self._again(member, entry, owned.fence, lease))
-            while len(batch) < limit and (records := self._next_records(number, limit - len(batch))):
-                batch += self._first(member, records, owned.fence, lease)
-                while len(batch) < limit and (entry := self._next_entry(number)) is not None:
-                    batch.append(self._again(member, entry, owned.fence, lease))
+            while len(batch) < limit and (some := self._next(member, number, limit - len(batch), lease)):
+                batch += some
             if len(batch) >= limit:
                 break
         return batch
@@ -135,23 +135,32 @@ class OwnedGroup(Group):
         owned = self.owned[number]
         return bool(owned.back or owned.redriven) or self.topic.partitions[number].end > self.cursors[number]
 
-    def _next_entry(self, number: int) -> Entry | None:
-        """What came back first; then what was redriven, behind all that was in the log at that time (11)."""
+    def _next(self, member: Member, number: int, room: int, lease: Lease) -> list[RawDelivery]:
+        """What came back; then, in turn, the log and what was redriven behind it (11)."""
         owned = self.owned[number]
         if owned.back:
-            return owned.back.pop(0)
-        if owned.redriven and owned.redriven[0].record.offset < self.cursors[number]:
-            return owned.redriven.popleft()
-        return None
-
-    def _next_records(self, number: int, room: int) -> Sequence[Record]:
-        cursor = self.cursors[number]
-        stop = cursor + room
-        if redriven := self.owned[number].redriven:
-            stop = min(stop, redriven[0].record.offset + 1)
-        records = self.topic.partitions[number].read(cursor, stop)
-        self.cursors[number] += len(records)
-        return records
+            again, owned.back = owned.back[:room], owned.back[room:]
+            return [self._again(member, entry, owned.fence, lease) for entry in again]
+        while True:
+            cursor = self.cursors[number]
+            if owned.redriven and owned.redriven[0].record.offset < cursor:
+                entry = owned.redriven.popleft()
+                if not self._parked(owned, entry):
+                    return [self._again(member, entry, owned.fence, lease)]
+                continue
+            stop = cursor + room
+            if owned.redriven:
+                stop = min(stop, owned.redriven[0].record.offset + 1)
+            records = self.topic.partitions[number].read(cursor, stop)
+            if not records:
+                return []
+            self.cursors[number] += len(records)
+            if owned.parked:
+                records = [
+                    record for record in records if not self._parked(owned, Entry(record, deliveries=0))
+                ]
+            if records:
+                return self._first(member, records, owned.fence, lease)
 
     def redrive(self, record: Record, failure: str | None) -> None:
         self._sequence += 1
@@ -163,10 +172,59 @@ class OwnedGroup(Group):
     # What comes back
 
     def _put_back(self, entries: Sequence[Entry]) -> None:
+        now = self.clock.monotonic()
+        for entry in entries:
+            owned = self.owned[entry.record.partition]
+            if entry.due > now:
+                self._park(owned, entry)
+            elif not self._parked(owned, entry):
+                owned.back.append(entry)
         for number in {entry.record.partition for entry in entries}:
-            back = self.owned[number].back
-            back += [entry for entry in entries if entry.record.partition == number]
-            back.sort(key=lambda entry: (entry.record.offset, entry.record.sequence))
+            self.owned[number].back.sort(key=_rank)
+
+    def _park(self, owned: Owned, entry: Entry) -> None:
+        """Its member left while it held the message: it and its key's next ones wait here for the same time."""
+        key = _parking_key(entry)
+        followers = [other for other in owned.back if _parking_key(other) == key]
+        owned.back = [other for other in owned.back if _parking_key(other) != key]
+        parked = owned.parked.setdefault(key, [])
+        parked += [entry, *followers]
+        parked.sort(key=_rank)
+        self._watch_parked(entry.due)
+
+    def _parked(self, owned: Owned, entry: Entry) -> bool:
+        """Put it to its key's parked messages, if there are any."""
+        if not owned.parked or (parked := owned.parked.get(_parking_key(entry))) is None:
+            return False
+        parked.append(entry)
+        return True
+
+    def _watch_parked(self, due: float) -> None:
+        if due < self._parked_until:
+            if self._parked_timer is not None:
+                self._parked_timer.cancel()
+            self._parked_until = due
+            self._parked_timer = self.clock.call_later(due - self.clock.monotonic(), self._end_parking)
+
+    def _end_parking(self) -> None:
+        self._parked_timer, self._parked_until = None, inf
+        now = self.clock.monotonic()
+        for owned in self.owned:
+            for key, entries in list(owned.parked.items()):
+                due = max(entry.due for entry in entries)
+                if due > now:
+                    self._watch_parked(due)
+                else:
+                    del owned.parked[key]
+                    owned.back += entries
+            owned.back.sort(key=_rank)
+        self.wake()
+
+    def close(self) -> None:
+        super().close()
+        if self._parked_timer is not None:
+            self._parked_timer.cancel()
+            self._parked_timer, self._parked_until = None, inf
 
     def _retry(self, delivery: RawDelivery, entry: Entry, after: float, member: Member) -> Settled:
         return self._hold(delivery, entry, after, member)
@@ -196,3 +254,15 @@ class OwnedGroup(Group):
         for owned in self.owned:
             yield from owned.back
             yield from owned.redriven
+            for entries in owned.parked.values():
+                yield from entries
+
+
+def _rank(entry: Entry) -> tuple[int, int]:
+    return entry.record.offset, entry.record.sequence
+
+
+def _parking_key(entry: Entry) -> Hashable:
+    """Without a key a message parks alone (10)."""
+    key = entry.record.key
+    return entry if key is None else key

@@ -9,10 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from messaging.adapter import ReplyInbox
-from messaging.envelope import encode
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessageTooLarge, PublishError
-from messaging_memory.log import PREFIX, Record
-from messaging_memory.publisher import encoded_size
+from messaging_memory.log import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,15 +131,13 @@ class Replier:
             return InvalidMessage(
                 f"reply {message.id} was not sent: {address[:80]!r} is no reply address of this namespace"
             )
-        headers = encode(message, prefix=PREFIX)
-        size = encoded_size(message.body, headers, self._maximum)
-        if size > self._maximum:
+        record = Record.of(message, 0, self._broker.clock.time())
+        if (size := record.size(self._maximum)) > self._maximum:
             return MessageTooLarge(
-                f"reply {message.id} has {size} bytes; the memory broker carries {self._maximum} "
+                f"reply {message.id} has {size} bytes, the memory broker carries {self._maximum} "
                 f"(option max_message_bytes)"
             )
         inbox = self._broker.inboxes.get(address)
-        record = Record(message.body, headers, message.content_type, None, 0, self._broker.clock.time())
         if inbox is None or not inbox.put(record):
             self._broker.dropped_replies += 1
             logger.info("a reply was dropped: its inbox is gone or full", extra={"message_id": message.id})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from messaging.clock import Clock
 
 ABANDONED = 86_400.0
-"""Seconds after the end of its lease for which a key in progress is remembered: its owner may still complete it."""
+"""Seconds after the end of its lease in which the owner of a key may still complete it."""
 
 
 class _State:
@@ -42,7 +42,7 @@ class _Table:
 
 
 class MemoryStore(IdempotencyStore):
-    """See `messaging.store.IdempotencyStore`. `memory://name` is shared in the process while a store is open."""
+    """See `messaging.store.IdempotencyStore`. `memory://name` is shared while a store is open."""
 
     shared = False
 
@@ -87,8 +87,8 @@ class MemoryStore(IdempotencyStore):
         if state is not None:
             if state.digest != digest:
                 raise IdempotencyConflict(
-                    f"idempotency key {key!r} was used before for another payload: two different messages must not "
-                    f"share a key"
+                    f"idempotency key {key!r} was used before for another payload: two different messages must "
+                    f"not share a key"
                 )
             if state.done:
                 return Completed(state.result)

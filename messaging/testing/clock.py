@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
 QUIET_ROUNDS = 48
-"""Rounds of the event loop without activity after which the program is at rest. A chain of plain awaits between
-two uses of the clock or of the memory broker may be this long."""
+"""Rounds of the event loop without activity after which the program is at rest. A chain of plain awaits
+between two uses of the clock or of the memory broker may be this long."""
 
 
 class VirtualTimer:
@@ -55,15 +55,15 @@ class VirtualTimer:
 class VirtualClock:
     """Implements `messaging.clock.Clock`; time passes only while `advance` runs.
 
-    Timers fire in the order of their time, those of one instant in the order in which they were scheduled. Between
-    two instants the program runs until it rests: until neither a timer nor whoever calls `touch` (the memory broker
-    does, for every operation) showed activity for some rounds of the event loop. Work outside the loop, such as a
-    synchronous handler in its thread, is announced with `busy` and really waited for.
+    Timers fire in the order of their time, those of one instant in the order in which they were scheduled.
+    Between two instants the program runs until it rests: until neither a timer nor whoever calls `touch` (the
+    memory broker does, for every operation) showed activity for some rounds of the event loop. Work outside the
+    loop, such as a synchronous handler in its thread, is announced with `busy` and really waited for.
 
     Not covered: programs that wait for real input and output, and plain `asyncio.sleep` with a delay.
 
-    `start` is the time of the epoch at which the clock starts; `patience` bounds, in real seconds, every wait for
-    work outside the loop and for a program that does not come to rest.
+    `start` is the time of the epoch at which the clock starts; `patience` bounds, in real seconds, every wait
+    for work outside the loop and for a program that does not come to rest.
     """
 
     def __init__(self, *, start: float = 1_767_225_600.0, patience: float = 10.0) -> None:
@@ -116,8 +116,8 @@ class VirtualClock:
     async def advance(self, seconds: float) -> None:
         """Let `seconds` pass: fire what comes due, in order, and let the program rest after each instant.
 
-        Raises RuntimeError when the program does not come to rest, or work outside the loop does not end, within
-        the clock's patience. Cancelled, or after an error, the clock stands where it had come.
+        Raises RuntimeError when the program does not come to rest, or work outside the loop does not end,
+        within the clock's patience. Cancelled, or after an error, the clock stands where it had come.
         """
         if not isfinite(seconds) or seconds < 0:
             raise ValueError(f"time moves forward by a finite number of seconds, not by {seconds}")
@@ -182,8 +182,8 @@ class VirtualClock:
                 await self._back.wait()
         except TimeoutError:
             raise RuntimeError(
-                f"work outside the event loop did not end within {self._patience} real seconds: a synchronous "
-                f"handler blocks, or waits for virtual time"
+                f"work outside the event loop did not end within {self._patience} real seconds: a "
+                f"synchronous handler blocks, or waits for virtual time"
             ) from None
         finally:
             self._back = None

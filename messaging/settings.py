@@ -13,7 +13,6 @@ A URL or a store that code names wins over both: see docs/decisions/0001-an-expl
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -50,8 +49,6 @@ from messaging.sources import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from messaging.middleware.retry import RetryPolicy
-
 
 def _in_seconds(value: Any) -> Any:
     if isinstance(value, str):
@@ -81,21 +78,6 @@ class RetrySettings(_Section):
     maximum: Seconds | None = None
     multiplier: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     jitter: Annotated[float, Field(ge=0, le=1)] | None = None
-
-    def applied(self, policy: RetryPolicy) -> RetryPolicy:
-        """The policy with what is set here. Raises ConfigurationError where they do not go together."""
-        initial = policy.delay.initial if self.delay is None else self.delay
-        maximum = max(policy.delay.maximum, initial) if self.maximum is None else self.maximum
-        delay = replace(
-            policy.delay,
-            initial=initial,
-            maximum=maximum,
-            multiplier=policy.delay.multiplier if self.multiplier is None else self.multiplier,
-            jitter=policy.delay.jitter if self.jitter is None else self.jitter,
-        )
-        return replace(
-            policy, attempts=policy.attempts if self.attempts is None else self.attempts, delay=delay
-        )
 
 
 class AppSettings(_Section):

@@ -101,6 +101,15 @@ def _check_variable(settings: type[BaseSettings], variable: str, path: KeyPath) 
     if section not in settings.model_fields:
         known = sorted(f"{PREFIX}{name.upper()}" for name in settings.model_fields if name not in SHORT)
         raise ConfigurationError(f"unknown variable {variable}{nearest(variable.upper(), known)}")
+    if len(path) > 1 and section != "broker":
+        value: Any = settings.model_fields[section].annotation
+        for part in path[1:]:
+            if not hasattr(value, "model_fields"):
+                raise ConfigurationError(
+                    f"unknown variable {variable}: {part.upper()} is below a single value"
+                )
+            field = value.model_fields.get(part)
+            value = None if field is None else field.annotation
 
 
 def merged(layers: list[Layer]) -> dict[str, Any]:

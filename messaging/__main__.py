@@ -1,0 +1,7 @@
+"""`python -m messaging`."""
+
+import sys
+
+from messaging.cli import main
+
+sys.exit(main())

@@ -1,0 +1,29 @@
+"""The `messaging` command: what is in force, and the dead letters of a group."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from messaging.errors import MessagingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it did what was asked, 1 for an error that it printed, 2 for a wrong call."""
+    from messaging.cli import config, dead_letters
+
+    parser = argparse.ArgumentParser(prog="messaging", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    config.add(commands)
+    dead_letters.add(commands)
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except MessagingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0

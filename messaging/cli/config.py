@@ -1,0 +1,88 @@
+"""`messaging config`: every setting in force and where it comes from, secrets redacted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from messaging.bus import connect
+from messaging.cli.program import load_app
+from messaging.settings import Settings
+from messaging.sources import CODE, dotted
+
+if TYPE_CHECKING:
+    from argparse import (
+        ArgumentParser,
+        Namespace,
+        _SubParsersAction,  # pyright: ignore[reportPrivateUsage]  argparse has no public name for it
+    )
+    from collections.abc import Iterable
+
+    from messaging.app import App
+    from messaging.subscription import Plan
+
+
+def add(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser("config", help="show the effective settings and where each comes from")
+    parser.add_argument(
+        "app", nargs="?", metavar="APP", help="module:app, to show its topics and subscriptions too"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> None:
+    """Print them. No connection is made."""
+    settings = Settings.load()
+    effective = settings.effective()
+    _table((key, _written(value), origin) for key, (value, origin) in effective.items())
+    if arguments.app is not None:
+        print()
+        _table(_app_rows(load_app(arguments.app), settings))
+
+
+def _app_rows(app: App, settings: Settings) -> Iterable[tuple[str, str, str]]:
+    # What is planned depends on no broker: where none is set, memory stands in for it.
+    bus = connect(settings if settings.url else settings.model_copy(update={"url": "memory://"}))
+    origins = settings.origins()
+    topics: set[str] = set()
+    for plan in app.plans(bus):
+        topic = plan.group.topic
+        name = plan.definition.name
+        rows: list[tuple[tuple[str, ...], Any]] = []
+        if topic.name not in topics:
+            topics.add(topic.name)
+            keys = ("ordered", "partitions", "retention", "native")
+            rows += [(("topics", topic.name, key), getattr(topic, key)) for key in keys]
+        rows += [(("subscriptions", name, *path), value) for path, value in _planned(plan)]
+        for path, value in rows:
+            yield dotted(path), _written(value), origins.get(dotted(path), CODE)
+
+
+def _planned(plan: Plan) -> Iterable[tuple[tuple[str, ...], Any]]:
+    yield ("concurrency",), plan.concurrency
+    yield ("prefetch",), plan.prefetch
+    yield ("ordered",), plan.group.ordered
+    yield ("timeout",), plan.timeout
+    yield ("idempotent",), bool(plan.idempotent)
+    yield ("start",), plan.group.start
+    yield ("on_expired",), plan.on_expired
+    yield ("on_exhausted",), plan.on_exhausted
+    yield ("native",), plan.group.native
+    yield ("retry", "attempts"), plan.retry.attempts
+    yield ("retry", "delay"), plan.retry.delay.initial
+    yield ("retry", "multiplier"), plan.retry.delay.multiplier
+    yield ("retry", "maximum"), plan.retry.delay.maximum
+    yield ("retry", "jitter"), plan.retry.delay.jitter
+
+
+def _written(value: Any) -> str:
+    """The value as TOML would have it, where TOML has it."""
+    return "(not set)" if value is None else json.dumps(value, default=str)
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> None:
+    lines = list(rows)
+    widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
+    for key, value, origin in lines:
+        print(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {origin}")

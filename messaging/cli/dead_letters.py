@@ -1,0 +1,102 @@
+"""`messaging dead-letters`: list, redrive or purge what a group gave up."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from messaging.bus import connect
+from messaging.cli.program import load_app
+from messaging.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from argparse import (
+        ArgumentParser,
+        Namespace,
+        _SubParsersAction,  # pyright: ignore[reportPrivateUsage]  argparse has no public name for it
+    )
+    from typing import Any
+
+    from messaging.dead_letters import DeadLetters
+    from messaging.message import Topic
+
+
+def add(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Add the command and its three verbs."""
+    parser = commands.add_parser("dead-letters", help="list, redrive or purge the dead letters of a group")
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+    texts = {
+        "list": "show them, oldest first; nothing is consumed",
+        "redrive": "put them back to the tail of this group only",
+        "purge": "delete them for good",
+    }
+    for verb, text in texts.items():
+        command = verbs.add_parser(verb, help=text, description=text)
+        command.add_argument("--url", help="the broker; else MESSAGING_URL or messaging.toml")
+        command.add_argument("--namespace", help="else MESSAGING_NAMESPACE or messaging.toml")
+        command.add_argument("--topic", required=True, help="the topic's name")
+        command.add_argument("--group", required=True, help="the group's name")
+        command.add_argument("--app", help="module:app that describes the topic (order, partitions)")
+        if verb == "list":
+            command.add_argument("--limit", type=int, help="at most so many")
+        else:
+            command.add_argument(
+                "--id", action="append", dest="ids", help="only this message; may be repeated"
+            )
+            command.add_argument("--all", action="store_true", help="all that are there now")
+            command.add_argument("--dry-run", action="store_true", help="only say how many it would be")
+        command.set_defaults(run=run, verb=verb)
+
+
+def run(arguments: Namespace) -> None:
+    """Connect, do it, say what was done. Raises whatever the bus raises."""
+    if arguments.verb != "list" and bool(arguments.ids) == arguments.all:
+        raise ConfigurationError(f"say which to {arguments.verb}: --id ID, as often as needed, or --all")
+    asyncio.run(_run(arguments))
+
+
+async def _run(arguments: Namespace) -> None:
+    topic = _topic(arguments)
+    async with connect(arguments.url, namespace=arguments.namespace) as bus:
+        letters = bus.dead_letters(topic, group=arguments.group)
+        if arguments.verb == "list":
+            await _list(letters, arguments)
+        elif arguments.verb == "redrive":
+            number = await letters.redrive(ids=arguments.ids, dry_run=arguments.dry_run)
+            print(f"{'would redrive' if arguments.dry_run else 'redrove'} {number}")
+        elif arguments.dry_run:
+            print(f"would purge {await _number(letters, arguments.ids)}")
+        else:
+            print(f"purged {await letters.purge(ids=arguments.ids)}")
+
+
+def _topic(arguments: Namespace) -> Topic[Any] | str:
+    if arguments.app is None:
+        return str(arguments.topic)
+    for definition in load_app(arguments.app).definitions:
+        if definition.topic.name == arguments.topic:
+            return definition.topic
+    raise ConfigurationError(f"{arguments.app} does not subscribe to {arguments.topic}")
+
+
+async def _list(letters: DeadLetters, arguments: Namespace) -> None:
+    shown = 0
+    async with aclosing(letters.browse(limit=arguments.limit)) as found:
+        async for letter in found:
+            shown += 1
+            failed = letter.last_failed_at.isoformat(timespec="seconds") if letter.last_failed_at else "-"
+            print(
+                f"{letter.id}  {failed}  {letter.cause or '-'}  attempts={letter.attempts}  {letter.reason}"
+            )
+    print(f"{shown} of {await letters.count()}")
+
+
+async def _number(letters: DeadLetters, ids: list[str] | None) -> int:
+    if ids is None:
+        return await letters.count()
+    number = 0
+    async with aclosing(letters.browse(where=lambda letter: letter.id in ids)) as found:
+        async for _ in found:
+            number += 1
+    return number

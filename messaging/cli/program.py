@@ -1,0 +1,34 @@
+"""The user's program, as the command line names it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from messaging.app import App
+from messaging.errors import ConfigurationError
+
+
+def load_app(name: str) -> App:
+    """The App that `module:attribute` names, modules of the working folder included. Runs the module's code.
+
+    Raises ConfigurationError when there is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigurationError(
+            f"an app is named as module:attribute, for instance shop.main:app, not {name!r}"
+        )
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: object = import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{name}: there is no module {error.name}") from error
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, App):
+        raise ConfigurationError(f"{name} is no messaging.App but {type(found).__name__}")
+    return found

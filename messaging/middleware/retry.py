@@ -71,7 +71,7 @@ def fixed(delay: Duration) -> Delay:
 def exponential(
     initial: Duration, *, multiplier: float = 2.0, maximum: Duration = 60.0, jitter: float = 0.1
 ) -> Delay:
-    """`initial` before the first retry, `multiplier` times as much before each further one, up to `maximum`."""
+    """`initial` before the first retry, `multiplier` times as much before each further, up to `maximum`."""
     return Delay(seconds(initial), multiplier, seconds(maximum), jitter)
 
 

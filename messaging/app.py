@@ -215,12 +215,15 @@ class App:
     # --- running -------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def running(self, bus: Bus, *, provide: Sequence[object] | None = None) -> AsyncGenerator[App]:
+    async def running(
+        self, bus: Bus, *, provide: Sequence[object] | None = None, middleware: Sequence[Middleware] = ()
+    ) -> AsyncGenerator[App]:
         """Handle messages while the body runs, then drain.
 
         At exit nothing new starts, what runs is finished within the drain timeout and settled, the rest goes back
         uncounted. A fatal error of a subscription cancels the body and is raised (semantics 25). `provide` replaces
-        what the lifespan would yield. Raises UnsupportedCapability or ConfigurationError before anything runs.
+        what the lifespan would yield; `middleware` is added to every subscription's, innermost. Raises
+        UnsupportedCapability or ConfigurationError before anything runs.
         """
         bus.check_open()
         family = self._family()
@@ -233,7 +236,9 @@ class App:
             for app in family:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
                 dispatchers += [
-                    Dispatcher(bus.adapter, made.bind(bus, [bus, *provided], executor), bus.clock)
+                    Dispatcher(
+                        bus.adapter, made.within(middleware).bind(bus, [bus, *provided], executor), bus.clock
+                    )
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]
                 app._bus = bus  # noqa: SLF001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_origin
 
 from messaging.errors import ConfigurationError
@@ -121,7 +122,10 @@ def _evaluated(function: Callable[..., Any], annotation: Any) -> Any:
     plain = inspect.unwrap(function)
     names: dict[str, Any] = {}
     if inspect.isfunction(plain):
-        names = {**plain.__globals__, **inspect.getclosurevars(plain).nonlocals}
+        names = dict(plain.__globals__)
+        for name, cell in zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True):
+            with suppress(ValueError):  # a variable that the enclosing function has not assigned yet
+                names[name] = cell.cell_contents
     try:
         return eval(annotation, names)  # noqa: S307  the program's own annotation, as typing.get_type_hints does
     except Exception:

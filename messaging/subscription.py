@@ -112,6 +112,10 @@ class Plan:
             )
         return reasons
 
+    def within(self, middleware: Sequence[Middleware]) -> Plan:
+        """The plan with more middleware, innermost."""
+        return replace(self, middleware=(*self.middleware, *middleware))
+
     def bind(self, bus: Bus, provided: Sequence[object], executor: Executor) -> Binding:
         """Make the chain. Raises ConfigurationError for a parameter that nothing can fill."""
         definition = self.definition

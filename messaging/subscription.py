@@ -86,6 +86,11 @@ class Plan:
     middleware: Sequence[Middleware]
     topology: TopologyMode | None
 
+    @property
+    def longest_delay(self) -> float:
+        """The longest delay that the policy asks for, in seconds."""
+        return self.retry.delay.longest if self.on_exhausted == "hold_key" else self.retry.longest
+
     def missing(self, capabilities: Capabilities, bus: Bus) -> list[str]:
         """What is asked for and cannot be had here, with the way out."""
         wanted = {"groups": True, "order": self.group.ordered, "history": self.group.start != "latest"}
@@ -96,7 +101,7 @@ class Plan:
             for name, needed in wanted.items()
             if needed and (capability := getattr(capabilities, name)).level == "unsupported"
         ]
-        longest = self.retry.longest
+        longest = self.longest_delay
         bound = capabilities.max_hold if self.group.ordered else capabilities.max_delay
         if longest > bound:
             reasons.append(
@@ -133,7 +138,7 @@ class Plan:
                 group=self.group,
                 prefetch=self.prefetch,
                 concurrency=self.concurrency,
-                max_hold=self.retry.longest,
+                max_hold=self.longest_delay,
             ),
             codec=definition.topic.codec,
             handler=self._chain(handler, bus, counters),

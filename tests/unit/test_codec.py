@@ -1,0 +1,403 @@
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple, Optional
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    RootModel,
+    Tag,
+    field_serializer,
+)
+from typing_extensions import TypeAliasType, TypedDict
+
+from messaging import codec as codec_module
+from messaging.codec import Codec, parse_content_type, register
+from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
+
+
+class Placed(BaseModel):
+    kind: Literal["placed"] = "placed"
+    customer: str
+
+
+class Cancelled(BaseModel):
+    kind: Literal["cancelled"] = "cancelled"
+    customer: str
+
+
+class Price(BaseModel):
+    amount: int
+
+
+class Cost(BaseModel):
+    amount: int
+
+
+@dataclass
+class Line:
+    sku: str
+    quantity: int = 1
+
+
+class Address(TypedDict):
+    city: str
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Color(Enum):
+    RED = "red"
+
+
+Either = TypeAliasType("Either", Placed | Cancelled)
+
+
+@pytest.mark.parametrize(
+    ("type_", "payload"),
+    [
+        (Placed, Placed(customer="c")),
+        (Placed | Cancelled, Cancelled(customer="c")),
+        (Either, Cancelled(customer="c")),
+        (Annotated[Placed | Cancelled, Field(discriminator="kind")], Cancelled(customer="c")),
+        (Price | None, None),
+        (Price | None, Price(amount=1)),
+        (Optional[Line], Line("a")),
+        (Line, Line("a", 2)),
+        (Address, {"city": "Bern"}),
+        (Point, Point(1, 2)),
+        (Color, Color.RED),
+        (int | str, "5"),
+        (int | str, 5),
+        (float, 1.5),
+        (str, "héllo"),
+        (bool, True),
+        (None, None),
+        (UUID, UUID(int=7)),
+        (datetime, datetime(2026, 1, 2)),
+        (list[Placed | Cancelled], [Placed(customer="a"), Cancelled(customer="b")]),
+        (dict[str, Line], {"a": Line("a")}),
+        (tuple[int, Price], (1, Price(amount=2))),
+        (set[int], {1, 2}),
+        (RootModel[list[int]], RootModel[list[int]]([1])),
+        (JsonValue, {"a": [1, None, "b"]}),
+        (bytes, b"\x00\xff"),
+    ],
+)
+def test_a_payload_survives_the_wire(type_: Any, payload: object) -> None:
+    codec = Codec(type_)
+
+    body, content_type = codec.encode(payload)
+
+    assert type(body) is bytes
+    assert codec.decode(body, content_type) == payload
+    assert codec.decode(body, None) == payload
+    assert (
+        content_type
+        == codec.content_type
+        == ("application/octet-stream" if type_ is bytes else "application/json")
+    )
+
+
+@given(st.binary())
+def test_bytes_travel_untouched_whatever_the_content_type_says(body: bytes) -> None:
+    codec = Codec(bytes, content_type="image/png")
+
+    assert codec.encode(body) == (body, "image/png")
+    assert codec.decode(body, "application/json; charset=utf-16") == body
+
+
+@pytest.mark.parametrize(
+    ("type_", "payload", "expected", "actual"),
+    [
+        (Placed, {"customer": "c"}, "Placed", "dict"),
+        (Placed, Price(amount=1), "Placed", "Price"),
+        (Price, Cost(amount=1), "Price", "Cost"),
+        (Placed, None, "Placed", "NoneType"),
+        (Placed | Cancelled, {"kind": "placed", "customer": "c"}, "Placed | Cancelled", "dict"),
+        (Placed | Cancelled, Price(amount=1), "Placed | Cancelled", "Price"),
+        (
+            Annotated[Placed | Cancelled, Discriminator("kind")],
+            {"kind": "placed"},
+            "Placed | Cancelled",
+            "dict",
+        ),
+        (Price | None, {"amount": 1}, "Price | None", "dict"),
+        (Line, {"sku": "a"}, "Line", "dict"),
+        (Address, {"town": "Bern"}, "Address", "dict"),
+        (Address, {}, "Address", "dict"),
+        (int, "5", "int", "str"),
+        (int | str, b"5", "int | str", "bytes"),
+        (datetime, "2026-01-02", "datetime", "str"),
+        (list[Price], [{"amount": 1}], "list[Price]", "list"),
+        (bytes, "text", "bytes", "str"),
+    ],
+)
+def test_a_payload_of_another_type_is_refused_before_anything_is_sent(
+    type_: Any, payload: object, expected: str, actual: str
+) -> None:
+    with pytest.raises(InvalidMessage) as raised:
+        Codec(type_).encode(payload)
+
+    assert f"expected a payload of type {expected}, got {actual}" in str(raised.value)
+
+
+def test_a_field_of_another_type_is_refused_without_showing_its_value() -> None:
+    with pytest.raises(InvalidMessage, match="quantity is no int but str") as raised:
+        Codec(Line).encode(Line("a", "secret"))
+
+    assert "secret" not in str(raised.value)
+
+
+def test_what_a_serializer_raises_is_an_invalid_message() -> None:
+    class Odd(BaseModel):
+        value: int
+
+        @field_serializer("value")
+        def refuse(self, value: int) -> int:
+            raise KeyError("boom")
+
+    with pytest.raises(InvalidMessage, match="boom"):
+        Codec(Odd).encode(Odd(value=1))
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        Price | Cost,
+        Price | Line,
+        Price | Address,
+        Placed | Price,
+        Price | dict[str, int],
+        list[Price | Cost],
+        dict[str, Price | Cost],
+        tuple[Price | Cost, int],
+        Price | Cost | None,
+        Annotated[Price | Cost, BeforeValidator(lambda value: value)],
+    ],
+)
+def test_a_union_whose_members_cannot_be_told_apart_is_refused(type_: Any) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be told apart.*Literal"):
+        Codec(type_)
+
+
+def test_two_members_with_one_tag_cannot_be_told_apart() -> None:
+    class Also(BaseModel):
+        kind: Literal["placed"] = "placed"
+
+    with pytest.raises(ConfigurationError, match=r"cannot be told apart \(Placed, Also\)"):
+        Codec(Placed | Also)
+
+
+def test_a_callable_discriminator_tells_members_apart() -> None:
+    def tag(value: Any) -> str:
+        return (
+            "price"
+            if isinstance(value, Price) or (isinstance(value, dict) and value.get("v") == 1)
+            else "cost"
+        )
+
+    codec = Codec(
+        Annotated[Annotated[Price, Tag("price")] | Annotated[Cost, Tag("cost")], Discriminator(tag)]
+    )
+
+    assert codec.decode(b'{"v": 1, "amount": 1}', None) == Price(amount=1)
+    assert codec.decode(b'{"amount": 1}', None) == Cost(amount=1)
+
+
+def test_tags_of_dataclasses_and_typed_dicts_tell_members_apart() -> None:
+    @dataclass
+    class A:
+        tag: Literal["a"] = "a"
+
+    class B(TypedDict):
+        tag: Literal["b"]
+
+    codec = Codec(A | B)
+
+    assert codec.decode(b'{"tag": "b"}', None) == {"tag": "b"}
+    assert codec.decode(*codec.encode(A())) == A()
+
+
+def test_a_recursive_type_is_no_endless_search() -> None:
+    class Node(BaseModel):
+        next: "Node | None" = None
+
+    Tree = TypeAliasType("Tree", "dict[str, Tree] | int")  # noqa: UP040
+
+    assert Codec(Node).decode(b'{"next": {}}', None) == Node(next=Node())
+    assert Codec(Tree).encode({"a": {"b": 1}})[0] == b'{"a":{"b":1}}'
+
+
+class NoSchema:
+    pass
+
+
+@pytest.mark.parametrize("type_", [NoSchema, "Nowhere", list[NoSchema]])
+def test_a_type_that_pydantic_cannot_carry_is_refused(type_: Any) -> None:
+    with pytest.raises(ConfigurationError, match="pydantic cannot carry"):
+        Codec(type_)
+
+
+def test_the_body_of_a_decode_error_stays_private() -> None:
+    with pytest.raises(
+        DecodeError, match="the body is no Price: amount: Input should be a valid integer"
+    ) as raised:
+        Codec(Price).decode(b'{"amount": "secret"}', None)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_many_problems_of_a_body_are_counted() -> None:
+    with pytest.raises(DecodeError, match="and 2 more"):
+        Codec(list[int]).decode(b'["a", "b", "c", "d", "e"]', None)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"nul", b'{"amount": 1', b"[" * 100_000])
+def test_no_body_raises_anything_but_a_decode_error(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        Codec(Price).decode(body, None)
+    with pytest.raises(DecodeError):
+        Codec(Any).decode(body, "application/json")
+
+
+def test_an_unknown_content_type_of_a_typed_topic_is_named() -> None:
+    for content_type in ("application/xml", "application/octet-stream", "", ";;;"):
+        with pytest.raises(DecodeError, match="no codec for content type"):
+            Codec(Price).decode(b'{"amount": 1}', content_type)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        "application/vnd.shop+json",
+        "text/json;charset=ascii",
+    ],
+)
+def test_every_kind_of_json_is_json(content_type: str) -> None:
+    assert Codec(Price).decode(b'{"amount": 1}', content_type) == Price(amount=1)
+    assert Codec(Any).decode(b'{"amount": 1}', content_type) == {"amount": 1}
+
+
+def test_the_charset_counts() -> None:
+    assert Codec(str).decode('"é"'.encode("latin-1"), "application/json; charset=iso-8859-1") == "é"
+    assert Codec(Any).decode('"é"'.encode("utf-16"), 'application/json; charset="utf-16"') == "é"
+    assert Codec(str).decode("é".encode("latin-1"), "text/plain; charset=latin-1") == "é"
+    for wrong in ("nonsense", "rot13", "hex"):
+        with pytest.raises(DecodeError):
+            Codec(str).decode(b'"e"', f"application/json; charset={wrong}")
+
+
+@given(st.text(st.characters()))
+def test_no_content_type_can_raise_while_it_is_read(content_type: str) -> None:
+    essence, charset = parse_content_type(content_type)
+
+    assert isinstance(essence, str)
+    assert charset
+    assert Codec(bytes).decode(b"x", content_type) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("payload", "body", "content_type"),
+    [
+        (b"\xff", b"\xff", "application/octet-stream"),
+        (bytearray(b"x"), b"x", "application/octet-stream"),
+        ("é", "é".encode(), "text/plain; charset=utf-8"),
+        ({"a": 1}, b'{"a":1}', "application/json"),
+        (None, b"null", "application/json"),
+        (Price(amount=1), b'{"amount":1}', "application/json"),
+    ],
+)
+def test_an_untyped_topic_tells_formats_by_the_payload(
+    payload: object, body: bytes, content_type: str
+) -> None:
+    assert Codec(Any).encode(payload) == (body, content_type)
+
+
+def test_an_untyped_topic_reads_what_the_content_type_says_and_never_guesses() -> None:
+    codec = Codec(Any)
+
+    assert codec.decode(b'{"a":1}', None) == b'{"a":1}'
+    assert codec.decode(b'{"a":1}', "application/octet-stream") == b'{"a":1}'
+    assert codec.decode(b'{"a":1}', "application/x-unheard-of") == b'{"a":1}'
+    assert codec.decode(b'{"a":1}', "text/plain") == '{"a":1}'
+    assert codec.decode(b'{"a":1}', "application/json") == {"a": 1}
+    with pytest.raises(DecodeError, match="the body is no text/plain"):
+        codec.decode(b"\xff", "text/plain")
+
+
+def test_an_untyped_payload_that_has_no_json_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match="a payload of type object is not application/json"):
+        Codec(Any).encode(object())
+
+
+def test_plain_text_and_octets_can_be_asked_for() -> None:
+    assert Codec(str, content_type="text/plain; charset=latin-1").encode("é") == (
+        b"\xe9",
+        "text/plain; charset=latin-1",
+    )
+    assert Codec(str, content_type="text/plain").decode(b"5", None) == "5"
+    assert Codec(Any, content_type="application/octet-stream").encode(b"x")[0] == b"x"
+    octets = Codec(bytes | None, content_type="application/octet-stream")
+    assert octets.decode(b"x", None) == b"x"
+    with pytest.raises(InvalidMessage, match="type str"):
+        Codec(Any, content_type="text/plain").encode(5)
+    with pytest.raises(InvalidMessage, match="type bytes"):
+        Codec(Any, content_type="application/octet-stream").encode("x")
+    with pytest.raises(InvalidMessage, match="text/plain"):
+        Codec(Any, content_type="text/plain; charset=ascii").encode("é")
+    with pytest.raises(InvalidMessage, match="UnicodeEncodeError"):
+        Codec(str, content_type="text/plain; charset=ascii").encode("é")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-unheard-of", "application/json; charset=utf-16", "json"]
+)
+def test_a_content_type_that_cannot_be_written_is_refused_at_once(content_type: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Codec(Price, content_type=content_type)
+
+
+@pytest.fixture
+def reversed_json(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(codec_module, "_formats", {})
+    register(
+        "application/x-reversed",
+        lambda value: json.dumps(value).encode()[::-1],
+        lambda body: json.loads(body[::-1]),
+    )
+    return "application/x-reversed"
+
+
+def test_a_format_can_be_added(reversed_json: str) -> None:
+    codec = Codec(Line, content_type=reversed_json)
+
+    body, content_type = codec.encode(Line("a"))
+
+    assert body == b'{"sku": "a", "quantity": 1}'[::-1]
+    assert codec.decode(body, content_type) == Line("a")
+    assert codec.decode(b'{"sku": "b"}', "application/json") == Line("b")
+    assert Codec(Line).decode(body, content_type) == Line("a")
+    assert Codec(Any).decode(body, content_type) == {"sku": "a", "quantity": 1}
+    with pytest.raises(DecodeError):
+        Codec(Any).decode(b"{", content_type)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/x+json", "nonsense"])
+def test_the_built_in_formats_stay(content_type: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be registered"):
+        register(content_type, bytes, bytes)

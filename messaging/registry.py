@@ -38,7 +38,7 @@ def redact(url: str) -> str:
         found = url.find(mark, start)
         end = end if found < 0 else min(end, found)
     authority, rest = url[start:end], url[end:]
-    if "@" not in authority and "@" in rest:
+    if "@" in rest:
         # A password that holds an unescaped / or ? or #: rather hide too much than half of it.
         authority, rest = "***", rest[rest.rindex("@") :]
     elif "@" in authority:

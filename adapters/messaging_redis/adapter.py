@@ -1,0 +1,164 @@
+"""The adapter of Redis Streams."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.errors import MessagingError
+from messaging_redis.connection import RedisConnection
+from messaging_redis.consumer import SharedConsumer
+from messaging_redis.dead_letters import RedisDeadLetters
+from messaging_redis.partitioned import PartitionedConsumer
+from messaging_redis.publisher import Publisher
+from messaging_redis.replies import RedisReplies
+from messaging_redis.server import Server, inspect
+from messaging_redis.settings import RedisSettings
+from messaging_redis.topology import Topics
+from messaging_redis.trimming import Trimmer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import (
+        AdapterContext,
+        Consumer,
+        DeadLetterStore,
+        GroupInfo,
+        GroupSpec,
+        Outgoing,
+        Ownership,
+        ReplyInbox,
+        Subscription,
+        Topology,
+    )
+    from messaging.errors import PublishError
+    from messaging.message import Message, Receipt
+
+_HEALTH_BOUND = 0.9
+
+
+class RedisAdapter(Adapter):
+    """One pool of connections to one Redis server, cluster or sentinel-guarded master."""
+
+    name: ClassVar[str] = "redis"
+
+    def __init__(self, settings: RedisSettings, member: str) -> None:
+        self._settings = settings
+        self._member = member or "member"
+        self._connection = RedisConnection(settings)
+        self._topics = Topics(self._connection)
+        self._trimmer = Trimmer(self._connection, self._topics)
+        self._publisher = Publisher(self._connection, self._topics, self._trimmer)
+        self._replies = RedisReplies(self._connection)
+        self._server = Server("", "unknown")
+
+    def __repr__(self) -> str:
+        return f"RedisAdapter({self._settings.address!r})"
+
+    @classmethod
+    def from_url(cls, url: str, context: AdapterContext) -> RedisAdapter:
+        """See `Adapter.from_url`."""
+        settings = RedisSettings.from_url(url, context.options, namespace=context.namespace)
+        return cls(settings, context.member)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Adapter.capabilities`."""
+        settings = self._settings
+        return Capabilities(
+            broker="Redis Streams",
+            version=self._server.version,
+            groups=Capability("native", "a consumer group per group on every partition's stream"),
+            order=Capability(
+                "emulated", "each partition has one owner at a time, by a lease with a fencing epoch"
+            ),
+            delayed_retry=Capability(
+                "emulated", "a sorted set by due time, moved by any member of the group"
+            ),
+            dead_letters=Capability("emulated", "a stream per group; stored and acknowledged in one script"),
+            redrive=Capability("emulated", "a stream per group; per partition where the group is ordered"),
+            requests=Capability("emulated", "a reply stream per process, read by position"),
+            history=Capability(
+                "native", f"what is not yet handled, and the last {settings.history:g} s (option history)"
+            ),
+            no_group=Capability("emulated", "the record of groups, looked at before and beside publishing"),
+            crash_guard=Capability("emulated", "the server counts hand-overs; the mark is stored in a hash"),
+            lateness=settings.poll,
+            max_message_bytes=settings.max_message_bytes,
+            durability=self._server.durability,
+            fenced=True,
+        )
+
+    @property
+    def native(self) -> Any:
+        """The client of redis-py: `redis.asyncio.Redis`, or `RedisCluster`."""
+        return self._connection.native
+
+    @property
+    def lost_to_retention(self) -> int:
+        """Messages that retention removed before every group had handled them, as far as this process did it."""
+        return self._trimmer.lost
+
+    async def open(self) -> None:
+        """See `Adapter.open`. Raises ConfigurationError for a server that is too old or evicts keys of ours."""
+        await self._connection.open()
+        try:
+            self._server = await inspect(self._connection)
+        except BaseException:
+            await self._connection.close()
+            raise
+
+    async def close(self) -> None:
+        """See `Adapter.close`."""
+        await self._connection.close()
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        await self._topics.declare(topology)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        return await self._publisher.publish(messages)
+
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        """See `Adapter.consumer`."""
+        if subscription.group.ordered:
+            return PartitionedConsumer(
+                self._connection, self._topics, self._trimmer, subscription, ownership, self._member
+            )
+        return SharedConsumer(self._connection, self._topics, self._trimmer, subscription, self._member)
+
+    async def reply_inbox(self) -> ReplyInbox:
+        """See `Adapter.reply_inbox`."""
+        return await self._replies.inbox()
+
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[None | PublishError]:
+        """See `Adapter.reply`."""
+        return await self._replies.send(replies)
+
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        """See `Adapter.dead_letters`."""
+        return RedisDeadLetters(self._connection, self._topics, group)
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        """See `Adapter.groups`."""
+        return await self._topics.infos()
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`."""
+        await self._topics.delete(group)
+
+    async def health(self) -> BrokerHealth:
+        """See `Adapter.health`."""
+        try:
+            async with asyncio.timeout(_HEALTH_BOUND):
+                await self._connection.call("", "PING")
+                return BrokerHealth(True, await self._topics.infos())
+        except TimeoutError:
+            return BrokerHealth(
+                False, error=f"Redis at {self._settings.address} gave no answer within a second"
+            )
+        except MessagingError as error:
+            return BrokerHealth(False, error=str(error))

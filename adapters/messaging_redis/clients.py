@@ -1,0 +1,174 @@
+"""The clients of redis-py that the adapter uses: pools per node, none of which ever repeats a command."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+
+if TYPE_CHECKING:
+    from messaging_redis.settings import RedisSettings
+
+_ANY_NODE = ""
+
+
+class Pool:
+    """Connections to one node, and how many may be in use."""
+
+    __slots__ = ("connections", "slots")
+
+    def __init__(self, connections: Any, size: int) -> None:
+        self.connections = connections
+        self.slots = asyncio.Semaphore(size)
+
+
+class Clients:
+    """One server, the nodes of a cluster, or the master that sentinels name."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+        self._cluster: Any = None
+        self._sentinel: Any = None
+        self._pools: dict[tuple[str, bool], Pool] = {}
+        self._lock = asyncio.Lock()
+        self.native: Any = None
+        self.stale = False
+        """A node was lost: ask the cluster anew before the next command."""
+
+    async def open(self) -> None:
+        settings = self._settings
+        if settings.mode == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in settings.hosts]
+            options = self._options()
+            for absent in ("db", "socket_keepalive"):
+                options.pop(absent, None)
+            self._cluster = RedisCluster(
+                startup_nodes=nodes,
+                cluster_error_retry_attempts=0,
+                ssl=settings.tls,
+                **(options | {"socket_timeout": settings.socket_timeout}),
+            )
+            self.native = self._cluster
+            await self._cluster.initialize()
+            return
+        if settings.mode == "sentinel":
+            sentinel_password = settings.sentinel_password
+            self._sentinel = Sentinel(
+                list(settings.hosts),
+                sentinel_kwargs={
+                    **self._security(),
+                    "ssl": settings.tls,
+                    "username": settings.sentinel_username,
+                    "password": None if sentinel_password is None else sentinel_password.get_secret_value(),
+                    "socket_timeout": settings.connect_timeout,
+                    "socket_connect_timeout": settings.connect_timeout,
+                },
+            )
+        self.native = Redis(
+            connection_pool=self._make_pool(
+                _ANY_NODE, {"socket_timeout": settings.socket_timeout}, settings.max_connections
+            )
+        )
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.connections.aclose()
+        self._pools.clear()
+        if self._cluster is not None:
+            await self._cluster.aclose()
+        elif self.native is not None:
+            await self.native.aclose()
+            await self.native.connection_pool.aclose()
+        if self._sentinel is not None:
+            for sentinel in self._sentinel.sentinels:
+                await sentinel.aclose()
+
+    async def refresh(self) -> None:
+        """Ask the cluster who has which slots now; nothing to do elsewhere."""
+        if self._cluster is not None:
+            async with self._lock:
+                await self._cluster.aclose()
+                await self._cluster.initialize()
+        self.stale = False
+
+    def node_of(self, key: str) -> str:
+        """The node that has a key; one for all keys where there is no cluster."""
+        if self._cluster is None:
+            return _ANY_NODE
+        if not key:
+            node = (
+                self._cluster.get_random_primary_node()
+                if hasattr(self._cluster, "get_random_primary_node")
+                else None
+            )
+            node = node or self._cluster.get_primaries()[0]
+        else:
+            node = self._cluster.get_node_from_key(key)
+        if node is None:
+            raise redis_errors.ClusterDownError(f"no node has the slot of {key!r}")
+        return f"{node.host} {node.port}"
+
+    def pool(self, key: str, *, waiting: bool) -> Pool:
+        """The connections to the node that has a key. Reads that wait must not take those for commands."""
+        node = self.node_of(key)
+        pool = self._pools.get((node, waiting))
+        if pool is None:
+            size = 10_000 if waiting else self._settings.max_connections
+            pool = self._pools[node, waiting] = Pool(
+                self._make_pool(node, {"socket_timeout": None}, size + 1), size
+            )
+        return pool
+
+    def _make_pool(self, node: str, more: dict[str, Any], size: int) -> Any:
+        settings = self._settings
+        options = self._options() | more | {"max_connections": size}
+        if self._sentinel is not None:
+            return SentinelConnectionPool(settings.master, self._sentinel, ssl=settings.tls, **options)
+        if settings.mode == "socket":
+            options.pop("socket_keepalive")
+            return ConnectionPool(connection_class=UnixDomainSocketConnection, path=settings.path, **options)
+        kind = SSLConnection if settings.tls else Connection
+        if node:
+            host, _, port = node.rpartition(" ")
+            options.pop("db")
+        else:
+            host, port = settings.hosts[0]
+        return ConnectionPool(connection_class=kind, host=host, port=int(port), **options)
+
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        options: dict[str, Any] = {
+            **self._security(),
+            "db": settings.db,
+            "username": settings.username,
+            "password": None if settings.password is None else settings.password.get_secret_value(),
+            "socket_connect_timeout": settings.connect_timeout,
+            "socket_keepalive": True,
+            # A repeated command is a duplicated message: only the dispatcher decides to try again.
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if "maint_notifications_config" in inspect.signature(ConnectionPool.__init__).parameters:
+            from redis.maint_notifications import MaintNotificationsConfig
+
+            # With them on, the pool does not notice that an idle connection was closed.
+            options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+        return options
+
+    def _security(self) -> dict[str, Any]:
+        settings = self._settings
+        if not settings.tls:
+            return {}
+        return {
+            "ssl_ca_certs": settings.ca,
+            "ssl_certfile": settings.cert,
+            "ssl_keyfile": settings.key,
+            "ssl_check_hostname": settings.check_hostname,
+        }

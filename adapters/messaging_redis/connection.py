@@ -1,0 +1,264 @@
+"""The connection to Redis: one server, a cluster or what sentinels point to; and every error translated, once.
+
+All commands go through `exchange`: one write, then the replies, on one connection of a pool. Nothing is sent twice:
+a command is repeated only when the server said that it did not run it (unknown script, slot moved).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from redis import exceptions as redis_errors
+
+from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
+from messaging_redis.clients import Clients
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging_redis.scripts import Script
+    from messaging_redis.settings import RedisSettings
+
+Argument: TypeAlias = "bytes | str | int | float"
+Command: TypeAlias = "Sequence[Argument]"
+
+_TRANSIENT = (
+    "LOADING",
+    "READONLY",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "ASK",
+    "MOVED",
+    "MASTERDOWN",
+    "BUSY",
+    "OOM",
+)
+"""Codes of errors that pass without anybody changing the program."""
+_MARGIN = 2.0
+"""Seconds that a reply to a waiting read may be late before the connection counts as lost."""
+
+
+class Interrupted(ConnectionFailed):
+    """The connection broke after something was sent: what the server did with it is unknown."""
+
+
+class RedisConnection:
+    """A pool of connections for commands, and one for reads that wait."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.settings = settings
+        self._clients: Clients | None = None
+        self._closed = False
+        self.failed: str | None = None
+        """The last error of a connection, until the next success."""
+
+    @property
+    def native(self) -> Any:
+        """The client of redis-py."""
+        return self._opened.native
+
+    @property
+    def _opened(self) -> Clients:
+        if self._clients is None:
+            raise ConnectionFailed(f"the connection to Redis at {self.settings.address} is not open")
+        return self._clients
+
+    async def open(self) -> None:
+        """Connect once. Raises ConnectionFailed or AuthenticationFailed."""
+        clients = Clients(self.settings)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                await clients.open()
+            self._clients = clients
+            await self.call("", "PING")
+        except BaseException as error:
+            self._clients = None
+            with contextlib.suppress(Exception):
+                await clients.close()
+            if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
+                raise self._unreachable(error, started) from error
+            raise
+
+    async def close(self) -> None:
+        """Close all connections. A second call is a no-op."""
+        clients, self._clients = self._clients, None
+        if clients is not None:
+            with contextlib.suppress(redis_errors.RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await clients.close()
+
+    def shard(self, key: str) -> str:
+        """What holds the key: commands of one shard may go in one exchange."""
+        return self._opened.node_of(key)
+
+    async def call(self, key: str, *command: Argument, wait: float | None = None) -> Any:
+        """One command on the node that has `key`; its error is raised."""
+        (reply,) = await self.exchange(key, (command,), wait=wait)
+        if isinstance(reply, Exception):
+            raise translate(reply, str(command[0]))
+        return reply
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """One script; all keys are of one topic. Its error is raised."""
+        (reply,) = await self.exchange(keys[0], (script.call(keys, arguments),))
+        if isinstance(reply, Exception):
+            raise translate(reply, script.name)
+        return reply
+
+    async def exchange(
+        self, key: str, commands: Sequence[Command], *, wait: float | None = None
+    ) -> list[Any]:
+        """Send all, then read a reply for each: a value, or the error of that command, not raised.
+
+        `wait`: the commands may wait that long on the server; such reads have connections of their own. Raises
+        ConnectionFailed when nothing was sent, Interrupted when the fate of what was sent is unknown,
+        AuthenticationFailed. Cancelling closes the one connection that was in use.
+        """
+        replies = await self._exchange(key, commands, wait)
+        again = [at for at, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        if again:
+            from messaging_redis.scripts import with_source
+
+            repeated = await self._exchange(key, [with_source(commands[at]) for at in again], wait)
+            for at, reply in zip(again, repeated, strict=True):
+                replies[at] = reply
+        moved = [at for at, reply in enumerate(replies) if isinstance(reply, redis_errors.MovedError)]
+        if moved:
+            await self._refresh()
+            repeated = await self._exchange(key, [commands[at] for at in moved], wait)
+            for at, reply in zip(moved, repeated, strict=True):
+                replies[at] = reply
+        return replies
+
+    async def _exchange(self, key: str, commands: Sequence[Command], wait: float | None) -> list[Any]:
+        clients = self._opened
+        if clients.stale:
+            await self._refresh()
+        patience = self.settings.socket_timeout if wait is None else wait + _MARGIN
+        pool = clients.pool(key, waiting=wait is not None)
+        async with pool.slots:
+            connection = await self._connected(clients, pool.connections)
+            try:
+                async with asyncio.timeout(patience):
+                    replies = await _converse(connection, commands)
+            except BaseException as error:
+                await connection.disconnect(nowait=True)
+                if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
+                    clients.stale = True
+                    raise self._interrupted(error, patience) from error
+                raise
+            finally:
+                await pool.connections.release(connection)
+        self.failed = None
+        return replies
+
+    async def _connected(self, clients: Clients, pool: Any) -> Any:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                return await pool.get_connection()
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            clients.stale = True
+            raise self._unreachable(error, started) from error
+
+    async def _refresh(self) -> None:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                await self._opened.refresh()
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            raise self._unreachable(error, started) from error
+
+    def _unreachable(self, error: BaseException, started: float) -> MessagingError:
+        address = self.settings.address
+        if _is_authentication(error):
+            user = self.settings.username or "default"
+            return AuthenticationFailed(
+                f"Redis at {address} refused the credentials of user {user!r}: correct user and password"
+            )
+        if isinstance(error, redis_errors.NoPermissionError):
+            return ConfigurationError(f"Redis at {address} lets the user not do what is needed: {error}")
+        after = time.monotonic() - started
+        self.failed = f"cannot reach Redis at {address} (gave up after {after:.1f} s): {_text(error)}"
+        return ConnectionFailed(self.failed)
+
+    def _interrupted(self, error: BaseException, patience: float) -> MessagingError:
+        if _is_authentication(error):
+            return AuthenticationFailed(
+                f"Redis at {self.settings.address} no longer accepts the credentials: correct user and password"
+            )
+        detail = f"no reply within {patience:g} s" if isinstance(error, TimeoutError) else _text(error)
+        self.failed = f"the connection to Redis at {self.settings.address} was lost: {detail}"
+        return Interrupted(self.failed)
+
+
+async def _converse(connection: Any, commands: Sequence[Command]) -> list[Any]:
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except redis_errors.ResponseError as error:
+            replies.append(error)
+        except redis_errors.BusyLoadingError:
+            raise
+        except redis_errors.AuthenticationError:
+            raise
+    return replies
+
+
+def translate(error: Exception, what: str) -> MessagingError:
+    """An error reply as one of ours; `what` names the command."""
+    code = code_of(error)
+    if isinstance(error, MessagingError):
+        return error
+    if _is_authentication(error):
+        return AuthenticationFailed(f"Redis refused {what}: {_text(error)}")
+    if code in _TRANSIENT:
+        return ConnectionFailed(f"Redis refused {what} for now: {code} {_text(error)}")
+    if code == "NOPERM":
+        return ConfigurationError(
+            f"the ACL user may not run {what}: {_text(error)}. The documentation lists what to grant"
+        )
+    if code == "WRONGTYPE":
+        return ConfigurationError(
+            f"{what}: a key of ours holds something else; choose another prefix or namespace"
+        )
+    return MessagingError(f"Redis refused {what}: {_text(error)}")
+
+
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (redis_errors.OutOfMemoryError, "OOM"),
+    (redis_errors.ReadOnlyError, "READONLY"),
+    (redis_errors.NoPermissionError, "NOPERM"),
+    (redis_errors.BusyLoadingError, "LOADING"),
+    (redis_errors.MovedError, "MOVED"),
+    (redis_errors.AskError, "ASK"),
+    (redis_errors.TryAgainError, "TRYAGAIN"),
+    (redis_errors.ClusterDownError, "CLUSTERDOWN"),
+    (redis_errors.MasterDownError, "MASTERDOWN"),
+)
+
+
+def code_of(error: object) -> str:
+    """The code that an error reply begins with; redis-py takes it off where it has a class for it."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    words = str(error).split(None, 1)
+    return words[0] if words and words[0].isupper() else ""
+
+
+def _is_authentication(error: BaseException) -> bool:
+    return isinstance(
+        error, redis_errors.AuthenticationError | redis_errors.AuthenticationWrongNumberOfArgsError
+    ) and not isinstance(error, redis_errors.NoPermissionError)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or cast("Any", type(error)).__name__

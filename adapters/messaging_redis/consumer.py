@@ -1,0 +1,520 @@
+"""Members that share all partitions of a topic: an unordered group.
+
+A delivery is ours while its idle time on the server is below our lease. Retries with a delay wait in a sorted set by
+due time; any member moves the due ones onto the group's retry stream, which all members read beside the partitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from math import ceil, inf
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from messaging.adapter import DONE, Consumer, ConsumerStatus, Lease, RawDelivery, SettleError
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
+from messaging.message import Ack, Reject, Release, Retry
+from messaging_redis.background import Background
+from messaging_redis.connection import Interrupted, code_of, translate
+from messaging_redis.entries import Token, decode_copy, decode_entry
+from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, SETTLE, TAKE, TAKE_OVER
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from messaging.adapter import Settled, Settlement, Subscription
+    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.topology import Topics
+    from messaging_redis.trimming import Trimmer
+
+logger = logging.getLogger("messaging")
+
+_RETRY = "t"
+_CHUNK = 128
+"""Settlements in one script call: the server runs nothing else meanwhile."""
+_ACKS = 500
+_MOVED_AT_ONCE = 128
+_PRESENT = 3.0
+"""How many polls a member may miss before it no longer counts as present."""
+_LOOK_FOR_DEAD_MEMBERS = 60.0
+
+
+class SharedConsumer(Consumer):
+    """A member of an unordered group."""
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        topics: Topics,
+        trimmer: Trimmer,
+        subscription: Subscription,
+        member: str,
+    ) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._trimmer = trimmer
+        self._subscription = subscription
+        self._group = subscription.group
+        self._keys = topics.group_keys(self._group)
+        settings = connection.settings
+        self.lease = settings.lease
+        self._block = min(settings.block, settings.lease / 4)
+        self._poll = settings.poll
+        # The name ends with our lease, so that members with another lease respect it.
+        self._name = f"{member}.{uuid4().hex[:8]}~{int(settings.lease * 1000)}"
+        keys = self._keys
+        self._streams = {_RETRY: keys.retry} | {f"m{p}": key for p, key in enumerate(keys.topic.streams)}
+        self._sources = list(self._streams)
+        self._held: dict[tuple[str, str], RawDelivery] = {}
+        self._ready: list[RawDelivery] = []
+        self._reading: asyncio.Task[list[RawDelivery]] | None = None
+        self._background = Background()
+        self._due = asyncio.Event()
+        self._soonest = inf
+        self._next_take_over = 0.0
+        self._next_reaping = 0.0
+        self._recover = False
+        self._joined = False
+        self._connected = False
+        self._closed = False
+
+    # --- receive -----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
+        """See `Consumer.receive`. A read that a cancelled call began goes on; the next call returns what it brings."""
+        if self._closed:
+            raise Closed(f"this member of {self._where} is closed: make a new one")
+        until = time.monotonic() + wait
+        if not self._joined:
+            await self._join()
+        while True:
+            if taken := self._take_ready(limit, paused):
+                return taken
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read(limit), name="messaging-redis-read")
+            done, _ = await asyncio.wait((self._reading,), timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                return []
+            reading, self._reading = self._reading, None
+            try:
+                self._ready += reading.result()
+            except ConnectionFailed:
+                self._connected = False
+                raise
+            self._connected = True
+            if not self._ready and time.monotonic() >= until:
+                return []
+
+    def _take_ready(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
+        if not self._ready:
+            return []
+        now = time.monotonic()
+        taken: list[RawDelivery] = []
+        left: list[RawDelivery] = []
+        for delivery in self._ready:
+            if delivery.lease.deadline <= now:
+                self._held.pop(_place(delivery), None)
+            elif len(taken) < limit and delivery.partition not in paused:
+                taken.append(delivery)
+            else:
+                left.append(delivery)
+        self._ready = left
+        return taken
+
+    async def _join(self) -> None:
+        if self._group.native is not None:
+            await self._topics.ensure_retry_stream(self._keys)
+        # What another start of this process left under this name cannot be: the name is new. Others' is looked for.
+        self._joined = True
+        self._background.start(self._tend(), name="messaging-redis-tend")
+
+    async def _read(self, limit: int) -> list[RawDelivery]:
+        try:
+            if self._recover:
+                recovered = await self._recover_lost(limit)
+                if recovered:
+                    return recovered
+            now = time.monotonic()
+            if now >= self._next_take_over:
+                self._next_take_over = now + self._connection.settings.lease / 4
+                if taken := await self._take_over(limit):
+                    self._next_take_over = now
+                    return taken
+            return await self._read_new(limit)
+        except Interrupted:
+            # The server may have given us what never arrived here.
+            self._recover = True
+            raise
+
+    async def _read_new(self, limit: int) -> list[RawDelivery]:
+        sent = time.monotonic()
+        self._sources.append(self._sources.pop(0))
+        sources = self._sources
+        if limit < len(sources):
+            # COUNT is per stream: only a script takes no more than asked for in all.
+            keys = [self._streams[source] for source in sources]
+            reply = await self._call(TAKE.call(keys, [self._keys.name, self._name, limit]))
+            taken = [
+                self._delivery(sources[at], entry[0], entry[1], 1, False, sent)
+                for at, entries in reply or ()
+                for entry in entries
+            ]
+            if taken or reply is None:
+                return taken
+        count = max(1, limit // len(sources))
+        command: list[Argument] = ["XREADGROUP", "GROUP", self._keys.name, self._name, "COUNT", count]
+        command += ["BLOCK", max(1, int(self._block * 1000)), "STREAMS"]
+        command += [self._streams[source] for source in sources]
+        command += [">"] * len(sources)
+        reply = await self._call(command, wait=self._block)
+        names = {self._streams[source]: source for source in sources}
+        found = [
+            self._delivery(names[key.decode()], entry[0], entry[1], 1, False, sent)
+            for key, entries in stream_pairs(reply)
+            for entry in entries
+        ]
+        if len(found) > limit:
+            await self._give_back(found[limit:])
+        return found[:limit]
+
+    async def _call(self, command: Sequence[Argument], *, wait: float | None = None) -> Any:
+        (reply,) = await self._connection.exchange(self._keys.retry, (command,), wait=wait)
+        if isinstance(reply, Exception):
+            if code_of(reply) == "NOGROUP" or "NOGROUP" in str(reply):
+                await self._topics.restore(self._group)
+                return None
+            raise translate(reply, str(command[0]))
+        return reply
+
+    async def _take_over(self, limit: int) -> list[RawDelivery]:
+        """Entries whose owner has shown no life for its lease; counted, so that a killer is found (3)."""
+        now = sent = time.monotonic()
+        for place, delivery in list(self._held.items()):
+            if delivery.lease.deadline <= now:
+                del self._held[place]
+        sources = list(self._streams)
+        keys = [self._keys.guard, *(self._streams[source] for source in sources)]
+        arguments: list[Argument] = [
+            self._keys.name,
+            self._name,
+            int(self._connection.settings.lease * 1000),
+            limit,
+        ]
+        reply = await self._call(TAKE_OVER.call(keys, [*arguments, *sources]))
+        return [
+            self._delivery(sources[at], id, fields, count, bool(marked), sent)
+            for at, id, fields, count, marked in reply or ()
+        ]
+
+    async def _recover_lost(self, limit: int) -> list[RawDelivery]:
+        sent = time.monotonic()
+        sources = list(self._streams)
+        keys = [self._keys.guard, *(self._streams[source] for source in sources)]
+        held = [f"{source}/{id}" for source, id in self._held]
+        arguments: list[Argument] = [self._keys.name, self._name, limit, *sources, "", *held]
+        reply = await self._call(RECOVER.call(keys, arguments))
+        if reply is None or len(reply) < limit:
+            self._recover = False
+        return [
+            self._delivery(sources[at], id, fields, count, False, sent)
+            for at, id, fields, count, _ in reply or ()
+        ]
+
+    def _delivery(
+        self, source: str, raw_id: bytes, fields: list[bytes], count: int, marked: bool, sent: float
+    ) -> RawDelivery:
+        id = raw_id.decode()
+        token = Token(source, self._streams[source], id, marked)
+        delivery = RawDelivery(
+            cast("Any", None), lease=Lease(sent + self._connection.settings.lease), token=token, native=fields
+        )
+        delivery.guard = "tripped" if marked else "none"
+        if source == _RETRY:
+            copy = decode_copy(fields, id)
+            fields = copy.fields
+            delivery.partition, delivery.position = copy.partition, copy.origin
+            delivery.attempt = copy.failures + 1
+            delivery.failure = copy.failure
+            delivery.deliveries = copy.deliveries + count
+            delivery.returns = copy.returns + count - 1
+        else:
+            delivery.partition = int(source[1:])
+            delivery.position = f"{delivery.partition}/{id}"
+            delivery.deliveries = count
+            delivery.returns = count - 1
+        delivery.message, delivery.reply_to = decode_entry(
+            fields, topic=self._group.topic.name, position=delivery.position
+        )
+        self._held[source, id] = delivery
+        return delivery
+
+    # --- settle ------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """See `Consumer.settle`. Acks go as plain XACKs; what is copied goes through a script that checks the owner."""
+        results: list[Settled] = [DONE] * len(settlements)
+        acks: dict[str, list[int]] = {}
+        copies: list[int] = []
+        for at, settlement in enumerate(settlements):
+            token: Token = settlement.delivery.token
+            if token.settled:
+                continue
+            if isinstance(settlement.outcome, Ack):
+                acks.setdefault(token.source, []).append(at)
+            else:
+                copies.append(at)
+        if acks:
+            await self._settle_acks(acks, settlements, results)
+        for start in range(0, len(copies), _CHUNK):
+            await self._settle_copies(copies[start : start + _CHUNK], settlements, results)
+        return results
+
+    async def _settle_acks(
+        self, acks: dict[str, list[int]], settlements: Sequence[Settlement], results: list[Settled]
+    ) -> None:
+        commands: list[list[Argument]] = []
+        parts: list[list[int]] = []
+        for source, places in acks.items():
+            stream = self._streams[source]
+            for start in range(0, len(places), _ACKS):
+                part = places[start : start + _ACKS]
+                ids = [settlements[at].delivery.token.id for at in part]
+                commands.append(["XACK", stream, self._keys.name, *ids])
+                parts.append(part)
+                if source == _RETRY:
+                    # Only here: elsewhere it frees no memory and makes the lag unknown.
+                    commands.append(["XDEL", stream, *ids])
+                    parts.append(part)
+        marks = [
+            settlement.delivery.token.field
+            for places in acks.values()
+            for settlement in (settlements[at] for at in places)
+            if settlement.delivery.token.marked
+        ]
+        if marks:
+            commands.append(["HDEL", self._keys.guard, *marks])
+            parts.append([])
+        try:
+            replies = await self._connection.exchange(self._keys.retry, commands)
+        except MessagingError as error:
+            for places in acks.values():
+                for at in places:
+                    results[at] = SettleError(error)
+            return
+        for part, reply in zip(parts, replies, strict=True):
+            for at in part:
+                if isinstance(reply, Exception):
+                    results[at] = SettleError(translate(reply, "XACK"))
+                elif not isinstance(results[at], SettleError):
+                    self._over(settlements[at].delivery)
+
+    async def _settle_copies(
+        self, places: Sequence[int], settlements: Sequence[Settlement], results: list[Settled]
+    ) -> None:
+        items = [settlements[at] for at in places]
+        try:
+            replies = await self._run_settle(items)
+        except MessagingError as error:
+            for at in places:
+                results[at] = SettleError(error)
+            return
+        for at, settlement, reply in zip(places, items, replies, strict=True):
+            results[at] = self._settled(settlement, reply.decode())
+
+    async def _run_settle(self, items: Sequence[Settlement]) -> list[bytes]:
+        keys = self._keys
+        sources = list(self._streams)
+        arguments: list[Argument] = [keys.name, self._name]
+        soonest: float | None = None
+        for item in items:
+            delivery = item.delivery
+            token: Token = delivery.token
+            failed = isinstance(item.outcome, Retry | Reject)
+            kind = "reject" if isinstance(item.outcome, Reject) else "retry"
+            delay = 0 if kind == "reject" else ceil(max(0.0, item.after) * 1000)
+            arguments += [
+                kind,
+                5 + sources.index(token.source),
+                int(token.source == _RETRY),
+                token.id,
+                token.field,
+            ]
+            arguments += [delay, delivery.attempt if failed else delivery.attempt - 1]
+            arguments += [
+                (item.failure if failed else delivery.failure) or "",
+                0 if failed else delivery.returns,
+            ]
+            arguments += [delivery.deliveries, delivery.position]
+            if delay:
+                soonest = item.after if soonest is None else min(soonest, item.after)
+        reply = await self._connection.run(
+            SETTLE,
+            [keys.guard, keys.dead, keys.delayed, keys.retry, *self._streams.values()],
+            arguments,
+        )
+        if soonest is not None:
+            self._soonest = min(self._soonest, time.monotonic() + soonest)
+            self._due.set()
+        return cast("list[bytes]", reply)
+
+    def _settled(self, settlement: Settlement, reply: str) -> Settled:
+        delivery = settlement.delivery
+        if reply in {"ok", "gone"}:
+            self._over(delivery)
+            return DONE
+        described = f"message {delivery.message.id} of {self._where}"
+        if reply == "lost":
+            self._held.pop(_place(delivery), None)
+            return SettleError(LeaseLost(f"{described} has another owner on Redis: its lease had ended"))
+        return SettleError(ConnectionFailed(f"{described} could not be settled on Redis: {reply}"))
+
+    def _over(self, delivery: RawDelivery) -> None:
+        delivery.token.settled = True
+        self._held.pop(_place(delivery), None)
+
+    async def _give_back(self, deliveries: Sequence[RawDelivery]) -> None:
+        """Uncounted, at once, to whoever reads next."""
+        from messaging.adapter import Settlement
+
+        for start in range(0, len(deliveries), _CHUNK):
+            part = [Settlement(one, Release()) for one in deliveries[start : start + _CHUNK]]
+            for settlement, reply in zip(part, await self._run_settle(part), strict=True):
+                self._settled(settlement, reply.decode())
+
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+        """See `Consumer.extend`. A lease never gets longer than this member's own."""
+        sources = list(self._streams)
+        lease = self._connection.settings.lease
+        kept: list[bool] = []
+        for start in range(0, len(deliveries), _CHUNK):
+            part = deliveries[start : start + _CHUNK]
+            sent = time.monotonic()
+            arguments: list[Argument] = [self._keys.name, self._name, max(0, int((lease - seconds) * 1000))]
+            for delivery in part:
+                arguments += [1 + sources.index(delivery.token.source), delivery.token.id]
+            replies = await self._connection.run(EXTEND, list(self._streams.values()), arguments)
+            for delivery, reply in zip(part, replies, strict=True):
+                # What was settled meanwhile is not lost: its settlement answers for it.
+                ours = bool(reply) or delivery.token.settled
+                if ours:
+                    delivery.lease.deadline = sent + min(seconds, lease)
+                else:
+                    self._held.pop(_place(delivery), None)
+                kept.append(ours)
+        return kept
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        """See `Consumer.isolate`."""
+        token: Token = delivery.token
+        stored = await self._connection.run(
+            ISOLATE, [self._keys.guard, token.stream], [self._keys.name, self._name, token.id, token.field]
+        )
+        if not stored:
+            self._held.pop(_place(delivery), None)
+            raise LeaseLost(f"message {delivery.message.id} of {self._where} has another owner on Redis")
+        token.marked = True
+        delivery.guard = "alone"
+        return True
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        """Move due retries, show presence, trim. An error waits for the next round: `receive` reports it."""
+        while True:
+            wait = self._poll
+            self._soonest = inf
+            try:
+                moved, next_due = await self._connection.run(
+                    MOVE,
+                    [self._keys.delayed, self._keys.retry, self._keys.members],
+                    [self._name, int(max(self._poll * _PRESENT, 1.0) * 1000), _MOVED_AT_ONCE],
+                )
+                if moved >= _MOVED_AT_ONCE:
+                    continue
+                if next_due >= 0:
+                    # One millisecond more: what is due now is not yet due for a clock that was cut off.
+                    wait = min(wait, (next_due + 1) / 1000)
+                await self._trimmer.trim(self._group.topic)
+                await self._reap()
+            except ConnectionFailed:
+                pass
+            except MessagingError as error:
+                logger.warning(
+                    "Looking after %s on Redis failed: %s", self._where, error, extra=self._extra()
+                )
+            await self._until_due(time.monotonic() + wait)
+
+    async def _until_due(self, due: float) -> None:
+        """Wait until `due`, or until the first retry that this member has put aside meanwhile."""
+        while (wait := min(due, self._soonest) - time.monotonic()) > 0:
+            self._due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._due.wait()
+
+    async def _reap(self) -> None:
+        """Forget the consumers of members that died long ago and own nothing."""
+        now = time.monotonic()
+        if now < self._next_reaping or self._group.native is not None:
+            return
+        self._next_reaping = now + _LOOK_FOR_DEAD_MEMBERS
+        streams = list(self._streams.values())
+        await self._connection.run(LEAVE, [self._keys.members, *streams], [self._keys.name, self._name, 1])
+
+    def status(self) -> ConsumerStatus:
+        """See `Consumer.status`."""
+        return ConsumerStatus(connected=self._connected and not self._closed)
+
+    async def close(self) -> None:
+        """See `Consumer.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._background.stop()
+        if self._reading is not None:
+            # It is let finish: a cancelled read may leave entries with nobody.
+            reading, self._reading = self._reading, None
+            await asyncio.wait((reading,), timeout=self._block + self._connection.settings.socket_timeout)
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait((reading,))
+            elif not reading.cancelled():
+                reading.exception()
+        if not self._joined:
+            return
+        try:
+            await self._give_back(list(self._held.values()))
+            streams = list(self._streams.values())
+            await self._connection.run(
+                LEAVE, [self._keys.members, *streams], [self._keys.name, self._name, 0]
+            )
+        except MessagingError as error:
+            logger.warning(
+                "Leaving %s on Redis failed: %s. What was not settled is delivered again after %g s.",
+                self._where,
+                error,
+                self.lease,
+                extra=self._extra(),
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._group.topic.name}/{self._group.name}"
+
+    def _extra(self) -> dict[str, str]:
+        return {"topic": self._group.topic.name, "group": self._group.name}
+
+
+def stream_pairs(reply: Any) -> list[tuple[bytes, list[Any]]]:
+    """The streams of a read and their entries: a map, or a list of pairs from an older protocol."""
+    if not reply:
+        return []
+    pairs = reply.items() if isinstance(reply, dict) else reply
+    return [(key, entries) for key, entries in pairs]
+
+
+def _place(delivery: RawDelivery) -> tuple[str, str]:
+    return delivery.token.source, delivery.token.id

@@ -1,0 +1,41 @@
+#!lua flags=allow-oom
+-- KEYS: leases, failures, guard, dead letters, then streams. ARGV: consumer group, then per item: kind (ack, hold,
+-- reject), stream, partition, "epoch|owner", name of the stream, id, attempt, failure, deliveries, origin.
+-- A record of failures is "attempt|hand-overs at that time|failure". Returns per item: ok, gone, lost, or what went wrong.
+local out = {}
+for i = 2, #ARGV, 10 do
+  local kind, key, name, id = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 4], ARGV[i + 5]
+  local field, copied, result = name .. '/' .. id, string.sub(name, 1, 1) == 'r', 'ok'
+  if redis.call('HGET', KEYS[1], ARGV[i + 2]) ~= ARGV[i + 3] then
+    result = 'lost'
+  else
+    local mine = redis.pcall('XPENDING', key, ARGV[1], id, id, 1)
+    if failed(mine) or #mine == 0 then
+      result = 'gone'
+    elseif kind == 'hold' then
+      local record = ARGV[i + 6] .. '|' .. mine[1][4] .. '|' .. ARGV[i + 7]
+      local reply = redis.pcall('HSET', KEYS[2], field, record)
+      if failed(reply) then result = reply.err end
+      redis.call('HDEL', KEYS[3], field)
+    else
+      if kind == 'reject' then
+        local entry = redis.call('XRANGE', key, id, id)
+        if #entry > 0 then
+          local copy = copy_of(entry[1][2], copied, ARGV[i + 9], ARGV[i + 6], ARGV[i + 7], '0', ARGV[i + 8])
+          local reply = redis.pcall('XADD', KEYS[4], '*', unpack(copy))
+          if failed(reply) then result = reply.err end
+        else
+          result = 'gone'
+        end
+      end
+      if result == 'ok' or result == 'gone' then
+        redis.call('XACK', key, ARGV[1], id)
+        if copied then redis.call('XDEL', key, id) end
+        redis.call('HDEL', KEYS[2], field)
+        redis.call('HDEL', KEYS[3], field)
+      end
+    end
+  end
+  out[#out + 1] = result
+end
+return out

@@ -1,0 +1,40 @@
+-- Milliseconds of the server's clock: members' clocks differ.
+local function now_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+-- The id of an entry as two numbers would lose digits: ids are compared by their parts.
+local function id_less(a, b)
+  local am, as = string.match(a, '^(%d+)%-?(%d*)$')
+  local bm, bs = string.match(b, '^(%d+)%-?(%d*)$')
+  if tonumber(am) ~= tonumber(bm) then return tonumber(am) < tonumber(bm) end
+  return tonumber(as ~= '' and as or '0') < tonumber(bs ~= '' and bs or '0')
+end
+-- All fields as one value; entries.unpack reads it.
+local function pack_fields(fields)
+  local parts = {}
+  for i, part in ipairs(fields) do parts[i] = #part .. ':' .. part end
+  return table.concat(parts)
+end
+local function field_of(fields, name)
+  for i = 1, #fields, 2 do
+    if fields[i] == name then return fields[i + 1] end
+  end
+  return nil
+end
+-- The fields of a copy, from the entry that is copied.
+local function copy_of(fields, copied, origin, attempt, failure, returns, deliveries)
+  local packed = copied and field_of(fields, '_entry') or pack_fields(fields)
+  return {'_entry', packed, '_origin', origin, '_attempt', attempt, '_failure', failure,
+    '_returns', returns, '_deliveries', deliveries}
+end
+-- Value of a field in a flat reply such as XINFO's.
+local function info(reply, name)
+  for i = 1, #reply, 2 do
+    if reply[i] == name then return reply[i + 1] end
+  end
+  return nil
+end
+local function failed(reply)
+  return type(reply) == 'table' and reply.err
+end

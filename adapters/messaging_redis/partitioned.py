@@ -1,0 +1,452 @@
+"""Members that own partitions: an ordered group.
+
+Every read and every settlement names the lease's epoch and is refused on the server when the lease is another's. A
+read that waits cannot be fenced, so it only wakes; the entries come from a script that does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from messaging.adapter import Consumer, ConsumerStatus, Lease, RawDelivery
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
+from messaging_redis.background import Background
+from messaging_redis.connection import code_of, translate
+from messaging_redis.entries import Token, decode_copy, decode_entry
+from messaging_redis.fenced import CONSUMER, FencedSettler
+from messaging_redis.ownership import NEW, Partition, PartitionLeases, Source
+from messaging_redis.scripts import FENCED_ISOLATE, FENCED_READ
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from messaging.adapter import Ownership, Settled, Settlement, Subscription
+    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.ownership import Beat
+    from messaging_redis.topology import Topics
+    from messaging_redis.trimming import Trimmer
+
+logger = logging.getLogger("messaging")
+
+_BEATS_PER_LEASE = 5
+_LONGEST_BEAT = 1.0
+_WANTING = 4
+"""How many times as often a member beats that has fewer partitions than it could."""
+
+
+class PartitionedConsumer(Consumer):
+    """A member of an ordered group."""
+
+    lease = None
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        topics: Topics,
+        trimmer: Trimmer,
+        subscription: Subscription,
+        ownership: Ownership,
+        member: str,
+    ) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._trimmer = trimmer
+        self._group = subscription.group
+        self._ownership = ownership
+        self._keys = topics.group_keys(self._group)
+        self._member = f"{member}.{uuid4().hex[:8]}"
+        self._leases = PartitionLeases(connection, self._keys, self._member)
+        self._settler = FencedSettler(connection, self._keys, self._where)
+        settings = connection.settings
+        self._lease_seconds = settings.partition_lease
+        self._interval = min(_LONGEST_BEAT, settings.partition_lease / _BEATS_PER_LEASE)
+        self._partitions: dict[int, Partition] = {}
+        self._give_up: set[int] = set()
+        self._ready: list[RawDelivery] = []
+        self._reading: asyncio.Task[list[RawDelivery]] | None = None
+        self._waking: asyncio.Task[None] | None = None
+        self._waking_for: frozenset[str] = frozenset()
+        self._background = Background()
+        self._beating = asyncio.Lock()
+        self._beat_now = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._error: MessagingError | None = None
+        self._wanting = True
+        self._turn = 0
+        self._joined = False
+        self._closed = False
+
+    # --- receive -----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
+        """See `Consumer.receive`. A read that a cancelled call began goes on; the next call returns what it brings."""
+        if self._closed:
+            raise Closed(f"this member of {self._where} is closed: make a new one")
+        until = time.monotonic() + wait
+        if not self._joined or self._error is not None:
+            await self._beat_once()
+            if not self._joined:
+                self._joined = True
+                self._background.start(self._keep(), name="messaging-redis-heartbeat")
+        while True:
+            self._changed.clear()
+            readable = self._readable(paused)
+            if self._reading is None and readable and not self._ready:
+                self._reading = asyncio.create_task(self._read(readable, limit), name="messaging-redis-read")
+            if self._reading is not None:
+                await asyncio.wait((self._reading,))
+                reading, self._reading = self._reading, None
+                self._ready += reading.result()
+            if taken := self._take_ready(limit, paused):
+                return taken
+            if self._error is not None:
+                raise self._error
+            if (left := until - time.monotonic()) <= 0:
+                return []
+            if not self._changed.is_set():
+                await self._wake(readable, left)
+
+    def _readable(self, paused: Collection[int]) -> list[Partition]:
+        now = time.monotonic()
+        self._turn += 1
+        open_ones = [
+            partition
+            for partition in self._partitions.values()
+            if not partition.draining and partition.number not in paused and partition.lease.deadline > now
+        ]
+        at = self._turn % len(open_ones) if open_ones else 0
+        return open_ones[at:] + open_ones[:at]
+
+    def _take_ready(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
+        taken: list[RawDelivery] = []
+        left: list[RawDelivery] = []
+        for delivery in self._ready:
+            partition = self._partitions.get(delivery.partition)
+            if partition is None or partition.epoch != delivery.fence:
+                continue
+            if len(taken) < limit and delivery.partition not in paused and not partition.draining:
+                taken.append(delivery)
+            else:
+                left.append(delivery)
+        self._ready = left
+        return taken
+
+    async def _read(self, partitions: Sequence[Partition], limit: int) -> list[RawDelivery]:
+        pairs = [(partition, source) for partition in partitions for source in partition.sources]
+        keys = [
+            self._keys.leases,
+            self._keys.failures,
+            self._keys.guard,
+            *(source.stream for _, source in pairs),
+        ]
+        arguments: list[Argument] = [self._keys.name, CONSUMER, limit]
+        for partition, source in pairs:
+            arguments += [partition.number, partition.key, source.name, source.cursor, int(partition.counted)]
+        replies = await self._connection.run(FENCED_READ, keys, arguments)
+        found: list[RawDelivery] = []
+        for (partition, source), (state, entries, last) in zip(pairs, replies, strict=True):
+            if state == b"lost":
+                self._lose(partition, "another member owns the partition")
+            elif state == b"nogroup":
+                if not source.name.startswith("r"):
+                    await self._topics.restore(self._group)
+                # A redrive stream begins with the first redrive.
+                source.cursor, source.wake_after = NEW, "0-0"
+            else:
+                found += self._take_in(partition, source, entries)
+                _advance(source, state, last.decode())
+        return found
+
+    def _take_in(self, partition: Partition, source: Source, entries: Sequence[Any]) -> list[RawDelivery]:
+        found: list[RawDelivery] = []
+        for raw_id, fields, count, record, marked, deleted in entries:
+            if deleted:
+                logger.error(
+                    "Entry %s of %s was deleted from Redis before it was handled",
+                    raw_id.decode(),
+                    self._where,
+                    extra=self._extra(),
+                )
+                continue
+            delivery = self._delivery(
+                partition, source, raw_id.decode(), fields, count, record.decode(), bool(marked)
+            )
+            if delivery.token.field in partition.held:
+                continue
+            partition.held[delivery.token.field] = delivery
+            found.append(delivery)
+        return found
+
+    def _delivery(
+        self,
+        partition: Partition,
+        source: Source,
+        id: str,
+        fields: list[bytes],
+        count: int,
+        record: str,
+        marked: bool,
+    ) -> RawDelivery:
+        delivery = RawDelivery(
+            cast("Any", None),
+            partition=partition.number,
+            fence=partition.epoch,
+            lease=partition.lease,
+            native=fields,
+            token=Token(source.name, source.stream, id, marked),
+        )
+        delivery.guard = "tripped" if marked else "none"
+        delivery.position = f"{partition.number}/{id}"
+        delivery.deliveries = max(1, count)
+        delivery.returns = max(0, count - 1)
+        if source.name.startswith("r"):
+            copy = decode_copy(fields, id)
+            fields = copy.fields
+            delivery.position = copy.origin
+            delivery.failure = copy.failure
+        if record:
+            attempt, base, failure = record.split("|", 2)
+            delivery.attempt = int(attempt) + 1
+            delivery.returns = max(0, count - int(base))
+            delivery.failure = failure or None
+        delivery.message, delivery.reply_to = decode_entry(
+            fields, topic=self._group.topic.name, position=delivery.position
+        )
+        return delivery
+
+    async def _wake(self, readable: Sequence[Partition], wait: float) -> None:
+        """Wait for something to read, or for a change of what is ours; at most `wait` seconds."""
+        sources = [source for partition in readable for source in partition.sources]
+        if any(source.cursor != NEW or not source.wake_after for source in sources):
+            return
+        if sources:
+            names = frozenset(source.stream for source in sources)
+            if self._waking is not None and (self._waking.done() or self._waking_for != names):
+                await self._end_waking()
+            if self._waking is None:
+                self._waking_for = names
+                self._waking = asyncio.create_task(
+                    self._wait_for_entries(sources), name="messaging-redis-wake"
+                )
+        changed = asyncio.create_task(self._changed.wait())
+        waits = {changed} if self._waking is None else {changed, self._waking}
+        try:
+            await asyncio.wait(waits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        if self._waking is not None and self._waking.done():
+            waking, self._waking = self._waking, None
+            waking.result()
+
+    async def _wait_for_entries(self, sources: Sequence[Source]) -> None:
+        block = self._connection.settings.block
+        command: list[Argument] = ["XREAD", "COUNT", 1, "BLOCK", max(1, int(block * 1000)), "STREAMS"]
+        command += [source.stream for source in sources]
+        command += [source.wake_after for source in sources]
+        (reply,) = await self._connection.exchange(self._keys.leases, (command,), wait=block)
+        if isinstance(reply, Exception) and code_of(reply) != "UNBLOCKED":
+            raise translate(reply, "XREAD")
+
+    async def _end_waking(self) -> None:
+        waking, self._waking = self._waking, None
+        if waking is not None:
+            # It has taken nothing: ending it loses nothing.
+            waking.cancel()
+            await asyncio.wait((waking,))
+            if not waking.cancelled():
+                waking.exception()
+
+    # --- ownership ---------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Beat until closed. An error waits for the next beat: `receive` reports it."""
+        while True:
+            interval = self._interval / _WANTING if self._wanting else self._interval
+            self._beat_now.clear()
+            try:
+                async with asyncio.timeout(min(interval, self._until_first_deadline())):
+                    await self._beat_now.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._beat_once()
+                await self._trimmer.trim(self._group.topic)
+            except MessagingError as error:
+                self._error = error
+                self._changed.set()
+
+    def _until_first_deadline(self) -> float:
+        first = min((partition.lease.deadline for partition in self._partitions.values()), default=inf)
+        return max(0.01, first - time.monotonic())
+
+    async def _beat_once(self) -> None:
+        async with self._beating:
+            try:
+                async with asyncio.timeout(max(self._until_first_deadline(), 0.05)):
+                    giving = set(self._give_up)
+                    beat = await self._leases.beat(giving)
+            except TimeoutError as error:
+                self._drop_expired()
+                raise ConnectionFailed(
+                    f"Redis at {self._connection.settings.address} did not answer a heartbeat"
+                ) from error
+            except MessagingError:
+                self._drop_expired()
+                raise
+            self._give_up -= giving
+            self._error = None
+            self._apply(beat)
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for partition in list(self._partitions.values()):
+            if partition.lease.deadline <= now:
+                self._lose(partition, "its lease ended: Redis could not be reached in time")
+
+    def _apply(self, beat: Beat) -> None:
+        for partition in list(self._partitions.values()):
+            epoch, _ = beat.owned.get(partition.number, (None, False))
+            if epoch != partition.epoch:
+                self._lose(partition, "another member owns the partition")
+        for number, (epoch, new) in beat.owned.items():
+            partition = self._partitions.get(number)
+            if partition is not None:
+                partition.lease.deadline = beat.sent + self._lease_seconds
+            else:
+                self._acquire(number, epoch, new, beat.sent)
+        surplus = [number for number in beat.surplus if not self._partitions[number].draining]
+        if surplus:
+            for number in surplus:
+                self._partitions[number].draining = True
+            self._background.start(self._drain(surplus), name="messaging-redis-drain")
+        fair = self._keys.topic.partitions // max(1, beat.members)
+        self._wanting = len(beat.owned) < fair
+
+    def _acquire(self, number: int, epoch: int, new: bool, sent: float) -> None:
+        sources = (
+            Source(f"m{number}", self._keys.topic.stream(number)),
+            Source(f"r{number}", self._keys.redrive(number)),
+        )
+        self._partitions[number] = Partition(
+            number, epoch, self._member, new, Lease(sent + self._lease_seconds), sources
+        )
+        self._changed.set()
+
+    def _lose(self, partition: Partition, reason: str) -> None:
+        if self._partitions.get(partition.number) is not partition:
+            return
+        del self._partitions[partition.number]
+        partition.lease.deadline = min(partition.lease.deadline, time.monotonic())
+        lost = list(partition.held.values())
+        partition.held.clear()
+        self._changed.set()
+        if lost:
+            self._ownership.on_lost(lost, f"partition {partition.number}: {reason}")
+
+    async def _drain(self, numbers: Sequence[int]) -> None:
+        """Give surplus partitions back: finish what runs, then let go."""
+        draining = [self._partitions[number] for number in numbers]
+        await self._ownership.on_revoke(list(numbers), time.monotonic() + self._connection.settings.drain)
+        still_ours = [one for one in draining if self._partitions.get(one.number) is one]
+        try:
+            await self._settler.give_back(still_ours)
+        except MessagingError:
+            # Uncounted is only a kindness to the crash guard: the next owner counts one hand-over more.
+            pass
+        for partition in still_ours:
+            partition.held.clear()
+            if self._partitions.get(partition.number) is partition:
+                del self._partitions[partition.number]
+                self._give_up.add(partition.number)
+        self._beat_now.set()
+
+    # --- settle ------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """See `Consumer.settle`. Fenced: refused with LeaseLost when the partition has another owner."""
+        return await self._settler.settle(settlements, self._partitions)
+
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+        """Leases are the partitions', kept by the heartbeat: this only tells which still hold."""
+        return [self._owner_of(delivery) is not None for delivery in deliveries]
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        """See `Consumer.isolate`."""
+        partition = self._owner_of(delivery)
+        stored = 0
+        if partition is not None:
+            stored = await self._connection.run(
+                FENCED_ISOLATE,
+                [self._keys.leases, self._keys.guard],
+                [partition.number, partition.key, delivery.token.field],
+            )
+        if not stored:
+            raise LeaseLost(
+                f"message {delivery.message.id} of {self._where}: partition {delivery.partition} has another owner"
+            )
+        delivery.token.marked = True
+        delivery.guard = "alone"
+        return True
+
+    def _owner_of(self, delivery: RawDelivery) -> Partition | None:
+        partition = self._partitions.get(delivery.partition)
+        return partition if partition is not None and partition.epoch == delivery.fence else None
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    def status(self) -> ConsumerStatus:
+        """See `Consumer.status`."""
+        connected = self._joined and not self._closed and self._error is None
+        return ConsumerStatus(connected, frozenset(self._partitions))
+
+    async def close(self) -> None:
+        """See `Consumer.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._background.stop()
+        await self._end_waking()
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            await asyncio.wait((reading,), timeout=self._connection.settings.socket_timeout)
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait((reading,))
+            elif not reading.cancelled():
+                reading.exception()
+        if not self._joined:
+            return
+        try:
+            await self._settler.give_back(list(self._partitions.values()))
+            await self._leases.leave()
+        except MessagingError as error:
+            logger.warning(
+                "Leaving %s on Redis failed: %s. Its partitions go to others after %g s.",
+                self._where,
+                error,
+                self._lease_seconds,
+                extra=self._extra(),
+            )
+        self._partitions.clear()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._group.topic.name}/{self._group.name}"
+
+    def _extra(self) -> dict[str, str]:
+        return {"topic": self._group.topic.name, "group": self._group.name}
+
+
+def _advance(source: Source, state: bytes, last: str) -> None:
+    if source.cursor == NEW:
+        if last:
+            source.wake_after = last
+    elif state == b"end":
+        source.cursor = NEW
+    elif last:
+        source.cursor = last

@@ -1,0 +1,245 @@
+"""Publishing: one exchange per batch, a result per message.
+
+Messages of one partition of an ordered topic go through a script that stops at the first refusal (7); a single
+message is sent as it is. Nothing is ever trimmed here: MAXLEN drops what nobody has read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import Topology, Unrouted
+from messaging.errors import (
+    ConnectionFailed,
+    MessageTooLarge,
+    MessagingError,
+    NoGroup,
+    PublishError,
+    PublishUncertain,
+    TopicNotFound,
+)
+from messaging.message import Receipt
+from messaging_redis.connection import Interrupted, translate
+from messaging_redis.entries import encode_entry, size_of
+from messaging_redis.scripts import PUBLISH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from messaging.adapter import Outgoing
+    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.entries import Fields
+    from messaging_redis.topology import Topics, TopicState
+    from messaging_redis.trimming import Trimmer
+
+_MOST_COMMANDS = 256
+_MOST_ARGUMENTS = 4000
+"""What one script call may push onto Lua's stack, with room to spare."""
+_GROUPS_KNOWN_FOR = 5.0
+"""Seconds for which a topic counts as having a group without looking again."""
+
+
+class _Item:
+    """One message on its way: its place in the batch and its encoded fields."""
+
+    __slots__ = ("at", "fields", "outgoing", "partition", "state", "stream")
+
+    def __init__(self, at: int, outgoing: Outgoing, state: TopicState, fields: Fields) -> None:
+        self.at = at
+        self.outgoing = outgoing
+        self.state = state
+        self.fields = fields
+        self.partition = outgoing.partition if state.spec.native is None else 0
+        self.stream = state.keys.stream(self.partition)
+
+
+class Publisher:
+    """The publishing half of the adapter."""
+
+    def __init__(self, connection: RedisConnection, topics: Topics, trimmer: Trimmer) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._trimmer = trimmer
+        self._max_bytes = connection.settings.max_message_bytes
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        results: list[Receipt | PublishError] = [_NOT_SENT] * len(messages)
+        items: list[_Item] = []
+        for at, outgoing in enumerate(messages):
+            ready = await self._prepare(at, outgoing)
+            if isinstance(ready, _Item):
+                items.append(ready)
+            else:
+                results[at] = ready
+        by_shard: dict[str, list[_Item]] = defaultdict(list)
+        for item in items:
+            try:
+                by_shard[self._connection.shard(item.stream)].append(item)
+            except (MessagingError, Exception) as error:
+                results[item.at] = _not_sent(item.outgoing, error)
+        for shard_items in by_shard.values():
+            await self._send(shard_items, results)
+        return results
+
+    async def _prepare(self, at: int, outgoing: Outgoing) -> _Item | PublishError:
+        try:
+            state = self._topics.known(outgoing.topic)
+            if state is None:
+                await self._topics.declare(Topology(topics=(outgoing.topic,)))
+                state = self._topics.known(outgoing.topic)
+                assert state is not None  # it was just declared
+            if not state.found and not await self._topics.verify_found(state):
+                return TopicNotFound(
+                    f"message {outgoing.message.id}: topic {outgoing.topic.name!r} does not exist on Redis and "
+                    f"topology is {state.mode!r}: declare it first"
+                )
+            if outgoing.mandatory and not (state.routed and _fresh(state)):
+                await self._look(state)
+                if not state.routed:
+                    return NoGroup(
+                        f"message {outgoing.message.id}: no group subscribes to topic {outgoing.topic.name!r} on "
+                        f"Redis; start or declare one"
+                    )
+        except PublishError as error:
+            return error
+        except MessagingError as error:
+            return _not_sent(outgoing, error)
+        fields = encode_entry(outgoing.message, outgoing.reply_to)
+        if (size := size_of(fields)) > self._max_bytes:
+            return MessageTooLarge(
+                f"message {outgoing.message.id} for topic {outgoing.topic.name!r} has {size} bytes with its headers; "
+                f"at most {self._max_bytes} fit (option max_message_bytes of the Redis adapter)"
+            )
+        return _Item(at, outgoing, state, fields)
+
+    async def _send(self, items: Sequence[_Item], results: list[Receipt | PublishError]) -> None:
+        """One shard: everything in as few exchanges as the limits allow."""
+        waiting: dict[str, list[_Item]] = defaultdict(list)
+        units: list[list[_Item]] = []
+        for item in items:
+            if item.outgoing.topic.ordered:
+                waiting[item.stream].append(item)
+            else:
+                units.append([item])
+        later: list[list[list[_Item]]] = []
+        for run in waiting.values():
+            first, *rest = _chunks(run)
+            units.append(first)
+            if rest:
+                later.append(rest)
+        for start in range(0, len(units), _MOST_COMMANDS):
+            await self._exchange(units[start : start + _MOST_COMMANDS], results)
+        for chunks in later:
+            await self._send_rest(chunks, results)
+
+    async def _send_rest(self, chunks: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
+        """The rest of one partition, chunk by chunk, while nothing before it failed."""
+        for chunk in chunks:
+            await self._exchange([chunk], results)
+            if isinstance(results[chunk[-1].at], PublishError):
+                return
+
+    async def _exchange(self, units: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
+        stale = {unit[0].state.keys.root: unit[0].state for unit in units if not _known(unit[0].state)}
+        commands: list[list[Argument]] = [_look_command(state) for state in stale.values()]
+        commands += [_command(unit) for unit in units]
+        try:
+            replies = await self._connection.exchange(units[0][0].stream, commands)
+        except Interrupted as error:
+            for item in _items(units):
+                results[item.at] = PublishUncertain(_describe(item.outgoing, error))
+            return
+        except MessagingError as error:
+            for item in _items(units):
+                results[item.at] = _not_sent(item.outgoing, error)
+            return
+        for state, reply in zip(stale.values(), replies, strict=False):
+            _looked(state, reply)
+        for unit, reply in zip(units, replies[len(stale) :], strict=True):
+            _read(unit, reply, results)
+
+    async def _look(self, state: TopicState) -> None:
+        (reply,) = await self._connection.exchange(state.keys.streams[0], [_look_command(state)])
+        _looked(state, reply)
+
+
+_NOT_SENT = PublishError("not sent: an earlier message of the same partition failed")
+
+
+def _known(state: TopicState) -> bool:
+    return state.routed and _fresh(state)
+
+
+def _fresh(state: TopicState) -> bool:
+    return time.monotonic() - state.looked < _GROUPS_KNOWN_FOR
+
+
+def _look_command(state: TopicState) -> list[Argument]:
+    if state.spec.native is not None:
+        return ["XINFO", "GROUPS", state.spec.native]
+    return ["HLEN", state.keys.groups]
+
+
+def _looked(state: TopicState, reply: Any) -> None:
+    if not isinstance(reply, Exception):
+        state.routed = bool(reply)
+        state.looked = time.monotonic()
+
+
+def _command(unit: list[_Item]) -> list[Argument]:
+    if len(unit) == 1:
+        return ["XADD", unit[0].stream, "*", *unit[0].fields]
+    arguments: list[Argument] = []
+    for item in unit:
+        arguments.append(len(item.fields))
+        arguments += item.fields
+    return PUBLISH.call([unit[0].stream], arguments)
+
+
+def _chunks(run: list[_Item]) -> list[list[_Item]]:
+    chunks: list[list[_Item]] = [[]]
+    size = 0
+    for item in run:
+        if chunks[-1] and size + len(item.fields) + 1 > _MOST_ARGUMENTS:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(item)
+        size += len(item.fields) + 1
+    return chunks
+
+
+def _items(units: Iterable[list[_Item]]) -> Iterable[_Item]:
+    return (item for unit in units for item in unit)
+
+
+def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) -> None:
+    if isinstance(reply, Exception):
+        refused = translate(reply, "XADD")
+        for item in unit:
+            results[item.at] = _not_sent(item.outgoing, refused)
+        return
+    ids = reply if isinstance(reply, list) else [reply]
+    for at, item in enumerate(unit):
+        position = ids[at].decode() if at < len(ids) else None
+        if position is None:
+            error = ConnectionFailed("an earlier message of the same partition was refused")
+            results[item.at] = _not_sent(item.outgoing, error)
+        elif position.startswith("!"):
+            results[item.at] = _not_sent(item.outgoing, MessagingError(position[1:]))
+        else:
+            kind = Receipt if item.state.routed else Unrouted
+            partition = item.partition
+            results[item.at] = kind(item.outgoing.message.id, partition, f"{partition}/{position}")
+
+
+def _describe(outgoing: Outgoing, error: BaseException) -> str:
+    return f"message {outgoing.message.id} for topic {outgoing.topic.name!r}: {error}"
+
+
+def _not_sent(outgoing: Outgoing, error: BaseException) -> PublishError:
+    failure = PublishError(_describe(outgoing, error))
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,63 @@
+"""What the server is: version, eviction and durability, looked at when the adapter opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from messaging.errors import ConfigurationError
+from messaging_redis.topology import as_dict
+
+if TYPE_CHECKING:
+    from messaging_redis.connection import RedisConnection
+
+OLDEST = (7, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server, or one node of a cluster."""
+
+    version: str
+    durability: Literal["none", "process crash", "power loss", "unknown"]
+
+
+async def inspect(connection: RedisConnection) -> Server:
+    """Look at the server. Raises ConfigurationError where it is too old, or evicts keys that nobody gave a time to live.
+
+    A user who may not ask gets "unknown", never a promise.
+    """
+    hello, info, fsync = await connection.exchange(
+        "", (("HELLO",), ("INFO",), ("CONFIG", "GET", "appendfsync"))
+    )
+    address = connection.settings.address
+    version = "" if isinstance(hello, Exception) else _text(as_dict(hello).get("version", b""))
+    facts = {} if isinstance(info, Exception) else _lines(info)
+    version = facts.get("redis_version") or version
+    if version and _numbers(version) < OLDEST:
+        raise ConfigurationError(f"Redis at {address} is version {version}; 7.0 or newer is needed")
+    policy = facts.get("maxmemory_policy", "")
+    if policy.startswith("allkeys-"):
+        raise ConfigurationError(
+            f"Redis at {address} has maxmemory-policy {policy}: it would evict streams and lose messages. "
+            f"Set noeviction (or a volatile- policy)"
+        )
+    if "aof_enabled" not in facts:
+        return Server(version, "unknown")
+    if facts["aof_enabled"] != "1":
+        return Server(version, "none")
+    always = not isinstance(fsync, Exception) and _text(as_dict(fsync).get("appendfsync", b"")) == "always"
+    return Server(version, "power loss" if always else "process crash")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _lines(info: Any) -> dict[str, str]:
+    pairs = (line.partition(":") for line in _text(info).splitlines())
+    return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

@@ -1,0 +1,306 @@
+"""Topics and groups on the broker: created, verified, remembered, listed and deleted.
+
+The record of a topic is a hash; it is written by the first who declares and compared by all others (16). The groups
+of a topic are fields of another hash. Adopted streams and consumer groups are looked at, never made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import GroupInfo
+from messaging.errors import ConfigurationError, TopicNotFound
+from messaging_redis.connection import code_of, translate
+from messaging_redis.keys import GroupKeys, TopicKeys
+from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, GROUP_STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import GroupSpec, Start, Topology, TopicSpec, TopologyMode
+    from messaging_redis.connection import RedisConnection
+
+logger = logging.getLogger("messaging")
+
+_FORMAT = "1"
+_GENERATION = "1"
+_BEFORE = "18446744073709551615"
+"""The last sequence number of a millisecond: the id after which a group starts is exclusive."""
+
+
+@dataclass(slots=True)
+class TopicState:
+    """What this process knows about one topic."""
+
+    spec: TopicSpec
+    keys: TopicKeys
+    mode: TopologyMode
+    found: bool = False
+    """The broker is known to have it."""
+    routed: bool = False
+    """It had a group when it was last looked at."""
+    looked: float = field(default=-1e9)
+    """When that was (monotonic seconds)."""
+
+
+class Topics:
+    """All topics and groups that this adapter was told of."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._settings = connection.settings
+        self._topics: dict[tuple[str, str | None], TopicState] = {}
+        self._groups: dict[tuple[str, str], GroupSpec] = {}
+
+    @property
+    def states(self) -> Sequence[TopicState]:
+        return list(self._topics.values())
+
+    def keys(self, topic: TopicSpec) -> TopicKeys:
+        """The keys of a topic, declared or not."""
+        return self._state(topic, "declare").keys
+
+    def group_keys(self, group: GroupSpec) -> GroupKeys:
+        return GroupKeys(self.keys(group.topic), group)
+
+    def known(self, topic: TopicSpec) -> TopicState | None:
+        """What was declared under this name, if it was."""
+        return self._topics.get((topic.name, topic.native))
+
+    def _state(self, spec: TopicSpec, mode: TopologyMode) -> TopicState:
+        state = self._topics.get((spec.name, spec.native))
+        if state is None:
+            return TopicState(spec, TopicKeys(self._settings, spec), mode)
+        return state
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        for group in topology.groups:
+            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+        for name, topic in topics.items():
+            state = TopicState(topic, TopicKeys(self._settings, topic), topology.mode)
+            if topic.native is not None:
+                await self._adopt_stream(state)
+            elif topology.mode != "off":
+                await self._declare_topic(state)
+            self._topics[name] = state
+        for group in topology.groups:
+            self._groups[group.topic.name, group.name] = group
+            if group.native is not None:
+                await self._adopt_group(group)
+            elif topology.mode != "off":
+                await self._declare_group(group, topology.mode)
+
+    async def _declare_topic(self, state: TopicState) -> None:
+        spec, create = state.spec, state.mode == "declare"
+        wanted = {
+            "partitions": str(spec.partitions),
+            "ordered": str(int(spec.ordered)),
+            "format": _FORMAT,
+            "generation": _GENERATION,
+        }
+        pairs = [part for pair in wanted.items() for part in pair]
+        stored = await self._connection.run(DECLARE_TOPIC, [state.keys.record], [int(create), *pairs])
+        if stored[0] is None:
+            raise TopicNotFound(
+                f"topic {spec.name!r} does not exist on Redis ({state.keys.record}), and topology is "
+                f"{state.mode!r}: declare it first, or use topology='declare'"
+            )
+        for (name, ours), theirs in zip(wanted.items(), stored, strict=True):
+            if theirs is not None and theirs.decode() != ours:
+                raise ConfigurationError(
+                    f"topic {spec.name!r} has {name} {_shown(name, theirs.decode())} on Redis, but the program says "
+                    f"{_shown(name, ours)}: correct the program, or use another topic or namespace"
+                )
+        state.found = True
+
+    async def _declare_group(self, group: GroupSpec, mode: TopologyMode) -> None:
+        keys = self.group_keys(group)
+        stored, lost = await self._make_group(group, keys, create=mode == "declare")
+        if stored is None:
+            raise TopicNotFound(
+                f"group {group.name!r} of topic {group.topic.name!r} does not exist on Redis, and topology is "
+                f"{mode!r}: declare it first, or use topology='declare'"
+            )
+        _compare_group(group, stored)
+        if lost:
+            _log_loss(group, lost)
+        state = self._topics[group.topic.name, group.topic.native]
+        state.routed, state.looked = True, time.monotonic()
+
+    async def _make_group(
+        self, group: GroupSpec, keys: GroupKeys, *, create: bool
+    ) -> tuple[dict[str, Any] | None, int]:
+        record = json.dumps({"ordered": group.ordered})
+        stored, lost = await self._connection.run(
+            DECLARE_GROUP,
+            [keys.topic.groups, keys.retry, *keys.topic.streams],
+            [int(create), group.name, record, keys.name, _first_id(group.start)],
+        )
+        if stored is None:
+            return None, 0
+        try:
+            return json.loads(stored), int(lost)
+        except ValueError:
+            return {}, int(lost)
+
+    async def restore(self, group: GroupSpec) -> None:
+        """Make a group anew that its streams have lost, from their beginning, and say so.
+
+        Raises ConfigurationError when the group was deleted on purpose, or is not ours to make.
+        """
+        state = self._state(group.topic, "declare")
+        keys = GroupKeys(state.keys, group)
+        if group.native is not None:
+            raise ConfigurationError(
+                f"consumer group {group.native!r} of topic {group.topic.name!r} is gone from Redis; it was adopted, "
+                f"so it is not made anew: create it, then start again"
+            )
+        topic_there = group.topic.native is not None or await self._has_record(state)
+        stored, lost = await self._make_group(group, keys, create=False)
+        if stored is None:
+            if topic_there or state.mode != "declare":
+                raise ConfigurationError(
+                    f"group {group.name!r} of topic {group.topic.name!r} was deleted from Redis: "
+                    f"declare it again, or stop its members"
+                )
+            await self._declare_topic(state)
+            # Everything that is in the streams by now came after the loss.
+            earliest = type(group)(group.topic, group.name, group.ordered, "earliest", None)
+            await self._make_group(earliest, keys, create=True)
+            lost = keys.topic.partitions
+        if lost:
+            _log_loss(group, lost)
+
+    async def ensure_retry_stream(self, keys: GroupKeys) -> None:
+        """The retry stream of an adopted group, which is ours and not the group's."""
+        command = ("XGROUP", "CREATE", keys.retry, keys.name, "0", "MKSTREAM")
+        (reply,) = await self._connection.exchange(keys.retry, (command,))
+        if isinstance(reply, Exception) and code_of(reply) != "BUSYGROUP":
+            raise translate(reply, "XGROUP CREATE")
+
+    async def _has_record(self, state: TopicState) -> bool:
+        return (
+            await self._connection.call(state.keys.record, "HGET", state.keys.record, "partitions")
+            is not None
+        )
+
+    async def verify_found(self, state: TopicState) -> bool:
+        """Whether the broker has the topic: asked once where nothing was declared."""
+        if not state.found:
+            state.found = state.mode == "declare" or await self._has_record(state)
+        return state.found
+
+    async def _adopt_stream(self, state: TopicState) -> None:
+        spec = state.spec
+        if spec.ordered and spec.partitions != 1:
+            raise ConfigurationError(
+                f"topic {spec.name!r} adopts the stream {spec.native!r}, which is one partition: "
+                f"say partitions=1 to keep order on it"
+            )
+        await self._stream_groups(state)
+        state.found = True
+
+    async def _adopt_group(self, group: GroupSpec) -> None:
+        state = self._topics[group.topic.name, group.topic.native]
+        if group.native not in await self._stream_groups(state):
+            raise TopicNotFound(
+                f"stream {state.keys.streams[0]!r} has no consumer group {group.native!r} to adopt: create it first"
+            )
+        state.routed, state.looked = True, time.monotonic()
+
+    async def _stream_groups(self, state: TopicState) -> list[str]:
+        stream = state.keys.streams[0]
+        (reply,) = await self._connection.exchange(stream, (("XINFO", "GROUPS", stream),))
+        if isinstance(reply, Exception):
+            if "no such key" in str(reply):
+                raise TopicNotFound(f"there is no stream {stream!r} on Redis to adopt: create it first")
+            raise translate(reply, "XINFO GROUPS")
+        return [str(as_dict(item)["name"], "utf-8", "replace") for item in reply]
+
+    async def infos(self) -> list[GroupInfo]:
+        """The groups of the declared topics, as the broker knows them."""
+        found: list[GroupInfo] = []
+        for state in self.states:
+            names: list[str] = []
+            if state.spec.native is None:
+                reply = await self._connection.call(state.keys.groups, "HKEYS", state.keys.groups)
+                names = sorted(name.decode() for name in reply)
+            for group in self._groups.values():
+                if group.topic.name == state.spec.name and group.native is not None:
+                    names.append(group.name)
+            for name in names:
+                found.append(await self._info(state, name))
+        return found
+
+    async def _info(self, state: TopicState, name: str) -> GroupInfo:
+        from messaging.adapter import GroupSpec
+
+        group = self._groups.get((state.spec.name, name)) or GroupSpec(state.spec, name)
+        keys = GroupKeys(state.keys, group)
+        streams = [*state.keys.streams, keys.retry]
+        lag, _, oldest, members, dead, now, _ = await self._connection.run(
+            GROUP_STATE, [keys.members, keys.dead, *streams], [keys.name]
+        )
+        return GroupInfo(
+            topic=state.spec.name,
+            group=name,
+            lag=None if lag < 0 else lag,
+            members=members,
+            dead_letters=dead,
+            oldest=None if oldest < 0 else max(0.0, (now - oldest) / 1000),
+        )
+
+    async def delete(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`. The streams of an adopted topic keep what other programs made."""
+        keys = self.group_keys(group)
+        streams = [] if group.native is not None else keys.topic.streams
+        await self._connection.run(
+            DELETE_GROUP, [keys.topic.groups, *streams, *keys.own], [group.name, keys.name, len(streams)]
+        )
+        self._groups.pop((group.topic.name, group.name), None)
+        if (state := self.known(group.topic)) is not None:
+            state.routed = False
+
+
+def as_dict(reply: Any) -> dict[str, Any]:
+    """A reply of names and values: a map, or a flat list from an older protocol."""
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=False)
+    return {str(name, "utf-8") if isinstance(name, bytes) else str(name): value for name, value in pairs}
+
+
+def _first_id(start: Start) -> str:
+    if isinstance(start, datetime):
+        milliseconds = int(start.timestamp() * 1000)
+        return "0" if milliseconds <= 0 else f"{milliseconds - 1}-{_BEFORE}"
+    return "$" if start == "latest" else "0"
+
+
+def _compare_group(group: GroupSpec, stored: dict[str, Any]) -> None:
+    theirs = stored.get("ordered", group.ordered)
+    if bool(theirs) != group.ordered:
+        raise ConfigurationError(
+            f"group {group.name!r} of topic {group.topic.name!r} is ordered={bool(theirs)} on Redis, but the program "
+            f"says ordered={group.ordered}: correct the program, or use another group"
+        )
+
+
+def _shown(name: str, value: str) -> str:
+    return {"0": "False", "1": "True"}.get(value, value) if name == "ordered" else value
+
+
+def _log_loss(group: GroupSpec, streams: int) -> None:
+    logger.error(
+        "Redis has lost group %s of topic %s on %d streams; it begins anew with what came since. "
+        "Messages that were there before are lost to it.",
+        group.name,
+        group.topic.name,
+        streams,
+        extra={"topic": group.topic.name, "group": group.name, "streams": streams},
+    )

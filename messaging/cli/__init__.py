@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from messaging.cli import config, dead_letters
 
     parser = argparse.ArgumentParser(prog="messaging", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True)
     config.add(commands)
     dead_letters.add(commands)
     chosen = parser.parse_args(arguments)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Add the command and its three verbs."""
     parser = commands.add_parser("dead-letters", help="list, redrive or purge the dead letters of a group")
-    verbs = parser.add_subparsers(required=True, metavar="verb")
+    verbs = parser.add_subparsers(required=True)
     texts = {
         "list": "show them, oldest first; nothing is consumed",
         "redrive": "put them back to the tail of this group only",

@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from messaging import App, Reject, RetryPolicy, Topic, connect, fixed
+from messaging.cli import main
+
+APP = """
+from messaging import App, RetryPolicy, Topic, fixed
+
+orders = Topic("orders", dict, ordered=True, partitions=4)
+app = App("billing", retry=RetryPolicy(4, fixed(2)))
+nested = {"app": app}
+
+@app.subscribe(orders, concurrency=3)
+def charge(order: dict) -> None: ...
+
+@app.subscribe(orders, group="audit", timeout=9)
+def audit(order: dict) -> None: ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in os.environ:
+        if variable.startswith("MESSAGING_"):
+            monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """The name of a module with an app, never imported before."""
+    name = f"program_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(APP)
+    return name
+
+
+def table(output: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in output.splitlines() if line.strip()}
+
+
+def test_config_shows_every_value_and_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("messaging.toml").write_text('[topics.orders]\npartitions = 4\n[broker.redis]\npassword = "s3cret"')
+    monkeypatch.setenv("MESSAGING_URL", "redis://:s3cret@host")
+
+    assert main(["config"]) == 0
+
+    shown = capsys.readouterr().out
+    rows = table(shown)
+    assert rows["url"] == ['"redis://:***@host"', "MESSAGING_URL", "(environment)"]
+    assert rows["topics.orders.partitions"] == ["4", "messaging.toml"]
+    assert rows["broker.redis.password"] == ['"***"', "messaging.toml"]
+    assert rows["drain_timeout"] == ["30.0", "default"]
+    assert rows["store"] == ["(not", "set)", "default"]
+    assert "s3cret" not in shown
+
+
+def test_config_of_an_app_shows_its_topics_and_subscriptions(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("messaging.toml").write_text('[subscriptions."orders/billing"]\nconcurrency = 5\nretry.attempts = 6')
+
+    assert main(["config", f"{program}:app"]) == 0
+
+    rows = table(capsys.readouterr().out)
+    assert rows["topics.orders.partitions"] == ["4", "code"]
+    assert rows["topics.orders.ordered"] == ["true", "code"]
+    assert rows['subscriptions."orders/billing".concurrency'] == ["5", "messaging.toml"]
+    assert rows['subscriptions."orders/billing".retry.attempts'] == ["6", "messaging.toml"]
+    assert rows['subscriptions."orders/billing".retry.delay'] == ["2.0", "code"]
+    assert rows['subscriptions."orders/audit".timeout'] == ["9.0", "code"]
+
+
+def test_an_error_is_one_line_and_exit_code_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MESSAGING__TIMEOUT", "1")
+
+    assert main(["config"]) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("ConfigurationError: unknown variable MESSAGING__TIMEOUT")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("app", "module:attribute"),
+        ("absent_module_x:app", "there is no module absent_module_x"),
+        ("os:path", "os:path is no messaging.App but module"),
+        ("os:nothing.at.all", "is no messaging.App but NoneType"),
+    ],
+)
+def test_what_is_no_app_is_named(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", name]) == 1
+
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_call_shows_how_to_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([])
+
+    assert raised.value.code == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MESSAGING_")}
+    environment["MESSAGING_URL"] = "memory://shown"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "messaging", "config"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=environment,
+        cwd=tmp_path,
+    )
+
+    assert table(done.stdout)["url"] == ['"memory://shown"', "MESSAGING_URL", "(environment)"]

@@ -1,0 +1,234 @@
+"""RabbitMQ behind the SPI."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, Outgoing, Unrouted
+from messaging.errors import MessagingError, NoGroup, PublishError
+from messaging.message import Receipt
+from messaging_rabbitmq.connection import Link
+from messaging_rabbitmq.consumer import SharedConsumer
+from messaging_rabbitmq.dead_letters import RabbitMQDeadLetters
+from messaging_rabbitmq.names import Names
+from messaging_rabbitmq.partitioned import PartitionedConsumer
+from messaging_rabbitmq.properties import Parcel, outgoing
+from messaging_rabbitmq.publisher import Publisher
+from messaging_rabbitmq.replies import RabbitMQInbox, send_replies
+from messaging_rabbitmq.session import Session
+from messaging_rabbitmq.settings import read_settings
+from messaging_rabbitmq.status import group_infos
+from messaging_rabbitmq.topology import TopologyKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import (
+        AdapterContext,
+        Consumer,
+        DeadLetterStore,
+        GroupInfo,
+        GroupSpec,
+        Ownership,
+        ReplyInbox,
+        Subscription,
+        TopicSpec,
+        Topology,
+    )
+    from messaging.message import Message
+    from messaging_rabbitmq.settings import RabbitMQSettings
+
+HEALTH_TIMEOUT = 0.9
+HOLD_SHARE = 0.8
+"""Of the broker's consumer timeout; the rest is for the handler and for the broker's own rounding."""
+
+
+class RabbitMQAdapter(Adapter):
+    """Topics as exchanges, groups as quorum queues. `native` is the connection that publishes (aiormq)."""
+
+    name: ClassVar[str] = "rabbitmq"
+
+    def __init__(self, settings: RabbitMQSettings, context: AdapterContext) -> None:
+        self._settings = settings
+        names = Names(settings.namespace)
+        consuming, publishing = Link(settings, "consuming"), Link(settings, "publishing")
+        self._session = Session(
+            settings=settings,
+            names=names,
+            consuming=consuming,
+            publishing=publishing,
+            publisher=Publisher(publishing, settings),
+            topology=TopologyKeeper(consuming, names, settings),
+            clock=context.clock,
+            member=context.member,
+        )
+        # What was deleted together with the broker's data must be looked for again.
+        consuming.on_loss.add(lambda _: self._session.topology.forget())
+        self._version = ""
+
+    @classmethod
+    def from_url(cls, url: str, context: AdapterContext) -> RabbitMQAdapter:
+        return cls(read_settings(url, context), context)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        settings = self._settings
+        native = Capability("native")
+        return Capabilities(
+            broker="RabbitMQ",
+            version=self._version,
+            groups=Capability("native", "a durable exchange for each topic, a quorum queue for each group"),
+            order=Capability(
+                "emulated",
+                "a queue with a single active consumer for each partition, balanced by this adapter; failed messages "
+                "are held by the member",
+            ),
+            delayed_retry=Capability(
+                "emulated",
+                "queues with a time to live, in steps of powers of two; held in the member where ordered",
+            ),
+            dead_letters=Capability("native", "a quorum queue for each group"),
+            redrive=native,
+            requests=Capability("native", "an exclusive queue for each requester"),
+            history=Capability(
+                "unsupported",
+                "a queue keeps nothing that was handled; declare the group before the first publish",
+            ),
+            no_group=Capability("native", "an unroutable message comes back"),
+            crash_guard=Capability(
+                "emulated",
+                "quorum queues count hand-overs; the mark is a copy, or an entry in a queue of marks",
+            ),
+            lateness=0.5,
+            max_hold=settings.consumer_timeout * HOLD_SHARE,
+            max_message_bytes=settings.max_message_bytes,
+            durability="power loss",
+            fenced=True,
+        )
+
+    @property
+    def native(self) -> Any:
+        return self._session.publishing.current
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        session = self._session
+        try:
+            connection = await session.consuming.connection()
+            await session.publishing.connection()
+        except BaseException:
+            await self.close()
+            raise
+        properties: dict[str, Any] = dict(connection.server_properties or {})
+        self._version = str(properties.get("version", ""))
+
+    async def close(self) -> None:
+        session = self._session
+        await session.publisher.close()
+        await asyncio.gather(session.publishing.close(), session.consuming.close())
+
+    async def declare(self, topology: Topology) -> None:
+        await self._session.topology.declare(topology)
+
+    # --- publish -----------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        results: list[Receipt | PublishError] = [_PENDING] * len(messages)
+        missing = await self._missing_topics({one.topic.name: one.topic for one in messages})
+        failed: dict[tuple[str, int], PublishError] = {}
+        parcels: list[Parcel] = []
+        sent: list[int] = []
+        for index, one in enumerate(messages):
+            place = (one.topic.name, one.partition)
+            error = missing.get(one.topic.name) or failed.get(place)
+            if error is None:
+                try:
+                    parcels.append(self._parcel(one))
+                    sent.append(index)
+                    continue
+                except PublishError as invalid:
+                    error = invalid
+                    if one.topic.ordered:
+                        failed[place] = PublishError(
+                            f"not sent, because an earlier message of partition {one.partition} of ordered topic "
+                            f"{one.topic.name} failed: {invalid}"
+                        )
+            results[index] = error
+        for index, fate in zip(sent, await self._session.publisher.send(parcels), strict=True):
+            one = messages[index]
+            if isinstance(fate, PublishError):
+                results[index] = fate
+            elif fate == "stored":
+                results[index] = Receipt(one.message.id, one.partition)
+            elif one.mandatory:
+                results[index] = NoGroup(
+                    f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "
+                    f"Declare one, or publish without mandatory=True."
+                )
+            else:
+                results[index] = Unrouted(one.message.id, one.partition)
+        return results
+
+    async def _missing_topics(self, topics: dict[str, TopicSpec]) -> dict[str, PublishError]:
+        missing: dict[str, PublishError] = {}
+        for name, topic in topics.items():
+            try:
+                await self._session.topology.exchange_exists(topic)
+            except PublishError as error:
+                missing[name] = error
+            except MessagingError as error:
+                unsent = PublishError(f"nothing was published to topic {name}: {error}")
+                unsent.__cause__ = error
+                missing[name] = unsent
+        return missing
+
+    def _parcel(self, one: Outgoing) -> Parcel:
+        topic = one.topic
+        properties = outgoing(one.message, limit=self._settings.max_message_bytes, reply_to=one.reply_to)
+        # An adopted exchange routes by the topic's name: it knows nothing of partitions.
+        routing_key = str(one.partition) if topic.native is None else topic.name
+        return Parcel(self._session.names.exchange(topic), routing_key, properties, one.message.body)
+
+    # --- consume, reply, look ----------------------------------------------------------------------------------
+
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        kind = PartitionedConsumer if subscription.group.ordered else SharedConsumer
+        return kind(self._session, subscription, ownership)
+
+    async def reply_inbox(self) -> ReplyInbox:
+        inbox = RabbitMQInbox(self._session)
+        await inbox.open()
+        return inbox
+
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
+        return await send_replies(self._session, replies)
+
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        return RabbitMQDeadLetters(self._session, group)
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        return await group_infos(self._session, registered=True)
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        await self._session.topology.delete_group(group)
+
+    async def health(self) -> BrokerHealth:
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                groups = await group_infos(self._session, registered=False)
+        except TimeoutError:
+            return BrokerHealth(
+                connected=self._session.consuming.current is not None,
+                error=f"RabbitMQ at {self._settings.address} did not answer within {HEALTH_TIMEOUT:g} s: it hangs, "
+                f"or a queue has no leader",
+            )
+        except MessagingError as error:
+            return BrokerHealth(connected=False, error=str(error))
+        if self._session.publishing.current is None:
+            return BrokerHealth(connected=False, groups=groups, error="the connection for publishing is lost")
+        return BrokerHealth(connected=True, groups=groups)
+
+
+_PENDING = PublishError("not sent")

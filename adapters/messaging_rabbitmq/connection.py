@@ -1,0 +1,305 @@
+"""Plain AMQP connections: opened on demand, one attempt a call, never reconnected behind anybody's back.
+
+aiormq's exceptions are translated here, once. aiormq tells of a lost heartbeat and of its own close by a
+CancelledError in the waiting task; `translated` tells it from a real cancellation by the task's own count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import aiormq
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ConnectionClosed,
+    ProbableAuthenticationError,
+)
+from yarl import URL
+
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessagingError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from aiormq.abc import AbstractChannel
+
+    from messaging_rabbitmq.settings import RabbitMQSettings
+
+logger = logging.getLogger("messaging")
+
+CLOSE_TIMEOUT = 2.0
+NOT_ALLOWED = 530
+"""Reply code of a virtual host that is absent or not for this user."""
+
+
+class BatchingWriter(asyncio.StreamWriter):
+    """Sends what is written within one tick of the loop in one system call."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gathered: list[bytes] = []
+        self._loop_of_writer = asyncio.get_running_loop()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._gathered:
+            self._loop_of_writer.call_soon(self.flush)
+        self._gathered.append(bytes(data))
+
+    def flush(self) -> None:
+        """Hand over what was gathered."""
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            if not self.transport.is_closing():
+                super().write(b"".join(gathered))
+
+    async def drain(self) -> None:
+        self.flush()
+        await super().drain()
+
+    def write_eof(self) -> None:
+        self.flush()
+        super().write_eof()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
+class BatchingTransport(TransportFactory):
+    """Opens the socket with a `BatchingWriter`; keeps the transport, so that a dead peer can be cut off."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        self.transport: asyncio.Transport | None = None
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        assert url.host is not None and url.port is not None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _protocol = await loop.create_connection(
+            lambda: protocol, url.host, url.port, ssl=self._context
+        )
+        self.transport = transport
+        return reader, BatchingWriter(transport, protocol, reader, loop)
+
+
+class PlainConnection(aiormq.Connection):
+    """aiormq's connection, with a longer write queue, and half its patience for a silent peer."""
+
+    FRAME_BUFFER_SIZE = 1024
+    HEARTBEAT_GRACE_MULTIPLIER = 2
+
+
+@contextmanager
+def translated(doing: str, address: str) -> Iterator[None]:
+    """Turn aiormq's exceptions into ours; what a single call expects is caught inside."""
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task else 0
+    try:
+        yield
+    except MessagingError:
+        raise
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling() > cancellations:
+            raise
+        raise ConnectionFailed(f"the connection to RabbitMQ at {address} was lost while {doing}") from error
+    except (AMQPError, ChannelInvalidStateError, OSError, RuntimeError) as error:
+        if task is not None and task.cancelling() > cancellations:
+            raise asyncio.CancelledError from error
+        if isinstance(error, ChannelAccessRefused):
+            raise ConfigurationError(
+                f"RabbitMQ at {address} does not permit {doing}: {error}. Give the user the permission."
+            ) from error
+        raise ConnectionFailed(
+            f"RabbitMQ at {address} failed while {doing}: {type(error).__name__}: {error}"
+        ) from error
+
+
+class Link:
+    """One connection for one purpose. Publishing and consuming have one each: a broker short of memory stops
+    reading from connections that publish, and what is consumed must still be settled.
+    """
+
+    def __init__(self, settings: RabbitMQSettings, purpose: str) -> None:
+        self.address = settings.address
+        self._settings = settings
+        self._purpose = purpose
+        self._current: PlainConnection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._attempt: asyncio.Task[PlainConnection] | None = None
+        self._context: ssl.SSLContext | None = None
+        self._closed = False
+        self.on_loss: set[Callable[[str], None]] = set()
+
+    @property
+    def current(self) -> aiormq.Connection | None:
+        """The connection, if there is one now."""
+        return self._current
+
+    async def connection(self) -> aiormq.Connection:
+        """The connection, after at most one attempt to open it, which all who wait share."""
+        if self._closed:
+            raise Closed("the RabbitMQ adapter is closed")
+        if self._current is not None:
+            return self._current
+        if self._attempt is None:
+            self._attempt = asyncio.create_task(self._connect(), name=f"rabbitmq-connect-{self._purpose}")
+            self._attempt.add_done_callback(self._attempt_ended)
+        return await asyncio.shield(self._attempt)
+
+    def _attempt_ended(self, attempt: asyncio.Task[PlainConnection]) -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # whoever waited has it; nobody may be left to wait
+
+    async def _connect(self) -> PlainConnection:
+        settings = self._settings
+        started = time.monotonic()
+        if settings.tls and self._context is None:
+            self._context = await asyncio.to_thread(_tls_context, settings)
+        transport = BatchingTransport(self._context)
+        url = URL.build(
+            scheme="amqps" if settings.tls else "amqp",
+            host=settings.host,
+            port=settings.port,
+            user=settings.user,
+            password=settings.password.get_secret_value(),
+            path="/",
+            query={"heartbeat": str(settings.heartbeat), "name": f"messaging {self._purpose}"},
+        )
+        connection = PlainConnection(url, transport_factory=transport)
+        connection.vhost = settings.virtual_host
+        try:
+            with translated("connecting", self.address):
+                async with asyncio.timeout(settings.connect_timeout):
+                    try:
+                        await connection.connect()
+                    except (AuthenticationError, ProbableAuthenticationError) as error:
+                        raise AuthenticationFailed(
+                            f"RabbitMQ at {self.address} refused the credentials of user {settings.user!r}"
+                        ) from error
+                    except ConnectionClosed as error:
+                        raise _refused(error, settings) from error
+        except MessagingError as error:
+            if transport.transport is not None:
+                transport.transport.abort()
+            if type(error) is not ConnectionFailed:
+                raise
+            waited = time.monotonic() - started
+            raise ConnectionFailed(
+                f"RabbitMQ at {self.address} could not be reached within {waited:.1f} s: {error.__cause__!r}"
+            ) from error
+        self._transport = transport.transport
+        self._current = connection
+        connection.closing.add_done_callback(lambda _: self._lost(connection))
+        return connection
+
+    def _lost(self, connection: PlainConnection) -> None:
+        if self._current is not connection:
+            return
+        self._current = None
+        if self._closed:
+            return
+        reason = f"the connection to RabbitMQ at {self.address} was lost"
+        logger.warning(
+            "The %s connection to RabbitMQ at %s was lost",
+            self._purpose,
+            self.address,
+            extra={"broker": self.address, "purpose": self._purpose},
+        )
+        for callback in tuple(self.on_loss):
+            callback(reason)
+
+    async def channel(self, *, confirms: bool = False, buffer: int = 64) -> AbstractChannel:
+        """A new channel."""
+        with translated("opening a channel", self.address):
+            connection = await self.connection()
+            async with asyncio.timeout(self._settings.operation_timeout):
+                return await connection.channel(publisher_confirms=confirms, frame_buffer_size=buffer)
+
+    @asynccontextmanager
+    async def throwaway(self, doing: str) -> AsyncIterator[AbstractChannel]:
+        """A channel for declarations: the broker closes it on the first that fails. Bounded in time."""
+        channel = await self.channel()
+        try:
+            with translated(doing, self.address):
+                async with asyncio.timeout(self._settings.operation_timeout):
+                    yield channel
+        finally:
+            await close_channel(channel)
+
+    def abort(self) -> None:
+        """Cut the socket, as a broken network would."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def close(self) -> None:
+        """Close within a few seconds, broker there or not."""
+        self._closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        connection, self._current = self._current, None
+        if connection is None:
+            return
+        closing = asyncio.ensure_future(connection.close(ConnectionClosed(200, "closed by this program")))
+        try:
+            _, unfinished = await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+        finally:
+            if not closing.done():
+                self.abort()
+        if unfinished:
+            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+            closing.cancel()
+
+
+async def close_channel(channel: AbstractChannel) -> None:
+    """Close it, if it is still open; unacknowledged messages go back to their queue in order."""
+    if channel.is_closed:
+        return
+    with suppress(MessagingError), translated("closing a channel", ""):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await channel.close()
+
+
+def _refused(error: ConnectionClosed, settings: RabbitMQSettings) -> MessagingError:
+    code, text = (*error.args, "", "")[:2]
+    if code == NOT_ALLOWED and "not found" in str(text):
+        return ConfigurationError(
+            f"RabbitMQ at {settings.address} has no virtual host {settings.virtual_host!r}: create it"
+        )
+    if code == NOT_ALLOWED:
+        return AuthenticationFailed(
+            f"RabbitMQ at {settings.address} refuses user {settings.user!r} "
+            f"the virtual host {settings.virtual_host!r}"
+        )
+    return ConnectionFailed(f"RabbitMQ at {settings.address} closed the connection: {code} {text}")
+
+
+def _tls_context(settings: RabbitMQSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.cafile)
+        if settings.certfile:
+            context.load_cert_chain(settings.certfile, settings.keyfile)
+    except OSError as error:
+        raise ConfigurationError(f"the TLS files for RabbitMQ cannot be read: {error}") from error
+    if not settings.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

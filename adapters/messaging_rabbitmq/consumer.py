@@ -1,0 +1,352 @@
+"""Members of a group: what settling, waiting and leaving have in common, and the members that share one queue."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+
+from messaging.adapter import (
+    DONE,
+    Consumer,
+    ConsumerStatus,
+    Done,
+    Hold,
+    RawDelivery,
+    SettleError,
+    Settlement,
+)
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
+from messaging.message import Ack, Reject, Release, Retry
+from messaging_rabbitmq.copies import Copies
+from messaging_rabbitmq.ingress import IngressRelay
+from messaging_rabbitmq.intake import Claim, Intake
+from messaging_rabbitmq.properties import Parcel, incoming, not_before, wall_clock
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Coroutine, Sequence
+
+    from aiormq.abc import DeliveredMessage
+
+    from messaging.adapter import Ownership, Settled, Subscription
+    from messaging_rabbitmq.session import Session
+
+T = TypeVar("T")
+Plan: TypeAlias = Parcel | Hold | Literal["acknowledge", "requeue", "drop"]
+"""What settles a delivery: a copy and then an acknowledgement, or one of these alone."""
+
+
+class Member(Consumer):
+    """What every member of a group does alike."""
+
+    def __init__(self, session: Session, subscription: Subscription, ownership: Ownership) -> None:
+        self.session = session
+        self.subscription = subscription
+        self.group = subscription.group
+        self.ownership = ownership
+        self.copies = Copies(session, self.group)
+        self.closed = False
+        self._arrived = asyncio.Event()
+        self._loss: str | None = None
+        self._settling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._relay = IngressRelay(session, self.group.topic)
+
+    # --- receive -----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        if self._loss is not None:
+            raise self._take_loss()
+        await self.join()
+        self._relay.keep_running()
+        while True:
+            self._arrived.clear()
+            deliveries = await self.collect(limit, paused)
+            if deliveries:
+                return deliveries
+            self._check_open()
+            if self._loss is not None:
+                raise self._take_loss()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return ()
+
+    @abstractmethod
+    async def join(self) -> None:
+        """Be a member: one attempt."""
+
+    @abstractmethod
+    async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:
+        """What is here now."""
+
+    def wake(self) -> None:
+        """Something changed for `receive`."""
+        self._arrived.set()
+
+    def lose(self, deliveries: Collection[RawDelivery], reason: str) -> None:
+        """These are gone; `receive` says so once, and joins again after that."""
+        if self.closed:
+            return
+        self._loss = reason
+        self.wake()
+        if deliveries:
+            self.ownership.on_lost(deliveries, reason)
+
+    def _take_loss(self) -> ConnectionFailed:
+        reason, self._loss = self._loss, None
+        return ConnectionFailed(
+            f"group {self.group.name} of topic {self.group.topic.name} at RabbitMQ "
+            f"{self.session.settings.address}: {reason}"
+        )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed(f"this consumer of {self.group.topic.name}/{self.group.name} is closed")
+
+    # --- settle ------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        return await self.finish(self._settle(settlements))
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it, or is gone
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        async with self._settling:
+            results: list[Settled] = [DONE] * len(settlements)
+            parcels: list[Parcel] = []
+            copied: list[int] = []
+            finished: dict[Intake, list[int]] = {}
+            seen: set[RawDelivery] = set()
+            for index, settlement in enumerate(settlements):
+                claim: Claim = settlement.delivery.token
+                if claim.done or settlement.delivery in seen:
+                    continue
+                seen.add(settlement.delivery)
+                if claim.intake.gone:
+                    results[index] = self._lease_lost(settlement.delivery)
+                    continue
+                if type(settlement.outcome) is Ack:
+                    finished.setdefault(claim.intake, []).append(index)
+                    continue
+                try:
+                    plan = await self.plan(settlement)
+                except MessagingError as error:
+                    results[index] = SettleError(error)
+                    continue
+                if isinstance(plan, Parcel):
+                    parcels.append(plan)
+                    copied.append(index)
+                elif isinstance(plan, Hold):
+                    results[index] = plan
+                elif plan == "acknowledge":
+                    finished.setdefault(claim.intake, []).append(index)
+                else:
+                    results[index] = await self._give_back(settlement.delivery, requeue=plan == "requeue")
+            for index, problem in zip(copied, await self.copies.store(parcels), strict=True):
+                if problem is None:
+                    finished.setdefault(settlements[index].delivery.token.intake, []).append(index)
+                else:
+                    results[index] = SettleError(problem)
+            for intake, indexes in finished.items():
+                await self._acknowledge(intake, settlements, indexes, results)
+            return results
+
+    async def _acknowledge(
+        self, intake: Intake, settlements: Sequence[Settlement], indexes: list[int], results: list[Settled]
+    ) -> None:
+        try:
+            await self.concluded([settlements[index].delivery for index in indexes])
+            await intake.acknowledge([settlements[index].delivery.token.tag for index in indexes])
+        except (ChannelInvalidStateError, AMQPError):
+            for index in indexes:
+                results[index] = self._lease_lost(settlements[index].delivery)
+            return
+        for index in indexes:
+            settlements[index].delivery.token.done = True
+
+    async def _give_back(self, delivery: RawDelivery, *, requeue: bool) -> Done | SettleError:
+        claim: Claim = delivery.token
+        try:
+            await claim.intake.give_back(claim.tag, requeue=requeue)
+        except (ChannelInvalidStateError, AMQPError):
+            return self._lease_lost(delivery)
+        claim.done = True
+        return DONE
+
+    @abstractmethod
+    async def plan(self, settlement: Settlement) -> Plan:
+        """How to settle a delivery whose outcome is not Ack."""
+
+    async def concluded(self, deliveries: Collection[RawDelivery]) -> None:
+        """These are about to be acknowledged."""
+
+    def hold(self, after: float) -> Hold:
+        return Hold(self.session.clock.monotonic() + after)
+
+    def _lease_lost(self, delivery: RawDelivery) -> SettleError:
+        return SettleError(
+            LeaseLost(
+                f"message {delivery.message.id} of {self.group.topic.name}/{self.group.name} went back to RabbitMQ "
+                f"with the channel that delivered it: it is delivered again"
+            )
+        )
+
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:  # noqa: ARG002
+        return [not delivery.token.intake.gone for delivery in deliveries]
+
+    # --- leave -------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.wake()
+        try:
+            await self._relay.close()
+        finally:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self.leave()
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Give back what is not settled, in order."""
+
+
+class SharedConsumer(Member):
+    """A member that shares one queue with the others of its group, in no order."""
+
+    def __init__(self, session: Session, subscription: Subscription, ownership: Ownership) -> None:
+        super().__init__(session, subscription, ownership)
+        self._intake: Intake | None = None
+        self._early: list[tuple[RawDelivery, float]] = []
+        """Came back from a delay tier before their time: the next tier is due."""
+        self._adopted = self.group.native is not None
+
+    async def join(self) -> None:
+        if self._intake is not None and not self._intake.gone:
+            return
+        self._early.clear()
+        intake = Intake(self.session.names.queue(self.group), arrived=self.wake, lost=self._intake_lost)
+        await intake.open(self.session.consuming, self.subscription.prefetch)
+        self._intake = intake
+
+    def _intake_lost(self, intake: Intake, reason: str) -> None:
+        self.lose(intake.handed_out(), reason)
+
+    async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:  # noqa: ARG002
+        intake = self._intake
+        if intake is None:
+            return ()
+        deliveries: list[RawDelivery] = []
+        waiting = intake.waiting
+        while waiting and len(deliveries) < limit:
+            original = waiting.popleft()
+            delivery = self._received(intake, original)
+            due = not_before(original)
+            if due and due > wall_clock():
+                self._early.append((delivery, due))
+            else:
+                deliveries.append(delivery)
+        if self._early and not deliveries:
+            await self.finish(self._step())
+        return deliveries
+
+    def _received(self, intake: Intake, original: DeliveredMessage) -> RawDelivery:
+        tag = original.delivery_tag or 0
+        delivery = incoming(
+            original,
+            topic=self.group.topic.name,
+            position=f"{intake.epoch}/{tag}",
+            partitions=self.group.topic.partitions,
+        )
+        return intake.hand_out(delivery, tag)
+
+    async def _step(self) -> None:
+        """Send what came too early into its next tier; what cannot be sent goes back to the queue."""
+        early, self._early = self._early, []
+        for delivery, due in early:
+            claim: Claim = delivery.token
+            if claim.intake.gone:
+                continue
+            parcel = await self.copies.step(delivery, due)
+            error = None if parcel is None else (await self.copies.store([parcel]))[0]
+            try:
+                if parcel is None or error is not None:
+                    await claim.intake.give_back(claim.tag)
+                else:
+                    await claim.intake.acknowledge([claim.tag])
+            except (ChannelInvalidStateError, AMQPError):
+                continue
+
+    async def plan(self, settlement: Settlement) -> Plan:
+        delivery, outcome = settlement.delivery, settlement.outcome
+        if self._adopted:
+            return self._adopted_plan(settlement)
+        if isinstance(outcome, Reject):
+            return await self.copies.dead(delivery, settlement.failure)
+        if isinstance(outcome, Retry):
+            parcel = await self.copies.failed(delivery, settlement.after, settlement.failure)
+        elif isinstance(outcome, Release) and (settlement.after > 0 or delivery.guard != "none"):
+            # A copy starts uncounted: a message that is given back has not killed its process.
+            parcel = await self.copies.released(delivery, settlement.after)
+        else:
+            return "requeue"
+        return parcel or self.hold(settlement.after)
+
+    def _adopted_plan(self, settlement: Settlement) -> Plan:
+        if isinstance(settlement.outcome, Reject):
+            return "drop"
+        if isinstance(settlement.outcome, Release) and not settlement.after:
+            return "requeue"
+        return self.hold(settlement.after)
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        if self._adopted:
+            return True
+        await self.finish(self._isolate(delivery))
+        return False
+
+    async def _isolate(self, delivery: RawDelivery) -> None:
+        claim: Claim = delivery.token
+        if claim.done or claim.intake.gone:
+            raise LeaseLost(f"message {delivery.message.id} went back to RabbitMQ before it was isolated")
+        error = (await self.copies.store([self.copies.alone(delivery)]))[0]
+        claim.done = True
+        try:
+            if error is None:
+                await claim.intake.acknowledge([claim.tag])
+                return
+            await claim.intake.give_back(claim.tag)
+        except (ChannelInvalidStateError, AMQPError) as lost:
+            raise LeaseLost(f"message {delivery.message.id} went back to RabbitMQ while isolated") from lost
+        raise ConnectionFailed(f"message {delivery.message.id} could not be isolated: {error}") from error
+
+    def status(self) -> ConsumerStatus:
+        return ConsumerStatus(connected=self._intake is not None and not self._intake.gone)
+
+    async def leave(self) -> None:
+        intake = self._intake
+        if intake is None:
+            return
+        suspects = [one for one in intake.handed_out() if one.guard == "alone" and not intake.gone]
+        if suspects:
+            await self._settle([Settlement(one, Release()) for one in suspects])
+        await intake.close()

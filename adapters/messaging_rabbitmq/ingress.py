@@ -1,0 +1,106 @@
+"""Foreign routing keys: messages that name no partition are sent on to theirs (19).
+
+They reach the topic's ingress queue by its alternate exchange. All members of all groups consume that queue, of which
+the broker lets one be active, so that the order of arrival is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+
+from messaging.envelope import decode
+from messaging.errors import MessagingError, TopicNotFound
+from messaging.partition import partition_of
+from messaging_rabbitmq.intake import Intake
+from messaging_rabbitmq.properties import PREFIX, Parcel, foreign_properties
+
+if TYPE_CHECKING:
+    from aiormq.abc import DeliveredMessage
+
+    from messaging.adapter import TopicSpec
+    from messaging_rabbitmq.session import Session
+
+logger = logging.getLogger("messaging")
+
+PREFETCH = 200
+
+
+class IngressRelay:
+    """One member's readiness to send foreign messages on."""
+
+    def __init__(self, session: Session, topic: TopicSpec) -> None:
+        self._session = session
+        self._topic = topic
+        self._task: asyncio.Task[None] | None = None
+        self._needless = topic.native is not None
+
+    def keep_running(self) -> None:
+        """Start, or start again after a failure; called with every `receive`."""
+        if self._needless or (self._task is not None and not self._task.done()):
+            return
+        self._task = asyncio.create_task(self._run(), name=f"rabbitmq-ingress-{self._topic.name}")
+
+    async def _run(self) -> None:
+        arrived = asyncio.Event()
+        intake = Intake(
+            self._session.names.ingress(self._topic), arrived=arrived.set, lost=lambda *_: arrived.set()
+        )
+        try:
+            await intake.open(self._session.consuming, PREFETCH)
+            while not intake.gone:
+                await arrived.wait()
+                arrived.clear()
+                await self._relay(intake)
+        except TopicNotFound:
+            self._needless = True  # a group that was made by hand, or all groups are deleted
+        except (MessagingError, AMQPError, ChannelInvalidStateError) as error:
+            logger.warning(
+                "Foreign messages of topic %s wait in the ingress queue: %s",
+                self._topic.name,
+                error,
+                extra={"topic": self._topic.name},
+            )
+        finally:
+            await intake.close()
+
+    async def _relay(self, intake: Intake) -> None:
+        parcels: list[Parcel] = []
+        tags: list[int] = []
+        while intake.waiting:
+            original = intake.waiting.popleft()
+            tags.append(original.delivery_tag or 0)
+            if (parcel := self._sent_on(original)) is not None:
+                parcels.append(parcel)
+        for fate in await self._session.publisher.send(parcels):
+            if isinstance(fate, MessagingError):
+                raise fate  # closing the channel gives all back, in order
+        if tags:
+            await intake.acknowledge(tags)
+
+    def _sent_on(self, original: DeliveredMessage) -> Parcel | None:
+        routing_key = original.routing_key or ""
+        partitions = self._topic.partitions
+        if routing_key in {str(partition) for partition in range(partitions)}:
+            # Nobody is bound to the partition: it has no group just now, and would come back here for ever.
+            logger.warning(
+                "A message for partition %s of topic %s had no group", routing_key, self._topic.name
+            )
+            return None
+        headers: dict[str, Any] = original.header.properties.headers or {}
+        described = decode(headers, prefix=PREFIX, topic="", body=b"", position="", key=routing_key)
+        key = described.key if described.key is not None else routing_key
+        return Parcel(
+            self._session.names.exchange(self._topic),
+            str(partition_of(key, partitions)),
+            foreign_properties(original, routing_key if described.key == routing_key else None),
+            original.body,
+        )
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])

@@ -1,0 +1,75 @@
+"""What this adapter calls its exchanges and queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from messaging.names import NameRules, physical
+
+if TYPE_CHECKING:
+    from messaging.adapter import GroupSpec, TopicSpec
+
+# AMQP 0-9-1: an exchange's name has at most 127 bytes, a queue's 255; the alternate exchange adds to its topic's.
+EXCHANGES = NameRules(maximum=100)
+QUEUES = NameRules(maximum=255)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of one namespace. `:` separates parts and never occurs in a topic or group."""
+
+    namespace: str | None
+
+    def exchange(self, topic: TopicSpec) -> str:
+        return topic.native or physical(EXCHANGES, "topic", topic=topic.name, namespace=self.namespace)
+
+    def alternate(self, topic: TopicSpec) -> str:
+        """Where foreign routing keys go. It is an argument of the topic's exchange, so that the broker itself
+        keeps, compares and tells the count of partitions and whether they are ordered (16).
+        """
+        order = ":ordered" if topic.ordered else ""
+        return f"{self.exchange(topic)}:p{topic.partitions}{order}"
+
+    def ingress(self, topic: TopicSpec) -> str:
+        return physical(QUEUES, "ingress", topic=topic.name, namespace=self.namespace)
+
+    def registry(self, topic: TopicSpec) -> str:
+        return physical(QUEUES, "groups", topic=topic.name, namespace=self.namespace)
+
+    def queue(self, group: GroupSpec, partition: int | None = None) -> str:
+        """The queue that a group consumes: one for each partition where it keeps order."""
+        return group.native or self._of(group, "queue", partition)
+
+    def queues(self, group: GroupSpec) -> list[str]:
+        if not group.ordered:
+            return [self.queue(group)]
+        return [self.queue(group, partition) for partition in range(group.topic.partitions)]
+
+    def dead(self, group: GroupSpec) -> str:
+        return self._of(group, "dead")
+
+    def tier(self, group: GroupSpec, milliseconds: int) -> str:
+        return self._of(group, "delay", milliseconds)
+
+    def members(self, group: GroupSpec) -> str:
+        return self._of(group, "members")
+
+    def own(self, group: GroupSpec, partition: int) -> str:
+        return self._of(group, "own", partition)
+
+    def guard(self, group: GroupSpec, partition: int) -> str:
+        return self._of(group, "guard", partition)
+
+    def reply(self, unique: str) -> str:
+        return physical(QUEUES, "reply", topic=unique, namespace=self.namespace)
+
+    def _of(self, group: GroupSpec, role: str, partition: int | None = None) -> str:
+        return physical(
+            QUEUES,
+            role,
+            topic=group.topic.name,
+            group=group.name,
+            partition=partition,
+            namespace=self.namespace,
+        )

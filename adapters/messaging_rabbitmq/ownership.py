@@ -1,0 +1,150 @@
+"""Which member of an ordered group owns which partitions: an equal share for each, without a coordinator.
+
+Every member consumes the group's queue of members, so its number of consumers is the number of members, and a fair
+share is the partitions divided by it. A partition that nobody consumes is claimed by declaring an exclusive queue
+as its lock: the broker grants it to one connection and drops it with that connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
+
+from messaging.errors import TopicNotFound
+from messaging_rabbitmq.connection import close_channel, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from aiormq.abc import AbstractChannel, DeliveredMessage
+
+    from messaging.adapter import GroupSpec
+    from messaging_rabbitmq.session import Session
+
+TICK = 0.5
+"""Seconds between two looks at the shares: how long a partition may be without an owner."""
+
+
+class Seat:
+    """One member's seat in its group, on one channel."""
+
+    def __init__(self, session: Session, group: GroupSpec) -> None:
+        self._session = session
+        self._group = group
+        self._partitions = group.topic.partitions
+        self._channel: AbstractChannel | None = None
+        self._connection: Any = None
+        self._locks: set[int] = set()
+        self._first = random.randrange(self._partitions)
+        self.gone = asyncio.Event()
+
+    async def take(self) -> None:
+        """Be counted as a member."""
+        session = self._session
+        channel = await session.consuming.channel()
+        self._channel = channel
+        self._connection = session.consuming.current
+        channel.closing.add_done_callback(lambda _: self.gone.set())
+        channel.on_consumer_cancel_callbacks.add(lambda _: self.gone.set())
+        members = session.names.members(self._group)
+        with translated(f"joining group {self._group.name}", session.settings.address):
+            try:
+                await channel.basic_consume(members, _nothing)
+            except ChannelNotFoundEntity:
+                raise self._missing(members) from None
+
+    async def share(self) -> int:
+        """How many partitions this member may own."""
+        members = await self._look(self._session.names.members(self._group))
+        return math.ceil(self._partitions / max(1, members))
+
+    async def claim(self, owned: Collection[int], wanted: int) -> list[int]:
+        """Up to `wanted` more partitions that nobody consumes, now locked for us."""
+        claimed: list[int] = []
+        for offset in range(self._partitions):
+            if len(claimed) >= wanted:
+                break
+            partition = (self._first + offset) % self._partitions
+            lock = self._session.names.own(self._group, partition)
+            if partition in owned or lock in self._session.claimed:
+                continue
+            if await self._look(self._session.names.queue(self._group, partition)) == 0 and await self._lock(
+                partition
+            ):
+                claimed.append(partition)
+        return claimed
+
+    async def _lock(self, partition: int) -> bool:
+        lock = self._session.names.own(self._group, partition)
+        if lock in self._session.claimed:
+            return False
+        self._session.claimed.add(lock)
+        self._locks.add(partition)
+        granted = False
+        try:
+            async with self._session.consuming.throwaway(f"claiming partition {partition}") as channel:
+                try:
+                    await channel.queue_declare(lock, exclusive=True)
+                    granted = True
+                except ChannelLockedResource:
+                    return False
+        finally:
+            if not granted:
+                self._session.claimed.discard(lock)
+                self._locks.discard(partition)
+        return True
+
+    async def unlock(self, partition: int) -> None:
+        """Another member may claim it."""
+        if partition not in self._locks:
+            return
+        lock = self._session.names.own(self._group, partition)
+        self._locks.discard(partition)
+        try:
+            # A lock goes with its connection; asking on a new one would be of no use.
+            if self._connection is not None and self._session.consuming.current is self._connection:
+                async with self._session.consuming.throwaway(f"giving up partition {partition}") as channel:
+                    await channel.queue_delete(lock)
+        finally:
+            self._session.claimed.discard(lock)
+
+    async def leave(self) -> None:
+        """Be a member no more. Every partition has been unlocked before, or its connection is gone."""
+        for partition in tuple(self._locks):
+            self._locks.discard(partition)
+            self._session.claimed.discard(self._session.names.own(self._group, partition))
+        if self._channel is not None:
+            await close_channel(self._channel)
+
+    async def _look(self, queue: str) -> int:
+        """The consumers of a queue."""
+        assert self._channel is not None
+        with translated(f"balancing group {self._group.name}", self._session.settings.address):
+            async with asyncio.timeout(self._session.settings.operation_timeout):
+                try:
+                    return (await self._channel.queue_declare(queue, passive=True)).consumer_count or 0
+                except ChannelNotFoundEntity:
+                    raise self._missing(queue) from None
+
+    def _missing(self, queue: str) -> TopicNotFound:
+        return TopicNotFound(
+            f"queue {queue!r} of group {self._group.name}, topic {self._group.topic.name}, does not exist at "
+            f"RabbitMQ {self._session.settings.address}: it was deleted or never declared. Declare the group, then "
+            f"start again."
+        )
+
+
+def new_fence() -> int:
+    """A number for a new owner: microseconds of the wall clock. It grows with each owner as far as the members'
+    clocks agree; the broker itself refuses the settlements of a former owner, whose channel is gone.
+    """
+    return time.time_ns() // 1000
+
+
+async def _nothing(_: DeliveredMessage) -> None:
+    """The queue of members never holds a message."""

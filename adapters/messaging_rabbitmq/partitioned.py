@@ -1,0 +1,283 @@
+"""Members of an ordered group: each owns some partitions, and consumes the queue of each on a channel of its own.
+
+Order is kept because a queue has one active consumer, a failed message is held in the process, and whatever is not
+settled goes back by closing the channel, which keeps its order; nothing is ever returned one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from messaging.adapter import ConsumerStatus, RawDelivery, Settlement
+from messaging.errors import ConfigurationError, LeaseLost, MessagingError, TopicNotFound
+from messaging.message import Reject, Retry
+from messaging_rabbitmq.consumer import Member, Plan
+from messaging_rabbitmq.guard import Marks
+from messaging_rabbitmq.intake import Claim, Intake
+from messaging_rabbitmq.ownership import TICK, Seat, new_fence
+from messaging_rabbitmq.properties import incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from aiormq.abc import DeliveredMessage
+
+    from messaging.adapter import Ownership, Subscription
+    from messaging_rabbitmq.session import Session
+
+logger = logging.getLogger("messaging")
+
+
+@dataclass(slots=True, eq=False)
+class Owned:
+    """A partition that this member owns."""
+
+    partition: int
+    intake: Intake
+    marks: Marks
+    fence: int
+    revoking: bool = False
+
+
+class PartitionedConsumer(Member):
+    """A member that owns partitions, and gives surplus ones to members that join."""
+
+    def __init__(self, session: Session, subscription: Subscription, ownership: Ownership) -> None:
+        super().__init__(session, subscription, ownership)
+        self.window = session.settings.partition_window
+        self._seat: Seat | None = None
+        self._owned: dict[int, Owned] = {}
+        self._balancer: asyncio.Task[None] | None = None
+        self._fatal: MessagingError | None = None
+        self._recorded: dict[tuple[int, str], tuple[int, str | None]] = {}
+        """Attempt and failure of what failed here: held by the member, so a crash forgets them (2)."""
+        self._turn = 0
+
+    # --- join --------------------------------------------------------------------------------------------------
+
+    async def join(self) -> None:
+        if self._fatal is not None:
+            error, self._fatal = self._fatal, None
+            raise error
+        if self._is_member():
+            return
+        await self._abandon()
+        seat = Seat(self.session, self.group)
+        self._seat = seat
+        taken = False
+        try:
+            await seat.take()
+            await self._claim(seat, await seat.share())
+            taken = True
+        finally:
+            if not taken:
+                await self._abandon()
+        self._balancer = asyncio.create_task(self._balance(seat), name=f"rabbitmq-balance-{self.group.name}")
+
+    def _is_member(self) -> bool:
+        return (
+            self._seat is not None
+            and not self._seat.gone.is_set()
+            and self._balancer is not None
+            and not self._balancer.done()
+            and not any(owned.intake.gone for owned in self._owned.values())
+        )
+
+    async def _abandon(self) -> None:
+        """Drop what is left of a membership whose connection, or one of whose channels, broke."""
+        if self._balancer is not None:
+            self._balancer.cancel()
+            await asyncio.wait([self._balancer])
+            self._balancer = None
+        left = [one for owned in self._owned.values() for one in owned.intake.handed_out()]
+        if left and not self.closed:
+            self.ownership.on_lost(left, "the member joins its group again")
+        for owned in tuple(self._owned.values()):
+            await self._close(owned, graceful=False)
+        if self._seat is not None:
+            await self._seat.leave()
+            self._seat = None
+
+    # --- balance -----------------------------------------------------------------------------------------------
+
+    async def _balance(self, seat: Seat) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(TICK):
+                        await seat.gone.wait()
+                except TimeoutError:
+                    pass
+                else:
+                    self._lose_all(
+                        "it is no longer a member: its connection or the group's queue of members went"
+                    )
+                    return
+                share = await seat.share()
+                surplus = len(self._owned) - share
+                if surplus > 0:
+                    await self._give_up(list(self._owned)[-surplus:])
+                elif surplus < 0:
+                    await self._claim(seat, -surplus)
+        except MessagingError as error:
+            if isinstance(error, TopicNotFound | ConfigurationError):
+                self._fatal = error
+            self._lose_all(str(error))
+
+    def _lose_all(self, reason: str) -> None:
+        lost = [one for owned in self._owned.values() for one in owned.intake.handed_out()]
+        for owned in self._owned.values():
+            owned.intake.gone = True
+        self.lose(lost, reason)
+
+    async def _claim(self, seat: Seat, wanted: int) -> None:
+        for partition in await seat.claim(self._owned, wanted):
+            marks = Marks(self.session, self.group, partition)
+            queue = self.session.names.queue(self.group, partition)
+            intake = Intake(queue, arrived=self.wake, lost=self._intake_lost)
+            owned = Owned(partition, intake, marks, new_fence())
+            self._owned[partition] = owned
+            try:
+                await marks.read()
+                await intake.open(self.session.consuming, self.window)
+            except BaseException:
+                intake.gone = True
+                raise
+
+    def _intake_lost(self, intake: Intake, reason: str) -> None:
+        if any(owned.intake is intake for owned in self._owned.values()):
+            self.lose(intake.handed_out(), reason)
+
+    async def _give_up(self, partitions: Sequence[int]) -> None:
+        """Hand partitions over: finish what runs, then close their channels, which keeps the order of the rest."""
+        surplus = [self._owned[partition] for partition in partitions]
+        for owned in surplus:
+            owned.revoking = True
+        await self.ownership.on_revoke(
+            partitions, self.session.clock.monotonic() + self.session.settings.revoke_timeout
+        )
+        async with self._settling:
+            for owned in surplus:
+                await self._close(owned, graceful=True)
+        logger.info(
+            "Gave up partitions %s of %s/%s to other members",
+            sorted(partitions),
+            self.group.topic.name,
+            self.group.name,
+            extra={"topic": self.group.topic.name, "group": self.group.name},
+        )
+
+    async def _close(self, owned: Owned, *, graceful: bool) -> None:
+        await owned.marks.close(graceful=graceful)
+        await owned.intake.close()
+        del self._owned[owned.partition]
+        if graceful:
+            for key in [key for key in self._recorded if key[0] == owned.partition]:
+                del self._recorded[key]
+        if self._seat is not None:
+            try:
+                await self._seat.unlock(owned.partition)
+            except MessagingError as error:
+                logger.info("Partition %d is given up with its connection: %s", owned.partition, error)
+
+    # --- receive -----------------------------------------------------------------------------------------------
+
+    async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:
+        deliveries: list[RawDelivery] = []
+        self._turn += 1
+        ready = [
+            owned
+            for owned in self._owned.values()
+            if owned.intake.waiting
+            and not owned.intake.gone
+            and not owned.revoking
+            and owned.partition not in paused
+        ]
+        for index in range(len(ready)):
+            owned = ready[(self._turn + index) % len(ready)]
+            # A fair part for each, so that one busy partition does not starve the others.
+            part = max(1, (limit - len(deliveries)) // (len(ready) - index))
+            while owned.intake.waiting and part and len(deliveries) < limit:
+                deliveries.append(self._received(owned, owned.intake.waiting.popleft()))
+                part -= 1
+        return deliveries
+
+    def _received(self, owned: Owned, original: DeliveredMessage) -> RawDelivery:
+        tag = original.delivery_tag or 0
+        delivery = incoming(
+            original,
+            topic=self.group.topic.name,
+            position=f"{owned.intake.epoch}/{tag}",
+            partitions=self.group.topic.partitions,
+            partition=owned.partition,
+        )
+        delivery.fence = owned.fence
+        delivery.guard = owned.marks.guard_of(delivery.message.id)
+        key = (owned.partition, delivery.message.id)
+        if key in self._recorded:
+            if original.redelivered:
+                delivery.attempt, delivery.failure = self._recorded[key]
+                delivery.deliveries = max(delivery.deliveries, delivery.attempt)
+            else:
+                del self._recorded[key]
+        return owned.intake.hand_out(delivery, tag)
+
+    # --- settle ------------------------------------------------------------------------------------------------
+
+    async def plan(self, settlement: Settlement) -> Plan:
+        """Only a dead letter leaves its place in the queue; all else is held here, so that its key waits."""
+        delivery, outcome = settlement.delivery, settlement.outcome
+        if isinstance(outcome, Reject):
+            return await self.copies.dead(delivery, settlement.failure)
+        if isinstance(outcome, Retry):
+            self._recorded[delivery.partition, delivery.message.id] = (
+                delivery.attempt + 1,
+                settlement.failure,
+            )
+        await self._unmark(delivery)
+        return self.hold(settlement.after)
+
+    async def concluded(self, deliveries: Collection[RawDelivery]) -> None:
+        for delivery in deliveries:
+            self._recorded.pop((delivery.partition, delivery.message.id), None)
+            await self._unmark(delivery)
+
+    async def _unmark(self, delivery: RawDelivery) -> None:
+        owned = self._owned.get(delivery.partition)
+        if owned is not None and owned.intake is delivery.token.intake:
+            await owned.marks.remove(delivery.message.id)
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        await self.finish(self._isolate(delivery))
+        return True
+
+    async def _isolate(self, delivery: RawDelivery) -> None:
+        claim: Claim = delivery.token
+        owned = self._owned.get(delivery.partition)
+        if claim.done or claim.intake.gone or owned is None or owned.intake is not claim.intake:
+            raise LeaseLost(f"message {delivery.message.id} went back to RabbitMQ before it was isolated")
+        try:
+            await owned.marks.add(delivery.message.id)
+        except MessagingError as error:
+            # The dispatcher forgets it, so its successors must not pass: the whole membership starts again.
+            self._lose_all(str(error))
+            raise
+
+    # --- leave -------------------------------------------------------------------------------------------------
+
+    def status(self) -> ConsumerStatus:
+        connected = self._seat is not None and not self._seat.gone.is_set()
+        return ConsumerStatus(connected=connected, partitions=tuple(self._owned) if connected else ())
+
+    async def leave(self) -> None:
+        if self._balancer is not None:
+            self._balancer.cancel()
+            await asyncio.wait([self._balancer])
+        for owned in tuple(self._owned.values()):
+            await self._close(owned, graceful=not owned.intake.gone)
+        if self._seat is not None:
+            await self._seat.leave()
+            self._seat = None

@@ -1,0 +1,31 @@
+"""What the parts of one adapter share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from messaging.clock import Clock
+    from messaging_rabbitmq.connection import Link
+    from messaging_rabbitmq.names import Names
+    from messaging_rabbitmq.publisher import Publisher
+    from messaging_rabbitmq.settings import RabbitMQSettings
+    from messaging_rabbitmq.topology import TopologyKeeper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The connections of one adapter and what knows how to use them."""
+
+    settings: RabbitMQSettings
+    names: Names
+    consuming: Link
+    """Also declares, scans and probes: a broker short of memory stops reading from connections that publish."""
+    publishing: Link
+    publisher: Publisher
+    topology: TopologyKeeper
+    clock: Clock
+    member: str
+    claimed: set[str] = field(default_factory=set[str])
+    """Locks of partitions that a consumer of this adapter has: the broker tells connections apart, not these."""

@@ -1,0 +1,110 @@
+"""What can be set for RabbitMQ, by the URL's query or by `[broker.rabbitmq]`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from messaging.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from messaging.adapter import AdapterContext
+
+MIB = 1024 * 1024
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+class RabbitMQSettings(BaseModel):
+    """Where the broker is, and how this adapter uses it. Times are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    host: str = "localhost"
+    port: int = Field(default=5672, ge=1, le=65535)
+    tls: bool = False
+    user: str = "guest"
+    password: SecretStr = SecretStr("guest")
+    virtual_host: str = "/"
+    namespace: str | None = None
+
+    heartbeat: int = Field(default=15, ge=1, le=600)
+    """A silent peer is given up after about two of these."""
+    connect_timeout: float = Field(default=5.0, gt=0)
+    operation_timeout: float = Field(default=10.0, gt=0)
+    """For one declaration or another single exchange with the broker."""
+    confirm_timeout: float = Field(default=30.0, gt=0)
+    """How long a publish waits for its place and its confirm: a broker short of memory or disk confirms nothing."""
+    max_message_bytes: int = Field(default=MIB, ge=1024, le=16 * MIB)
+    """RabbitMQ 4 refuses more than 16 MiB (`max_message_size`) by closing the channel."""
+    consumer_timeout: float = Field(default=1800.0, gt=0)
+    """What the broker is configured with (`consumer_timeout`): it takes back what is unacknowledged for longer."""
+    outstanding: int = Field(default=4096, ge=1)
+    """Publishes handed over and not yet confirmed; more of them wait."""
+    partition_window: int = Field(default=128, ge=1, le=65535)
+    """Messages of one partition of an ordered group that may be in this process, parked ones included."""
+    revoke_timeout: float = Field(default=30.0, ge=0)
+    """How long handlers may run on when a partition goes to another member."""
+    adopted_queues: Literal["refuse", "limited"] = "refuse"
+    """`limited` accepts what cannot be promised for a queue that is not ours: see the adapter's documentation."""
+
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    verify: bool = True
+
+    @property
+    def address(self) -> str:
+        """Host and port, for errors and logs."""
+        return f"{self.host}:{self.port}"
+
+
+_FROM_URL = frozenset({"host", "port", "tls", "user", "password", "virtual_host"})
+
+
+def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
+    """Read the URL and the options; the URL's query comes first.
+
+    Raises ConfigurationError that names the option, never its value: it may be a secret.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigurationError("the RabbitMQ URL has an illegal host or port") from None
+    if parts.scheme not in DEFAULT_PORTS:
+        raise ConfigurationError("a RabbitMQ URL begins with amqp:// or amqps://")
+    if parts.fragment:
+        raise ConfigurationError("the RabbitMQ URL has a fragment (#...): write a # in a password as %23")
+    values: dict[str, Any] = _checked_options(context.options, "[broker.rabbitmq]")
+    values |= _checked_options(dict(parse_qsl(parts.query, keep_blank_values=True)), "the RabbitMQ URL")
+    values |= {
+        "host": parts.hostname or "localhost",
+        "port": port or DEFAULT_PORTS[parts.scheme],
+        "tls": parts.scheme == "amqps",
+        "virtual_host": unquote(parts.path[1:]) or "/",
+    }
+    if parts.username:
+        values["user"] = unquote(parts.username)
+    if parts.password is not None:
+        values["password"] = SecretStr(unquote(parts.password))
+    values.setdefault("namespace", context.namespace)
+    try:
+        return RabbitMQSettings.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"RabbitMQ settings: {wrong}") from None
+
+
+def _checked_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = sorted(RabbitMQSettings.model_fields.keys() - _FROM_URL)
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"{where} has an unknown option {name!r}; known are {', '.join(known)}")
+    return dict(options)

@@ -1,0 +1,54 @@
+"""What the broker tells of groups: how much waits, who consumes, how many dead letters there are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from messaging.adapter import GroupInfo, GroupSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging_rabbitmq.session import Session
+
+
+async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupInfo]:
+    """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps."""
+    groups = dict(session.topology.groups)
+    if registered:
+        for topic in list(session.topology.topics.values()):
+            if topic.native is not None:
+                continue
+            kept = await session.topology.registry.groups(session.names.registry(topic))
+            for name, ordered in kept.items():
+                known = groups.get((topic.name, name), GroupSpec(topic, name))
+                groups[topic.name, name] = replace(known, ordered=ordered)
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(_info(session, group)) for group in groups.values()]
+    return [info for one in asked if (info := one.result()) is not None]
+
+
+async def _info(session: Session, group: GroupSpec) -> GroupInfo | None:
+    """None where the group is gone."""
+    names = session.names
+    lag = members = 0
+    dead: int | None = None
+    async with session.consuming.throwaway(f"looking at group {group.name}") as channel:
+        try:
+            for queue in names.queues(group):
+                state = await channel.queue_declare(queue, passive=True)
+                lag += state.message_count or 0
+                members += state.consumer_count or 0
+            if group.ordered:
+                members = (
+                    await channel.queue_declare(names.members(group), passive=True)
+                ).consumer_count or 0
+            if group.native is None:
+                dead = (await channel.queue_declare(names.dead(group), passive=True)).message_count
+        except ChannelNotFoundEntity:
+            return None
+    return GroupInfo(group.topic.name, group.name, lag=lag, members=members, dead_letters=dead)

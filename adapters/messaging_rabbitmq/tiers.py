@@ -1,0 +1,47 @@
+"""The ladder of delay tiers of a group: queues whose messages go back to the group's queue after a fixed time (5).
+
+Each tier is a quorum queue with one time to live for all its messages, so that none blocks another; it hands them
+over at least once, because it dead-letters so and refuses what it cannot keep. No tier expires.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from messaging.adapter import GroupSpec
+    from messaging_rabbitmq.names import Names
+
+UNIT = 0.125
+"""The shortest tier, seconds: 2^-3."""
+TIERS = 16
+"""2^-3 ... 2^12 s; longer delays take several steps."""
+
+
+def tier_for(remaining: float) -> int:
+    """The tier, in milliseconds, of the next step: the largest that fits, the last part rounded up.
+
+    0 where nothing remains.
+    """
+    if remaining <= 0:
+        return 0
+    units = -(-remaining // UNIT)
+    step = min(int(units).bit_length(), TIERS) - 1
+    return 125 << step
+
+
+def all_tiers() -> list[int]:
+    """Every tier of the ladder, in milliseconds."""
+    return [125 << step for step in range(TIERS)]
+
+
+def tier_arguments(names: Names, group: GroupSpec, milliseconds: int) -> dict[str, Any]:
+    """What a tier is declared with."""
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": names.queue(group),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }

@@ -1,0 +1,310 @@
+"""Exchanges and queues: declared, verified, compared with what the broker has, deleted.
+
+A topic is a durable direct exchange with the partition number as routing key. Unknown arguments of an exchange are
+stored, and a different `alternate-exchange` is refused with the stored value in the text: the name of that alternate
+carries the count of partitions and the order, so the broker's record is the truth (16). The alternate itself exists
+only while the topic has a group: without one, a mandatory publish must come back.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
+from messaging_rabbitmq.registry import Registry
+from messaging_rabbitmq.tiers import all_tiers, tier_arguments
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from aiormq.abc import AbstractChannel
+
+    from messaging.adapter import GroupSpec, TopicSpec, Topology, TopologyMode
+    from messaging_rabbitmq.connection import Link
+    from messaging_rabbitmq.names import Names
+    from messaging_rabbitmq.registry import Entries
+    from messaging_rabbitmq.settings import RabbitMQSettings
+
+DELIVERY_LIMIT = 1_000_000
+"""RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
+_RECEIVED = re.compile(r"received '?([^',]*)'?.*but current is '?([^',]*)'?")
+_ALTERNATE = re.compile(r":p(\d+)(:ordered)?$")
+
+
+def quorum(**arguments: Any) -> dict[str, Any]:
+    """The arguments of a quorum queue of ours."""
+    named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
+    return {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **named}
+
+
+class TopologyKeeper:
+    """Declares on throwaway channels of the connection for consuming, which a memory alarm does not stop."""
+
+    def __init__(self, link: Link, names: Names, settings: RabbitMQSettings) -> None:
+        self._link = link
+        self._names = names
+        self._settings = settings
+        self.registry = Registry(link, settings.operation_timeout)
+        self._mode: TopologyMode = "declare"
+        self.topics: dict[str, TopicSpec] = {}
+        self.groups: dict[tuple[str, str], GroupSpec] = {}
+        self._modes: dict[tuple[str, str], TopologyMode] = {}
+        self._known_exchanges: set[str] = set()
+        self._known_queues: set[str] = set()
+
+    def forget(self) -> None:
+        """Check again what was known to exist."""
+        self._known_exchanges.clear()
+        self._known_queues.clear()
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        topics = {topic.name: topic for topic in topology.topics}
+        for group in topology.groups:
+            topics.setdefault(group.topic.name, group.topic)
+        for topic in topics.values():
+            if topology.mode != "off":
+                await self._topic(topic, topology.mode)
+            self.topics[topic.name] = topic
+        for group in topology.groups:
+            self._check(group)
+            if topology.mode != "off":
+                await self._group(group, topology.mode)
+            self.groups[group.topic.name, group.name] = group
+            self._modes[group.topic.name, group.name] = topology.mode
+
+    async def exchange_exists(self, topic: TopicSpec) -> None:
+        """Raises TopicNotFound. Asked of the broker once a connection: a publish to a missing exchange would cost
+        the channel, and with many in flight the connection.
+        """
+        exchange = self._names.exchange(topic)
+        if exchange in self._known_exchanges:
+            return
+        async with self._link.throwaway(f"looking for topic {topic.name}") as channel:
+            try:
+                await channel.exchange_declare(exchange, passive=True)
+            except ChannelNotFoundEntity:
+                raise TopicNotFound(
+                    f"topic {topic.name} does not exist: RabbitMQ at {self._link.address} has no exchange "
+                    f"{exchange!r}. Declare it first, or let the topology setting declare it."
+                ) from None
+        self._known_exchanges.add(exchange)
+
+    async def ready(self, group: GroupSpec, queue: str, arguments: dict[str, Any]) -> bool:
+        """A queue of the group that is made when it is first needed exists and answers.
+
+        False where the topology setting forbids making it and it is not there.
+        """
+        if queue in self._known_queues:
+            return True
+        mode = self._modes.get((group.topic.name, group.name), "declare")
+        async with self._link.throwaway(f"declaring queue {queue}") as channel:
+            try:
+                if mode == "declare":
+                    await self._queue(channel, queue, arguments)
+                await channel.queue_declare(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+        self._known_queues.add(queue)
+        return True
+
+    async def tier(self, group: GroupSpec, milliseconds: int) -> str | None:
+        """The tier's queue; None where it may not be made."""
+        queue = self._names.tier(group, milliseconds)
+        arguments = tier_arguments(self._names, group, milliseconds)
+        return queue if await self.ready(group, queue, arguments) else None
+
+    async def dead(self, group: GroupSpec) -> str:
+        """The queue of dead letters. Raises ConfigurationError where it is not there and may not be made."""
+        queue = self._names.dead(group)
+        if await self.ready(group, queue, quorum()):
+            return queue
+        raise ConfigurationError(
+            f"group {group.name} of topic {group.topic.name} has no queue {queue!r} for dead letters at RabbitMQ "
+            f"{self._link.address}: declare the group"
+        )
+
+    # --- topics ------------------------------------------------------------------------------------------------
+
+    async def _topic(self, topic: TopicSpec, mode: TopologyMode) -> None:
+        if mode == "verify" or topic.native is not None:
+            self._known_exchanges.discard(self._names.exchange(topic))
+            await self.exchange_exists(topic)
+        if topic.native is not None:
+            return
+        async with self._link.throwaway(f"declaring topic {topic.name}") as channel:
+            try:
+                await channel.exchange_declare(
+                    self._names.exchange(topic),
+                    durable=True,
+                    arguments={"alternate-exchange": self._names.alternate(topic)},
+                )
+            except ChannelPreconditionFailed as error:
+                raise _different(topic, str(error)) from error
+            except ChannelAccessRefused:
+                # In mode `verify` the user may lack the permission that a comparison needs.
+                if mode == "declare":
+                    raise
+        self._known_exchanges.add(self._names.exchange(topic))
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    def _check(self, group: GroupSpec) -> None:
+        if group.start != "latest":
+            raise UnsupportedCapability(
+                f"group {group.name} of topic {group.topic.name} cannot start at {group.start}: "
+                f"RabbitMQ keeps no history. Leave `start` out."
+            )
+        if group.native is None and group.topic.native is not None:
+            raise ConfigurationError(
+                f"group {group.name} of topic {group.topic.name}: nothing is declared beside the adopted exchange "
+                f"{group.topic.native!r}; name an existing queue with subscribe(native=...)"
+            )
+        if group.native is not None and group.ordered:
+            raise UnsupportedCapability(
+                f"group {group.name} of topic {group.topic.name} cannot keep order on the adopted queue "
+                f"{group.native!r}: subscribe with ordered=False"
+            )
+        if group.native is not None and self._settings.adopted_queues == "refuse":
+            raise UnsupportedCapability(
+                f"group {group.name} of topic {group.topic.name}: on the adopted queue {group.native!r} delayed "
+                f"retries wait in the process with their attempts, rejected messages go where the queue's own "
+                f"dead-letter exchange sends them or are dropped, and a message that kills the process is not "
+                f"isolated. Accept that with the option adopted_queues=limited."
+            )
+
+    async def _group(self, group: GroupSpec, mode: TopologyMode) -> None:
+        if mode == "verify" or group.native is not None:
+            await self._group_exists(group)
+            return
+        async with self.registry_of(group.topic, create=True) as entries:
+            assert entries is not None
+            known = entries.groups.get(group.name)
+            if known is not None and known != group.ordered:
+                raise _different_order(group, stored=known)
+            if known is None:
+                await entries.add(group.name, ordered=group.ordered)
+            async with self._link.throwaway(f"declaring group {group.name}") as channel:
+                await self._group_queues(channel, group)
+                await self._ingress(channel, group.topic)
+                # A quorum queue may be stuck after its broker was killed: it must answer before it is trusted.
+                for queue in (*self._names.queues(group), self._names.dead(group)):
+                    await channel.queue_declare(queue, passive=True)
+        self._known_queues.add(self._names.dead(group))
+
+    async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
+        topic = group.topic
+        retention = None if topic.retention is None else max(1, round(topic.retention * 1000))
+        exchange = self._names.exchange(topic)
+        await self._queue(channel, self._names.dead(group), quorum())
+        if group.ordered:
+            arguments = quorum(single_active_consumer=True, message_ttl=retention)
+            for partition, queue in enumerate(self._names.queues(group)):
+                await self._queue(channel, queue, arguments)
+                await channel.queue_bind(queue, exchange, str(partition))
+            await channel.queue_declare(self._names.members(group), durable=True)
+            return
+        queue = self._names.queue(group)
+        await self._queue(channel, queue, quorum(message_ttl=retention))
+        for partition in range(topic.partitions):
+            await channel.queue_bind(queue, exchange, str(partition))
+
+    async def _ingress(self, channel: AbstractChannel, topic: TopicSpec) -> None:
+        """Last, so that what arrives there can be sent on."""
+        ingress, alternate = self._names.ingress(topic), self._names.alternate(topic)
+        await self._queue(channel, ingress, quorum(single_active_consumer=True))
+        await channel.exchange_declare(alternate, exchange_type="fanout", durable=True)
+        await channel.queue_bind(ingress, alternate)
+
+    async def _group_exists(self, group: GroupSpec) -> None:
+        queues = self._names.queues(group)
+        if group.native is None:
+            queues.append(self._names.dead(group))
+        async with self._link.throwaway(f"looking for group {group.name}") as channel:
+            for queue in queues:
+                try:
+                    await channel.queue_declare(queue, passive=True)
+                except ChannelNotFoundEntity:
+                    raise TopicNotFound(
+                        f"group {group.name} of topic {group.topic.name} does not exist: RabbitMQ at "
+                        f"{self._link.address} has no queue {queue!r}. Declare it first."
+                    ) from None
+
+    async def _queue(self, channel: AbstractChannel, queue: str, arguments: dict[str, Any]) -> None:
+        try:
+            await channel.queue_declare(queue, durable=True, arguments=arguments)
+        except ChannelPreconditionFailed as error:
+            raise ConfigurationError(
+                f"queue {queue!r} at RabbitMQ {self._link.address} exists with other arguments than this program "
+                f"asks for: {error}. Change the setting (retention?), or delete the group."
+            ) from error
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`. An adopted queue is left alone."""
+        self.groups.pop((group.topic.name, group.name), None)
+        if group.native is not None:
+            return
+        async with self.registry_of(group.topic, create=False) as entries:
+            known = {} if entries is None else entries.groups
+            last = entries is not None and not known.keys() - {group.name}
+            await self._delete(replace(group, ordered=known.get(group.name, group.ordered)), last=last)
+            if entries is not None:
+                await entries.remove(group.name)
+        if last:
+            async with self._link.throwaway(f"deleting group {group.name}") as channel:
+                with suppress(ChannelPreconditionFailed, ChannelNotFoundEntity):
+                    await channel.queue_delete(
+                        self._names.registry(group.topic), if_unused=True, if_empty=True
+                    )
+
+    async def _delete(self, group: GroupSpec, *, last: bool) -> None:
+        names = self._names
+        queues = [*names.queues(group), names.dead(group)]
+        queues += [names.tier(group, milliseconds) for milliseconds in all_tiers()]
+        if group.ordered:
+            queues.append(names.members(group))
+            queues += [names.guard(group, partition) for partition in range(group.topic.partitions)]
+        self._known_queues.difference_update(queues)
+        async with self._link.throwaway(f"deleting group {group.name}") as channel:
+            if last:
+                await channel.exchange_delete(names.alternate(group.topic))
+                await channel.queue_delete(names.ingress(group.topic))
+            for queue in queues:
+                await channel.queue_delete(queue)
+
+    def registry_of(self, topic: TopicSpec, *, create: bool) -> AbstractAsyncContextManager[Entries | None]:
+        """The topic's groups, held by us alone."""
+        return self.registry.held(self._names.registry(topic), create=create)
+
+
+def _different(topic: TopicSpec, text: str) -> ConfigurationError:
+    found = _RECEIVED.search(text)
+    stored = _ALTERNATE.search(found.group(2)) if found else None
+    asked = _spoken(topic.partitions, ordered=topic.ordered)
+    if stored is None:
+        return ConfigurationError(
+            f"topic {topic.name} exists on the broker as another kind of exchange than this program asks for "
+            f"({asked}): {text}"
+        )
+    kept = _spoken(int(stored.group(1)), ordered=stored.group(2) is not None)
+    return ConfigurationError(
+        f"topic {topic.name} has {kept} on the broker, and this program asks for {asked}: the broker's record "
+        f"counts. Set the same in the topic or its settings, or use another topic name."
+    )
+
+
+def _different_order(group: GroupSpec, *, stored: bool) -> ConfigurationError:
+    kept, asked = ("ordered", "unordered") if stored else ("unordered", "ordered")
+    return ConfigurationError(
+        f"group {group.name} of topic {group.topic.name} is {kept} on the broker, and this program asks for "
+        f"{asked}: subscribe alike, or delete the group, or use another group name"
+    )
+
+
+def _spoken(partitions: int, *, ordered: bool) -> str:
+    return f"{partitions} partitions, {'ordered' if ordered else 'unordered'}"

@@ -183,5 +183,3 @@ async def test_an_error_in_a_callback_goes_to_the_loop_and_stops_no_other():
 
     assert [type(error) for error in errors] == [ZeroDivisionError]
     assert fired == ["next"]
-
-

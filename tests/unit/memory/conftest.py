@@ -9,8 +9,8 @@ from messaging.adapter import (
     Outgoing,
     Settlement,
     Subscription,
-    Topology,
     TopicSpec,
+    Topology,
 )
 from messaging.message import Ack, Message
 from messaging.testing import VirtualClock

@@ -1,6 +1,6 @@
 import asyncio
 
-from messaging.adapter import DONE, Hold, Settlement, SettleError
+from messaging.adapter import DONE, Hold, SettleError, Settlement
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Release, Retry
 

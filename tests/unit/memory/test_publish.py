@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging.adapter import GroupSpec, Topology, TopicSpec, Unrouted
+from messaging.adapter import GroupSpec, TopicSpec, Topology, Unrouted
 from messaging.envelope import decode, encode
 from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
 from messaging.message import Message, Receipt
@@ -115,7 +115,7 @@ texts = st.none() | st.text(max_size=5) | st.text("ab", min_size=1, max_size=3)
 times = st.none() | st.datetimes(
     min_value=datetime(2000, 1, 1),
     max_value=datetime(2100, 1, 1),
-    timezones=st.sampled_from([UTC, timezone.utc, timezone(timedelta(hours=2))]),
+    timezones=st.sampled_from([UTC, UTC, timezone(timedelta(hours=2))]),
 )
 messages = st.builds(
     Message,

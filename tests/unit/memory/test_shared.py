@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from messaging.adapter import DONE, Settlement, SettleError
+from messaging.adapter import DONE, SettleError, Settlement
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 
@@ -252,5 +252,11 @@ async def test_health_tells_lag_age_members_and_dead_letters(world):
 
     (info,) = health.groups
     assert health.connected
-    assert (info.topic, info.group, info.lag, info.members, info.dead_letters) == ("orders", "billing", 2, 1, 1)
+    assert (info.topic, info.group, info.lag, info.members, info.dead_letters) == (
+        "orders",
+        "billing",
+        2,
+        1,
+        1,
+    )
     assert info.oldest == 7

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from messaging.adapter import SettleError, Settlement
 from messaging.errors import Closed
 from messaging.message import Ack, Message, Release
+from messaging.testing import VirtualClock
 from messaging_memory.group import Member
 from messaging_memory.log import Record, TopicLog
 from messaging_memory.ownership import OwnedGroup
@@ -14,29 +15,11 @@ from messaging_memory.ownership import OwnedGroup
 PARTITIONS = 5
 
 
-class StandingClock:
-    """A timer that never fires: leases are the business of other tests."""
-
-    now = 0.0
-
-    def time(self):
-        return self.now
-
-    def monotonic(self):
-        return self.now
-
-    def call_later(self, delay, callback):
-        return self
-
-    def cancel(self):
-        pass
-
-
 class Balance(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.topic = TopicLog("orders", partitions=PARTITIONS, ordered=True, retention=None, history=0)
-        self.group = OwnedGroup(self.topic, "billing", cursors=[0] * PARTITIONS, clock=StandingClock())
+        self.group = OwnedGroup(self.topic, "billing", cursors=[0] * PARTITIONS, clock=VirtualClock())
         self.topic.groups["billing"] = self.group
         self.hand_overs = []
         self.gone = []
@@ -44,8 +27,11 @@ class Balance(RuleBasedStateMachine):
         self.handled = {partition: [] for partition in range(PARTITIONS)}
         self.fences = [0] * PARTITIONS
 
+    async def on_revoke(self, partitions, deadline):
+        raise AssertionError("the consumer asks, and there is none")
+
     def on_lost(self, deliveries, reason):
-        pass
+        raise AssertionError("no lease ends: time stands")
 
     def pick(self, data, things):
         return data.draw(st.sampled_from(things))

@@ -116,7 +116,7 @@ class Owners(RuleBasedStateMachine):
         super().__init__()
         self.clock = VirtualClock()
         self.store = MemoryStore("", clock=self.clock)
-        self.fences = {0: None, 1: None}
+        self.fences: dict[int, int] = {}
         self.newest = 0
         self.owner = None
         self.until = 0.0
@@ -149,11 +149,11 @@ class Owners(RuleBasedStateMachine):
             self.owner, self.until, self.done = who, now + 30, None
 
     def owns(self, who):
-        return self.done is None and self.owner is not None and self.fences[who] == self.newest
+        return self.done is None and self.owner is not None and self.fences.get(who) == self.newest
 
     @rule(who=st.sampled_from([0, 1]))
     def extend(self, who):
-        if self.fences[who] is None:
+        if who not in self.fences:
             return
         owned = self.owns(who)
         assert self.run(self.store.extend("k", self.fences[who], lease=30)) == owned
@@ -162,7 +162,7 @@ class Owners(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from([0, 1]))
     def complete(self, who):
-        if self.fences[who] is None:
+        if who not in self.fences:
             return
         owned = self.owns(who)
         result = str(self.fences[who]).encode()
@@ -172,7 +172,7 @@ class Owners(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from([0, 1]))
     def clear(self, who):
-        if self.fences[who] is None:
+        if who not in self.fences:
             return
         owned = self.owns(who)
         self.run(self.store.clear("k", self.fences[who]))

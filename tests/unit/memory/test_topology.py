@@ -1,6 +1,7 @@
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -104,14 +105,14 @@ async def test_namespaces_do_not_meet(world):
         (lambda began: datetime.fromtimestamp(began + 10, UTC), ["m1", "m2"]),
     ],
 )
-async def test_a_new_group_starts_where_it_says(world, start, expected):
+async def test_a_new_group_starts_where_it_says(world, start: Any, expected):
     await world.declare(partitions=1)
     began = world.clock.time()
     for number in range(3):
         await world.publish(world.outgoing(id=f"m{number}"))
         await world.clock.advance(10)
     await world.drained(world.consumer())
-    late = GroupSpec(world.topic, "late", start=start(began) if callable(start) else start)
+    late = GroupSpec(world.topic, "late", start=start if isinstance(start, str) else start(began))
 
     await world.adapter.declare(Topology(groups=[late]))
 

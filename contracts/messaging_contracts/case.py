@@ -1,0 +1,110 @@
+"""A case: one promise, and the check that shows whether a broker keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from messaging_contracts.under_test import BrokerUnderTest
+
+Check: TypeAlias = "Callable[[BrokerUnderTest], Awaitable[None]]"
+
+AREAS = (
+    "delivery",
+    "settlement",
+    "order",
+    "retry",
+    "dead_letters",
+    "lifecycle",
+    "requests",
+    "idempotency",
+    "topology",
+    "validation",
+    "foreign",
+    "crash",
+)
+CAPABILITIES = (
+    "groups",
+    "order",
+    "delayed_retry",
+    "dead_letters",
+    "redrive",
+    "requests",
+    "history",
+    "no_group",
+    "crash_guard",
+)
+"""The promises that an adapter declares, as `messaging.adapter.Capabilities` names them."""
+PROMISES = (
+    *CAPABILITIES,
+    "delivery",
+    "settlement",
+    "attempts",
+    "sharing",
+    "expiry",
+    "flow",
+    "leases",
+    "shutdown",
+    "idempotency",
+    "topology",
+    "validation",
+    "foreign",
+    "crash",
+)
+"""Those, and the promises that no adapter may be without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One promise to prove."""
+
+    name: str
+    area: str
+    promise: str
+    """The capability or the common promise that this case is evidence for."""
+    summary: str
+    check: Check
+    processes: bool
+    """Whether members run in processes of their own."""
+    limit: float
+    """Seconds after which the case has failed, whatever it waits for."""
+
+
+_cases: dict[str, Case] = {}
+
+
+def proves(promise: str, *, processes: bool = False, limit: float = 30.0) -> Callable[[Check], Check]:
+    """Register a check as evidence for `promise`; the function itself stays as it is.
+
+    The module gives the area, the function's name the case's, and the first line of its docstring what the
+    promise is.
+    """
+    if promise not in PROMISES:
+        raise ValueError(f"{promise!r} is no promise; there are {', '.join(PROMISES)}")
+
+    def register(check: Check) -> Check:
+        name = check.__name__
+        if name in _cases:
+            raise ValueError(f"two cases are called {name}")
+        _cases[name] = Case(
+            name=name,
+            area=check.__module__.rpartition(".")[2],
+            promise=promise,
+            summary=" ".join((check.__doc__ or "").split()),
+            check=check,
+            processes=processes,
+            limit=limit,
+        )
+        return check
+
+    return register
+
+
+def cases() -> Sequence[Case]:
+    """All cases of the suite, area by area, in the order they are written."""
+    for area in AREAS:
+        import_module(f"messaging_contracts.cases.{area}")
+    return sorted(_cases.values(), key=lambda case: AREAS.index(case.area))

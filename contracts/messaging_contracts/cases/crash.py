@@ -1,0 +1,170 @@
+"""Crashes: a process that dies without a word costs time and a bounded number of duplicates, never a message."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+from messaging import Ack, Delivery, Outcome
+from messaging_contracts.case import proves
+from messaging_contracts.ledger import Ledger
+from messaging_contracts.member import POISON
+from messaging_contracts.processes import Member, MemberProcess
+from messaging_contracts.under_test import BrokerUnderTest
+
+PREFETCH = 8
+MOST_DEATHS = 8
+"""More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
+
+
+@proves("crash", processes=True)
+async def what_a_killed_member_held_goes_to_another(broker: BrokerUnderTest) -> None:
+    """After kill -9 every message is handled by another member, and at most what was held is handled twice (1)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipts = await broker.bus.publish_many(topic, list(range(30)))
+    async with broker.process(ledger, topic, member="killed", behaviour="hang", prefetch=PREFETCH) as process:
+        await ledger.begun(4)
+        await process.kill()
+    async with broker.running(broker.app(topic, ledger, member="other"), short_lease=True):
+        await ledger.handled(30)
+        await ledger.quiet()
+    ledger.assert_each_once([receipt.id for receipt in receipts], duplicates=PREFETCH)
+    assert sorted(one.payload for one in ledger.by("other")) == list(range(30))
+    assert {one.attempt for one in ledger.handlings} == {1}
+
+
+@proves("crash", processes=True)
+async def order_survives_a_killed_member(broker: BrokerUnderTest) -> None:
+    """On an ordered group another member goes on where the killed one was, key by key, in order (7, 1)."""
+    topic, ledger = broker.topic(ordered=True), Ledger()
+    keys = ("ann", "bob", "cat")
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    ids = [(await broker.bus.publish(topic, number, key=key)).id for number in range(30) for key in keys]
+
+    async def work(_: Delivery[Any]) -> Outcome | None:
+        await asyncio.sleep(0.002)
+        return Ack()
+
+    other = broker.app(topic, ledger, member="other", then=work, prefetch=PREFETCH)
+    async with broker.process(ledger, topic, member="killed", behaviour="slow", prefetch=PREFETCH) as process:
+        await ledger.begun(10)
+        await process.kill()
+        async with broker.running(other, short_lease=True):
+            await ledger.until(lambda: {one.id for one in ledger.done} >= set(ids))
+            await ledger.quiet()
+    ledger.assert_each_once(ids, duplicates=PREFETCH + 4)
+    ledger.assert_order(keys)
+
+
+@proves("attempts", processes=True)
+async def an_attempt_survives_a_killed_member(broker: BrokerUnderTest) -> None:
+    """What was recorded as a failure stays one after kill -9; the crash itself adds none (2)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipt = await broker.bus.publish(topic, 1)
+    async with broker.process(ledger, topic, behaviour="fail_then_hang") as process:
+        await ledger.begun(2)
+        await process.kill()
+    async with broker.running(broker.app(topic, ledger, member="other"), short_lease=True):
+        await ledger.handled(1)
+    assert ledger.attempts(receipt.id) == [1, 2, 2]
+    assert await broker.letters(topic) == []
+
+
+@proves("crash_guard", processes=True, limit=60)
+async def a_message_that_kills_its_process_ends_as_a_dead_letter_alone(broker: BrokerUnderTest) -> None:
+    """A poison message is given up after a bounded number of deaths, and none of its neighbours with it (3)."""
+    topic, ledger, deaths = broker.topic(), Ledger(), 0
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    neighbours = await broker.bus.publish_many(topic, [f"neighbour {number}" for number in range(5)])
+    poison = await broker.bus.publish(topic, POISON)
+    neighbours = [
+        *neighbours,
+        *await broker.bus.publish_many(topic, [f"later {number}" for number in range(5)]),
+    ]
+    dead = broker.bus.dead_letters(topic, group="billing")
+    while not await dead.count():
+        async with broker.process(ledger, topic, behaviour="poison", prefetch=PREFETCH) as process:
+
+            async def dead_or_done(member: Member = process) -> bool:
+                return not member.alive or await dead.count() > 0
+
+            await broker.eventually(dead_or_done, 30, "the process dies, or its poison is a dead letter")
+            deaths += not process.alive
+        assert deaths <= MOST_DEATHS, f"{deaths} processes died of one message: {ledger!r}"
+    (letter,) = await broker.letters(topic)
+    assert (letter.id, letter.cause) == (poison.id, "lease_lost")
+    expected = {receipt.id for receipt in neighbours}
+    async with broker.running(broker.app(topic, ledger, member="after"), short_lease=True):
+        await ledger.until(lambda: expected <= {one.id for one in ledger.done})
+        await ledger.quiet()
+    assert [one.id for one in await broker.letters(topic)] == [poison.id]
+    assert len(ledger.of(poison.id)) == deaths
+    assert all(one.attempt == 1 for one in ledger.handlings)
+
+
+@proves("crash_guard", processes=True, limit=60)
+async def killed_neighbours_are_no_poison(broker: BrokerUnderTest) -> None:
+    """Messages that were held by processes that died, as often as makes them suspects, are handled all the same (3)."""
+    topic, ledger = broker.topic(partitions=1), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipts = await broker.bus.publish_many(topic, list(range(6)))
+    for deaths in range(1, 4):
+        async with broker.process(
+            ledger, topic, behaviour="hang", concurrency=1, prefetch=PREFETCH
+        ) as process:
+            await ledger.begun(deaths)
+            await process.kill()
+    async with broker.running(broker.app(topic, ledger, member="after"), short_lease=True):
+        await ledger.handled(6)
+        await ledger.quiet()
+    assert sorted(one.id for one in ledger.by("after")) == sorted(receipt.id for receipt in receipts)
+    assert await broker.letters(topic) == []
+    assert {one.attempt for one in ledger.handlings} == {1}
+
+
+@proves("crash", processes=True)
+async def what_a_killed_publisher_was_confirmed_arrives(broker: BrokerUnderTest) -> None:
+    """Every message whose receipt a publisher had before kill -9 is handled, each once (20)."""
+    topic, ledger, told = broker.topic(), Ledger(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    async with broker.process(told, topic, publish=100_000) as publisher:
+        await told.until(lambda: len(publisher.receipts) >= 50)
+        await publisher.kill()
+    confirmed = set(publisher.receipts)
+    async with broker.running(broker.app(topic, ledger, concurrency=50, prefetch=500)):
+        await ledger.until(lambda: confirmed <= set(ledger.ids))
+        await ledger.quiet()
+    assert len(ledger.ids) == len(ledger.handlings)
+    assert len(set(ledger.ids) - confirmed) <= 100, "more arrived than can have been under way"
+
+
+@proves("leases", processes=True)
+async def a_frozen_member_loses_its_messages_and_spoils_nothing(broker: BrokerUnderTest) -> None:
+    """A member that stands still beyond its lease loses what it held; when it wakes, it undoes nothing (9, 15)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipts = await broker.bus.publish_many(topic, list(range(3)))
+    async with broker.process(ledger, topic, member="frozen", behaviour="hang", concurrency=1) as frozen:
+        await ledger.begun(1)
+        if not isinstance(frozen, MemberProcess) or not broker.capabilities.fenced:
+            return  # a task cannot be frozen alone; a broker without leases notices only a connection that ends
+        frozen.signal(signal.SIGSTOP)
+        async with broker.running(broker.app(topic, ledger, member="other"), short_lease=True):
+            await ledger.until(lambda: len(ledger.by("other")) == 3)
+            frozen.signal(signal.SIGCONT)
+            last = await broker.bus.publish_many(topic, ["last"] * topic.partitions)
+            await ledger.until(lambda: {one.id for one in last} <= set(ledger.ids))
+            await ledger.quiet()
+    assert {one.id for one in receipts} <= {one.id for one in ledger.by("other")}
+    ledger.assert_each_once([one.id for one in (*receipts, *last)], duplicates=1)
+    assert await broker.letters(topic) == []

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from messaging import App, Reject, RetryPolicy, Topic, connect, fixed
 from messaging.cli import main
 
 APP = """

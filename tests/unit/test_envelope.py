@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -275,6 +276,6 @@ def test_one_key_has_one_form(key: str | bytes, form: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("key", [3, None, "\ud800", "a\0", "x" * 70_000, bytearray(b"x")])
-def test_a_key_that_cannot_be_carried_is_refused(key: object) -> None:
+def test_a_key_that_cannot_be_carried_is_refused(key: Any) -> None:
     with pytest.raises(InvalidMessage, match="key"):
         check_key(key)

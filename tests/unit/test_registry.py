@@ -1,6 +1,7 @@
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Entries:
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a third party's package would be."""
     made = ModuleType("acme_messaging")
     monkeypatch.setitem(sys.modules, "acme_messaging", made)
@@ -78,7 +79,7 @@ class FakeStore(IdempotencyStore):
 FakeStore.__abstractmethods__ = frozenset()
 
 
-def test_a_scheme_finds_its_adapter_and_store_by_entry_point(entries: Entries, module: ModuleType) -> None:
+def test_a_scheme_finds_its_adapter_and_store_by_entry_point(entries: Entries, module: Any) -> None:
     module.Adapter, module.Store = FakeAdapter, FakeStore
     entries[ADAPTERS, "acme"] = "acme_messaging:Adapter"
     entries[STORES, "acme"] = "acme_messaging:Store"
@@ -128,7 +129,7 @@ def test_a_scheme_that_nobody_has_names_the_known_ones(entries: Entries) -> None
         store_class("smtp://host")
 
 
-def test_a_missing_library_names_the_extra_to_install(entries: Entries, module: ModuleType) -> None:
+def test_a_missing_library_names_the_extra_to_install(entries: Entries, module: Any) -> None:
     def missing(name: str) -> type:
         raise ModuleNotFoundError("No module named 'redis.asyncio'", name="redis.asyncio")
 
@@ -143,7 +144,7 @@ def test_a_missing_library_names_the_extra_to_install(entries: Entries, module: 
 
 
 @pytest.mark.parametrize("value", ["acme_messaging:Nothing", "acme_messaging.absent:Adapter"])
-def test_a_broken_adapter_is_no_missing_extra(entries: Entries, module: ModuleType, value: str) -> None:
+def test_a_broken_adapter_is_no_missing_extra(entries: Entries, module: Any, value: str) -> None:
     entries[ADAPTERS, "redis"] = value
 
     with pytest.raises(ConfigurationError, match="cannot be loaded") as raised:
@@ -151,7 +152,7 @@ def test_a_broken_adapter_is_no_missing_extra(entries: Entries, module: ModuleTy
     assert not isinstance(raised.value, MissingExtra)
 
 
-def test_an_entry_point_that_is_no_adapter_is_refused(entries: Entries, module: ModuleType) -> None:
+def test_an_entry_point_that_is_no_adapter_is_refused(entries: Entries, module: Any) -> None:
     module.Thing = object
     entries[ADAPTERS, "acme"] = entries[STORES, "acme"] = "acme_messaging:Thing"
 
@@ -161,7 +162,7 @@ def test_an_entry_point_that_is_no_adapter_is_refused(entries: Entries, module: 
         store_class("acme://")
 
 
-def test_an_adapter_of_another_spi_version_is_refused(entries: Entries, module: ModuleType) -> None:
+def test_an_adapter_of_another_spi_version_is_refused(entries: Entries, module: Any) -> None:
     module.Adapter = type("Old", (FakeAdapter,), {"api_version": 0})
     entries[ADAPTERS, "acme"] = "acme_messaging:Adapter"
 

@@ -134,7 +134,7 @@ class RedisAdapter(Adapter):
         """See `Adapter.reply_inbox`."""
         return await self._replies.inbox()
 
-    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[None | PublishError]:
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
         """See `Adapter.reply`."""
         return await self._replies.send(replies)
 

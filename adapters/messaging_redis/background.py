@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-logger = logging.getLogger("messaging")
 
 
 class Background:
@@ -17,18 +14,23 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
 
-    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """Run `work` until it ends or `stop`."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s ended: %s", task.get_name(), error, exc_info=error)
+            self._failure = error
+
+    def check(self) -> None:
+        """Raise what ended a task that was to go on."""
+        if self._failure is not None:
+            raise self._failure
 
     async def stop(self) -> None:
         """Cancel all and wait for their end."""
@@ -36,4 +38,4 @@ class Background:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            _ = await asyncio.wait(tasks)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import redis.asyncio as aio
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import cluster, connection, sentinel
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 if TYPE_CHECKING:
     from messaging_redis.settings import RedisSettings
+
+# Their parameters are not typed, or differ between the versions of redis-py that we take.
+_cluster = cast("Any", cluster)
+_connection = cast("Any", connection)
+_sentinel = cast("Any", sentinel)
+_aio = cast("Any", aio)
 
 _ANY_NODE = ""
 
@@ -46,11 +50,11 @@ class Clients:
     async def open(self) -> None:
         settings = self._settings
         if settings.mode == "cluster":
-            nodes = [ClusterNode(host, port) for host, port in settings.hosts]
+            nodes = [_cluster.ClusterNode(host, port) for host, port in settings.hosts]
             options = self._options()
             for absent in ("db", "socket_keepalive"):
                 options.pop(absent, None)
-            self._cluster = RedisCluster(
+            self._cluster = _cluster.RedisCluster(
                 startup_nodes=nodes,
                 cluster_error_retry_attempts=0,
                 ssl=settings.tls,
@@ -61,7 +65,7 @@ class Clients:
             return
         if settings.mode == "sentinel":
             sentinel_password = settings.sentinel_password
-            self._sentinel = Sentinel(
+            self._sentinel = _sentinel.Sentinel(
                 list(settings.hosts),
                 sentinel_kwargs={
                     **self._security(),
@@ -72,7 +76,7 @@ class Clients:
                     "socket_connect_timeout": settings.connect_timeout,
                 },
             )
-        self.native = Redis(
+        self.native = _aio.Redis(
             connection_pool=self._make_pool(
                 _ANY_NODE, {"socket_timeout": settings.socket_timeout}, settings.max_connections
             )
@@ -104,12 +108,7 @@ class Clients:
         if self._cluster is None:
             return _ANY_NODE
         if not key:
-            node = (
-                self._cluster.get_random_primary_node()
-                if hasattr(self._cluster, "get_random_primary_node")
-                else None
-            )
-            node = node or self._cluster.get_primaries()[0]
+            node = self._cluster.get_primaries()[0]
         else:
             node = self._cluster.get_node_from_key(key)
         if node is None:
@@ -131,17 +130,20 @@ class Clients:
         settings = self._settings
         options = self._options() | more | {"max_connections": size}
         if self._sentinel is not None:
-            return SentinelConnectionPool(settings.master, self._sentinel, ssl=settings.tls, **options)
+            return _sentinel.SentinelConnectionPool(
+                settings.master, self._sentinel, ssl=settings.tls, **options
+            )
         if settings.mode == "socket":
             options.pop("socket_keepalive")
-            return ConnectionPool(connection_class=UnixDomainSocketConnection, path=settings.path, **options)
-        kind = SSLConnection if settings.tls else Connection
+            return _connection.ConnectionPool(
+                connection_class=_connection.UnixDomainSocketConnection, path=settings.path, **options
+            )
+        kind = _connection.SSLConnection if settings.tls else _connection.Connection
+        host, port = settings.hosts[0]
         if node:
-            host, _, port = node.rpartition(" ")
-            options.pop("db")
-        else:
-            host, port = settings.hosts[0]
-        return ConnectionPool(connection_class=kind, host=host, port=int(port), **options)
+            host, _, written = node.rpartition(" ")
+            port = int(written)
+        return _connection.ConnectionPool(connection_class=kind, host=host, port=port, **options)
 
     def _options(self) -> dict[str, Any]:
         settings = self._settings
@@ -155,7 +157,7 @@ class Clients:
             # A repeated command is a duplicated message: only the dispatcher decides to try again.
             "retry": Retry(NoBackoff(), 0),
         }
-        if "maint_notifications_config" in inspect.signature(ConnectionPool.__init__).parameters:
+        if "maint_notifications_config" in inspect.signature(_connection.ConnectionPool.__init__).parameters:
             from redis.maint_notifications import MaintNotificationsConfig
 
             # With them on, the pool does not notice that an idle connection was closed.

@@ -94,7 +94,10 @@ class RedisConnection:
 
     def shard(self, key: str) -> str:
         """What holds the key: commands of one shard may go in one exchange."""
-        return self._opened.node_of(key)
+        try:
+            return self._opened.node_of(key)
+        except redis_errors.RedisError as error:
+            raise self._unreachable(error, time.monotonic()) from error
 
     async def call(self, key: str, *command: Argument, wait: float | None = None) -> Any:
         """One command on the node that has `key`; its error is raised."""
@@ -140,7 +143,11 @@ class RedisConnection:
         if clients.stale:
             await self._refresh()
         patience = self.settings.socket_timeout if wait is None else wait + _MARGIN
-        pool = clients.pool(key, waiting=wait is not None)
+        try:
+            pool = clients.pool(key, waiting=wait is not None)
+        except redis_errors.RedisError as error:
+            clients.stale = True
+            raise self._unreachable(error, time.monotonic()) from error
         async with pool.slots:
             connection = await self._connected(clients, pool.connections)
             try:
@@ -205,10 +212,6 @@ async def _converse(connection: Any, commands: Sequence[Command]) -> list[Any]:
             replies.append(await connection.read_response())
         except redis_errors.ResponseError as error:
             replies.append(error)
-        except redis_errors.BusyLoadingError:
-            raise
-        except redis_errors.AuthenticationError:
-            raise
     return replies
 
 

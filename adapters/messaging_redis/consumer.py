@@ -10,17 +10,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from messaging.adapter import DONE, Consumer, ConsumerStatus, Lease, RawDelivery, SettleError
+from messaging.adapter import Consumer, ConsumerStatus, Lease, RawDelivery
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
-from messaging.message import Ack, Reject, Release, Retry
 from messaging_redis.background import Background
 from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.entries import Token, decode_copy, decode_entry
-from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, SETTLE, TAKE, TAKE_OVER
+from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, TAKE, TAKE_OVER
+from messaging_redis.settling import RETRY, SharedSettler
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-_RETRY = "t"
 _CHUNK = 128
-"""Settlements in one script call: the server runs nothing else meanwhile."""
-_ACKS = 500
 _MOVED_AT_ONCE = 128
 _PRESENT = 3.0
 """How many polls a member may miss before it no longer counts as present."""
@@ -66,9 +63,14 @@ class SharedConsumer(Consumer):
         # The name ends with our lease, so that members with another lease respect it.
         self._name = f"{member}.{uuid4().hex[:8]}~{int(settings.lease * 1000)}"
         keys = self._keys
-        self._streams = {_RETRY: keys.retry} | {f"m{p}": key for p, key in enumerate(keys.topic.streams)}
-        self._sources = list(self._streams)
-        self._held: dict[tuple[str, str], RawDelivery] = {}
+        self._streams: dict[str, str] = {RETRY: keys.retry} | {
+            f"m{p}": key for p, key in enumerate(keys.topic.streams)
+        }
+        self._sources: list[str] = list(self._streams)
+        self._settler = SharedSettler(
+            connection, keys, self._streams, consumer=self._name, where=self._where, delayed=self._put_aside
+        )
+        self._held = self._settler.held
         self._ready: list[RawDelivery] = []
         self._reading: asyncio.Task[list[RawDelivery]] | None = None
         self._background = Background()
@@ -87,6 +89,7 @@ class SharedConsumer(Consumer):
         """See `Consumer.receive`. A read that a cancelled call began goes on; the next call returns what it brings."""
         if self._closed:
             raise Closed(f"this member of {self._where} is closed: make a new one")
+        self._background.check()
         until = time.monotonic() + wait
         if not self._joined:
             await self._join()
@@ -116,7 +119,7 @@ class SharedConsumer(Consumer):
         left: list[RawDelivery] = []
         for delivery in self._ready:
             if delivery.lease.deadline <= now:
-                self._held.pop(_place(delivery), None)
+                self._settler.forget(delivery)
             elif len(taken) < limit and delivery.partition not in paused:
                 taken.append(delivery)
             else:
@@ -127,7 +130,6 @@ class SharedConsumer(Consumer):
     async def _join(self) -> None:
         if self._group.native is not None:
             await self._topics.ensure_retry_stream(self._keys)
-        # What another start of this process left under this name cannot be: the name is new. Others' is looked for.
         self._joined = True
         self._background.start(self._tend(), name="messaging-redis-tend")
 
@@ -177,7 +179,7 @@ class SharedConsumer(Consumer):
             for entry in entries
         ]
         if len(found) > limit:
-            await self._give_back(found[limit:])
+            await self._settler.give_back(found[limit:])
         return found[:limit]
 
     async def _call(self, command: Sequence[Argument], *, wait: float | None = None) -> Any:
@@ -232,7 +234,7 @@ class SharedConsumer(Consumer):
             cast("Any", None), lease=Lease(sent + self._connection.settings.lease), token=token, native=fields
         )
         delivery.guard = "tripped" if marked else "none"
-        if source == _RETRY:
+        if source == RETRY:
             copy = decode_copy(fields, id)
             fields = copy.fields
             delivery.partition, delivery.position = copy.partition, copy.origin
@@ -254,135 +256,8 @@ class SharedConsumer(Consumer):
     # --- settle ------------------------------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        """See `Consumer.settle`. Acks go as plain XACKs; what is copied goes through a script that checks the owner."""
-        results: list[Settled] = [DONE] * len(settlements)
-        acks: dict[str, list[int]] = {}
-        copies: list[int] = []
-        for at, settlement in enumerate(settlements):
-            token: Token = settlement.delivery.token
-            if token.settled:
-                continue
-            if isinstance(settlement.outcome, Ack):
-                acks.setdefault(token.source, []).append(at)
-            else:
-                copies.append(at)
-        if acks:
-            await self._settle_acks(acks, settlements, results)
-        for start in range(0, len(copies), _CHUNK):
-            await self._settle_copies(copies[start : start + _CHUNK], settlements, results)
-        return results
-
-    async def _settle_acks(
-        self, acks: dict[str, list[int]], settlements: Sequence[Settlement], results: list[Settled]
-    ) -> None:
-        commands: list[list[Argument]] = []
-        parts: list[list[int]] = []
-        for source, places in acks.items():
-            stream = self._streams[source]
-            for start in range(0, len(places), _ACKS):
-                part = places[start : start + _ACKS]
-                ids = [settlements[at].delivery.token.id for at in part]
-                commands.append(["XACK", stream, self._keys.name, *ids])
-                parts.append(part)
-                if source == _RETRY:
-                    # Only here: elsewhere it frees no memory and makes the lag unknown.
-                    commands.append(["XDEL", stream, *ids])
-                    parts.append(part)
-        marks = [
-            settlement.delivery.token.field
-            for places in acks.values()
-            for settlement in (settlements[at] for at in places)
-            if settlement.delivery.token.marked
-        ]
-        if marks:
-            commands.append(["HDEL", self._keys.guard, *marks])
-            parts.append([])
-        try:
-            replies = await self._connection.exchange(self._keys.retry, commands)
-        except MessagingError as error:
-            for places in acks.values():
-                for at in places:
-                    results[at] = SettleError(error)
-            return
-        for part, reply in zip(parts, replies, strict=True):
-            for at in part:
-                if isinstance(reply, Exception):
-                    results[at] = SettleError(translate(reply, "XACK"))
-                elif not isinstance(results[at], SettleError):
-                    self._over(settlements[at].delivery)
-
-    async def _settle_copies(
-        self, places: Sequence[int], settlements: Sequence[Settlement], results: list[Settled]
-    ) -> None:
-        items = [settlements[at] for at in places]
-        try:
-            replies = await self._run_settle(items)
-        except MessagingError as error:
-            for at in places:
-                results[at] = SettleError(error)
-            return
-        for at, settlement, reply in zip(places, items, replies, strict=True):
-            results[at] = self._settled(settlement, reply.decode())
-
-    async def _run_settle(self, items: Sequence[Settlement]) -> list[bytes]:
-        keys = self._keys
-        sources = list(self._streams)
-        arguments: list[Argument] = [keys.name, self._name]
-        soonest: float | None = None
-        for item in items:
-            delivery = item.delivery
-            token: Token = delivery.token
-            failed = isinstance(item.outcome, Retry | Reject)
-            kind = "reject" if isinstance(item.outcome, Reject) else "retry"
-            delay = 0 if kind == "reject" else ceil(max(0.0, item.after) * 1000)
-            arguments += [
-                kind,
-                5 + sources.index(token.source),
-                int(token.source == _RETRY),
-                token.id,
-                token.field,
-            ]
-            arguments += [delay, delivery.attempt if failed else delivery.attempt - 1]
-            arguments += [
-                (item.failure if failed else delivery.failure) or "",
-                0 if failed else delivery.returns,
-            ]
-            arguments += [delivery.deliveries, delivery.position]
-            if delay:
-                soonest = item.after if soonest is None else min(soonest, item.after)
-        reply = await self._connection.run(
-            SETTLE,
-            [keys.guard, keys.dead, keys.delayed, keys.retry, *self._streams.values()],
-            arguments,
-        )
-        if soonest is not None:
-            self._soonest = min(self._soonest, time.monotonic() + soonest)
-            self._due.set()
-        return cast("list[bytes]", reply)
-
-    def _settled(self, settlement: Settlement, reply: str) -> Settled:
-        delivery = settlement.delivery
-        if reply in {"ok", "gone"}:
-            self._over(delivery)
-            return DONE
-        described = f"message {delivery.message.id} of {self._where}"
-        if reply == "lost":
-            self._held.pop(_place(delivery), None)
-            return SettleError(LeaseLost(f"{described} has another owner on Redis: its lease had ended"))
-        return SettleError(ConnectionFailed(f"{described} could not be settled on Redis: {reply}"))
-
-    def _over(self, delivery: RawDelivery) -> None:
-        delivery.token.settled = True
-        self._held.pop(_place(delivery), None)
-
-    async def _give_back(self, deliveries: Sequence[RawDelivery]) -> None:
-        """Uncounted, at once, to whoever reads next."""
-        from messaging.adapter import Settlement
-
-        for start in range(0, len(deliveries), _CHUNK):
-            part = [Settlement(one, Release()) for one in deliveries[start : start + _CHUNK]]
-            for settlement, reply in zip(part, await self._run_settle(part), strict=True):
-                self._settled(settlement, reply.decode())
+        """See `Consumer.settle`."""
+        return await self._settler.settle(settlements)
 
     async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
         """See `Consumer.extend`. A lease never gets longer than this member's own."""
@@ -402,7 +277,7 @@ class SharedConsumer(Consumer):
                 if ours:
                     delivery.lease.deadline = sent + min(seconds, lease)
                 else:
-                    self._held.pop(_place(delivery), None)
+                    self._settler.forget(delivery)
                 kept.append(ours)
         return kept
 
@@ -413,7 +288,7 @@ class SharedConsumer(Consumer):
             ISOLATE, [self._keys.guard, token.stream], [self._keys.name, self._name, token.id, token.field]
         )
         if not stored:
-            self._held.pop(_place(delivery), None)
+            self._settler.forget(delivery)
             raise LeaseLost(f"message {delivery.message.id} of {self._where} has another owner on Redis")
         token.marked = True
         delivery.guard = "alone"
@@ -446,6 +321,11 @@ class SharedConsumer(Consumer):
                     "Looking after %s on Redis failed: %s", self._where, error, extra=self._extra()
                 )
             await self._until_due(time.monotonic() + wait)
+
+    def _put_aside(self, after: float) -> None:
+        """A retry of this member is due in `after` seconds."""
+        self._soonest = min(self._soonest, time.monotonic() + after)
+        self._due.set()
 
     async def _until_due(self, due: float) -> None:
         """Wait until `due`, or until the first retry that this member has put aside meanwhile."""
@@ -486,7 +366,7 @@ class SharedConsumer(Consumer):
         if not self._joined:
             return
         try:
-            await self._give_back(list(self._held.values()))
+            await self._settler.give_back(list(self._held.values()))
             streams = list(self._streams.values())
             await self._connection.run(
                 LEAVE, [self._keys.members, *streams], [self._keys.name, self._name, 0]
@@ -512,9 +392,5 @@ def stream_pairs(reply: Any) -> list[tuple[bytes, list[Any]]]:
     """The streams of a read and their entries: a map, or a list of pairs from an older protocol."""
     if not reply:
         return []
-    pairs = reply.items() if isinstance(reply, dict) else reply
+    pairs: Any = cast("dict[Any, Any]", reply).items() if isinstance(reply, dict) else reply
     return [(key, entries) for key, entries in pairs]
-
-
-def _place(delivery: RawDelivery) -> tuple[str, str]:
-    return delivery.token.source, delivery.token.id

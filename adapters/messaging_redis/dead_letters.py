@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import DeadLetterStore, StoredLetter
 from messaging.errors import MessagingError, PublishError, PublishUncertain
 from messaging.partition import partition_of
-from messaging_redis.connection import Interrupted
+from messaging_redis.connection import Interrupted, translate
 from messaging_redis.entries import decode_copy, decode_entry, encode_copy, encode_entry
 from messaging_redis.scripts import REDRIVE
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import GroupSpec
     from messaging.message import Message
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import Argument, Command, RedisConnection
     from messaging_redis.topology import Topics
 
 _PAGE = 100
@@ -66,31 +66,32 @@ class RedisDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[None | PublishError]:
+    ) -> Sequence[PublishError | None]:
         """See `DeadLetterStore.redrive`. Each letter is one atomic step: a copy and no letter, or the letter."""
-        results: list[None | PublishError] = []
-        for letter, message, failure in letters:
-            results.append(await self._redrive(letter, message, failure))
+        results: list[PublishError | None] = []
+        for start in range(0, len(letters), _PAGE):
+            results += await self._redrive(letters[start : start + _PAGE])
         return results
 
     async def _redrive(
-        self, letter: StoredLetter, message: Message, failure: str | None
-    ) -> None | PublishError:
-        id, origin = letter.reference
-        fields = encode_copy(encode_entry(message), origin=origin, failure=failure)
-        arguments: list[Argument] = [self._keys.name, id, 1, len(fields), *fields]
-        what = f"dead letter {message.id} of {self._group.topic.name}/{self._group.name}"
+        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
+    ) -> list[PublishError | None]:
+        commands: list[Command] = []
+        for letter, message, failure in letters:
+            id, origin = letter.reference
+            fields = encode_copy(encode_entry(message), origin=origin, failure=failure)
+            arguments: list[Argument] = [self._keys.name, id, 1, len(fields), *fields]
+            commands.append(REDRIVE.call([self._keys.dead, self._target(message, origin)], arguments))
+        where = f"{self._group.topic.name}/{self._group.name}"
         try:
-            (reply,) = await self._connection.run(
-                REDRIVE, [self._keys.dead, self._target(message, origin)], arguments
-            )
-        except Interrupted as error:
-            return PublishUncertain(f"{what}: {error}")
+            replies = await self._connection.exchange(self._keys.dead, commands)
         except MessagingError as error:
-            return PublishError(f"{what}: {error}")
-        if reply == b"gone":
-            return PublishError(f"{what} is not there any more: somebody else redrove or purged it")
-        return PublishError(f"{what}: Redis refused it: {reply.decode()}") if reply else None
+            kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
+            return [kind(f"dead letter {message.id} of {where}: {error}") for _, message, _ in letters]
+        return [
+            _result(f"dead letter {message.id} of {where}", reply)
+            for (_, message, _), reply in zip(letters, replies, strict=True)
+        ]
 
     def _target(self, message: Message, origin: str) -> str:
         if not self._group.ordered:
@@ -107,3 +108,12 @@ class RedisDeadLetters(DeadLetterStore):
             return 0
         ids = [letter.reference[0] for letter in letters]
         return int(await self._connection.call(self._keys.dead, "XDEL", self._keys.dead, *ids))
+
+
+def _result(what: str, reply: Any) -> PublishError | None:
+    if isinstance(reply, Exception):
+        return PublishError(f"{what}: {translate(reply, 'redrive')}")
+    (state,) = reply
+    if state == b"gone":
+        return PublishError(f"{what} is not there any more: somebody else redrove or purged it")
+    return PublishError(f"{what}: Redis refused it: {state.decode()}") if state else None

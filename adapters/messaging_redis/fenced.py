@@ -71,8 +71,9 @@ class FencedSettler:
     ) -> None:
         parts: list[tuple[int, str, list[int]]] = []
         for (number, stream), places in acks.items():
-            for start in range(0, len(places), _ACKS):
-                parts.append((number, stream, places[start : start + _ACKS]))
+            parts += [
+                (number, stream, places[start : start + _ACKS]) for start in range(0, len(places), _ACKS)
+            ]
         arguments: list[Argument] = [self._keys.name]
         for number, _, places in parts:
             arguments += [number, owned[number].key, len(places)]

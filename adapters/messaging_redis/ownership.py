@@ -6,22 +6,34 @@ here it ends by the local clock, counted from before the last beat was sent, so 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, cast
 
 from messaging.adapter import Lease
+from messaging.errors import ConnectionFailed, MessagingError
 from messaging_redis.scripts import HEARTBEAT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
-    from messaging.adapter import RawDelivery
+    from messaging.adapter import Ownership, RawDelivery
+    from messaging_redis.background import Background
     from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.fenced import FencedSettler
     from messaging_redis.keys import GroupKeys
 
 PENDING = "0"
 NEW = ">"
+_BEATS_PER_LEASE = 5
+_LONGEST_BEAT = 1.0
+_WANTING = 4
+"""How many times as often a member beats that has fewer partitions than it could."""
+_SHORTEST_TRY = 0.05
+"""Seconds that a heartbeat may take at least, however near the end of a lease is."""
 
 
 @dataclass(slots=True)
@@ -47,7 +59,7 @@ class Partition:
     """Reading again what is pending counts as a hand-over; not so where the former owner is us."""
     lease: Lease
     sources: tuple[Source, ...]
-    held: dict[str, RawDelivery] = field(default_factory=dict["str, RawDelivery"])
+    held: dict[str, RawDelivery] = field(default_factory=lambda: cast("dict[str, RawDelivery]", {}))
     """What was handed over and is not settled, by the name of its entry."""
     draining: bool = False
 
@@ -68,17 +80,73 @@ class Beat:
     members: int
 
 
-class PartitionLeases:
-    """The heartbeat of one member."""
+class Partitions:
+    """The partitions of one member: taken, kept, given back and lost."""
 
-    def __init__(self, connection: RedisConnection, keys: GroupKeys, member: str) -> None:
+    def __init__(
+        self,
+        connection: RedisConnection,
+        keys: GroupKeys,
+        member: str,
+        ownership: Ownership,
+        settler: FencedSettler,
+        background: Background,
+    ) -> None:
         self._connection = connection
         self._keys = keys
         self._member = member
-        self._milliseconds = int(connection.settings.partition_lease * 1000)
+        self._ownership = ownership
+        self._settler = settler
+        self._background = background
+        self._lease = connection.settings.partition_lease
+        self._interval = min(_LONGEST_BEAT, self._lease / _BEATS_PER_LEASE)
+        self._give_up: set[int] = set()
+        self._beating = asyncio.Lock()
+        self._beat_now = asyncio.Event()
+        self._wanting = True
+        self.owned: dict[int, Partition] = {}
+        self.changed = asyncio.Event()
+        """Set when partitions came or went, or a heartbeat failed."""
+        self.error: MessagingError | None = None
+        """Why the last heartbeat failed."""
 
-    async def beat(self, give_up: Collection[int] = ()) -> Beat:
-        """Extend every lease of ours, give up these, take what is free up to our quota."""
+    async def keep(self, tend: Callable[[], Awaitable[None]]) -> None:
+        """Beat until cancelled; `tend` runs after each beat. An error waits for the next one: `error` has it."""
+        while True:
+            interval = self._interval / _WANTING if self._wanting else self._interval
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(interval, self._until_first_deadline())):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
+            try:
+                await self.beat()
+                await tend()
+            except MessagingError as error:
+                self.error = error
+                self.changed.set()
+
+    async def beat(self) -> None:
+        """One heartbeat. Raises ConnectionFailed; leases that end meanwhile are lost."""
+        async with self._beating:
+            self._drop_expired()
+            giving = set(self._give_up)
+            try:
+                async with asyncio.timeout(max(self._until_first_deadline(), _SHORTEST_TRY)):
+                    beat = await self._beat(giving)
+            except TimeoutError as error:
+                self._drop_expired()
+                address = self._connection.settings.address
+                raise ConnectionFailed(f"Redis at {address} did not answer a heartbeat in time") from error
+            except MessagingError:
+                self._drop_expired()
+                raise
+            # What the dispatcher saw expire it has dropped: it must be read again even if nobody else took it.
+            self._drop_expired()
+            self._give_up -= giving
+            self.error = None
+            self._apply(beat)
+
+    async def _beat(self, give_up: Collection[int]) -> Beat:
         sent = time.monotonic()
         held, surplus, members = await self._run(0, give_up)
         triples = zip(held[::3], held[1::3], held[2::3], strict=True)
@@ -88,16 +156,76 @@ class PartitionLeases:
     async def leave(self) -> None:
         """Give up all and be no member any more."""
         await self._run(1, ())
+        self.owned.clear()
 
     async def _run(self, leave: int, give_up: Collection[int]) -> tuple[list[int], list[int], int]:
-        arguments: list[Argument] = [
-            self._member,
-            self._milliseconds,
-            self._keys.topic.partitions,
-            leave,
-            *give_up,
-        ]
+        partitions = self._keys.topic.partitions
+        arguments: list[Argument] = [self._member, int(self._lease * 1000), partitions, leave, *give_up]
         held, surplus, members = await self._connection.run(
             HEARTBEAT, [self._keys.members, self._keys.leases], arguments
         )
         return held, surplus, members
+
+    def _until_first_deadline(self) -> float:
+        first = min((partition.lease.deadline for partition in self.owned.values()), default=inf)
+        return max(0.0, first - time.monotonic())
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for partition in list(self.owned.values()):
+            if partition.lease.deadline <= now:
+                self.lose(partition, "its lease ended before it was extended")
+
+    def _apply(self, beat: Beat) -> None:
+        for partition in list(self.owned.values()):
+            epoch, _ = beat.owned.get(partition.number, (None, False))
+            if epoch != partition.epoch:
+                self.lose(partition, "another member owns it")
+        for number, (epoch, new) in beat.owned.items():
+            ours = self.owned.get(number)
+            if ours is not None:
+                ours.lease.deadline = beat.sent + self._lease
+            elif number not in self._give_up:
+                self._acquire(number, epoch, new, beat.sent)
+        surplus = [
+            number for number in beat.surplus if number in self.owned and not self.owned[number].draining
+        ]
+        if surplus:
+            for number in surplus:
+                self.owned[number].draining = True
+            self._background.start(self._drain(surplus), name="messaging-redis-drain")
+        self._wanting = len(beat.owned) < self._keys.topic.partitions // max(1, beat.members)
+
+    def _acquire(self, number: int, epoch: int, new: bool, sent: float) -> None:
+        sources = (
+            Source(f"m{number}", self._keys.topic.stream(number)),
+            Source(f"r{number}", self._keys.redrive(number)),
+        )
+        self.owned[number] = Partition(number, epoch, self._member, new, Lease(sent + self._lease), sources)
+        self.changed.set()
+
+    def lose(self, partition: Partition, reason: str) -> None:
+        """It is not ours any more: what is held of it is lost."""
+        if self.owned.get(partition.number) is not partition:
+            return
+        del self.owned[partition.number]
+        partition.lease.deadline = min(partition.lease.deadline, time.monotonic())
+        lost = list(partition.held.values())
+        partition.held.clear()
+        self.changed.set()
+        if lost:
+            self._ownership.on_lost(lost, f"partition {partition.number}: {reason}")
+
+    async def _drain(self, numbers: Sequence[int]) -> None:
+        """Give surplus partitions back: finish what runs, then let go."""
+        draining = [self.owned[number] for number in numbers if number in self.owned]
+        await self._ownership.on_revoke(list(numbers), time.monotonic() + self._connection.settings.drain)
+        ours = [partition for partition in draining if self.owned.get(partition.number) is partition]
+        # Uncounted is a kindness to the crash guard; without it the next owner counts one hand-over more.
+        with contextlib.suppress(MessagingError):
+            await self._settler.give_back(ours)
+        for partition in ours:
+            if self.owned.get(partition.number) is partition:
+                del self.owned[partition.number]
+                self._give_up.add(partition.number)
+        self._beat_now.set()

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from messaging.adapter import Consumer, ConsumerStatus, Lease, RawDelivery
-from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
+from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
+from messaging.errors import Closed, LeaseLost, MessagingError
 from messaging_redis.background import Background
 from messaging_redis.connection import code_of, translate
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.fenced import CONSUMER, FencedSettler
-from messaging_redis.ownership import NEW, Partition, PartitionLeases, Source
+from messaging_redis.ownership import NEW, Partition, Partitions, Source
 from messaging_redis.scripts import FENCED_ISOLATE, FENCED_READ
 
 if TYPE_CHECKING:
@@ -27,16 +26,10 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
     from messaging_redis.connection import Argument, RedisConnection
-    from messaging_redis.ownership import Beat
     from messaging_redis.topology import Topics
     from messaging_redis.trimming import Trimmer
 
 logger = logging.getLogger("messaging")
-
-_BEATS_PER_LEASE = 5
-_LONGEST_BEAT = 1.0
-_WANTING = 4
-"""How many times as often a member beats that has fewer partitions than it could."""
 
 
 class PartitionedConsumer(Consumer):
@@ -57,26 +50,17 @@ class PartitionedConsumer(Consumer):
         self._topics = topics
         self._trimmer = trimmer
         self._group = subscription.group
-        self._ownership = ownership
         self._keys = topics.group_keys(self._group)
         self._member = f"{member}.{uuid4().hex[:8]}"
-        self._leases = PartitionLeases(connection, self._keys, self._member)
+        self._background = Background()
         self._settler = FencedSettler(connection, self._keys, self._where)
-        settings = connection.settings
-        self._lease_seconds = settings.partition_lease
-        self._interval = min(_LONGEST_BEAT, settings.partition_lease / _BEATS_PER_LEASE)
-        self._partitions: dict[int, Partition] = {}
-        self._give_up: set[int] = set()
+        self._partitions = Partitions(
+            connection, self._keys, self._member, ownership, self._settler, self._background
+        )
         self._ready: list[RawDelivery] = []
         self._reading: asyncio.Task[list[RawDelivery]] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._waking_for: frozenset[str] = frozenset()
-        self._background = Background()
-        self._beating = asyncio.Lock()
-        self._beat_now = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._error: MessagingError | None = None
-        self._wanting = True
         self._turn = 0
         self._joined = False
         self._closed = False
@@ -87,14 +71,15 @@ class PartitionedConsumer(Consumer):
         """See `Consumer.receive`. A read that a cancelled call began goes on; the next call returns what it brings."""
         if self._closed:
             raise Closed(f"this member of {self._where} is closed: make a new one")
+        self._background.check()
         until = time.monotonic() + wait
-        if not self._joined or self._error is not None:
-            await self._beat_once()
+        if not self._joined or self._partitions.error is not None:
+            await self._partitions.beat()
             if not self._joined:
                 self._joined = True
-                self._background.start(self._keep(), name="messaging-redis-heartbeat")
+                self._background.start(self._partitions.keep(self._tend), name="messaging-redis-heartbeat")
         while True:
-            self._changed.clear()
+            self._partitions.changed.clear()
             readable = self._readable(paused)
             if self._reading is None and readable and not self._ready:
                 self._reading = asyncio.create_task(self._read(readable, limit), name="messaging-redis-read")
@@ -104,11 +89,11 @@ class PartitionedConsumer(Consumer):
                 self._ready += reading.result()
             if taken := self._take_ready(limit, paused):
                 return taken
-            if self._error is not None:
-                raise self._error
+            if self._partitions.error is not None:
+                raise self._partitions.error
             if (left := until - time.monotonic()) <= 0:
                 return []
-            if not self._changed.is_set():
+            if not self._partitions.changed.is_set():
                 await self._wake(readable, left)
 
     def _readable(self, paused: Collection[int]) -> list[Partition]:
@@ -116,7 +101,7 @@ class PartitionedConsumer(Consumer):
         self._turn += 1
         open_ones = [
             partition
-            for partition in self._partitions.values()
+            for partition in self._partitions.owned.values()
             if not partition.draining and partition.number not in paused and partition.lease.deadline > now
         ]
         at = self._turn % len(open_ones) if open_ones else 0
@@ -126,7 +111,7 @@ class PartitionedConsumer(Consumer):
         taken: list[RawDelivery] = []
         left: list[RawDelivery] = []
         for delivery in self._ready:
-            partition = self._partitions.get(delivery.partition)
+            partition = self._partitions.owned.get(delivery.partition)
             if partition is None or partition.epoch != delivery.fence:
                 continue
             if len(taken) < limit and delivery.partition not in paused and not partition.draining:
@@ -151,7 +136,7 @@ class PartitionedConsumer(Consumer):
         found: list[RawDelivery] = []
         for (partition, source), (state, entries, last) in zip(pairs, replies, strict=True):
             if state == b"lost":
-                self._lose(partition, "another member owns the partition")
+                self._partitions.lose(partition, "another member owns the partition")
             elif state == b"nogroup":
                 if not source.name.startswith("r"):
                     await self._topics.restore(self._group)
@@ -233,7 +218,7 @@ class PartitionedConsumer(Consumer):
                 self._waking = asyncio.create_task(
                     self._wait_for_entries(sources), name="messaging-redis-wake"
                 )
-        changed = asyncio.create_task(self._changed.wait())
+        changed = asyncio.create_task(self._partitions.changed.wait())
         waits = {changed} if self._waking is None else {changed, self._waking}
         try:
             await asyncio.wait(waits, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
@@ -261,117 +246,17 @@ class PartitionedConsumer(Consumer):
             if not waking.cancelled():
                 waking.exception()
 
-    # --- ownership ---------------------------------------------------------------------------------------------
-
-    async def _keep(self) -> None:
-        """Beat until closed. An error waits for the next beat: `receive` reports it."""
-        while True:
-            interval = self._interval / _WANTING if self._wanting else self._interval
-            self._beat_now.clear()
-            try:
-                async with asyncio.timeout(min(interval, self._until_first_deadline())):
-                    await self._beat_now.wait()
-            except TimeoutError:
-                pass
-            try:
-                await self._beat_once()
-                await self._trimmer.trim(self._group.topic)
-            except MessagingError as error:
-                self._error = error
-                self._changed.set()
-
-    def _until_first_deadline(self) -> float:
-        first = min((partition.lease.deadline for partition in self._partitions.values()), default=inf)
-        return max(0.01, first - time.monotonic())
-
-    async def _beat_once(self) -> None:
-        async with self._beating:
-            try:
-                async with asyncio.timeout(max(self._until_first_deadline(), 0.05)):
-                    giving = set(self._give_up)
-                    beat = await self._leases.beat(giving)
-            except TimeoutError as error:
-                self._drop_expired()
-                raise ConnectionFailed(
-                    f"Redis at {self._connection.settings.address} did not answer a heartbeat"
-                ) from error
-            except MessagingError:
-                self._drop_expired()
-                raise
-            self._give_up -= giving
-            self._error = None
-            self._apply(beat)
-
-    def _drop_expired(self) -> None:
-        now = time.monotonic()
-        for partition in list(self._partitions.values()):
-            if partition.lease.deadline <= now:
-                self._lose(partition, "its lease ended: Redis could not be reached in time")
-
-    def _apply(self, beat: Beat) -> None:
-        for partition in list(self._partitions.values()):
-            epoch, _ = beat.owned.get(partition.number, (None, False))
-            if epoch != partition.epoch:
-                self._lose(partition, "another member owns the partition")
-        for number, (epoch, new) in beat.owned.items():
-            partition = self._partitions.get(number)
-            if partition is not None:
-                partition.lease.deadline = beat.sent + self._lease_seconds
-            else:
-                self._acquire(number, epoch, new, beat.sent)
-        surplus = [number for number in beat.surplus if not self._partitions[number].draining]
-        if surplus:
-            for number in surplus:
-                self._partitions[number].draining = True
-            self._background.start(self._drain(surplus), name="messaging-redis-drain")
-        fair = self._keys.topic.partitions // max(1, beat.members)
-        self._wanting = len(beat.owned) < fair
-
-    def _acquire(self, number: int, epoch: int, new: bool, sent: float) -> None:
-        sources = (
-            Source(f"m{number}", self._keys.topic.stream(number)),
-            Source(f"r{number}", self._keys.redrive(number)),
-        )
-        self._partitions[number] = Partition(
-            number, epoch, self._member, new, Lease(sent + self._lease_seconds), sources
-        )
-        self._changed.set()
-
-    def _lose(self, partition: Partition, reason: str) -> None:
-        if self._partitions.get(partition.number) is not partition:
-            return
-        del self._partitions[partition.number]
-        partition.lease.deadline = min(partition.lease.deadline, time.monotonic())
-        lost = list(partition.held.values())
-        partition.held.clear()
-        self._changed.set()
-        if lost:
-            self._ownership.on_lost(lost, f"partition {partition.number}: {reason}")
-
-    async def _drain(self, numbers: Sequence[int]) -> None:
-        """Give surplus partitions back: finish what runs, then let go."""
-        draining = [self._partitions[number] for number in numbers]
-        await self._ownership.on_revoke(list(numbers), time.monotonic() + self._connection.settings.drain)
-        still_ours = [one for one in draining if self._partitions.get(one.number) is one]
-        try:
-            await self._settler.give_back(still_ours)
-        except MessagingError:
-            # Uncounted is only a kindness to the crash guard: the next owner counts one hand-over more.
-            pass
-        for partition in still_ours:
-            partition.held.clear()
-            if self._partitions.get(partition.number) is partition:
-                del self._partitions[partition.number]
-                self._give_up.add(partition.number)
-        self._beat_now.set()
-
     # --- settle ------------------------------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """See `Consumer.settle`. Fenced: refused with LeaseLost when the partition has another owner."""
-        return await self._settler.settle(settlements, self._partitions)
+        return await self._settler.settle(settlements, self._partitions.owned)
 
-    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+    async def extend(
+        self,
+        deliveries: Sequence[RawDelivery],
+        seconds: float,  # noqa: ARG002  the SPI's: the heartbeat extends
+    ) -> Sequence[bool]:
         """Leases are the partitions', kept by the heartbeat: this only tells which still hold."""
         return [self._owner_of(delivery) is not None for delivery in deliveries]
 
@@ -393,16 +278,19 @@ class PartitionedConsumer(Consumer):
         delivery.guard = "alone"
         return True
 
+    async def _tend(self) -> None:
+        await self._trimmer.trim(self._group.topic)
+
     def _owner_of(self, delivery: RawDelivery) -> Partition | None:
-        partition = self._partitions.get(delivery.partition)
+        partition = self._partitions.owned.get(delivery.partition)
         return partition if partition is not None and partition.epoch == delivery.fence else None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------
 
     def status(self) -> ConsumerStatus:
         """See `Consumer.status`."""
-        connected = self._joined and not self._closed and self._error is None
-        return ConsumerStatus(connected, frozenset(self._partitions))
+        connected = self._joined and not self._closed and self._partitions.error is None
+        return ConsumerStatus(connected, frozenset(self._partitions.owned))
 
     async def close(self) -> None:
         """See `Consumer.close`."""
@@ -422,17 +310,17 @@ class PartitionedConsumer(Consumer):
         if not self._joined:
             return
         try:
-            await self._settler.give_back(list(self._partitions.values()))
-            await self._leases.leave()
+            await self._settler.give_back(list(self._partitions.owned.values()))
+            await self._partitions.leave()
         except MessagingError as error:
             logger.warning(
                 "Leaving %s on Redis failed: %s. Its partitions go to others after %g s.",
                 self._where,
                 error,
-                self._lease_seconds,
+                self._connection.settings.partition_lease,
                 extra=self._extra(),
             )
-        self._partitions.clear()
+        self._partitions.owned.clear()
 
     @property
     def _where(self) -> str:

@@ -6,9 +6,10 @@ message is sent as it is. Nothing is ever trimmed here: MAXLEN drops what nobody
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import Topology, Unrouted
 from messaging.errors import (
@@ -78,10 +79,14 @@ class Publisher:
         for item in items:
             try:
                 by_shard[self._connection.shard(item.stream)].append(item)
-            except (MessagingError, Exception) as error:
+            except MessagingError as error:
                 results[item.at] = _not_sent(item.outgoing, error)
         for shard_items in by_shard.values():
             await self._send(shard_items, results)
+        for spec in {item.outgoing.topic for item in items if item.outgoing.topic.retention is not None}:
+            # Where no group has a member, nobody else bounds what is kept.
+            with contextlib.suppress(MessagingError):
+                await self._trimmer.trim(spec)
         return results
 
     async def _prepare(self, at: int, outgoing: Outgoing) -> _Item | PublishError:
@@ -221,7 +226,7 @@ def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) 
         for item in unit:
             results[item.at] = _not_sent(item.outgoing, refused)
         return
-    ids = reply if isinstance(reply, list) else [reply]
+    ids = cast("list[bytes]", reply if isinstance(reply, list) else [reply])
     for at, item in enumerate(unit):
         position = ids[at].decode() if at < len(ids) else None
         if position is None:

@@ -43,9 +43,9 @@ class RedisReplies:
         """A new inbox; its stream begins with the first reply."""
         return RedisInbox(self._connection, reply_key(self._connection.settings, uuid4().hex))
 
-    async def send(self, replies: Sequence[tuple[str, Message]]) -> list[None | PublishError]:
+    async def send(self, replies: Sequence[tuple[str, Message]]) -> list[PublishError | None]:
         """One result per reply. Only addresses of our own form are written to (19)."""
-        results: list[None | PublishError] = [None] * len(replies)
+        results: list[PublishError | None] = [None] * len(replies)
         by_shard: dict[str, list[int]] = {}
         for at, (address, message) in enumerate(replies):
             if self._ours.fullmatch(address) is None:
@@ -63,7 +63,7 @@ class RedisReplies:
         self,
         places: Sequence[int],
         replies: Sequence[tuple[str, Message]],
-        results: list[None | PublishError],
+        results: list[PublishError | None],
     ) -> None:
         alive = int(self._connection.settings.reply_ttl * 1000)
         commands: list[list[Argument]] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from messaging_redis.connection import Argument, Command
 
-_FOLDER = files(__package__) / "lua"
+_FOLDER = files("messaging_redis") / "lua"
 _SHARED = (_FOLDER / "shared.lua").read_text()
 
 

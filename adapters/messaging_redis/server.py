@@ -23,7 +23,7 @@ class Server:
 
 
 async def inspect(connection: RedisConnection) -> Server:
-    """Look at the server. Raises ConfigurationError where it is too old, or evicts keys that nobody gave a time to live.
+    """Look at the server. Raises ConfigurationError where it is too old, or would evict our keys.
 
     A user who may not ask gets "unknown", never a promise.
     """

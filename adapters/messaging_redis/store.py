@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.errors import IdempotencyConflict
-from messaging.store import Begun, BeginResult, Completed, IdempotencyStore, InProgress
+from messaging.store import BeginResult, Begun, Completed, IdempotencyStore, InProgress
 from messaging_redis.connection import RedisConnection
 from messaging_redis.scripts import BEGIN, FINISH
 from messaging_redis.settings import RedisSettings
@@ -28,7 +28,7 @@ class RedisStore(IdempotencyStore):
         self._prefix = f"{settings.prefix}once:{namespace}"
 
     @classmethod
-    def from_url(cls, url: str, *, clock: Clock) -> RedisStore:
+    def from_url(cls, url: str, *, clock: Clock) -> RedisStore:  # noqa: ARG003  the server's clock counts
         """See `IdempotencyStore.from_url`. Leases run on the server's clock."""
         return cls(RedisSettings.from_url(url))
 

@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import GroupInfo
 from messaging.errors import ConfigurationError, TopicNotFound
@@ -22,7 +22,7 @@ from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging.adapter import GroupSpec, Start, Topology, TopicSpec, TopologyMode
+    from messaging.adapter import GroupSpec, Start, TopicSpec, Topology, TopologyMode
     from messaging_redis.connection import RedisConnection
 
 logger = logging.getLogger("messaging")
@@ -235,8 +235,7 @@ class Topics:
             for group in self._groups.values():
                 if group.topic.name == state.spec.name and group.native is not None:
                     names.append(group.name)
-            for name in names:
-                found.append(await self._info(state, name))
+            found += [await self._info(state, name) for name in names]
         return found
 
     async def _info(self, state: TopicState, name: str) -> GroupInfo:
@@ -271,7 +270,10 @@ class Topics:
 
 def as_dict(reply: Any) -> dict[str, Any]:
     """A reply of names and values: a map, or a flat list from an older protocol."""
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=False)
+    if isinstance(reply, dict):
+        pairs: Any = cast("dict[Any, Any]", reply).items()
+    else:
+        pairs = zip(reply[::2], reply[1::2], strict=False)
     return {str(name, "utf-8") if isinstance(name, bytes) else str(name): value for name, value in pairs}
 
 

@@ -35,8 +35,12 @@ local function pending(key, name, cursor, counted)
   end
   return #list < room and 'end' or 'ok', entries, last
 end
-local function fresh(key)
+local function fresh(key, name)
   local reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
+  if failed(reply) and string.sub(name, 1, 1) == 'r'
+      and not failed(redis.pcall('XGROUP', 'CREATE', key, group, '0')) then
+    reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
+  end
   if failed(reply) then
     if string.sub(reply.err, 1, 7) == 'NOGROUP' then return 'nogroup', {}, '' end
     return redis.error_reply(reply.err)
@@ -56,7 +60,7 @@ for at = 4, #ARGV, 5 do
     state = 'lost'
   elseif room > 0 then
     if ARGV[at + 3] == '>' then
-      state, entries, last = fresh(key)
+      state, entries, last = fresh(key, ARGV[at + 2])
       if type(state) == 'table' then return state end
     else
       state, entries, last = pending(key, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4] == '1')

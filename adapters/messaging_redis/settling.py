@@ -1,0 +1,181 @@
+"""Settling deliveries of members that share a group.
+
+Acks are plain XACKs of many ids: what was handled is handled, whoever has it now. What is copied (retry, release, dead
+letter) goes through one script that checks the owner, stores the copy, then gives the entry up (1).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, cast
+
+from messaging.adapter import DONE, SettleError, Settlement
+from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
+from messaging.message import Ack, Reject, Release, Retry
+from messaging_redis.connection import translate
+from messaging_redis.scripts import SETTLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from messaging.adapter import RawDelivery, Settled
+    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.entries import Token
+    from messaging_redis.keys import GroupKeys
+
+RETRY = "t"
+"""The name of the retry stream among the streams of a group."""
+_CHUNK = 128
+"""Settlements in one script call: the server runs nothing else meanwhile."""
+_ACKS = 500
+
+
+class SharedSettler:
+    """Settles for one member, and knows what it holds."""
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        keys: GroupKeys,
+        streams: dict[str, str],
+        *,
+        consumer: str,
+        where: str,
+        delayed: Callable[[float], None],
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._streams = streams
+        self._consumer = consumer
+        self._where = where
+        self._delayed = delayed
+        self.held: dict[tuple[str, str], RawDelivery] = {}
+        """What was handed over and is not settled, by stream and id."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """One result each, in order."""
+        results: list[Settled] = [DONE] * len(settlements)
+        acks: dict[str, list[int]] = {}
+        copies: list[int] = []
+        for at, settlement in enumerate(settlements):
+            token: Token = settlement.delivery.token
+            if token.settled:
+                continue
+            if isinstance(settlement.outcome, Ack):
+                acks.setdefault(token.source, []).append(at)
+            else:
+                copies.append(at)
+        if acks:
+            await self._settle_acks(acks, settlements, results)
+        for start in range(0, len(copies), _CHUNK):
+            places = copies[start : start + _CHUNK]
+            for at, result in zip(
+                places, await self._settle_copies([settlements[at] for at in places]), strict=True
+            ):
+                results[at] = result
+        return results
+
+    async def _settle_acks(
+        self, acks: dict[str, list[int]], settlements: Sequence[Settlement], results: list[Settled]
+    ) -> None:
+        commands: list[list[Argument]] = []
+        parts: list[list[int]] = []
+        marks: list[str] = []
+        for source, places in acks.items():
+            stream = self._streams[source]
+            for start in range(0, len(places), _ACKS):
+                part = places[start : start + _ACKS]
+                tokens: list[Token] = [settlements[at].delivery.token for at in part]
+                ids = [token.id for token in tokens]
+                commands.append(["XACK", stream, self._keys.name, *ids])
+                parts.append(part)
+                if source == RETRY:
+                    # Only here: elsewhere it frees no memory and makes the lag unknown.
+                    commands.append(["XDEL", stream, *ids])
+                    parts.append(part)
+                marks += [token.field for token in tokens if token.marked]
+        if marks:
+            commands.append(["HDEL", self._keys.guard, *marks])
+            parts.append([])
+        try:
+            replies = await self._connection.exchange(self._keys.retry, commands)
+        except MessagingError as error:
+            for at in (at for places in acks.values() for at in places):
+                results[at] = SettleError(error)
+            return
+        for part, reply in zip(parts, replies, strict=True):
+            for at in part:
+                if isinstance(reply, Exception):
+                    results[at] = SettleError(translate(reply, "XACK"))
+                elif not isinstance(results[at], SettleError):
+                    self._over(settlements[at].delivery)
+
+    async def _settle_copies(self, items: Sequence[Settlement]) -> list[Settled]:
+        try:
+            replies = await self._run(items)
+        except MessagingError as error:
+            return [SettleError(error)] * len(items)
+        return [self._result(item, reply.decode()) for item, reply in zip(items, replies, strict=True)]
+
+    async def _run(self, items: Sequence[Settlement]) -> list[bytes]:
+        keys = self._keys
+        sources = list(self._streams)
+        arguments: list[Argument] = [keys.name, self._consumer]
+        soonest: float | None = None
+        for item in items:
+            delivery = item.delivery
+            token: Token = delivery.token
+            failed = isinstance(item.outcome, Retry | Reject)
+            kind = "reject" if isinstance(item.outcome, Reject) else "retry"
+            # Rounded up: never early.
+            delay = 0 if kind == "reject" else ceil(max(0.0, item.after) * 1000)
+            arguments += [
+                kind,
+                5 + sources.index(token.source),
+                int(token.source == RETRY),
+                token.id,
+                token.field,
+            ]
+            arguments += [delay, delivery.attempt if failed else delivery.attempt - 1]
+            arguments += [
+                (item.failure if failed else delivery.failure) or "",
+                0 if failed else delivery.returns,
+            ]
+            arguments += [delivery.deliveries, delivery.position]
+            if delay:
+                soonest = item.after if soonest is None else min(soonest, item.after)
+        streams = list(self._streams.values())
+        replies = await self._connection.run(
+            SETTLE, [keys.guard, keys.dead, keys.delayed, keys.retry, *streams], arguments
+        )
+        if soonest is not None:
+            self._delayed(soonest)
+        return cast("list[bytes]", replies)
+
+    def _result(self, settlement: Settlement, reply: str) -> Settled:
+        delivery = settlement.delivery
+        if reply in {"ok", "gone"}:
+            self._over(delivery)
+            return DONE
+        described = f"message {delivery.message.id} of {self._where}"
+        if reply == "lost":
+            self.forget(delivery)
+            return SettleError(LeaseLost(f"{described} has another owner on Redis: its lease had ended"))
+        return SettleError(ConnectionFailed(f"{described} could not be settled on Redis: {reply}"))
+
+    def _over(self, delivery: RawDelivery) -> None:
+        delivery.token.settled = True
+        self.forget(delivery)
+
+    def forget(self, delivery: RawDelivery) -> None:
+        """It is held no more. A later hand-over of the same entry is another delivery and stays."""
+        place = (delivery.token.source, delivery.token.id)
+        if self.held.get(place) is delivery:
+            del self.held[place]
+
+    async def give_back(self, deliveries: Sequence[RawDelivery]) -> None:
+        """Uncounted, at once, to whoever reads next. Raises what the connection raises."""
+        for start in range(0, len(deliveries), _CHUNK):
+            part = [Settlement(delivery, Release()) for delivery in deliveries[start : start + _CHUNK]]
+            for settlement, reply in zip(part, await self._run(part), strict=True):
+                self._result(settlement, reply.decode())

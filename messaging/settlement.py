@@ -87,13 +87,14 @@ class Settler:
 
     async def _settle_batch(self) -> bool:
         """Settle what is there; False when the broker did not take all of it."""
-        batch = [one for one in self._pending[:BATCH] if self._wanted(one.delivery)]
+        taken = min(len(self._pending), BATCH)
+        batch = [one for one in self._pending[:taken] if self._wanted(one.delivery)]
         replies, self._replies = self._replies, []
         if replies:
             await self._send(replies)
-        # What is cancelled midway stays pending: settling twice is a no-op.
+        # What is cancelled midway stays pending: settling twice is a no-op. More may be added meanwhile.
         results = await self._settle(batch) if batch else ()
-        del self._pending[:BATCH]
+        del self._pending[:taken]
         failed: list[Settlement] = []
         for settlement, result in zip(batch, results, strict=True):
             if isinstance(result, SettleError) and not isinstance(result.error, LeaseLost):

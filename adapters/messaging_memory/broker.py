@@ -108,6 +108,10 @@ class Broker:
             )
         self._loop = loop
         connection.ensure()
+        if not self.connections:
+            for topic in self.topics.values():
+                for group in topic.groups.values():
+                    group.resume()
         self.connections.add(connection)
         if registered:
             self._named[self.name] = self
@@ -142,6 +146,7 @@ class Broker:
         """A process dies: nothing is told to it, and what it held comes back counted, as after `kill -9`."""
         connection.dead = True
         connection.drop(counted=True, told=False)
+        self.disconnected(connection)
         self.touch()
 
     def _drop_all(self) -> None:

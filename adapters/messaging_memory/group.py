@@ -168,6 +168,10 @@ class Group(ABC):
     def _waiting_entries(self) -> Iterable[Entry]:
         """What waits to be handed over again."""
 
+    @abstractmethod
+    def resume(self) -> None:
+        """There are connections again: go on with what waits for its time."""
+
     # Members
 
     def join(self, member: Member) -> None:
@@ -201,6 +205,7 @@ class Group(ABC):
                     return
 
     def close(self) -> None:
+        """Leave no timer behind."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._timer_at = None, inf

@@ -220,6 +220,9 @@ class OwnedGroup(Group):
             owned.back.sort(key=_rank)
         self.wake()
 
+    def resume(self) -> None:
+        self._end_parking()
+
     def close(self) -> None:
         super().close()
         if self._parked_timer is not None:

@@ -72,6 +72,10 @@ class SharedGroup(Group):
         self._back.append(Entry(record, deliveries=0, failure=failure))
         self.wake(1)
 
+    def resume(self) -> None:
+        if self._delayed:
+            self._watch_delays(self._delayed[0][0])
+
     def close(self) -> None:
         super().close()
         if self._delay_timer is not None:

@@ -1,8 +1,9 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from messaging.adapter import AdapterContext, SettleError, Settlement
+from messaging.adapter import AdapterContext, GroupSpec, SettleError, Settlement, Topology
 from messaging.errors import ConfigurationError, ConnectionFailed, LeaseLost
 from messaging.message import Ack, Retry
 from messaging.testing import VirtualClock
@@ -118,3 +119,26 @@ async def test_a_broker_in_use_on_another_event_loop_is_refused():
     with pytest.raises(ConfigurationError, match="event loop"):
         await asyncio.to_thread(asyncio.run, elsewhere())
     await adapter.close()
+
+
+async def test_what_is_delayed_waits_on_while_nobody_is_connected(world):
+    for ordered in (False, True):
+        world.topic = replace(world.topic, name=f"orders-{ordered}", ordered=ordered)
+        world.group = GroupSpec(world.topic, "billing", ordered=ordered)
+        adapter = await world.another()
+        await adapter.declare(Topology([world.topic], [world.group]))
+        consumer = world.consumer(adapter=adapter)
+        await adapter.publish([world.outgoing(id="a", key="k")])
+        (delivery,) = await consumer.receive(1, 0)
+        await consumer.settle([Settlement(delivery, Retry(), after=10, failure="{}")])
+
+        for open_adapter in world.adapters:
+            await open_adapter.close()
+        await world.clock.advance(5)
+        await world.adapter.open()
+        waiting = asyncio.create_task(world.consumer().receive(1, 60))
+        await world.clock.advance(4.9)
+        assert not waiting.done()
+        await world.clock.advance(0.1)
+
+        assert [delivery.attempt for delivery in waiting.result()] == [2]

@@ -6,21 +6,25 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from messaging.cli import config, dead_letters
 from messaging.errors import MessagingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when it did what was asked, 1 for an error that it printed, 2 for a wrong call."""
-    from messaging.cli import config, dead_letters
-
-    parser = argparse.ArgumentParser(prog="messaging", description=__doc__)
-    commands = parser.add_subparsers(required=True)
+def parser() -> argparse.ArgumentParser:
+    """What the command understands."""
+    made = argparse.ArgumentParser(prog="messaging", description=__doc__)
+    commands = made.add_subparsers(required=True)
     config.add(commands)
     dead_letters.add(commands)
-    chosen = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it did what was asked, 1 for an error that it printed, 2 for a wrong call."""
+    chosen = parser().parse_args(arguments)
     try:
         chosen.run(chosen)
     except MessagingError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from messaging.bus import connect
 from messaging.cli.program import load_app
 from messaging.errors import ConfigurationError
+from messaging.message import Topic
 
 if TYPE_CHECKING:
     from argparse import (
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from messaging.dead_letters import DeadLetters
-    from messaging.message import Topic
 
 
 def add(commands: _SubParsersAction[ArgumentParser]) -> None:
@@ -37,7 +37,7 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
         command.add_argument("--namespace", help="else MESSAGING_NAMESPACE or messaging.toml")
         command.add_argument("--topic", required=True, help="the topic's name")
         command.add_argument("--group", required=True, help="the group's name")
-        command.add_argument("--app", help="module:app that describes the topic (order, partitions)")
+        command.add_argument("--app", help="module:app that describes the topic; else messaging.toml")
         if verb == "list":
             command.add_argument("--limit", type=int, help="at most so many")
         else:
@@ -53,12 +53,15 @@ def run(arguments: Namespace) -> None:
     """Connect, do it, say what was done. Raises whatever the bus raises."""
     if arguments.verb != "list" and bool(arguments.ids) == arguments.all:
         raise ConfigurationError(f"say which to {arguments.verb}: --id ID, as often as needed, or --all")
-    asyncio.run(_run(arguments))
+    asyncio.run(perform(arguments))
 
 
-async def _run(arguments: Namespace) -> None:
+async def perform(arguments: Namespace) -> None:
+    """The same on the running loop."""
     topic = _topic(arguments)
-    async with connect(arguments.url, namespace=arguments.namespace) as bus:
+    # Verified first: with other partitions than the broker's, a redrive would put messages where nobody looks.
+    async with connect(arguments.url, namespace=arguments.namespace, topology="verify") as bus:
+        await bus.declare(topic, groups=[arguments.group])
         letters = bus.dead_letters(topic, group=arguments.group)
         if arguments.verb == "list":
             await _list(letters, arguments)
@@ -71,9 +74,9 @@ async def _run(arguments: Namespace) -> None:
             print(f"purged {await letters.purge(ids=arguments.ids)}")
 
 
-def _topic(arguments: Namespace) -> Topic[Any] | str:
+def _topic(arguments: Namespace) -> Topic[Any]:
     if arguments.app is None:
-        return str(arguments.topic)
+        return Topic(arguments.topic)
     for definition in load_app(arguments.app).definitions:
         if definition.topic.name == arguments.topic:
             return definition.topic

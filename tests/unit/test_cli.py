@@ -1,11 +1,14 @@
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
-from messaging.cli import main
+from messaging import App, Reject, RetryPolicy, Topic, connect
+from messaging.cli import dead_letters, main, parser
 
 APP = """
 from messaging import App, RetryPolicy, Topic, fixed
@@ -128,3 +131,83 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     )
 
     assert table(done.stdout)["url"] == ['"memory://shown"', "MESSAGING_URL", "(environment)"]
+
+
+@pytest.fixture
+async def broker() -> AsyncGenerator[str]:
+    """A broker where the group `billing` gave up the messages m0, m1 and m2."""
+    orders = Topic("orders", dict)
+    app = App("billing", retry=RetryPolicy(1))
+
+    @app.subscribe(orders)
+    async def refuse(order: dict) -> Reject:
+        return Reject("no customer")
+
+    bus = connect("memory://cli")
+    async with bus:
+        async with app.running(bus):
+            for number in range(3):
+                await bus.publish(orders, {}, id=f"m{number}")
+            async with asyncio.timeout(10):
+                while await bus.dead_letters(orders, group="billing").count() < 3:
+                    await asyncio.sleep(0)
+        yield "memory://cli"
+
+
+async def dead(url: str, *arguments: str) -> None:
+    verb, *options = arguments
+    call = ["dead-letters", verb, "--url", url, "--topic", "orders", "--group", "billing", *options]
+    await dead_letters.perform(parser().parse_args(call))
+
+
+async def test_dead_letters_are_listed_oldest_first(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await dead(broker, "list", "--limit", "2")
+
+    first, second, total = capsys.readouterr().out.splitlines()
+    assert first.startswith("m0  ")
+    assert "rejected  attempts=1  no customer" in first
+    assert second.startswith("m1  ")
+    assert total == "2 of 3"
+
+
+async def test_a_dry_run_changes_nothing(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await dead(broker, "redrive", "--all", "--dry-run")
+    await dead(broker, "purge", "--all", "--dry-run")
+    await dead(broker, "purge", "--id", "m1", "--id", "mX", "--dry-run")
+    await dead(broker, "list")
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == ["would redrive 3", "would purge 3", "would purge 1"]
+    assert shown[-1] == "3 of 3"
+
+
+async def test_what_is_named_is_redriven_or_purged(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await dead(broker, "redrive", "--id", "m0")
+    await dead(broker, "purge", "--id", "m1")
+    await dead(broker, "list")
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["redrove 1", "purged 1"]
+    assert shown[2].startswith("m2  ")
+    assert shown[3] == "1 of 1"
+
+
+@pytest.mark.parametrize("choice", [[], ["--all", "--id", "m1"]])
+def test_redrive_and_purge_want_to_be_told_which(
+    choice: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("redrive", "purge"):
+        call = ["dead-letters", verb, "--url", "memory://", "--topic", "a", "--group", "b", *choice]
+        assert main(call) == 1
+        assert f"say which to {verb}" in capsys.readouterr().err
+
+
+def test_a_topic_is_described_by_an_app_and_verified(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["dead-letters", "list", "--url", "memory://", "--group", "billing", "--app", f"{program}:app"]
+
+    assert main([*call, "--topic", "orders"]) == 1
+    assert "TopicNotFound" in capsys.readouterr().err
+    assert main([*call, "--topic", "others"]) == 1
+    assert "does not subscribe to others" in capsys.readouterr().err

@@ -103,7 +103,11 @@ def test_a_service_with_packages_named_like_our_folders_works_and_is_tested(pyth
         file.parent.mkdir(exist_ok=True)
         file.write_text(text.replace("HERE", repr(str(tmp_path))))
 
-    run = python(["-m", "pytest", "-q", "-o", "asyncio_mode=auto", "-W", "error"], cwd=tmp_path)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+    )
+
+    run = python(["-m", "pytest", "-q"], cwd=tmp_path)
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert "3 passed" in run.stdout

@@ -96,29 +96,28 @@ def test_the_service_runs_on_a_broker_and_its_dead_letter_is_mended(python, serv
 
 def _serve(service: Path, environment: dict[str, str], expected: set[str]) -> set[str]:
     """Run the service until it has printed what is expected, then end it: it drains and exits with 0."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "billing.py"],
         cwd=service,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    # The pipe ends with the process: a service that prints nothing ends this test, too.
-    overdue = threading.Timer(60, process.kill)
-    overdue.start()
-    try:
-        assert process.stdout is not None
-        printed: set[str] = set()
-        while not expected <= printed and (line := process.stdout.readline()):
-            printed.add(line.strip())
-        process.send_signal(signal.SIGTERM)
-        printed.update(process.stdout.read().splitlines())
-        assert process.wait() == 0
-        return printed
-    finally:
-        overdue.cancel()
-        process.kill()
-        process.wait()
+    ) as process:
+        # The pipe ends with the process: a service that prints nothing ends this test, too.
+        overdue = threading.Timer(40, process.kill)
+        overdue.start()
+        try:
+            assert process.stdout is not None
+            printed: set[str] = set()
+            while not expected <= printed and (line := process.stdout.readline()):
+                printed.add(line.strip())
+            process.send_signal(signal.SIGTERM)
+            printed.update(process.stdout.read().splitlines())
+            assert process.wait() == 0, printed
+            return printed
+        finally:
+            overdue.cancel()
+            process.kill()
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.MULTILINE))

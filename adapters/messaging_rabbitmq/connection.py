@@ -88,7 +88,8 @@ class BatchingTransport(TransportFactory):
         self.transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        assert url.host is not None and url.port is not None
+        assert url.host is not None
+        assert url.port is not None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)

@@ -49,6 +49,7 @@ class Member(Consumer):
         self.copies = Copies(session, self.group)
         self.closed = False
         self._arrived = asyncio.Event()
+        self._joined = False
         self._loss: str | None = None
         self._settling = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -63,6 +64,7 @@ class Member(Consumer):
         if self._loss is not None:
             raise self._take_loss()
         await self.join()
+        self._joined = True
         self._relay.keep_running()
         while True:
             self._arrived.clear()
@@ -94,8 +96,10 @@ class Member(Consumer):
         """These are gone; `receive` says so once, and joins again after that."""
         if self.closed:
             return
-        self._loss = reason
-        self.wake()
+        if self._joined:
+            self._joined = False
+            self._loss = reason
+            self.wake()
         if deliveries:
             self.ownership.on_lost(deliveries, reason)
 

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 from messaging.adapter import (
     AdapterContext,
@@ -15,8 +14,8 @@ from messaging.adapter import (
     RawDelivery,
     Settlement,
     Subscription,
-    Topology,
     TopicSpec,
+    Topology,
 )
 from messaging.clock import SystemClock
 from messaging.message import Ack, Message, Receipt

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from messaging.adapter import SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import sleep
-from messaging.errors import LeaseLost, MessagingError
+from messaging.errors import ConnectionFailed, LeaseLost
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from messaging.adapter import RawDelivery, Settled
     from messaging.clock import Clock
-    from messaging.errors import PublishError
+    from messaging.errors import MessagingError, PublishError
     from messaging.message import Message
 
 logger = logging.getLogger("messaging")
@@ -50,17 +50,14 @@ class Settler:
         self._wanted = wanted
         self._clock = clock
         self._pending: list[Settlement] = []
-        self._replies: list[tuple[str, Message]] = []
+        self._replies: dict[Settlement, tuple[str, Message]] = {}
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def add(self, settlement: Settlement, reply: tuple[str, Message] | None = None) -> None:
         """Settle this one soon; `reply` goes out first."""
         self._pending.append(settlement)
         if reply is not None:
-            self._replies.append(reply)
-        self._idle.clear()
+            self._replies[settlement] = reply
         self._wake.set()
 
     async def run(self) -> None:
@@ -69,16 +66,11 @@ class Settler:
         while True:
             if not self._pending:
                 self._wake.clear()
-                self._idle.set()
                 await self._wake.wait()
             if await self._settle_batch():
                 backoff.reset()
             else:
                 await sleep(self._clock, backoff.next())
-
-    async def drained(self) -> None:
-        """Return when nothing waits to be settled."""
-        await self._idle.wait()
 
     async def flush(self) -> None:
         """One attempt at what is left, after `run` has ended."""
@@ -87,38 +79,49 @@ class Settler:
 
     async def _settle_batch(self) -> bool:
         """Settle what is there; False when the broker did not take all of it."""
-        taken = min(len(self._pending), BATCH)
-        batch = [one for one in self._pending[:taken] if self._wanted(one.delivery)]
-        replies, self._replies = self._replies, []
-        if replies:
-            await self._send(replies)
-        # What is cancelled midway stays pending: settling twice is a no-op. More may be added meanwhile.
+        taken = self._pending[:BATCH]
+        batch = [one for one in taken if self._wanted(one.delivery)]
+        if self._replies and not await self._send(taken, batch):
+            return False
+        # What is cancelled midway stays pending: settling twice is a no-op.
         results = await self._settle(batch) if batch else ()
-        del self._pending[:taken]
-        failed: list[Settlement] = []
+        del self._pending[: len(taken)]  # others may have come meanwhile
+        failed: list[tuple[Settlement, MessagingError]] = []
         for settlement, result in zip(batch, results, strict=True):
             if isinstance(result, SettleError) and not isinstance(result.error, LeaseLost):
-                failed.append(settlement)
+                failed.append((settlement, result.error))
             else:
                 self._settled(settlement, result)
         if failed:
-            self._pending[:0] = failed
-            _log_unsettled(failed, results)
+            self._pending[:0] = [settlement for settlement, _ in failed]
+            _log_unsettled(failed)
         return not failed
 
-    async def _send(self, replies: Sequence[tuple[str, Message]]) -> None:
-        for (address, message), error in zip(replies, await self._reply(replies), strict=True):
+    async def _send(self, taken: Sequence[Settlement], batch: Sequence[Settlement]) -> bool:
+        """Send the replies of this batch; False when the broker was not reached: they are sent again, or given up
+        with their deliveries.
+        """
+        waiting = [(one, self._replies[one]) for one in batch if one in self._replies]
+        try:
+            errors = await self._reply([reply for _, reply in waiting]) if waiting else ()
+        except ConnectionFailed as failure:
+            _log_unsettled([(one, failure) for one, _ in waiting])
+            return False
+        for one in taken:
+            self._replies.pop(one, None)
+        for (_, (address, message)), error in zip(waiting, errors, strict=True):
             if error is not None:
                 _log_lost_reply(address, message, error)
+        return True
 
 
-def _log_unsettled(failed: Sequence[Settlement], results: Sequence[Settled]) -> None:
-    error = next(result.error for result in results if isinstance(result, SettleError))
+def _log_unsettled(failed: Sequence[tuple[Settlement, MessagingError]]) -> None:
+    first, error = failed[0]
     logger.warning(
         "%d deliveries could not be settled: %s. They are settled again while they are ours.",
         len(failed),
         error,
-        extra={"message_id": failed[0].delivery.message.id, "unsettled": len(failed)},
+        extra={"message_id": first.delivery.message.id, "unsettled": len(failed)},
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
-from email.message import EmailMessage
 from functools import lru_cache
 from types import UnionType
 from typing import (
@@ -80,6 +79,8 @@ def parse_content_type(content_type: str) -> tuple[str, str]:
         essence = JSON
     charset = "utf-8"
     if parameters:
+        from email.message import EmailMessage  # slow to import, and most content types have no parameters
+
         header = EmailMessage()
         try:
             header["content-type"] = content_type.replace("\r", " ").replace("\n", " ")

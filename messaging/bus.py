@@ -26,7 +26,7 @@ from messaging.health import Health, assess
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
 from messaging.prepare import Options, Preparation
 from messaging.publish import Publisher
-from messaging.registry import adapter_for, redact, scheme_of, store_for
+from messaging.registry import adapter_class, adapter_for, redact, split_namespace, store_for
 from messaging.requests import Requester, read_reply
 from messaging.settings import Settings
 
@@ -85,15 +85,16 @@ class Bus:
         self.clock = clock
         self.member = f"{socket.gethostname()}-{os.getpid()}-{str(uuid_utils.uuid7())[-12:]}"
         self.source = settings.source or "messaging"
-        self._url = settings.url
+        self._url, named = split_namespace(settings.url)
+        self.namespace = named or settings.namespace
         self._adapter = adapter_for(
             self._url,
             AdapterContext(
                 clock=clock,
-                namespace=settings.namespace,
+                namespace=self.namespace,
                 source=self.source,
                 member=self.member,
-                options=settings.adapter_options(scheme_of(self._url)),
+                options=settings.adapter_options(adapter_class(self._url).name),
             ),
         )
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from messaging.errors import ConfigurationError, MissingExtra
+from messaging.names import check_namespace
 
 if TYPE_CHECKING:
     from messaging.adapter import Adapter, AdapterContext
@@ -56,6 +58,20 @@ def is_secret(option: str) -> bool:
 def _parameter(found: re.Match[str]) -> str:
     mark, name, value = found.groups()
     return f"{mark}{name}={'***' if is_secret(name) else value}"
+
+
+def split_namespace(url: str) -> tuple[str, str | None]:
+    """The URL without its `?namespace=`, and that namespace: the one option that every broker knows (17).
+
+    Raises ConfigurationError for an illegal name.
+    """
+    base, question, query = url.partition("?")
+    options = query.split("&")
+    found = [option for option in options if option.startswith("namespace=")]
+    if not question or not found:
+        return url, None
+    rest = "&".join(option for option in options if option not in found)
+    return f"{base}?{rest}" if rest else base, check_namespace(unquote(found[-1].partition("=")[2]))
 
 
 def scheme_of(url: str) -> str:

@@ -165,7 +165,7 @@ class Plan:
             chain.append(
                 idempotent(
                     bus.store,
-                    scope=f"{bus.settings.namespace or ''}:{self.group.topic.name}:{self.group.name}",
+                    scope=f"{bus.namespace or ''}:{self.group.topic.name}:{self.group.name}",
                     key=self.idempotent if callable(self.idempotent) else None,
                     lease=PROGRESS_LEASE,
                     ttl=DONE_FOR,

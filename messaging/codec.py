@@ -78,17 +78,10 @@ def parse_content_type(content_type: str) -> tuple[str, str]:
     if essence.endswith("+json") or essence == "text/json":
         essence = JSON
     charset = "utf-8"
-    if parameters:
-        from email.message import EmailMessage  # slow to import, and most content types have no parameters
-
-        header = EmailMessage()
-        try:
-            header["content-type"] = content_type.replace("\r", " ").replace("\n", " ")
-            charset = (header.get_content_charset() or "utf-8").lower()
-        except (
-            Exception
-        ):  # written by another program; the parser promises nothing for what is no content type
-            charset = "utf-8"
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            charset = value.strip().strip('"').lower() or charset
     return essence, charset
 
 

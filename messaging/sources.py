@@ -39,12 +39,10 @@ class Layer:
     values: dict[str, Any]
     origins: dict[KeyPath, str]
 
-    def origin(self, path: KeyPath) -> str | None:
-        """The origin of the value at this path, if this layer has one."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.origins:
-                return self.origins[path[:length]]
-        return None
+    def origin(self, path: KeyPath) -> str:
+        """The origin of the value that this layer has at this path."""
+        above = (path[:length] for length in range(len(path), -1, -1))
+        return next(self.origins[part] for part in above if part in self.origins)
 
 
 def code_layer(values: Mapping[str, Any]) -> Layer:
@@ -133,7 +131,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 def origins_of(layers: list[Layer]) -> dict[KeyPath, str]:
     """The origin of each leaf, the later layers on top."""
-    return {path: layer.origin(path) or DEFAULT for layer in layers for path in flat(layer.values)}
+    return {path: layer.origin(path) for layer in layers for path in flat(layer.values)}
 
 
 def flat(values: Mapping[str, Any], path: KeyPath = ()) -> dict[KeyPath, Any]:

@@ -17,6 +17,7 @@ from pydantic import (
     RootModel,
     Tag,
     field_serializer,
+    model_validator,
 )
 from typing_extensions import TypeAliasType, TypedDict
 
@@ -192,6 +193,27 @@ def test_what_a_serializer_raises_is_an_invalid_message() -> None:
 def test_a_union_whose_members_cannot_be_told_apart_is_refused(type_: Any) -> None:
     with pytest.raises(ConfigurationError, match="cannot be told apart.*Literal"):
         Codec(type_)
+
+
+def test_members_are_looked_at_through_what_wraps_them() -> None:
+    class Root(RootModel[Price]):
+        pass
+
+    class Checked(BaseModel):
+        @model_validator(mode="before")
+        @classmethod
+        def anything(cls, value: Any) -> Any:
+            return value
+
+    class Tree(BaseModel):
+        children: "list[Tree]" = []
+
+    tagged: Any = Annotated[Placed | Cancelled, Field(discriminator="kind")]
+    for refused in (Root | Cost, Checked | Cost, Tree | Cost, tagged | Price):
+        with pytest.raises(ConfigurationError, match="cannot be told apart"):
+            Codec(refused)
+    for told_apart in (RootModel[int] | Cost, tagged | None, Price | list[Cost] | set[int] | bool):
+        Codec(told_apart)
 
 
 def test_two_members_with_one_tag_cannot_be_told_apart() -> None:

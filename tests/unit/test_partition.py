@@ -61,3 +61,9 @@ def test_a_str_and_its_utf8_bytes_share_a_partition_within_range(key: str, parti
 
     assert found in range(partitions)
     assert partition_of(key.encode(), partitions) == found
+
+
+def test_a_key_too_long_to_be_remembered_goes_to_its_partition_too() -> None:
+    key = "k" * 1000
+
+    assert partition_of(key, 12) == (reference(key.encode()) & 0x7FFFFFFF) % 12

@@ -62,6 +62,7 @@ class Workers:
         self._suspects: deque[RawDelivery] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._stopped = False
+        self._ended = False
         self.alone: RawDelivery | None = None
         """The suspect that runs, or is being settled, with nothing beside it."""
 
@@ -86,6 +87,7 @@ class Workers:
 
     async def end(self) -> None:
         """Cancel what still runs. A handler that ignores it for `ABANDON_AFTER` seconds is left behind."""
+        self._ended = True
         for worker in self._tasks:
             worker.cancel()
         if self._tasks:
@@ -117,21 +119,25 @@ class Workers:
         """Take back the suspects that wait to run alone."""
         withdrawn = [delivery for delivery in self._suspects if unwanted(delivery)]
         for delivery in withdrawn:
-            self._suspects.remove(delivery)
+            self.end_alone(delivery)
         return withdrawn
 
     def end_alone(self, delivery: RawDelivery) -> None:
-        """The delivery is settled: if it ran alone, the others go on."""
+        """The delivery is over here: if it ran alone, or waited to, the others go on."""
         if delivery is self.alone:
             self.alone = None
-            self.wake(len(self._waiting))
-            self._changed()
+        elif delivery in self._suspects:
+            self._suspects.remove(delivery)
+        else:
+            return
+        self.wake(len(self._waiting))
+        self._changed()
 
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._ended:  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
                 waiter = loop.create_future()
@@ -143,13 +149,13 @@ class Workers:
             try:
                 outcome = await self._handle(delivery)
             except asyncio.CancelledError:
-                if delivery not in self._interrupted:
+                if self._ended:
                     raise
-                outcome = Release()
+                outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
             finally:
                 del self._running[delivery]
-            if self._interrupted and delivery in self._interrupted:
-                self._interrupted.discard(delivery)
+            self._interrupted.discard(delivery)
+            while task.cancelling():
                 task.uncancel()
             self._conclude(delivery, outcome)
 
@@ -160,16 +166,16 @@ class Workers:
                 if self._running:
                     return None
                 suspect = self._suspects.popleft()
-                if suspect in self._lanes:
+                if self._leased(suspect):
                     self.alone = suspect
                     return suspect
                 continue
             delivery = self._lanes.take()
             if delivery is None:
                 return None
-            if delivery.lease.deadline <= self._clock.monotonic():
-                self._lose(delivery, "its lease ended before its handler started")
-            elif delivery.guard == "tripped":
+            if not self._leased(delivery):
+                continue
+            if delivery.guard == "tripped":
                 reason = f"its process ended {delivery.deliveries - 1} times while handling it, the last time alone"
                 self._conclude(delivery, Reject(reason, cause="lease_lost"))
             elif delivery.guard == "alone" or delivery.returns >= SUSPECT_AFTER:
@@ -177,6 +183,13 @@ class Workers:
             else:
                 return delivery
         return None
+
+    def _leased(self, delivery: RawDelivery) -> bool:
+        """Whether it may start; one that somebody else may have by now is lost."""
+        if delivery.lease.deadline > self._clock.monotonic():
+            return True
+        self._lose(delivery, "its lease ended before its handler started")
+        return False
 
     async def _handle(self, raw: RawDelivery) -> Outcome:
         if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):

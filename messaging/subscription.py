@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Capabilities, GroupSpec, Start, TopologyMode
     from messaging.bus import Bus
     from messaging.message import Duration, Handler, Middleware, Outcome
-    from messaging.settings import SubscriptionSettings
+    from messaging.settings import AppSettings, SubscriptionSettings
 
 logger = logging.getLogger("messaging")
 
@@ -195,8 +195,19 @@ class Defaults:
 
 
 def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
-    """Apply the settings: code < TOML < environment, the subscription's over the app's."""
+    """Apply the settings: code < TOML < environment, the subscription's over the app's.
+
+    Settings for all (`[app]`) override what the app says, not what a subscription says itself.
+    """
     settings = bus.settings.subscription(definition.topic.name, definition.group)
+    for_all = bus.settings.app
+    defaults = replace(
+        defaults,
+        retry=_retry(for_all, defaults.retry),
+        concurrency=_first(for_all.concurrency, None, defaults.concurrency, None),
+        prefetch=_first(for_all.prefetch, None, defaults.prefetch, None),
+        timeout=_first(for_all.timeout, None, defaults.timeout, None),
+    )
     topic = bus.catalogue.spec(definition.topic)
     concurrency = _first(settings.concurrency, definition.concurrency, defaults.concurrency, CONCURRENCY)
     timeout = _first(settings.timeout, definition.timeout, defaults.timeout, None)
@@ -253,7 +264,7 @@ def _idempotent(
     return said if settings.idempotent and callable(said) else settings.idempotent
 
 
-def _retry(settings: SubscriptionSettings, policy: RetryPolicy) -> RetryPolicy:
+def _retry(settings: AppSettings, policy: RetryPolicy) -> RetryPolicy:
     change = settings.retry
     delay = policy.delay
     initial = delay.initial if change.delay is None else seconds(change.delay)

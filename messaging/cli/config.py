@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         Namespace,
         _SubParsersAction,  # pyright: ignore[reportPrivateUsage]  argparse has no public name for it
     )
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from messaging.app import App
     from messaging.subscription import Plan
@@ -56,7 +56,16 @@ def _app_rows(app: App, settings: Settings) -> Iterable[tuple[str, str, str]]:
             rows += [(("topics", topic.name, key), getattr(topic, key)) for key in keys]
         rows += [(("subscriptions", name, *path), value) for path, value in _planned(plan)]
         for path, value in rows:
-            yield dotted(path), _written(value), origins.get(dotted(path), CODE)
+            origin = origins.get(dotted(path))
+            if origin is None and path[0] == "subscriptions":
+                origin = _inherited(plan, path[2:], origins)
+            yield dotted(path), _written(value), origin or CODE
+
+
+def _inherited(plan: Plan, path: tuple[str, ...], origins: Mapping[str, str]) -> str:
+    """The origin of what the subscription's settings do not say: its own code, else `[app]`, else the app's code."""
+    nearer = getattr(plan.definition, path[0]) is not None
+    return CODE if nearer else origins.get(dotted(("app", *path)), CODE)
 
 
 def _planned(plan: Plan) -> Iterable[tuple[tuple[str, ...], Any]]:

@@ -80,6 +80,25 @@ def test_config_of_an_app_shows_its_topics_and_subscriptions(
     assert rows['subscriptions."orders/audit".timeout'] == ["9.0", "code"]
 
 
+def test_settings_for_all_override_the_app_but_not_what_a_subscription_says(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("messaging.toml").write_text(
+        "[app]\nconcurrency = 50\nprefetch = 60\ntimeout = 70\nretry.attempts = 8"
+    )
+
+    assert main(["config", f"{program}:app"]) == 0
+
+    rows = table(capsys.readouterr().out)
+    assert rows['subscriptions."orders/billing".concurrency'] == ["3", "code"]
+    assert rows['subscriptions."orders/billing".prefetch'] == ["60", "messaging.toml"]
+    assert rows['subscriptions."orders/billing".timeout'] == ["70.0", "messaging.toml"]
+    assert rows['subscriptions."orders/billing".retry.attempts'] == ["8", "messaging.toml"]
+    assert rows['subscriptions."orders/billing".retry.delay'] == ["2.0", "code"]
+    assert rows['subscriptions."orders/audit".concurrency'] == ["50", "messaging.toml"]
+    assert rows['subscriptions."orders/audit".timeout'] == ["9.0", "code"]
+
+
 def test_an_error_is_one_line_and_exit_code_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,8 +83,6 @@ class Broker:
         self.inboxes: dict[str, MemoryReplyInbox] = {}
         self.connections: set[Connection] = set()
         self.reachable = True
-        self.published = 0
-        """Messages stored since the broker began."""
         self.dropped_replies = 0
         """Replies whose inbox was gone or full."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -220,14 +218,6 @@ class Broker:
 
     # Messages
 
-    def store(self, topic: TopicLog, record: Record) -> None:
-        """Append one message to its partition, for every group."""
-        partition = topic.partitions[record.partition]
-        partition.append(record)
-        if len(partition.records) >= partition.trim_at:
-            topic.trim(partition)
-        self.published += 1
-
     def inject(
         self,
         topic: str,
@@ -241,15 +231,17 @@ class Broker:
         """Publish to a physical name as a program without this library would; returns the position."""
         log = self.topic(topic)
         record = Record(body, dict(headers or {}), content_type, reply_to, partition, self.clock.time())
-        self.store(log, record)
-        self.woken(log, 1)
+        log.partitions[partition].append(record)
+        self.stored(log, 1)
         return record.position
 
-    def woken(self, topic: TopicLog, messages: int) -> None:
-        """There are new messages: let waiting members look."""
+    def stored(self, topic: TopicLog, most: int) -> None:
+        """There are new messages, `most` at most: let waiting members look."""
+        topic.expire(self.clock.time())
+        topic.trim()
         for group in topic.groups.values():
             if group.waiting:
-                group.wake(messages)
+                group.wake(most)
         self.touch()
 
 

@@ -7,9 +7,10 @@ from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from datetime import UTC
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from messaging.envelope import decode, encode, text
+from messaging.envelope import CONTROL, decode, encode, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ ATTRIBUTE_NAMES = 512
 """More bytes than the names of all attributes, their times and their versions have."""
 
 _TRIM_AT_LEAST = 1024
+_OURS = (PREFIX, CONTROL)
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 logger = logging.getLogger("messaging")
 
@@ -43,6 +46,7 @@ class Record:
         "intact",
         "offset",
         "partition",
+        "plain",
         "position",
         "reply_to",
         "sequence",
@@ -67,6 +71,8 @@ class Record:
         self.stored_at = stored_at
         """In `Clock.time` seconds."""
         self.intact = intact
+        self.plain: Mapping[str, str] = _NO_HEADERS
+        """The headers of the message that is kept as it is: whether somebody has changed them shows here."""
         self.bound = inf
         self.offset = -1
         self.sequence = 0
@@ -80,6 +86,8 @@ class Record:
             return cls(message.body, encoded, message.content_type, reply_to, partition, stored_at)
         record = cls(message.body, None, message.content_type, reply_to, partition, stored_at, message)
         record.bound = len(message.body) + length
+        if message.headers:
+            record.plain = dict(message.headers)
         return record
 
     @property
@@ -87,7 +95,7 @@ class Record:
         """As on a wire: attributes and plain headers."""
         if self.encoded is None:
             assert self.intact is not None, "a record is kept intact or encoded"
-            self.encoded = encode(replace(self.intact, headers={}), prefix=PREFIX)
+            self.encoded = encode(replace(self.intact, headers=self.plain), prefix=PREFIX)
         return self.encoded
 
     @property
@@ -103,7 +111,7 @@ class Record:
     def message(self, topic: str) -> Message:
         """The message for one hand-over: what one handler does to its headers, no other sees."""
         intact = self.intact
-        if intact is not None and not intact.headers and intact.topic == topic:
+        if intact is not None and intact.topic == topic and self._untouched(intact):
             return intact
         return decode(
             self.headers,
@@ -113,6 +121,9 @@ class Record:
             position=self.position,
             content_type=self.content_type,
         )
+
+    def _untouched(self, intact: Message) -> bool:
+        return intact.headers == self.plain if intact.headers else not self.plain
 
     def size(self, maximum: int) -> float:
         """Bytes of body, headers, key and attributes; exact where it may be above `maximum`."""
@@ -124,13 +135,12 @@ class Record:
 def surviving(message: Message) -> int | None:
     """A bound of the bytes of its attributes, if the message comes out of `decode(encode(...))` as it went in.
 
-    None where that is not certain: a message with headers, with a key of bytes, with text that is not ASCII.
+    None where that is not certain: with a key of bytes, with text that is not ASCII, with a header of ours.
     """
     key, time, expires_at = message.key, message.time, message.expires_at
     correlation, causation = message.correlation_id, message.causation_id
     if (
-        message.headers
-        or isinstance(key, bytes)
+        isinstance(key, bytes)
         or not message.id
         or not message.type
         or correlation == ""
@@ -143,7 +153,14 @@ def surviving(message: Message) -> int | None:
     attributes = (
         f"{message.id}{key}{message.type}{message.source}{correlation}{causation}{message.content_type}"
     )
-    return len(attributes) + ATTRIBUTE_NAMES if attributes.isascii() else None
+    length = len(attributes) + ATTRIBUTE_NAMES
+    if not attributes.isascii():
+        return None
+    for name, value in message.headers.items():
+        if name.startswith(_OURS) or not name.isascii() or not value.isascii():
+            return None
+        length += len(name) + len(value)
+    return length
 
 
 class Partition:
@@ -189,14 +206,16 @@ class TopicLog:
         self.partitions = [Partition(number) for number in range(partitions)]
         self.groups: dict[str, Group] = {}
 
-    def trim(self, partition: Partition) -> None:
-        """Forget what every group has read, but for the history kept for groups to come."""
-        if self.history is not None:
-            read = min(
-                (group.cursors[partition.number] for group in self.groups.values()), default=partition.end
-            )
-            partition.drop(min(read, partition.end - self.history))
-        partition.trim_at = max(_TRIM_AT_LEAST, 2 * len(partition.records))
+    def trim(self) -> None:
+        """Forget, now and then, what every group has read, but for the history kept for groups to come."""
+        if self.history is None:
+            return
+        for partition in self.partitions:
+            if len(partition.records) >= partition.trim_at:
+                cursors = (group.cursors[partition.number] for group in self.groups.values())
+                read = min(cursors, default=partition.end)
+                partition.drop(min(read, partition.end - self.history))
+                partition.trim_at = max(_TRIM_AT_LEAST, 2 * len(partition.records))
 
     def expire(self, now: float) -> None:
         """Forget what is older than the retention, read or not; what a group loses is logged (18)."""

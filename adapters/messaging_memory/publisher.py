@@ -32,7 +32,7 @@ class Publisher:
         now = broker.clock.time()
         results: list[Receipt | PublishError] = []
         failed: set[tuple[str, int]] = set()
-        stored: dict[TopicLog, int] = {}
+        stored: set[TopicLog] = set()
         last: TopicSpec | None = None
         topic: TopicLog | None = None
         for outgoing in messages:
@@ -46,14 +46,13 @@ class Publisher:
                 if topic is None:
                     raise self._not_found(outgoing)
                 results.append(self._store(topic, outgoing, now))
-                stored[topic] = stored.get(topic, 0) + 1
+                stored.add(topic)
             except PublishError as error:
                 results.append(error)
                 if spec.ordered:
                     failed.add((spec.name, outgoing.partition))
-        for log, number in stored.items():
-            log.expire(now)
-            broker.woken(log, number)
+        for log in stored:
+            broker.stored(log, len(messages))
         return results
 
     def _store(self, topic: TopicLog, outgoing: Outgoing, now: float) -> Receipt:
@@ -73,7 +72,7 @@ class Publisher:
                 f"message {message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
                 f"carries {self._maximum} (option max_message_bytes): send a reference to the data instead"
             )
-        self._broker.store(topic, record)
+        topic.partitions[partition].append(record)
         kind = Receipt if topic.groups else Unrouted
         return kind(message.id, partition, record.position)
 

@@ -123,7 +123,9 @@ messages = st.builds(
     topic=st.just("orders"),
     body=st.binary(max_size=5),
     key=texts | st.binary(max_size=3),
-    headers=st.dictionaries(st.sampled_from(["a", "b"]), st.text(max_size=3), max_size=1),
+    headers=st.dictionaries(
+        st.sampled_from(["a", "b", "ce_c", "ce_id", "messaging-d", "é"]), texts.filter(bool), max_size=2
+    ),
     content_type=texts,
     type=texts,
     source=texts,

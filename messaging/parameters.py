@@ -13,7 +13,7 @@ from messaging.message import Ack, Delivery, Reject, Release, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
     from messaging.clock import Clock
     from messaging.message import Handler, Outcome
@@ -46,21 +46,55 @@ def bind(
     ):
 
         async def call(delivery: Delivery[Any]) -> Outcome:
-            if only_payload:
-                return conclude(await function(delivery.payload))
-            return conclude(await function(delivery.payload, **values(delivery)))
+            try:
+                if only_payload:
+                    return conclude(await function(delivery.payload))
+                return conclude(await function(delivery.payload, **values(delivery)))
+            except asyncio.CancelledError as error:
+                _check_asked(function, error)
+                raise
 
         return call
 
     async def call_in_thread(delivery: Delivery[Any]) -> Outcome:
         context = contextvars.copy_context()
+
+        def run() -> Any:
+            try:
+                return context.run(function, delivery.payload, **values(delivery))
+            except StopIteration as error:
+                raise RuntimeError("the handler raised StopIteration") from error  # no future carries it
+
         with clock.busy():
-            result = await asyncio.get_running_loop().run_in_executor(
-                executor, lambda: context.run(function, delivery.payload, **values(delivery))
-            )
-        return conclude(result)
+            try:
+                return conclude(await _result(executor.submit(run)))
+            except asyncio.CancelledError as error:
+                _check_asked(function, error)
+                raise
 
     return call_in_thread
+
+
+async def _result(job: Future[Any]) -> Any:
+    """What the thread returns or raises. It cannot be stopped: cancelled, this waits for its end all the same, so
+    that neither the next attempt nor the next message of the key runs beside it (7).
+    """
+    thread = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        job.cancel()  # where it has not begun
+        while not thread.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((thread,))
+        raise
+
+
+def _check_asked(function: Callable[..., Any], error: asyncio.CancelledError) -> None:
+    """A cancellation that nobody asked for, of something the handler waited for, is the handler's failure."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        raise RuntimeError(f"Handler {name_of(function)} waited for something that was cancelled") from error
 
 
 def concluded(result: Any) -> Outcome:

@@ -14,8 +14,8 @@ def timing_out(seconds: float, *, clock: Clock) -> Middleware:
     """Cancel the handler after `seconds` and raise TimeoutError, which the retry policy judges like any
     other.
 
-    A synchronous handler's thread cannot be stopped: it runs on, unheard. A TimeoutError of the handler's own
-    and a cancellation from outside pass unchanged.
+    A synchronous handler's thread cannot be stopped: its attempt ends when the thread does. A
+    TimeoutError of the handler's own and a cancellation from outside pass unchanged.
     """
 
     def middleware(next: Handler) -> Handler:

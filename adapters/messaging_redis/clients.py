@@ -107,10 +107,7 @@ class Clients:
         """The node that has a key; one for all keys where there is no cluster."""
         if self._cluster is None:
             return _ANY_NODE
-        if not key:
-            node = self._cluster.get_primaries()[0]
-        else:
-            node = self._cluster.get_node_from_key(key)
+        node = self._cluster.get_node_from_key(key) if key else self._cluster.get_primaries()[0]
         if node is None:
             raise redis_errors.ClusterDownError(f"no node has the slot of {key!r}")
         return f"{node.host} {node.port}"
@@ -135,9 +132,8 @@ class Clients:
             )
         if settings.mode == "socket":
             options.pop("socket_keepalive")
-            return _connection.ConnectionPool(
-                connection_class=_connection.UnixDomainSocketConnection, path=settings.path, **options
-            )
+            kind = _connection.UnixDomainSocketConnection
+            return _connection.ConnectionPool(connection_class=kind, path=settings.path, **options)
         kind = _connection.SSLConnection if settings.tls else _connection.Connection
         host, port = settings.hosts[0]
         if node:

@@ -21,6 +21,7 @@ from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, TAKE, TAKE_OVER
 from messaging_redis.settling import RETRY, SharedSettler
+from messaging_redis.topology import as_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -154,13 +155,13 @@ class SharedConsumer(Consumer):
     async def _read_new(self, limit: int) -> list[RawDelivery]:
         sent = time.monotonic()
         self._sources.append(self._sources.pop(0))
-        sources = self._sources
+        sources: list[str] = list(self._sources)
         if limit < len(sources):
             # COUNT is per stream: only a script takes no more than asked for in all.
             keys = [self._streams[source] for source in sources]
             reply = await self._call(TAKE.call(keys, [self._keys.name, self._name, limit]))
             taken = [
-                self._delivery(sources[at], entry[0], entry[1], 1, False, sent)
+                self._delivery(sources[int(at)], entry[0], entry[1], 1, False, sent)
                 for at, entries in reply or ()
                 for entry in entries
             ]
@@ -185,7 +186,7 @@ class SharedConsumer(Consumer):
     async def _call(self, command: Sequence[Argument], *, wait: float | None = None) -> Any:
         (reply,) = await self._connection.exchange(self._keys.retry, (command,), wait=wait)
         if isinstance(reply, Exception):
-            if code_of(reply) == "NOGROUP" or "NOGROUP" in str(reply):
+            if code_of(reply) in {"NOGROUP", "UNBLOCKED"}:
                 await self._topics.restore(self._group)
                 return None
             raise translate(reply, str(command[0]))
@@ -197,7 +198,7 @@ class SharedConsumer(Consumer):
         for place, delivery in list(self._held.items()):
             if delivery.lease.deadline <= now:
                 del self._held[place]
-        sources = list(self._streams)
+        sources: list[str] = list(self._streams)
         keys = [self._keys.guard, *(self._streams[source] for source in sources)]
         arguments: list[Argument] = [
             self._keys.name,
@@ -207,13 +208,13 @@ class SharedConsumer(Consumer):
         ]
         reply = await self._call(TAKE_OVER.call(keys, [*arguments, *sources]))
         return [
-            self._delivery(sources[at], id, fields, count, bool(marked), sent)
+            self._delivery(sources[int(at)], id, fields, count, bool(marked), sent)
             for at, id, fields, count, marked in reply or ()
         ]
 
     async def _recover_lost(self, limit: int) -> list[RawDelivery]:
         sent = time.monotonic()
-        sources = list(self._streams)
+        sources: list[str] = list(self._streams)
         keys = [self._keys.guard, *(self._streams[source] for source in sources)]
         held = [f"{source}/{id}" for source, id in self._held]
         arguments: list[Argument] = [self._keys.name, self._name, limit, *sources, "", *held]
@@ -221,7 +222,7 @@ class SharedConsumer(Consumer):
         if reply is None or len(reply) < limit:
             self._recover = False
         return [
-            self._delivery(sources[at], id, fields, count, False, sent)
+            self._delivery(sources[int(at)], id, fields, count, False, sent)
             for at, id, fields, count, _ in reply or ()
         ]
 
@@ -392,5 +393,5 @@ def stream_pairs(reply: Any) -> list[tuple[bytes, list[Any]]]:
     """The streams of a read and their entries: a map, or a list of pairs from an older protocol."""
     if not reply:
         return []
-    pairs: Any = cast("dict[Any, Any]", reply).items() if isinstance(reply, dict) else reply
+    pairs = as_pairs(reply) if isinstance(reply, dict) else reply
     return [(key, entries) for key, entries in pairs]

@@ -268,13 +268,19 @@ class Topics:
             state.routed = False
 
 
+def as_pairs(reply: Any) -> list[tuple[Any, Any]]:
+    """Names and values: of a map, or of a flat list from an older protocol."""
+    names: dict[Any, Any] = (
+        reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))
+    )
+    return list(names.items())
+
+
 def as_dict(reply: Any) -> dict[str, Any]:
-    """A reply of names and values: a map, or a flat list from an older protocol."""
-    if isinstance(reply, dict):
-        pairs: Any = cast("dict[Any, Any]", reply).items()
-    else:
-        pairs = zip(reply[::2], reply[1::2], strict=False)
-    return {str(name, "utf-8") if isinstance(name, bytes) else str(name): value for name, value in pairs}
+    """The same, with the names as text."""
+    return {
+        str(name, "utf-8") if isinstance(name, bytes) else str(name): value for name, value in as_pairs(reply)
+    }
 
 
 def _first_id(start: Start) -> str:

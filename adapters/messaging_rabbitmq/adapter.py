@@ -126,7 +126,6 @@ class RabbitMQAdapter(Adapter):
 
     async def close(self) -> None:
         session = self._session
-        await session.publisher.close()
         await asyncio.gather(session.publishing.close(), session.consuming.close())
 
     async def declare(self, topology: Topology) -> None:
@@ -135,6 +134,7 @@ class RabbitMQAdapter(Adapter):
     # --- publish -----------------------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        self._session.publishing.check_open()
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
         missing = await self._missing_topics({one.topic.name: one.topic for one in messages})
         failed: dict[tuple[str, int], PublishError] = {}

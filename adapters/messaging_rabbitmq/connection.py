@@ -11,7 +11,7 @@ import logging
 import ssl
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
@@ -21,8 +21,12 @@ from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelInvalidStateError,
     ConnectionClosed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
+from pamqp.commands import Connection
+from pamqp.exceptions import PAMQPException
+from pamqp.frame import unmarshal
 from yarl import URL
 
 from messaging.errors import (
@@ -34,7 +38,7 @@ from messaging.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 
     from aiormq.abc import AbstractChannel
 
@@ -80,18 +84,37 @@ class BatchingWriter(asyncio.StreamWriter):
         super().close()
 
 
+class KeepingReader(asyncio.StreamReader):
+    """Keeps what came last."""
+
+    last: bytes = b""
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        self.last = bytes(data)
+        super().feed_data(self.last)
+
+
 class BatchingTransport(TransportFactory):
     """Opens the socket with a `BatchingWriter`; keeps the transport, so that a dead peer can be cut off."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
         self.transport: asyncio.Transport | None = None
+        self._reader: KeepingReader | None = None
+
+    def farewell(self) -> Connection.Close | None:
+        """The frame by which the broker refused the connection: aiormq loses it when it came in place of another."""
+        try:
+            _, _, frame = unmarshal(self._reader.last if self._reader else b"")
+        except PAMQPException:
+            return None
+        return frame if isinstance(frame, Connection.Close) else None
 
     async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         assert url.host is not None
         assert url.port is not None
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(loop=loop)
+        self._reader = reader = KeepingReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _protocol = await loop.create_connection(
             lambda: protocol, url.host, url.port, ssl=self._context
@@ -108,7 +131,7 @@ class PlainConnection(aiormq.Connection):
 
 
 @contextmanager
-def translated(doing: str, address: str) -> Iterator[None]:
+def translated(doing: str, address: str) -> Generator[None]:
     """Turn aiormq's exceptions into ours; what a single call expects is caught inside."""
     task = asyncio.current_task()
     cancellations = task.cancelling() if task else 0
@@ -132,6 +155,11 @@ def translated(doing: str, address: str) -> Iterator[None]:
         ) from error
 
 
+def when_closed(connection_or_channel: Any, callback: Callable[[], object]) -> None:
+    """Call back when it is closed by anybody, or broken: `is_closed` alone is seen only when asked."""
+    connection_or_channel.closing.add_done_callback(lambda _closing: callback())
+
+
 class Link:
     """One connection for one purpose. Publishing and consuming have one each: a broker short of memory stops
     reading from connections that publish, and what is consumed must still be settled.
@@ -153,10 +181,14 @@ class Link:
         """The connection, if there is one now."""
         return self._current
 
-    async def connection(self) -> aiormq.Connection:
-        """The connection, after at most one attempt to open it, which all who wait share."""
+    def check_open(self) -> None:
+        """Raises Closed after `close`."""
         if self._closed:
             raise Closed("the RabbitMQ adapter is closed")
+
+    async def connection(self) -> aiormq.Connection:
+        """The connection, after at most one attempt to open it, which all who wait share."""
+        self.check_open()
         if self._current is not None:
             return self._current
         if self._attempt is None:
@@ -190,25 +222,26 @@ class Link:
             with translated("connecting", self.address):
                 async with asyncio.timeout(settings.connect_timeout):
                     try:
-                        await connection.connect()
+                        await cast("Any", connection).connect()
                     except (AuthenticationError, ProbableAuthenticationError) as error:
                         raise AuthenticationFailed(
                             f"RabbitMQ at {self.address} refused the credentials of user {settings.user!r}"
                         ) from error
-                    except ConnectionClosed as error:
-                        raise _refused(error, settings) from error
+                    except (ConnectionClosed, InvalidFrameError) as error:
+                        raise _refused(transport.farewell(), error, settings) from error
         except MessagingError as error:
             if transport.transport is not None:
                 transport.transport.abort()
             if type(error) is not ConnectionFailed:
                 raise
             waited = time.monotonic() - started
+            cause = "no answer" if isinstance(error.__cause__, TimeoutError) else error.__cause__ or error
             raise ConnectionFailed(
-                f"RabbitMQ at {self.address} could not be reached within {waited:.1f} s: {error.__cause__!r}"
+                f"RabbitMQ at {self.address} could not be reached within {waited:.1f} s: {cause}"
             ) from error
         self._transport = transport.transport
         self._current = connection
-        connection.closing.add_done_callback(lambda _: self._lost(connection))
+        when_closed(connection, lambda: self._lost(connection))
         return connection
 
     def _lost(self, connection: PlainConnection) -> None:
@@ -235,7 +268,7 @@ class Link:
                 return await connection.channel(publisher_confirms=confirms, frame_buffer_size=buffer)
 
     @asynccontextmanager
-    async def throwaway(self, doing: str) -> AsyncIterator[AbstractChannel]:
+    async def throwaway(self, doing: str) -> AsyncGenerator[AbstractChannel]:
         """A channel for declarations: the broker closes it on the first that fails. Bounded in time."""
         channel = await self.channel()
         try:
@@ -279,18 +312,18 @@ async def close_channel(channel: AbstractChannel) -> None:
             await channel.close()
 
 
-def _refused(error: ConnectionClosed, settings: RabbitMQSettings) -> MessagingError:
-    code, text = (*error.args, "", "")[:2]
-    if code == NOT_ALLOWED and "not found" in str(text):
+def _refused(close: Connection.Close | None, error: Exception, settings: RabbitMQSettings) -> MessagingError:
+    code, text = (close.reply_code, close.reply_text) if close else (None, str(error))
+    if code == NOT_ALLOWED and "not found" in text:
         return ConfigurationError(
             f"RabbitMQ at {settings.address} has no virtual host {settings.virtual_host!r}: create it"
         )
     if code == NOT_ALLOWED:
         return AuthenticationFailed(
             f"RabbitMQ at {settings.address} refuses user {settings.user!r} "
-            f"the virtual host {settings.virtual_host!r}"
+            f"the virtual host {settings.virtual_host!r}: {text}"
         )
-    return ConnectionFailed(f"RabbitMQ at {settings.address} closed the connection: {code} {text}")
+    return ConnectionFailed(f"RabbitMQ at {settings.address} closed the connection: {text}")
 
 
 def _tls_context(settings: RabbitMQSettings) -> ssl.SSLContext:

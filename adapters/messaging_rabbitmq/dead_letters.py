@@ -21,7 +21,7 @@ from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.properties import PARTITION, Parcel, incoming, outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from aiormq.abc import AbstractChannel
 
@@ -62,7 +62,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
                 raise self._absent() from None
 
     @asynccontextmanager
-    async def scan(self) -> AsyncIterator[AsyncIterator[StoredLetter]]:
+    async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
         session = self._session
         number = await self.count()
         channel = await session.consuming.channel()

@@ -47,7 +47,9 @@ class IngressRelay:
     async def _run(self) -> None:
         arrived = asyncio.Event()
         intake = Intake(
-            self._session.names.ingress(self._topic), arrived=arrived.set, lost=lambda *_: arrived.set()
+            self._session.names.ingress(self._topic),
+            arrived=arrived.set,
+            lost=lambda _intake, _reason: arrived.set(),
         )
         try:
             await intake.open(self._session.consuming, PREFETCH)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
 from messaging.errors import TopicNotFound
-from messaging_rabbitmq.connection import close_channel, translated
+from messaging_rabbitmq.connection import close_channel, translated, when_closed
 from messaging_rabbitmq.properties import unique_id
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Intake:
         try:
             with translated(f"consuming queue {self.queue}", link.address):
                 channel.on_consumer_cancel_callbacks.add(self._cancelled)
-                channel.closing.add_done_callback(lambda _: self._closed("its channel was closed"))
+                when_closed(channel, lambda: self._closed("its channel was closed"))
                 await channel.basic_qos(prefetch_count=min(prefetch, 65535))
                 try:
                     await channel.basic_consume(self.queue, self._take)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
 from messaging.errors import TopicNotFound
-from messaging_rabbitmq.connection import close_channel, translated
+from messaging_rabbitmq.connection import close_channel, translated, when_closed
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -49,7 +49,7 @@ class Seat:
         channel = await session.consuming.channel()
         self._channel = channel
         self._connection = session.consuming.current
-        channel.closing.add_done_callback(lambda _: self.gone.set())
+        when_closed(channel, self.gone.set)
         channel.on_consumer_cancel_callbacks.add(lambda _: self.gone.set())
         members = session.names.members(self._group)
         with translated(f"joining group {self._group.name}", session.settings.address):
@@ -115,11 +115,15 @@ class Seat:
 
     async def leave(self) -> None:
         """Be a member no more. Every partition has been unlocked before, or its connection is gone."""
+        self.forget()
+        if self._channel is not None:
+            await close_channel(self._channel)
+
+    def forget(self) -> None:
+        """Other consumers of this adapter may ask for what this one had."""
         for partition in tuple(self._locks):
             self._locks.discard(partition)
             self._session.claimed.discard(self._session.names.own(self._group, partition))
-        if self._channel is not None:
-            await close_channel(self._channel)
 
     async def _look(self, queue: str) -> int:
         """The consumers of a queue."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
+LEAVE_TIMEOUT = 3.0
+
 
 @dataclass(slots=True, eq=False)
 class Owned:
@@ -276,8 +278,16 @@ class PartitionedConsumer(Member):
         if self._balancer is not None:
             self._balancer.cancel()
             await asyncio.wait([self._balancer])
-        for owned in tuple(self._owned.values()):
-            await self._close(owned, graceful=not owned.intake.gone)
-        if self._seat is not None:
-            await self._seat.leave()
-            self._seat = None
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                for owned in tuple(self._owned.values()):
+                    await self._close(owned, graceful=not owned.intake.gone)
+                if self._seat is not None:
+                    await self._seat.leave()
+        except TimeoutError:
+            # A lock that could not be deleted would keep others from the partition: it goes with the connection.
+            self.session.consuming.abort()
+        finally:
+            if self._seat is not None:
+                self._seat.forget()
+                self._seat = None

@@ -10,7 +10,7 @@ from aiormq.exceptions import DeliveryError
 from aiormq.exceptions import PublishError as Returned
 
 from messaging.errors import ConnectionFailed, MessagingError, PublishError, PublishUncertain
-from messaging_rabbitmq.connection import close_channel
+from messaging_rabbitmq.connection import when_closed
 from messaging_rabbitmq.frames import hand_over
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Publisher:
             if self._channel is None:
                 channel = await self._link.channel(confirms=True, buffer=1024)
                 self._channel = channel
-                channel.closing.add_done_callback(lambda _: self._gone(channel))
+                when_closed(channel, lambda: self._gone(channel))
         return self._channel
 
     def _gone(self, channel: AbstractChannel) -> None:
@@ -157,10 +157,6 @@ class Publisher:
             ),
             error,
         )
-
-    async def close(self) -> None:
-        if self._channel is not None:
-            await close_channel(self._channel)
 
 
 def _not_sent(error: MessagingError) -> PublishError:

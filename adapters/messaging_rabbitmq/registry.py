@@ -20,7 +20,7 @@ from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.properties import unique_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
@@ -68,7 +68,7 @@ class Registry:
             return {} if entries is None else dict(entries.groups)
 
     @asynccontextmanager
-    async def held(self, queue: str, *, create: bool) -> AsyncIterator[Entries | None]:
+    async def held(self, queue: str, *, create: bool) -> AsyncGenerator[Entries | None]:
         """The entries, held by us alone. None where the queue does not exist and is not to be created.
 
         Raises ConnectionFailed when another program holds it for too long.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessagingError, PublishError
-from messaging_rabbitmq.connection import close_channel, translated
+from messaging_rabbitmq.connection import CLOSE_TIMEOUT, close_channel, translated, when_closed
 from messaging_rabbitmq.properties import Parcel, incoming, outgoing
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class RabbitMQInbox(ReplyInbox):
             with translated("opening a reply inbox", session.settings.address):
                 async with asyncio.timeout(session.settings.operation_timeout):
                     await channel.queue_declare(address, exclusive=True, auto_delete=True)
-                    channel.closing.add_done_callback(lambda _: self._gone(channel))
+                    when_closed(channel, lambda: self._gone(channel))
                     channel.on_consumer_cancel_callbacks.add(lambda _: self._gone(channel))
                     self._channel = channel
                     await channel.basic_consume(address, self._take, no_ack=True)
@@ -147,7 +147,7 @@ class RabbitMQInbox(ReplyInbox):
 async def _delete(session: Session, channel: AbstractChannel, queue: str) -> None:
     try:
         with translated("closing a reply inbox", session.settings.address):
-            async with asyncio.timeout(session.settings.operation_timeout):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await channel.queue_delete(queue)
     except MessagingError:
         return  # the queue goes with the connection

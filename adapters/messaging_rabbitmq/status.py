@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from messaging_rabbitmq.session import Session
 
+AT_ONCE = 8
+"""Channels that look at groups at the same time."""
+
 
 async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupInfo]:
     """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps."""
@@ -27,8 +30,17 @@ async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupIn
             for name, ordered in kept.items():
                 known = groups.get((topic.name, name), GroupSpec(topic, name))
                 groups[topic.name, name] = replace(known, ordered=ordered)
-    async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(_info(session, group)) for group in groups.values()]
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(group: GroupSpec) -> GroupInfo | None:
+        async with at_once:
+            return await _info(session, group)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(ask(group)) for group in groups.values()]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [info for one in asked if (info := one.result()) is not None]
 
 

@@ -1,0 +1,310 @@
+"""Broken connections, wrong credentials, a broker that does not answer."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from messaging.adapter import Done, SettleError, TopicSpec
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    LeaseLost,
+    PublishError,
+    PublishUncertain,
+)
+from messaging.message import Ack, Receipt, Retry
+from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, outgoing, publish, receive, settle
+
+
+class Proxy:
+    """Between an adapter and the broker: can stop forwarding, and cut."""
+
+    def __init__(self, url: str) -> None:
+        self._target = urlsplit(url)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        credentials = f"{self._target.username}:{self._target.password}"
+        return f"amqp://{credentials}@127.0.0.1:{port}{self._target.path}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+        self._writers += [writer, back]
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pump(source, sink))
+            self._tasks.add(task)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def stop(self) -> None:
+        self.cut()
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def proxied(bench: Bench, **options: object):
+    proxy = Proxy(bench.url)
+    bench.stack.push_async_callback(proxy.stop)
+    return proxy, await bench.adapter(await proxy.start(), **options)
+
+
+async def test_wrong_credentials_are_told_at_once_without_the_password(bench: Bench) -> None:
+    parts = urlsplit(bench.url)
+    url = f"amqp://guest:hunter2@{parts.hostname}:{parts.port}/"
+    adapter = bench.unopened(url)
+    started = time.monotonic()
+
+    with pytest.raises(AuthenticationFailed, match="guest") as refused:
+        await adapter.open()
+
+    assert time.monotonic() - started < 5
+    assert "hunter2" not in str(refused.value) + repr(adapter._settings)
+
+
+async def test_a_missing_virtual_host_is_a_matter_of_configuration(bench: Bench) -> None:
+    parts = urlsplit(bench.url)
+    adapter = bench.unopened(
+        f"amqp://{parts.username}:{parts.password}@{parts.hostname}:{parts.port}/nowhere"
+    )
+    with pytest.raises(ConfigurationError, match="no virtual host 'nowhere'"):
+        await adapter.open()
+
+
+async def test_nobody_there_is_told_with_address_and_time(bench: Bench) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    adapter = bench.unopened(f"amqp://127.0.0.1:{port}/")
+    with pytest.raises(ConnectionFailed, match=rf"127\.0\.0\.1:{port} could not be reached within \d+\.\d s"):
+        await adapter.open()
+
+
+async def test_a_silent_peer_is_given_up_after_the_connect_timeout(bench: Bench) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        adapter = bench.unopened(f"amqp://127.0.0.1:{silent.getsockname()[1]}/?connect_timeout=0.3")
+        started = time.monotonic()
+        with pytest.raises(ConnectionFailed, match="could not be reached"):
+            await adapter.open()
+        assert 0.2 < time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("amqp://localhost/?hartbeat=3", "hartbeat"),
+        ("amqp://localhost/?heartbeat=soon", "heartbeat"),
+        ("amqp://localhost/?max_message_bytes=99999999", "max_message_bytes"),
+        ("amqp://localhost:99999/", "port"),
+        ("redis://localhost", "amqp://"),
+    ],
+)
+async def test_an_illegal_url_is_told_before_anything_is_connected(bench: Bench, url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        bench.unopened(url)
+
+
+async def test_after_close_everything_says_closed(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await consumer.close()
+    await consumer.close()
+    with pytest.raises(Closed):
+        await consumer.receive(1, 0)
+    await adapter.close()
+    await adapter.close()
+    with pytest.raises(Closed):
+        await bench.consumer(adapter, group).receive(1, 0)
+    with pytest.raises(Closed):
+        await adapter.publish([outgoing(group.topic, "m1")])
+
+
+async def test_a_cut_consumer_tells_once_and_gets_its_messages_again(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter)
+    recorder = Recorder()
+    consumer = bench.consumer(adapter, group, recorder)
+    await publish(adapter, group.topic, "m1", "m2")
+    held = await receive(consumer, 2)
+
+    proxy.cut()
+    with pytest.raises(ConnectionFailed):
+        await consumer.receive(1, 5)
+
+    assert recorder.lost == held
+    assert not consumer.status().connected
+    (late,) = await settle(consumer, held[:1], Ack())
+    assert isinstance(late, SettleError) and isinstance(late.error, LeaseLost)
+    again = await receive(consumer, 2)
+    assert sorted(ids(again)) == ["m1", "m2"]
+    assert [one.attempt for one in again] == [1, 1]
+    await publish(adapter, group.topic, "m3")
+
+
+async def test_a_publish_under_way_is_uncertain_and_the_next_reconnects(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m0")
+    proxy.stall()
+    under_way = asyncio.create_task(
+        adapter.publish([outgoing(group.topic, "m1"), outgoing(group.topic, "m2")])
+    )
+    await asyncio.sleep(0.1)
+
+    proxy.cut()
+    proxy.flow()
+
+    assert [type(result) for result in await under_way] == [PublishUncertain, PublishUncertain]
+    assert isinstance((await adapter.publish([outgoing(group.topic, "m3")]))[0], Receipt)
+
+
+async def test_without_a_broker_a_publish_fails_for_certain(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m0")
+    await proxy.stop()
+    async with asyncio.timeout(5):
+        while adapter.native is not None:
+            await asyncio.sleep(0.01)
+
+    (result,) = await adapter.publish([outgoing(group.topic, "m1")])
+
+    assert type(result) is PublishError
+    assert "could not be reached" in str(result)
+    health = await adapter.health()
+    assert not health.connected and health.error
+
+
+async def test_a_broker_that_confirms_nothing_is_uncertain_and_then_bounds_what_waits(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench, confirm_timeout=0.4, outstanding=4)
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m0")
+    proxy.stall()
+
+    first = await adapter.publish([outgoing(group.topic, f"a{number}") for number in range(2)])
+    second = await adapter.publish([outgoing(group.topic, f"b{number}") for number in range(2)])
+    third = await adapter.publish([outgoing(group.topic, "c")])
+
+    assert {type(result) for result in (*first, *second)} == {PublishUncertain}
+    assert type(third[0]) is PublishError
+    health = await adapter.health()
+    assert health.error and "did not answer" in health.error
+    proxy.flow()
+    async with asyncio.timeout(5):
+        while not isinstance((await adapter.publish([outgoing(group.topic, "d")]))[0], Receipt):
+            pass
+
+
+async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await adapter.delete_group(group)
+    await publish(adapter, group.topic, "m0")
+    native = adapter.native
+    for _ in range(20):
+        publishing = asyncio.create_task(
+            adapter.publish([outgoing(group.topic, f"x{number}") for number in range(20)])
+        )
+        await asyncio.sleep(0.002)
+        publishing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await publishing
+
+    await publish(adapter, group.topic, "m1")
+
+    assert adapter.native is native
+    assert adapter._session.publisher._channel is not None
+
+
+async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.05)
+    proxy.stall()
+    waiting = [
+        asyncio.create_task(consumer.receive(1, 30)),
+        asyncio.create_task(adapter.groups()),
+        asyncio.create_task(
+            adapter.declare(__import__("messaging.adapter").adapter.Topology(groups=[group]))
+        ),
+    ]
+    await asyncio.sleep(0.1)
+    for task in waiting:
+        task.cancel()
+    proxy.cut()
+    proxy.flow()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(task.cancelled() for task in waiting)
+
+
+async def test_a_copy_that_cannot_be_stored_leaves_the_delivery_ours(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    recorder = Recorder()
+    consumer = bench.consumer(adapter, group, recorder)
+    await publish(adapter, group.topic, "m1", "m2")
+    one, two = await receive(consumer, 2)
+    await settle(consumer, [two], Retry(), after=0.1, failure="{}")
+    publisher = adapter._session.publisher
+    real = publisher._ready
+
+    async def broken():
+        raise ConnectionFailed("no way")
+
+    publisher._ready = broken  # type: ignore[method-assign]
+    (failed,) = await settle(consumer, [one], Retry(), after=0.1, failure="{}")
+    publisher._ready = real  # type: ignore[method-assign]
+
+    assert isinstance(failed, SettleError)
+    assert not recorder.lost
+    assert await settle(consumer, [one], Retry(), after=0.1, failure="{}") == [Done()]
+    again = await receive(consumer, 2)
+    assert sorted((d.message.id, d.attempt) for d in again) == [("m1", 2), ("m2", 2)]
+    await ack(consumer, again)
+
+
+async def test_closing_is_quick_without_a_broker(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.05)
+    proxy.stall()
+    started = time.monotonic()
+
+    await consumer.close()
+    await adapter.close()
+
+    assert time.monotonic() - started < 12

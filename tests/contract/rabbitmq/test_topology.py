@@ -1,0 +1,187 @@
+"""Declaring, verifying, comparing, listing and deleting."""
+
+import asyncio
+
+import pytest
+
+from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
+from messaging.message import Ack, Reject, Release, Retry
+from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive, settle
+
+
+async def test_another_partition_count_is_refused_naming_both(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    await bench.group(adapter, TopicSpec("orders", partitions=2))
+
+    for mode in ("declare", "verify"):
+        with pytest.raises(
+            ConfigurationError, match=r"2 partitions, unordered.*asks for 4 partitions, ordered"
+        ):
+            await other.declare(Topology([TopicSpec("orders", ordered=True, partitions=4)], mode=mode))
+
+
+async def test_another_order_of_a_group_is_refused_naming_both(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=2)
+    await bench.group(adapter, topic)
+
+    with pytest.raises(
+        ConfigurationError, match="is ordered on the broker, and this program asks for unordered"
+    ):
+        await adapter.declare(Topology(groups=[GroupSpec(topic, "billing", ordered=False)]))
+
+
+async def test_declaring_again_changes_nothing(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m1")
+
+    await asyncio.gather(*(one.declare(Topology(groups=[group])) for one in (adapter, other, adapter)))
+
+    assert ids(await receive(bench.consumer(other, group), 1)) == ["m1"]
+    assert [(one.topic, one.group) for one in await other.groups()] == [("orders", "billing")]
+
+
+async def test_verify_finds_what_is_missing_and_creates_nothing(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    for _ in range(2):
+        with pytest.raises(TopicNotFound, match="orders"):
+            await other.declare(Topology([topic], mode="verify"))
+    group = await bench.group(adapter, topic)
+    for _ in range(2):
+        with pytest.raises(TopicNotFound, match="search"):
+            await other.declare(Topology(groups=[GroupSpec(topic, "search")], mode="verify"))
+
+    await other.declare(Topology([topic], [group], mode="verify"))
+
+
+async def test_off_declares_nothing_and_first_use_says_so(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    group = GroupSpec(topic, "billing")
+    await adapter.declare(Topology([topic], [group], mode="off"))
+
+    (result,) = await adapter.publish([outgoing(topic, "m1")])
+    assert isinstance(result, TopicNotFound)
+    with pytest.raises(TopicNotFound, match="billing"):
+        await bench.consumer(adapter, group).receive(1, 0.1)
+    with pytest.raises(TopicNotFound):
+        await bench.consumer(adapter, GroupSpec(topic, "billing", ordered=True)).receive(1, 0.1)
+
+
+async def test_where_no_tier_may_be_made_a_retry_is_held(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    await other.declare(Topology(groups=[group], mode="verify"))
+    consumer = bench.consumer(other, group)
+    await publish(adapter, group.topic, "m1")
+    deliveries = await receive(consumer, 1)
+
+    (held,) = await settle(consumer, deliveries, Retry(), after=1.0, failure="{}")
+
+    assert type(held).__name__ == "Hold"
+    await ack(consumer, deliveries)
+
+
+async def test_groups_of_other_programs_are_listed_with_what_the_broker_knows(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=2)
+    billing = await bench.group(adapter, topic)
+    search = await bench.group(adapter, topic, "search", ordered=False)
+    await publish(adapter, topic, "m1", "m2", "m3", partition=0)
+    consumer = bench.consumer(adapter, search)
+    (rejected, *_) = await receive(consumer, 3)
+    await settle(consumer, [rejected], Reject("no"), failure="{}")
+    await other.declare(Topology([topic]))
+
+    infos = {one.group: one for one in await other.groups()}
+
+    assert set(infos) == {"billing", "search"}
+    assert (infos["billing"].lag, infos["billing"].members, infos["billing"].dead_letters) == (3, 0, 0)
+    assert (infos["search"].lag, infos["search"].members, infos["search"].dead_letters) == (0, 1, 1)
+    health = await adapter.health()
+    assert health.connected and {one.group for one in health.groups} == {"billing", "search"}
+
+    await other.delete_group(billing)
+    await other.delete_group(billing)
+    assert [one.group for one in await adapter.groups()] == ["search"]
+
+
+async def test_every_group_gets_every_message_from_its_declaration_on(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    billing = await bench.group(adapter, topic)
+    await publish(adapter, topic, "m1")
+    search = await bench.group(adapter, topic, "search")
+    await publish(adapter, topic, "m2")
+
+    assert ids(await receive(bench.consumer(adapter, billing), 2)) == ["m1", "m2"]
+    assert ids(await receive(bench.consumer(adapter, search), 1)) == ["m2"]
+
+
+async def test_a_deleted_queue_ends_the_subscription(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    for group in (
+        await bench.group(adapter),
+        await bench.group(adapter, TopicSpec("clicks", ordered=True, partitions=2)),
+    ):
+        consumer = bench.consumer(adapter, group)
+        await consumer.receive(1, 0.1)
+        await adapter.delete_group(group)
+        with pytest.raises(Exception, match="billing") as lost:
+            while True:
+                await consumer.receive(1, 5)
+        assert type(lost.value).__name__ == "ConnectionFailed"
+        with pytest.raises(TopicNotFound, match="deleted"):
+            while True:
+                try:
+                    await consumer.receive(1, 1)
+                except TopicNotFound:
+                    raise
+                except Exception:
+                    continue
+
+
+async def test_what_the_broker_cannot_do_is_refused(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    for group in (
+        GroupSpec(topic, "billing", start="earliest"),
+        GroupSpec(topic, "billing", native="theirs"),
+        GroupSpec(topic, "billing", ordered=True, native="theirs"),
+    ):
+        with pytest.raises(UnsupportedCapability):
+            await adapter.declare(Topology(groups=[group]))
+    await bench.group(adapter, topic)
+
+
+async def test_adopted_objects_are_used_as_they_are(bench: Bench) -> None:
+    adapter = await bench.adapter(adopted_queues="limited")
+    exchange, queue = f"{bench.namespace}.events", f"{bench.namespace}.inbox"
+    topic = TopicSpec("orders.placed", partitions=2, native=exchange)
+    group = GroupSpec(topic, "billing", native=queue)
+    with pytest.raises(TopicNotFound):
+        await adapter.declare(Topology([topic], [group]))
+    assert adapter.native is not None
+    channel = await adapter.native.channel()
+    await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+    await channel.queue_declare(queue, durable=True)
+    await channel.queue_bind(queue, exchange, "orders.*")
+    try:
+        await adapter.declare(Topology([topic], [group]))
+        consumer = bench.consumer(adapter, group)
+        await publish(adapter, topic, "m1", "m2", "m3")
+        one, two, three = await receive(consumer, 3)
+        assert type((await settle(consumer, [one], Retry(), after=1.0))[0]).__name__ == "Hold"
+        await settle(consumer, [two], Release())
+        await settle(consumer, [three], Reject("no"))
+        (again,) = await receive(consumer, 1)
+        assert again.message.id == "m2"
+        await settle(consumer, [one, again], Ack())
+        await adapter.delete_group(group)
+        assert (await channel.queue_declare(queue, passive=True)).message_count == 0
+    finally:
+        await channel.queue_delete(queue)
+        await channel.exchange_delete(exchange)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from messaging.clock import timeout
 from messaging.errors import Closed, PublishError, PublishUncertain
@@ -27,9 +27,13 @@ EXCHANGES = 4
 """Exchanges under way at once."""
 OUTSTANDING = 10_000
 """Messages waiting or under way, per bus."""
+PURGE_AFTER = 1000
+"""Abandoned messages that may lie in the queues."""
 
 Lane: TypeAlias = "tuple[str, int]"
 Result: TypeAlias = "Receipt | PublishError"
+
+_ABANDONED = PublishError("nobody waits for it any more")
 
 
 class _Call:
@@ -76,6 +80,7 @@ class Publisher:
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._outstanding = 0
+        self._abandoned = 0
         self._room = asyncio.Event()
         self._starting = False
         self._closed = False
@@ -86,49 +91,63 @@ class Publisher:
         A message that was not handed over by then, or when the call is cancelled, is not sent; one that was has an
         unknown fate: PublishUncertain.
         """
-        while self._outstanding >= OUTSTANDING:
-            await self._wait_for_room(within, messages)
+        if not messages:
+            return []
+        remaining = within
+        if self._outstanding >= OUTSTANDING:
+            remaining = await self._wait_for_room(within, messages[0])
         call = _Call(len(messages))
         items = [_Item(call, index, outgoing) for index, outgoing in enumerate(messages)]
         self._outstanding += len(items)
         try:
             self._enqueue(items)
             try:
-                async with timeout(self._clock, within):
+                async with timeout(self._clock, remaining):
                     await call.done
             except TimeoutError:
                 for item in items:
                     item.finish(_too_late(item, within))
+                self._abandon(items)
             return [result for result in call.results if result is not None]
         finally:
             self._outstanding -= len(items)
             self._room.set()
             if call.missing:
-                self._withdraw(items)
+                self._abandon(items)
 
     async def close(self, within: float) -> None:
-        """Refuse new messages, send what waits; after `within` seconds what is under way has an unknown fate."""
+        """Refuse new messages, send what waits; after `within` seconds, or when this is cancelled, what waits is not
+        sent, and what is under way has an unknown fate.
+        """
         self._closed = True
         try:
             async with timeout(self._clock, within):
                 while self._exchanges:
                     await asyncio.wait(self._exchanges)
         except TimeoutError:
+            pass
+        finally:
+            for item in [*self._free, *(item for lane in self._ordered.values() for item in lane)]:
+                item.finish(_unsent(item, "the bus was closed"))
             for task in self._exchanges:
                 task.cancel()
-            await asyncio.wait(self._exchanges)
+            if self._exchanges:
+                await asyncio.wait(self._exchanges)
 
-    async def _wait_for_room(self, within: float | None, messages: Sequence[Outgoing]) -> None:
-        self._room.clear()
+    async def _wait_for_room(self, within: float | None, first: Outgoing) -> float | None:
+        """Returns what is left of `within`."""
+        start = self._clock.monotonic()
         try:
             async with timeout(self._clock, within):
-                await self._room.wait()
+                while self._outstanding >= OUTSTANDING:
+                    self._room.clear()
+                    await self._room.wait()
         except TimeoutError:
-            message = messages[0].message
             raise PublishError(
-                f"Message {message.id} for {message.topic} was not sent within {within:g} s: "
+                f"Message {first.message.id} for {first.message.topic} was not sent within {within:g} s: "
                 f"{self._outstanding} messages wait for the broker's confirmation"
             ) from None
+        return None if within is None else max(0.0, within - (self._clock.monotonic() - start))
 
     def _enqueue(self, items: Sequence[_Item]) -> None:
         if self._closed:
@@ -149,7 +168,7 @@ class Publisher:
             self._starting = True
             task = asyncio.create_task(self._exchange(), name="messaging-publish")
             self._exchanges.add(task)
-            task.add_done_callback(self._exchanges.discard)
+            task.add_done_callback(self._exchanges.discard)  # of one that never ran; see _exchange
 
     def _next_batch(self) -> tuple[list[_Item], list[Lane]]:
         batch: list[_Item] = []
@@ -174,32 +193,37 @@ class Publisher:
 
     async def _exchange(self) -> None:
         self._starting = False
-        while True:
-            batch, lanes = self._next_batch()
-            if not batch:
-                return
-            for item in batch:
-                item.sent = True
-            self._busy.update(lanes)
-            self._start_exchange()
-            try:
-                await self._send(batch)
-            finally:
-                self._busy.difference_update(lanes)
+        try:
+            while True:
+                batch, lanes = self._next_batch()
+                if not batch:
+                    return
+                for item in batch:
+                    item.sent = True
+                self._busy.update(lanes)
+                self._start_exchange()
+                try:
+                    await self._send(batch)
+                finally:
+                    self._busy.difference_update(lanes)
+        finally:
+            # At once: what is published before the callbacks of this task run must find room for an exchange.
+            self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _send(self, batch: list[_Item]) -> None:
+        results: list[tuple[_Item, Result]] = []
         try:
-            results = await self._adapter.publish([item.outgoing for item in batch])
+            sent = await self._adapter.publish([item.outgoing for item in batch])
+            results = list(zip(batch, sent, strict=True))
         except BaseException as error:
-            for item in batch:
-                item.finish(_uncertain(item, error))
+            results = [(item, _uncertain(item, error)) for item in batch]
             if not isinstance(error, Exception):
                 raise
-            return
-        for item, result in zip(batch, results, strict=True):
-            item.finish(result)
-            if isinstance(result, PublishError) and item.outgoing.topic.ordered:
-                self._fail_successors(item, result)
+        finally:
+            for item, result in results:
+                item.finish(result)
+                if isinstance(result, PublishError) and item.outgoing.topic.ordered:
+                    self._fail_successors(item, result)
 
     def _fail_successors(self, failed: _Item, error: PublishError) -> None:
         """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""
@@ -214,11 +238,16 @@ class Publisher:
                     )
                 )
 
-    def _withdraw(self, items: Sequence[_Item]) -> None:
-        """The caller is gone: what was not handed over is not sent."""
+    def _abandon(self, items: Sequence[_Item]) -> None:
+        """Nobody waits for these any more: what was not handed over is not sent, and must not pile up here."""
+        self._abandoned += sum(not item.sent for item in items)
         for item in items:
-            if not item.sent:
-                item.finish(PublishError("cancelled before it was sent"))
+            item.finish(_ABANDONED)
+        if self._abandoned >= PURGE_AFTER:
+            self._abandoned = 0
+            self._free = deque(item for item in self._free if item.open)
+            for lane, waiting in list(self._ordered.items()):
+                self._ordered[lane] = deque(item for item in waiting if item.open)
 
 
 def _too_late(item: _Item, within: float | None) -> PublishError:
@@ -228,7 +257,12 @@ def _too_late(item: _Item, within: float | None) -> PublishError:
             f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "
             "the broker may have it; publish it again with the same id if handlers are idempotent"
         )
-    return PublishError(f"Message {message.id} for {message.topic} was not sent within {within:g} s")
+    return _unsent(item, f"{within:g} s were over before its turn came")
+
+
+def _unsent(item: _Item, reason: str) -> PublishError:
+    message = item.outgoing.message
+    return PublishError(f"Message {message.id} for {message.topic} was not sent: {reason}")
 
 
 def _uncertain(item: _Item, error: BaseException) -> PublishUncertain:

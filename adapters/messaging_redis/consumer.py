@@ -21,7 +21,6 @@ from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, TAKE, TAKE_OVER
 from messaging_redis.settling import RETRY, SharedSettler
-from messaging_redis.topology import as_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -393,5 +392,5 @@ def stream_pairs(reply: Any) -> list[tuple[bytes, list[Any]]]:
     """The streams of a read and their entries: a map, or a list of pairs from an older protocol."""
     if not reply:
         return []
-    pairs = as_pairs(reply) if isinstance(reply, dict) else reply
+    pairs = reply.items() if hasattr(reply, "items") else reply
     return [(key, entries) for key, entries in pairs]

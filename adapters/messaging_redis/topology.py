@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupInfo
 from messaging.errors import ConfigurationError, TopicNotFound
@@ -270,10 +270,9 @@ class Topics:
 
 def as_pairs(reply: Any) -> list[tuple[Any, Any]]:
     """Names and values: of a map, or of a flat list from an older protocol."""
-    names: dict[Any, Any] = (
-        reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=False))
-    )
-    return list(names.items())
+    if hasattr(reply, "items"):
+        return list(reply.items())
+    return list(zip(reply[::2], reply[1::2], strict=False))
 
 
 def as_dict(reply: Any) -> dict[str, Any]:

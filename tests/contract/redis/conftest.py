@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -72,8 +73,12 @@ class Bench:
         self._adapters.append(adapter)
         return adapter
 
-    async def group(self, adapter: RedisAdapter, *, ordered: bool = False, partitions: int = 4, **more: Any) -> GroupSpec:
-        topic = TopicSpec("orders", ordered=ordered, partitions=partitions, retention=more.pop("retention", None))
+    async def group(
+        self, adapter: RedisAdapter, *, ordered: bool = False, partitions: int = 4, **more: Any
+    ) -> GroupSpec:
+        topic = TopicSpec(
+            "orders", ordered=ordered, partitions=partitions, retention=more.pop("retention", None)
+        )
         group = GroupSpec(topic, more.pop("name", "billing"), ordered=ordered, **more)
         await adapter.declare(Topology((topic,), (group,)))
         return group
@@ -167,5 +172,23 @@ def new_owner() -> type[Owner]:
 
 
 @pytest.fixture
-def new_bench() -> type[Bench]:
-    return Bench
+async def own() -> AsyncIterator[Any]:
+    """A Redis of the test's own, to kill or to configure, with a bench on it."""
+    async with AsyncExitStack() as stack:
+
+        async def start(url: Callable[[str], str] = str, **options: Any) -> tuple[Any, Bench]:
+            broker = stack.enter_context(brokers.start("redis", own=True, **options))
+            bench = Bench(url(broker.url))
+            stack.push_async_callback(bench.close)
+            return broker, bench
+
+        yield start
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Any]:
+    """Three nodes that share the slots, with a bench on them."""
+    with brokers.redis_cluster() as nodes:
+        bench = Bench(nodes.url)
+        yield nodes, bench
+        await bench.close()

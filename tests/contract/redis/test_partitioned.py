@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from messaging.adapter import Done, Hold, Settlement, SettleError
+from messaging.adapter import Done, Hold, SettleError, Settlement
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 
@@ -275,7 +275,9 @@ async def test_members_that_come_and_go_lose_and_reorder_nothing(bench, new_owne
 
     async def publish():
         for number in range(0, 600, 10):
-            await adapter.publish([bench.outgoing(group.topic, n, str(n % 12)) for n in range(number, number + 10)])
+            await adapter.publish(
+                [bench.outgoing(group.topic, n, str(n % 12)) for n in range(number, number + 10)]
+            )
             await asyncio.sleep(0.03)
 
     async with asyncio.TaskGroup() as tasks:

@@ -1,0 +1,170 @@
+"""Topics and groups on the broker."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.errors import ConfigurationError, TopicNotFound
+
+
+@pytest.mark.parametrize(
+    ("other", "both"),
+    [
+        (TopicSpec("orders", partitions=6), ("partitions 4", "6")),
+        (TopicSpec("orders", ordered=True, partitions=4), ("ordered False", "True")),
+    ],
+)
+async def test_a_difference_of_partitions_or_order_names_both_sides(bench, other, both):
+    adapter = await bench.adapter()
+    await bench.group(adapter)
+
+    with pytest.raises(ConfigurationError) as caught:
+        await (await bench.adapter()).declare(Topology((other,)))
+
+    assert all(side in str(caught.value) for side in both)
+
+
+async def test_a_group_that_changes_its_order_is_refused(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=True)
+
+    with pytest.raises(ConfigurationError, match="ordered=True.*ordered=False"):
+        await adapter.declare(Topology(groups=(GroupSpec(group.topic, group.name, ordered=False),)))
+
+
+async def test_declaring_again_changes_nothing(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await bench.publish(adapter, group.topic, 5)
+
+    await bench.group(await bench.adapter())
+
+    assert len(await bench.drain(bench.consumer(adapter, group), 5)) == 5
+
+
+async def test_verify_creates_nothing_and_says_what_is_missing(bench):
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    group = GroupSpec(topic, "billing")
+
+    with pytest.raises(TopicNotFound, match="orders"):
+        await adapter.declare(Topology((topic,), mode="verify"))
+    await adapter.declare(Topology((topic,)))
+    with pytest.raises(TopicNotFound, match="billing"):
+        await adapter.declare(Topology((topic,), (group,), mode="verify"))
+    await adapter.declare(Topology((topic,), (group,)))
+    await adapter.declare(Topology((topic,), (group,), mode="verify"))
+
+
+async def test_a_group_starts_at_its_declaration_at_the_beginning_or_at_a_time(bench):
+    adapter = await bench.adapter()
+    first = await bench.group(adapter)
+    await bench.publish(adapter, first.topic, 5)
+    now = int((await adapter.native.time())[0]) + 1
+    while int((await adapter.native.time())[0]) < now:
+        pass
+    middle = datetime.fromtimestamp(now, UTC)
+    await bench.publish(adapter, first.topic, 3)
+
+    groups = [
+        GroupSpec(first.topic, "late"),
+        GroupSpec(first.topic, "all", start="earliest"),
+        GroupSpec(first.topic, "since", start=middle),
+    ]
+    await adapter.declare(Topology(groups=groups))
+    await bench.publish(adapter, first.topic, 1)
+
+    for group, count in zip(groups, (1, 9, 4), strict=True):
+        consumer = bench.consumer(adapter, group)
+        assert len(await bench.drain(consumer, count)) == count
+        assert await consumer.receive(10, 0.2) == []
+
+
+async def test_groups_are_listed_with_their_state_and_deleted_with_all_they_have(bench):
+    from messaging.message import Reject
+
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await adapter.declare(Topology(groups=(GroupSpec(group.topic, "audit"),)))
+    await bench.publish(adapter, group.topic, 10)
+    consumer = bench.consumer(adapter, group)
+    await bench.settle(consumer, await bench.receive(consumer, 4), Reject("no"))
+
+    audit, billing = sorted(await adapter.groups(), key=lambda info: info.group)
+    assert (audit.group, audit.lag, audit.members, audit.dead_letters) == ("audit", 10, 0, 0)
+    assert (billing.group, billing.lag, billing.members, billing.dead_letters) == ("billing", 6, 1, 4)
+    assert 0 <= audit.oldest < 60
+    assert (await adapter.health()).connected
+
+    await consumer.close()
+    await adapter.delete_group(group)
+    await adapter.delete_group(group)
+    assert [info.group for info in await adapter.groups()] == ["audit"]
+    assert await adapter.dead_letters(group).count() == 0
+
+
+async def test_a_member_of_a_deleted_group_ends_with_an_error_that_says_so(bench):
+    adapter = await bench.adapter()
+    shared = await bench.group(adapter)
+    strict = GroupSpec(TopicSpec("strict", ordered=True, partitions=2), "billing", ordered=True)
+    await adapter.declare(Topology((strict.topic,), (strict,)))
+
+    for group in (shared, strict):
+        consumer = bench.consumer(adapter, group)
+        await consumer.receive(1, 0.1)
+        await (await bench.adapter()).delete_group(group)
+        with pytest.raises(ConfigurationError, match="deleted"):
+            for _ in range(20):
+                await consumer.receive(1, 0.2)
+
+
+async def test_an_adopted_stream_and_group_are_used_as_they_are(bench):
+    adapter = await bench.adapter()
+    client, stream = adapter.native, f"theirs-{bench.namespace}"
+    await client.xgroup_create(stream, "workers", id="0", mkstream=True)
+    await client.xadd(stream, {"body": b"hello", "content-type": "text/plain"})
+    topic = TopicSpec("orders", native=stream)
+    group = GroupSpec(topic, "billing", native="workers")
+    await adapter.declare(Topology((topic,), (group,)))
+    await adapter.publish([bench.outgoing(topic, n) for n in range(5)])
+
+    consumer = bench.consumer(adapter, group)
+    got = await bench.drain(consumer, 6)
+
+    assert await client.xlen(stream) == 6
+    assert [(d.message.body, d.message.content_type) for d in got if d.message.content_type] == [
+        (b"hello", "text/plain")
+    ]
+
+
+async def test_what_is_adopted_must_be_there_and_order_needs_one_partition(bench):
+    adapter = await bench.adapter()
+    stream = f"theirs-{bench.namespace}"
+
+    with pytest.raises(TopicNotFound, match=stream):
+        await adapter.declare(Topology((TopicSpec("orders", native=stream),)))
+    await adapter.native.xadd(stream, {"a": "b"})
+    with pytest.raises(TopicNotFound, match="workers"):
+        await adapter.declare(
+            Topology(groups=(GroupSpec(TopicSpec("o", native=stream), "billing", native="workers"),))
+        )
+    with pytest.raises(ConfigurationError, match="one partition"):
+        await adapter.declare(Topology((TopicSpec("orders", ordered=True, native=stream),)))
+
+
+async def test_namespaces_and_names_never_meet(bench):
+    adapter = await bench.adapter()
+    other = await bench.adapter(f"{bench.url}?namespace={bench.namespace}x")
+    topics = [TopicSpec(name, partitions=2) for name in ("a", "a.0", "a-b", "a_b")]
+    groups = [GroupSpec(topic, "g") for topic in topics]
+    await adapter.declare(Topology(topics, groups))
+    await other.declare(Topology(topics, groups))
+
+    for n, topic in enumerate(topics):
+        await adapter.publish([bench.outgoing(topic, n)])
+
+    for n, group in enumerate(groups):
+        (delivery,) = await bench.drain(bench.consumer(adapter, group), 1)
+        assert delivery.message.id == f"m{n}"
+        assert await bench.consumer(other, group).receive(5, 0.1) == []

@@ -1,6 +1,7 @@
 """One interface to RabbitMQ, Kafka, SQS/SNS, Redis Streams and memory, with one set of promises."""
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Capabilities
 from messaging.app import App
@@ -42,9 +43,21 @@ from messaging.message import (
     Topic,
 )
 from messaging.middleware.retry import RetryPolicy, exponential, fixed
-from messaging.settings import Settings
+
+if TYPE_CHECKING:
+    from messaging.settings import Settings
 
 logging.getLogger("messaging").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """`Settings` is loaded on first use: pydantic-settings takes as long to import as all the rest."""
+    if name == "Settings":
+        from messaging.settings import Settings
+
+        return Settings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Ack",

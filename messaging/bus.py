@@ -28,7 +28,6 @@ from messaging.prepare import Options, Preparation
 from messaging.publish import Publisher
 from messaging.registry import adapter_class, adapter_for, redact, split_namespace, store_for
 from messaging.requests import Requester, read_reply
-from messaging.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from messaging.dispatch import Dispatcher
     from messaging.message import Duration, Key
     from messaging.pull import Pull
+    from messaging.settings import Settings
     from messaging.store import IdempotencyStore
 
 PublishHandler = Callable[[Message], "Awaitable[Receipt]"]
@@ -62,6 +62,8 @@ def connect(
     where idempotency lives, `namespace` keeps environments apart on one broker, `source` names this program in its
     messages. Raises ConfigurationError for settings that cannot be, MissingExtra for a library to install.
     """
+    from messaging.settings import Settings
+
     if isinstance(url, Settings):
         settings = url
     else:

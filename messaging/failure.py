@@ -14,7 +14,6 @@ import socket
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from messaging.stack import ErrorInfo, clip, describe
@@ -285,6 +284,8 @@ def _host() -> str:
 
 @cache
 def _library() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("messaging-ports")
     except metadata.PackageNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -11,6 +10,8 @@ from messaging.errors import ConfigurationError, MissingExtra
 from messaging.names import check_namespace
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
+
     from messaging.adapter import Adapter, AdapterContext
     from messaging.clock import Clock
     from messaging.store import IdempotencyStore
@@ -127,12 +128,18 @@ def store_for(url: str, *, clock: Clock) -> IdempotencyStore:
 
 def known_schemes(group: str) -> list[str]:
     """The schemes for which something is registered, whether its library is installed or not."""
-    return sorted({point.name for point in entry_points(group=group)})
+    return sorted({point.name for point in _registered(group)})
+
+
+def _registered(group: str, name: str | None = None) -> EntryPoints:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=group) if name is None else entry_points(group=group, name=name)
 
 
 def _load(group: str, what: str, url: str) -> Any:
     scheme = scheme_of(url)
-    points = entry_points(group=group, name=scheme)
+    points = _registered(group, scheme)
     if not points:
         raise ConfigurationError(_unknown(group, what, scheme))
     point = next(iter(points))

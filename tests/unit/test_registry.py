@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging import registry
 from messaging.adapter import Adapter, AdapterContext
 from messaging.clock import SystemClock
 from messaging.errors import ConfigurationError, MissingExtra
@@ -40,7 +39,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> Entries:
         ]
         return EntryPoints(points)
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
     return found
 
 

@@ -1,6 +1,5 @@
 """The dead letters of a group: a quorum queue, read without being consumed.
 
-A scan holds what it reads unacknowledged on a channel of its own; closing the channel gives it back in order.
 While a scan is open, another one, or `count`, does not see what it holds.
 """
 
@@ -11,13 +10,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp.commands import Basic
 
 from messaging.adapter import DeadLetterStore, StoredLetter
 from messaging.envelope import FAILURE
 from messaging.errors import ConfigurationError, PublishError, UnsupportedCapability
 from messaging.partition import partition_of
-from messaging_rabbitmq.connection import close_channel, translated
+from messaging_rabbitmq.browse import Reading
+from messaging_rabbitmq.connection import translated
 from messaging_rabbitmq.properties import PARTITION, Parcel, incoming, outgoing
 
 if TYPE_CHECKING:
@@ -33,9 +32,10 @@ if TYPE_CHECKING:
 class Letter:
     """Where a letter of an open scan is."""
 
-    __slots__ = ("channel", "removed", "tag")
+    __slots__ = ("channel", "reading", "removed", "tag")
 
-    def __init__(self, channel: AbstractChannel, tag: int) -> None:
+    def __init__(self, reading: Reading, channel: AbstractChannel, tag: int) -> None:
+        self.reading = reading
         self.channel = channel
         self.tag = tag
         self.removed = False
@@ -63,21 +63,14 @@ class RabbitMQDeadLetters(DeadLetterStore):
 
     @asynccontextmanager
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
-        session = self._session
-        number = await self.count()
-        channel = await session.consuming.channel()
+        reading = Reading(self._session, self._queue, await self.count())
         try:
-            yield self._letters(channel, number)
+            yield self._letters(reading)
         finally:
-            await close_channel(channel)
+            await reading.end()
 
-    async def _letters(self, channel: AbstractChannel, number: int) -> AsyncIterator[StoredLetter]:
-        session = self._session
-        for _ in range(number):
-            with translated(f"reading queue {self._queue}", session.settings.address):
-                original = await channel.basic_get(self._queue, timeout=session.settings.operation_timeout)
-            if isinstance(original.delivery, Basic.GetEmpty):
-                return
+    async def _letters(self, reading: Reading) -> AsyncIterator[StoredLetter]:
+        async for channel, original in reading.messages():
             tag = original.delivery_tag or 0
             delivery = incoming(
                 original,
@@ -85,7 +78,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
                 position=f"{self._queue}/{tag}",
                 partitions=self._group.topic.partitions,
             )
-            yield StoredLetter(delivery.message, delivery.failure, Letter(channel, tag))
+            yield StoredLetter(delivery.message, delivery.failure, Letter(reading, channel, tag))
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
@@ -140,6 +133,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
             async with asyncio.timeout(self._session.settings.operation_timeout):
                 await reference.channel.basic_ack(reference.tag, wait=False)
         reference.removed = True
+        reference.reading.held -= 1
         return True
 
     def _absent(self) -> ConfigurationError:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 LEAVE_TIMEOUT = 3.0
+WINDOW = 128
+"""Messages of one partition that may be in the process, parked ones included. The same for all members, now and
+later, or larger: what went back to a quorum queue goes behind what had gone back before and was not taken again,
+so a new owner that takes less than the former one had would change the order (seen on RabbitMQ 3.10).
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +54,7 @@ class PartitionedConsumer(Member):
 
     def __init__(self, session: Session, subscription: Subscription, ownership: Ownership) -> None:
         super().__init__(session, subscription, ownership)
-        self.window = session.settings.partition_window
+        self.window = WINDOW
         self._seat: Seat | None = None
         self._owned: dict[int, Owned] = {}
         self._balancer: asyncio.Task[None] | None = None

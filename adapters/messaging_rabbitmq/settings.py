@@ -44,8 +44,6 @@ class RabbitMQSettings(BaseModel):
     """What the broker is configured with (`consumer_timeout`): it takes back what is unacknowledged for longer."""
     outstanding: int = Field(default=4096, ge=1)
     """Publishes handed over and not yet confirmed; more of them wait."""
-    partition_window: int = Field(default=128, ge=1, le=65535)
-    """Messages of one partition of an ordered group that may be in this process, parked ones included."""
     revoke_timeout: float = Field(default=30.0, ge=0)
     """How long handlers may run on when a partition goes to another member."""
     adopted_queues: Literal["refuse", "limited"] = "refuse"

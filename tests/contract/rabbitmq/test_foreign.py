@@ -1,0 +1,148 @@
+"""What other programs publish: everything is handled, nothing is believed."""
+
+import asyncio
+import json
+import time
+
+from aiormq.abc import ChannelFrame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from messaging.adapter import TopicSpec
+from messaging.message import Reject, Retry
+from messaging.partition import partition_of
+from tests.contract.rabbitmq.support import Bench, Recorder, ack, nothing, publish, receive, settle
+
+
+async def foreign(
+    adapter, group, routing_key: str, *bodies: bytes, exchange: str | None = None, **properties
+):
+    channel = await adapter.native.channel()
+    for body in bodies:
+        await channel.basic_publish(
+            body,
+            exchange=adapter._session.names.exchange(group.topic) if exchange is None else exchange,
+            routing_key=routing_key,
+            properties=Basic.Properties(**properties),
+            mandatory=True,
+        )
+    await channel.close()
+
+
+async def test_a_foreign_routing_key_reaches_the_partition_of_its_key_in_order(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=4))
+    search = await bench.group(adapter, group.topic, "search", ordered=False)
+    one, two = bench.consumer(adapter, group), bench.consumer(adapter, search)
+    await foreign(adapter, group, "customer-1", *(f"{number}".encode() for number in range(20)))
+    await foreign(adapter, group, "9", b"too high", headers={"cloudEvents:partitionkey": "customer-2"})
+
+    deliveries = await receive(one, 21)
+
+    first = [d for d in deliveries if d.message.key == "customer-1"]
+    assert [d.message.body for d in first] == [f"{number}".encode() for number in range(20)]
+    assert {d.partition for d in first} == {partition_of("customer-1", 4)}
+    (other,) = [d for d in deliveries if d.message.key == "customer-2"]
+    assert other.partition == partition_of("customer-2", 4)
+    assert len(await receive(two, 21)) == 21
+
+
+async def test_a_message_without_anything_is_handled_and_keeps_its_new_id(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    channel = await adapter.native.channel()
+    nothing_but_a_body = [
+        Basic.Publish(exchange=adapter._session.names.exchange(group.topic), routing_key="1"),
+        ContentHeader(properties=Basic.Properties(), body_size=4),
+        ContentBody(b"\x00raw"),
+    ]
+    await channel.write_queue.put(ChannelFrame.marshall(channel.number, nothing_but_a_body))
+    (first,) = await receive(consumer, 1)
+
+    await settle(consumer, [first], Retry(), after=0.0, failure="{}")
+    (second,) = await receive(consumer, 1)
+
+    assert first.message.id and first.message.id == first.position
+    assert (second.message.id, second.message.body, second.attempt) == (first.message.id, b"\x00raw", 2)
+    assert second.partition == first.partition == 1
+
+
+async def test_forged_headers_steer_nothing(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    forged = {
+        "messaging-attempt": "99999999999999999999",
+        "messaging-not-before": str(time.time() + 3600),
+        "messaging-guard": "alone",
+        "messaging-partition": "77",
+        "messaging-headers": json.dumps({"a": "b", "c": 1}),
+        "messaging-failure": {"not": "text"},
+        "x-delivery-count": 99,
+        "x-death": [{"queue": "q", "count": 5}],
+        "x-first-death-queue": "q",
+        "number": 7,
+        "nested": {"a": [1, None, True]},
+        "bytes": bytearray(b"\xff"),
+    }
+    for exchange, key in ((None, "0"), ("", adapter._session.names.queue(group))):
+        if exchange == "":
+            del forged["messaging-not-before"]
+        await foreign(
+            adapter, group, key, b"x", exchange=exchange, headers=dict(forged), message_id="f", priority=7,
+            user_id="guest", expiration="60000", reply_to="some.queue",
+        )  # fmt: skip
+        (first,) = await receive(consumer, 1)
+        assert first.message.id == "f"
+        assert 1 <= first.attempt <= 10_000
+        assert (first.returns, first.failure, first.partition) == (0, None, 0)
+        assert first.message.headers["number"] == "7" and first.message.headers["a"] == "b"
+        assert not any(name.startswith(("messaging-", "x-")) for name in first.message.headers)
+        await settle(consumer, [first], Retry(), after=0.125, failure="{}")
+        (second,) = await receive(consumer, 1)
+        assert (second.attempt, second.returns) == (min(first.attempt + 1, 10_000), 0)
+        assert second.message.headers == first.message.headers
+        await settle(consumer, [second], Reject("no"), failure="{}")
+    assert await adapter.dead_letters(group).count() == 2
+    await nothing(consumer)
+
+
+async def test_copies_are_never_sent_where_a_header_says(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    assert adapter.native is not None
+    channel = await adapter.native.channel()
+    spy = f"{bench.namespace}.spy"
+    await channel.queue_declare(spy, exclusive=True)
+    await foreign(adapter, group, "0", b"x", headers={"CC": [spy]})
+    assert (await channel.queue_declare(spy, passive=True)).message_count == 0
+    await foreign(adapter, group, "elsewhere", b"x", headers={"BCC": ["0"]})
+    for one in await receive(consumer, 2):
+        await settle(consumer, [one], Retry(), after=0.0, failure="{}")
+    again = await receive(consumer, 2)
+    assert len(again) == 2
+    await ack(consumer, again)
+    assert (await channel.queue_declare(spy, passive=True)).message_count == 0
+
+
+async def test_the_relay_waits_for_the_publishing_connection_and_loses_nothing(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    recorder = Recorder()
+    consumer = bench.consumer(adapter, group, recorder)
+    await consumer.receive(1, 0.1)
+    await publish(adapter, group.topic, "ours")
+    await receive(consumer, 1)
+    other = await bench.adapter()
+    adapter._session.publishing.abort()
+    await foreign(other, group, "key", *(f"{number}".encode() for number in range(50)))
+
+    bodies = set()
+    async with asyncio.timeout(10):
+        while len(bodies) < 50:
+            bodies |= {one.message.body for one in await consumer.receive(50, 0.2)}
+
+    assert not recorder.lost

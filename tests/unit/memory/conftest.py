@@ -63,7 +63,9 @@ class World:
         await self.adapter.declare(Topology([self.topic], groups or [self.group]))
 
     def outgoing(self, body: bytes = b"x", *, id=None, key=None, partition=0, mandatory=False, **fields):
-        message = Message(id=id or f"m{next(self._ids)}", topic=self.topic.name, body=body, key=key, **fields)
+        name = self.topic.name
+        fields = {"type": name, **fields}
+        message = Message(id=id or f"m{next(self._ids)}", topic=name, body=body, key=key, **fields)
         return Outgoing(self.topic, message, partition, mandatory)
 
     async def publish(self, *messages: Outgoing):

@@ -84,11 +84,12 @@ async def test_the_size_limit_is_exact_and_counts_attributes_and_headers(world, 
     assert isinstance(result, MessageTooLarge if over else Receipt)
 
 
-async def test_what_a_handler_does_to_headers_no_other_delivery_sees(world):
+@pytest.mark.parametrize("type", ["orders", None])
+async def test_what_a_handler_does_to_headers_no_other_delivery_sees(world, type):
     groups = [GroupSpec(world.topic, name) for name in ("billing", "search")]
     await world.declare(*groups)
     headers = {"tenant": "a"}
-    await world.publish(world.outgoing(headers=headers), world.outgoing())
+    await world.publish(world.outgoing(headers=headers, type=type), world.outgoing(type=type))
     headers["tenant"] = "changed by the publisher"
     consumers = [world.consumer(group=group) for group in groups]
 

@@ -123,6 +123,19 @@ async def test_a_retry_is_kept_by_the_broker_and_comes_exactly_then(world, after
     assert (again.attempt, again.failure, again.returns) == (2, '{"n":1}', 0)
 
 
+async def test_two_retries_that_are_close_come_each_at_its_own_time(world):
+    await world.declare()
+    consumer = world.consumer()
+    await world.publish(world.outgoing(id="a"), world.outgoing(id="b"))
+    a, b = await consumer.receive(2, 0)
+    await consumer.settle([Settlement(b, Retry(), after=5.03), Settlement(a, Retry(), after=5)])
+
+    await world.clock.advance(5)
+    assert names(await consumer.receive(10, 0)) == ["a"]
+    await world.clock.advance(0.03)
+    assert names(await consumer.receive(10, 0)) == ["b"]
+
+
 async def test_a_lease_that_ends_gives_the_message_to_another(world, owner):
     await world.declare()
     slow = owner()

@@ -1,0 +1,213 @@
+import asyncio
+import logging
+
+import pytest
+
+from messaging.adapter import DONE, SettleError, Settlement
+from messaging.errors import ConnectionFailed, LeaseLost, PublishError
+from messaging.message import Ack
+from messaging.settlement import BATCH, Settler
+from messaging.testing import VirtualClock
+from tests.unit.scripted import message, raw
+
+LOST = SettleError(LeaseLost("gone"))
+DOWN = SettleError(ConnectionFailed("down"))
+
+
+class Desk:
+    """A settler between functions of a test."""
+
+    def __init__(self):
+        self.clock = VirtualClock()
+        self.log = []
+        self.results = []
+        self.unwanted = set()
+        self.answers = []
+        self.reply_answers = []
+        self.gate = None
+        self.settler = Settler(
+            settle=self.settle,
+            reply=self.reply,
+            settled=lambda one, result: self.results.append((one.delivery.message.id, result)),
+            wanted=lambda delivery: delivery.message.id not in self.unwanted,
+            clock=self.clock,
+        )
+
+    async def settle(self, batch):
+        self.log.append([one.delivery.message.id for one in batch])
+        answer = self.answers.pop(0) if self.answers else None
+        if self.gate is not None:
+            await self.gate.wait()
+        return answer or [DONE] * len(batch)
+
+    async def reply(self, replies):
+        self.log.append(("replies", [message.id for _, message in replies]))
+        answer = self.reply_answers.pop(0) if self.reply_answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        if self.gate is not None:
+            await self.gate.wait()
+        return answer or [None] * len(replies)
+
+    def add(self, *ids, reply=False):
+        for id in ids:
+            self.settler.add(Settlement(raw(id), Ack()), ("inbox", message(f"re-{id}")) if reply else None)
+
+
+@pytest.fixture
+async def desk():
+    desk = Desk()
+    task = asyncio.create_task(desk.settler.run())
+    await desk.clock.settle()
+    yield desk
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+async def test_what_gathers_during_an_exchange_goes_together_in_the_next(desk):
+    desk.gate = asyncio.Event()
+    desk.add("a")
+    await desk.clock.settle()
+
+    desk.add("b", "c")
+    desk.gate.set()
+    await desk.clock.settle()
+
+    assert desk.log == [["a"], ["b", "c"]]
+    assert desk.results == [("a", DONE), ("b", DONE), ("c", DONE)]
+
+
+async def test_an_exchange_is_bounded(desk):
+    desk.add(*(str(number) for number in range(BATCH + 1)))
+
+    await desk.clock.settle()
+
+    assert [len(batch) for batch in desk.log] == [BATCH, 1]
+
+
+async def test_what_the_broker_did_not_take_is_settled_again_with_growing_waits(desk):
+    desk.answers = [[DOWN, DONE], [DOWN], [DOWN]]
+    desk.add("a", "b")
+
+    await desk.clock.settle()
+    assert desk.log == [["a", "b"]]
+    await desk.clock.advance(10)
+
+    assert desk.log == [["a", "b"], ["a"], ["a"], ["a"]]
+    assert desk.results == [("b", DONE), ("a", DONE)]
+
+
+async def test_a_lost_delivery_is_told_and_not_settled_again(desk):
+    desk.answers = [[LOST]]
+    desk.add("a")
+
+    await desk.clock.advance(60)
+
+    assert desk.log == [["a"]]
+    assert desk.results == [("a", LOST)]
+
+
+async def test_what_is_no_longer_ours_is_not_settled_again(desk):
+    desk.answers = [[DOWN]]
+    desk.add("a")
+    await desk.clock.settle()
+
+    desk.unwanted.add("a")
+    await desk.clock.advance(60)
+    desk.add("b")
+    await desk.clock.settle()
+
+    assert desk.log == [["a"], ["b"]]
+    assert desk.results == [("b", DONE)]
+
+
+async def test_the_log_names_the_error_that_makes_it_try_again(desk, caplog):
+    desk.answers = [[LOST, DOWN]]
+    desk.add("a", "b")
+
+    with caplog.at_level(logging.WARNING, "messaging"):
+        await desk.clock.settle()
+
+    (record,) = caplog.records
+    assert "down" in record.getMessage()
+    assert (record.message_id, record.unsettled) == ("b", 1)
+
+
+async def test_a_reply_is_sent_before_its_request_is_settled(desk):
+    desk.add("a", reply=True)
+    desk.add("b")
+
+    await desk.clock.settle()
+
+    assert desk.log == [("replies", ["re-a"]), ["a", "b"]]
+
+
+async def test_a_reply_is_sent_once_although_its_request_is_settled_again(desk):
+    desk.answers = [[DOWN]]
+    desk.add("a", reply=True)
+
+    await desk.clock.advance(1)
+
+    assert desk.log == [("replies", ["re-a"]), ["a"], ["a"]]
+
+
+async def test_a_broken_connection_delays_the_reply_and_the_settlement_behind_it(desk):
+    desk.reply_answers = [ConnectionFailed("down")]
+    desk.add("a", reply=True)
+
+    await desk.clock.settle()
+    assert desk.results == []
+    await desk.clock.advance(1)
+
+    assert desk.log == [("replies", ["re-a"]), ("replies", ["re-a"]), ["a"]]
+    assert desk.results == [("a", DONE)]
+
+
+async def test_no_reply_is_sent_for_a_request_that_somebody_else_has_now(desk):
+    desk.unwanted.add("a")
+    desk.add("a", reply=True)
+
+    await desk.clock.settle()
+
+    assert desk.log == []
+    assert not desk.settler._replies
+
+
+async def test_a_reply_that_cannot_be_sent_is_logged_and_its_request_is_done(desk, caplog):
+    desk.reply_answers = [[PublishError("too large")]]
+    desk.add("a", reply=True)
+
+    with caplog.at_level(logging.WARNING, "messaging"):
+        await desk.clock.settle()
+
+    assert "too large" in caplog.text
+    assert desk.results == [("a", DONE)]
+
+
+@pytest.mark.parametrize("reply", [False, True])
+async def test_what_was_cancelled_midway_is_left_to_flush(reply):
+    desk = Desk()
+    desk.gate = asyncio.Event()
+    task = asyncio.create_task(desk.settler.run())
+    desk.add("a", reply=reply)
+    await desk.clock.settle()
+    before = list(desk.log)
+
+    task.cancel()
+    await asyncio.wait((task,))
+    desk.gate = None
+    await desk.settler.flush()
+
+    assert desk.log[len(before) :] == [*([("replies", ["re-a"])] if reply else []), ["a"]]
+    assert desk.results == [("a", DONE)]
+
+
+async def test_flush_settles_all_that_is_left_and_tries_once():
+    desk = Desk()
+    desk.add(*(str(number) for number in range(BATCH + 2)))
+    desk.answers = [None, [DOWN, DONE]]
+
+    await desk.settler.flush()
+
+    assert [len(batch) for batch in desk.log] == [BATCH, 2]
+    assert len(desk.results) == BATCH + 1

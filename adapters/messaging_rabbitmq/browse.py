@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from messaging.errors import ConnectionFailed, MessagingError
@@ -41,7 +42,7 @@ class Reading:
         self._lost = False
         self._dropping = False
         self.held = 0
-        """Messages that will go back."""
+        """Messages that will go back: the broker assigns a part before it answers the consume."""
 
     async def messages(self) -> AsyncIterator[tuple[AbstractChannel, DeliveredMessage]]:
         """Each with its channel, oldest first. Raises ConnectionFailed when the connection is lost."""
@@ -61,13 +62,13 @@ class Reading:
         with translated(f"reading queue {self._queue}", self._session.settings.address):
             await channel.basic_qos(prefetch_count=size)
             await channel.basic_consume(self._queue, self._take)
+        self.held += size
         return channel, size
 
     async def _take(self, message: DeliveredMessage) -> None:
-        self.held += 1
         if not self._dropping:
             self._waiting.append(message)
-        self._changed.set()
+            self._changed.set()
 
     def _closed(self) -> None:
         self._lost = True
@@ -90,33 +91,22 @@ class Reading:
         """Give everything back, in order, and wait until it can be read again."""
         if self._lost:
             return
-        try:
-            await self._take_the_rest()
-        except (MessagingError, TimeoutError):
-            pass  # giving back matters more than its order
-        for channel in self._channels:
-            await close_channel(channel)
-        if self.held and not self._session.consuming.current:
-            return
-        await self._settled()
-
-    async def _take_the_rest(self) -> None:
         self._waiting.clear()
         self._dropping = True
-        expected = self.held
-        async with asyncio.timeout(self._session.settings.operation_timeout):
-            while self._left > 0:
-                _, size = await self._next_part()
-                expected = self.held + size
-                while self.held < expected and not self._lost:
-                    self._changed.clear()
-                    async with asyncio.timeout(SETTLE_TIMEOUT):
-                        await self._changed.wait()
+        # Giving back matters more than its order.
+        with suppress(MessagingError, TimeoutError):
+            async with asyncio.timeout(self._session.settings.operation_timeout):
+                while self._left > 0:
+                    await self._next_part()
+        for channel in self._channels:
+            await close_channel(channel)
+        with suppress(MessagingError):
+            await self._settled()
 
     async def _settled(self) -> None:
         deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT
         async with self._session.consuming.throwaway(f"counting queue {self._queue}") as channel:
-            while (await channel.queue_declare(self._queue, passive=True)).message_count < self.held:  # type: ignore[operator]
+            while ((await channel.queue_declare(self._queue, passive=True)).message_count or 0) < self.held:
                 if asyncio.get_running_loop().time() > deadline:
                     return
                 await asyncio.sleep(SETTLE_PAUSE)

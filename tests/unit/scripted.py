@@ -42,7 +42,9 @@ def raw(id="m", key=None, **values):
 
 
 def outgoing(id="m", key=None, *, ordered=False, partition=0, topic="orders"):
-    return Outgoing(TopicSpec(topic, ordered=ordered), Message(id=id, topic=topic, body=b"", key=key), partition)
+    return Outgoing(
+        TopicSpec(topic, ordered=ordered), Message(id=id, topic=topic, body=b"", key=key), partition
+    )
 
 
 def ids(deliveries):
@@ -141,7 +143,7 @@ class ScriptedAdapter(Adapter):
 
     name = "scripted"
 
-    def __init__(self, clock, consumer=None):
+    def __init__(self, clock, consumer: Any = None):
         self.clock = clock
         self.made = consumer
         self.batches = []

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ class Desk:
         self.log = []
         self.results = []
         self.unwanted = set()
-        self.answers = []
-        self.reply_answers = []
-        self.gate = None
+        self.answers: list[Any] = []
+        self.reply_answers: list[Any] = []
+        self.gate: asyncio.Event | None = None
         self.settler = Settler(
             settle=self.settle,
             reply=self.reply,

@@ -1,0 +1,434 @@
+import asyncio
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from messaging import publish as module
+from messaging.errors import Closed, ConnectionFailed, PublishError, PublishUncertain
+from messaging.message import Receipt
+from messaging.publish import Publisher
+from messaging.testing import VirtualClock
+from tests.unit.scripted import ScriptedAdapter, later, outgoing
+
+
+class Desk:
+    """A publisher over a broker that answers when the gate is open."""
+
+    def __init__(self):
+        self.clock = VirtualClock()
+        self.adapter = ScriptedAdapter(self.clock)
+        self.adapter.on_publish = self.answer
+        self.publisher = Publisher(self.adapter, self.clock)
+        self.gate = asyncio.Event()
+        self.answers = {}
+        self.under_way = 0
+
+    @property
+    def batches(self):
+        return self.adapter.batches
+
+    async def answer(self, messages):
+        self.under_way += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.under_way -= 1
+            self.clock.touch()
+        found = [self.answers.get(one.message.id, Receipt(one.message.id)) for one in messages]
+        for one in found:
+            if not isinstance(one, PublishError | Receipt):
+                raise one
+        return found
+
+    def start(self, *messages, within=None):
+        return asyncio.create_task(self.publisher.publish(messages, within))
+
+    async def started(self, *messages, within=None):
+        task = self.start(*messages, within=within)
+        await self.clock.settle()
+        return task
+
+    def nothing_is_left(self):
+        publisher = self.publisher
+        return not (
+            publisher._free
+            or publisher._ordered
+            or publisher._busy
+            or publisher._exchanges
+            or publisher._outstanding
+        )
+
+
+@pytest.fixture
+async def desk():
+    return Desk()
+
+
+async def test_calls_of_one_tick_share_one_exchange(desk):
+    desk.gate.set()
+
+    results = await asyncio.gather(*(desk.start(outgoing(id)) for id in "abc"))
+
+    assert desk.batches == [["a", "b", "c"]]
+    assert results == [[Receipt("a")], [Receipt("b")], [Receipt("c")]]
+    assert desk.nothing_is_left()
+
+
+async def test_exchanges_under_way_and_their_size_are_bounded(desk, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    many = [outgoing(str(number)) for number in range(20)]
+
+    calls = await desk.started(*many)
+    assert desk.under_way == module.EXCHANGES
+    desk.gate.set()
+    await calls
+
+    assert [len(batch) for batch in desk.batches] == [2] * 10
+    assert desk.nothing_is_left()
+
+
+async def test_an_ordered_partition_has_one_batch_under_way(desk):
+    first = await desk.started(outgoing("1", "a", ordered=True))
+    second = await desk.started(outgoing("2", "b", ordered=True))
+    other = await desk.started(outgoing("3", "c", ordered=True, partition=1))
+    assert desk.batches == [["1"], ["3"]]
+
+    desk.gate.set()
+    await asyncio.gather(first, second, other)
+
+    assert desk.batches == [["1"], ["3"], ["2"]]
+    assert desk.nothing_is_left()
+
+
+async def test_a_bounded_batch_leaves_the_rest_of_a_partition_for_the_next(desk, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    messages = [outgoing(str(number), "k", ordered=True, partition=number // 3) for number in range(6)]
+    desk.gate.set()
+
+    await desk.start(*messages)
+
+    assert sorted(id for batch in desk.batches for id in batch) == list("012345")
+    assert max(len(batch) for batch in desk.batches) == 2
+    assert desk.nothing_is_left()
+
+
+async def test_a_failed_message_fails_what_waits_behind_it_with_the_same_key(desk):
+    desk.answers["1"] = PublishError("refused")
+    first = await desk.started(outgoing("1", "a", ordered=True))
+    behind = await desk.started(outgoing("2", "a", ordered=True), outgoing("3", "b", ordered=True))
+
+    desk.gate.set()
+
+    assert await first == [desk.answers["1"]]
+    failed, sent = await behind
+    assert isinstance(failed, PublishError)
+    assert "message 1, published before it with the same key, failed: refused" in str(failed)
+    assert sent == Receipt("3")
+    assert desk.batches == [["1"], ["3"]]
+
+
+@pytest.mark.parametrize("error", [ConnectionFailed("cut"), ValueError("a defect")])
+async def test_an_exchange_that_raises_leaves_the_fate_unknown_and_fails_the_successors(desk, error):
+    desk.answers["1"] = error
+    first = await desk.started(outgoing("1", "a", ordered=True))
+    behind = await desk.started(outgoing("2", "a", ordered=True))
+
+    desk.gate.set()
+
+    (result,) = await first
+    assert isinstance(result, PublishUncertain)
+    (failed,) = await behind
+    assert isinstance(failed, PublishError)
+    assert not isinstance(failed, PublishUncertain)
+    assert desk.nothing_is_left()
+
+
+async def test_an_adapter_that_answers_too_little_leaves_no_call_waiting(desk):
+    desk.adapter.on_publish = lambda messages: later(desk.clock, 0, [])
+
+    (result,) = await desk.start(outgoing("1"))
+
+    assert isinstance(result, PublishUncertain)
+
+
+async def test_publishing_nothing_returns_at_once(desk):
+    assert await desk.publisher.publish([], None) == []
+    assert desk.batches == []
+
+
+async def test_a_timeout_before_the_hand_over_means_not_sent(desk, monkeypatch):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    await desk.started(outgoing("1"))
+    second = await desk.started(outgoing("2"), within=5)
+
+    await desk.clock.advance(5)
+    (result,) = await second
+    desk.gate.set()
+    await desk.clock.settle()
+
+    assert isinstance(result, PublishError)
+    assert not isinstance(result, PublishUncertain)
+    assert "Message 2 for orders was not sent" in str(result)
+    assert desk.batches == [["1"]]
+    assert desk.nothing_is_left()
+
+
+async def test_a_timeout_after_the_hand_over_is_uncertain(desk):
+    call = await desk.started(outgoing("1"), within=5)
+
+    await desk.clock.advance(5)
+
+    (result,) = await call
+    assert isinstance(result, PublishUncertain)
+    assert "Message 1 for orders was not confirmed within 5 s" in str(result)
+    desk.gate.set()
+    await desk.clock.settle()
+    assert desk.nothing_is_left()
+
+
+async def test_a_confirmation_that_comes_with_the_timeout_counts(desk):
+    call = await desk.started(outgoing("1"), within=5)
+    desk.clock.call_later(5, desk.gate.set)
+
+    await desk.clock.advance(5)
+
+    assert isinstance((await call)[0], Receipt | PublishUncertain)
+    assert desk.nothing_is_left()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_cancelled_call_that_waits_is_not_sent(desk, monkeypatch, ordered):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    await desk.started(outgoing("1", "a", ordered=ordered))
+    second = await desk.started(outgoing("2", "a", ordered=ordered))
+
+    second.cancel()
+    await desk.clock.settle()
+    desk.gate.set()
+    await desk.clock.settle()
+
+    assert second.cancelled()
+    assert desk.batches == [["1"]]
+    assert desk.nothing_is_left()
+
+
+async def test_a_cancelled_call_does_not_disturb_the_batch_it_shares(desk):
+    first, second = desk.start(outgoing("1")), desk.start(outgoing("2"))
+    await desk.clock.settle()
+
+    first.cancel()
+    desk.gate.set()
+
+    assert await second == [Receipt("2")]
+    assert first.cancelled()
+    assert desk.nothing_is_left()
+
+
+async def test_abandoned_messages_do_not_pile_up_behind_a_stuck_broker(desk, monkeypatch):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    monkeypatch.setattr(module, "PURGE_AFTER", 10)
+    await desk.started(outgoing("1", "a", ordered=True))
+
+    for number in range(50):
+        await desk.started(outgoing(f"x{number}"), outgoing(f"y{number}", "a", ordered=True), within=1)
+        await desk.clock.advance(1)
+
+    waiting = len(desk.publisher._free) + sum(map(len, desk.publisher._ordered.values()))
+    assert waiting <= 12
+    desk.gate.set()
+    await desk.clock.settle()
+    assert desk.batches == [["1"]]
+    assert desk.nothing_is_left()
+
+
+async def test_what_is_outstanding_is_bounded_and_callers_wait_for_room(desk, monkeypatch):
+    monkeypatch.setattr(module, "OUTSTANDING", 2)
+    first = await desk.started(outgoing("1"), outgoing("2"))
+    patient = await desk.started(outgoing("3"))
+    hasty = await desk.started(outgoing("4"), within=1)
+    assert desk.batches == [["1", "2"]]
+
+    await desk.clock.advance(1)
+    with pytest.raises(PublishError, match="Message 4 for orders was not sent within 1 s: 2 messages wait"):
+        await hasty
+    desk.gate.set()
+    await asyncio.gather(first, patient)
+
+    assert desk.batches == [["1", "2"], ["3"]]
+    assert desk.nothing_is_left()
+
+
+async def test_the_wait_for_room_is_part_of_the_timeout(desk, monkeypatch):
+    monkeypatch.setattr(module, "OUTSTANDING", 1)
+    first = await desk.started(outgoing("1"), within=6)
+    second = await desk.started(outgoing("2"), within=10)
+
+    await desk.clock.advance(6)
+    await first
+    assert not second.done()
+    await desk.clock.advance(4)
+
+    assert isinstance((await second)[0], PublishUncertain)
+
+
+async def test_a_bounded_call_that_found_room_keeps_the_rest_of_its_time(desk, monkeypatch):
+    monkeypatch.setattr(module, "OUTSTANDING", 1)
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    first = await desk.started(outgoing("1"), within=None)
+    second = await desk.started(outgoing("2"), within=10)
+
+    await desk.clock.advance(4)
+    desk.gate.set()
+    await desk.clock.settle()
+
+    assert await first == [Receipt("1")]
+    assert await second == [Receipt("2")]
+
+
+async def test_an_exchange_that_ends_makes_room_at_once_for_the_next(desk):
+    """All exchanges are confirmed in one tick, and the first caller publishes again before the tick is over."""
+
+    async def twice():
+        await desk.publisher.publish([outgoing("first")], None)
+        return await desk.publisher.publish([outgoing("again")], 1)
+
+    call = asyncio.create_task(twice())
+    await desk.clock.settle()
+    for number in range(module.EXCHANGES - 1):
+        await desk.started(outgoing(str(number)))
+
+    desk.gate.set()
+    await desk.clock.advance(1)
+
+    assert await call == [Receipt("again")]
+
+
+async def test_close_refuses_new_messages_and_sends_what_waits(desk, monkeypatch):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    first = await desk.started(outgoing("1"))
+    second = await desk.started(outgoing("2"))
+    closing = asyncio.create_task(desk.publisher.close(10))
+    await desk.clock.settle()
+
+    with pytest.raises(Closed):
+        await desk.publisher.publish([outgoing("3")], None)
+    desk.gate.set()
+    await closing
+
+    assert await first == [Receipt("1")]
+    assert await second == [Receipt("2")]
+    assert desk.nothing_is_left()
+
+
+async def test_close_gives_up_at_its_deadline_and_leaves_no_call_waiting(desk, monkeypatch):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    sent = await desk.started(outgoing("1"))
+    waiting = [await desk.started(outgoing(str(n), "a", ordered=n % 2 == 0)) for n in range(2, 4)]
+    closing = asyncio.create_task(desk.publisher.close(10))
+
+    await desk.clock.advance(10)
+    await closing
+
+    assert isinstance((await sent)[0], PublishUncertain)
+    for call in waiting:
+        (result,) = await call
+        assert "the bus was closed" in str(result)
+        assert not isinstance(result, PublishUncertain)
+    assert desk.publisher._outstanding == 0
+
+
+async def test_a_cancelled_close_leaves_nothing_under_way(desk):
+    sent = await desk.started(outgoing("1"))
+    closing = asyncio.create_task(desk.publisher.close(10))
+    await desk.clock.settle()
+
+    closing.cancel()
+    await asyncio.wait((closing,))
+
+    assert closing.cancelled()
+    assert isinstance((await sent)[0], PublishUncertain)
+    assert not desk.publisher._exchanges
+
+
+async def test_close_on_an_idle_publisher_returns_at_once(desk):
+    await desk.publisher.close(10)
+
+
+def fate(number):
+    return st.tuples(
+        st.just(str(number)),
+        st.sampled_from([None, "a", "b", "c"]),
+        st.sampled_from(["ok", "ok", "ok", "refused", "raises"]),
+        st.sampled_from([None, None, 1.0, 3.0]),
+        st.sampled_from([None, None, None, 0.5, 2.0]),
+        st.floats(0, 2),
+    )
+
+
+@given(
+    st.integers(1, 30).flatmap(lambda size: st.tuples(*map(fate, range(size)))),
+    st.floats(0, 2),
+    st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(plan, delay, partitions):
+    asyncio.run(one_history(plan, delay, partitions))
+
+
+async def one_history(plan, delay, partitions):
+    clock = VirtualClock(patience=30)
+    adapter = ScriptedAdapter(clock)
+    publisher = Publisher(adapter, clock)
+    fates = {id: fate for id, _, fate, *_ in plan}
+    stored, busy = defaultdict(list), set()
+
+    async def store(messages):
+        lanes = {one.partition for one in messages if one.topic.ordered}
+        assert not lanes & busy, "two batches of one ordered partition are under way"
+        busy.update(lanes)
+        try:
+            results = await later(clock, delay, [])
+            failed = set()
+            for one in messages:
+                verdict = fates[one.message.id]
+                if verdict == "raises":
+                    raise ConnectionFailed("cut")
+                if verdict == "refused" or (one.topic.ordered and one.partition in failed):
+                    failed.add(one.partition)
+                    results.append(PublishError("refused"))
+                else:
+                    stored[one.message.key].append(int(one.message.id))
+                    results.append(Receipt(one.message.id))
+        finally:
+            busy.difference_update(lanes)
+        return results
+
+    adapter.on_publish = store
+
+    async def call(number, key, within, cancel_after, at):
+        ordered = key is not None
+        one = outgoing(str(number), key, ordered=ordered, partition=hash(key) % partitions if ordered else 0)
+        task = asyncio.create_task(publisher.publish([one], within))
+        if cancel_after is not None:
+            clock.call_later(cancel_after, task.cancel)
+        await asyncio.wait((task,))
+        return task
+
+    tasks = []
+    for number, (_, key, _, within, cancel_after, at) in enumerate(sorted(plan, key=lambda one: one[-1])):
+        fates[str(number)] = plan[number][2]
+        await clock.advance(max(0.0, at - clock.monotonic()))
+        tasks.append(asyncio.create_task(call(number, key, within, cancel_after, at)))
+    await clock.advance(100)
+
+    assert all(task.done() for task in tasks), "a call never resolved"
+    for task in tasks:
+        if not task.result().cancelled():
+            (result,) = task.result().result()
+            assert isinstance(result, Receipt | PublishError)
+    for key, numbers in stored.items():
+        assert key is None or numbers == sorted(numbers)
+    assert publisher._outstanding == 0
+    assert not (publisher._free or publisher._ordered or publisher._busy or publisher._exchanges)

@@ -56,7 +56,6 @@ class Clients:
                 options.pop(absent, None)
             self._cluster = _cluster.RedisCluster(
                 startup_nodes=nodes,
-                cluster_error_retry_attempts=0,
                 ssl=settings.tls,
                 **(options | {"socket_timeout": settings.socket_timeout}),
             )

@@ -15,6 +15,7 @@ from redis import exceptions as redis_errors
 
 from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
 from messaging_redis.clients import Clients
+from messaging_redis.scripts import with_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,10 @@ _TRANSIENT = (
     "OOM",
 )
 """Codes of errors that pass without anybody changing the program."""
+_FAULTS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
+"""What redis-py raises when there is no connection, or no more."""
+_NOT_RUN = (redis_errors.NoScriptError, redis_errors.MovedError)
+_ROUNDS = 3
 _MARGIN = 2.0
 """Seconds that a reply to a waiting read may be late before the connection counts as lost."""
 
@@ -80,7 +85,7 @@ class RedisConnection:
             self._clients = None
             with contextlib.suppress(Exception):
                 await clients.close()
-            if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
+            if isinstance(error, _FAULTS):
                 raise self._unreachable(error, started) from error
             raise
 
@@ -88,7 +93,7 @@ class RedisConnection:
         """Close all connections. A second call is a no-op."""
         clients, self._clients = self._clients, None
         if clients is not None:
-            with contextlib.suppress(redis_errors.RedisError, OSError, TimeoutError):
+            with contextlib.suppress(*_FAULTS):
                 async with asyncio.timeout(2):
                     await clients.close()
 
@@ -96,7 +101,7 @@ class RedisConnection:
         """What holds the key: commands of one shard may go in one exchange."""
         try:
             return self._opened.node_of(key)
-        except redis_errors.RedisError as error:
+        except _FAULTS as error:
             raise self._unreachable(error, time.monotonic()) from error
 
     async def call(self, key: str, *command: Argument, wait: float | None = None) -> Any:
@@ -123,18 +128,19 @@ class RedisConnection:
         AuthenticationFailed. Cancelling closes the one connection that was in use.
         """
         replies = await self._exchange(key, commands, wait)
-        again = [at for at, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
-        if again:
-            from messaging_redis.scripts import with_source
-
-            repeated = await self._exchange(key, [with_source(commands[at]) for at in again], wait)
-            for at, reply in zip(again, repeated, strict=True):
-                replies[at] = reply
-        moved = [at for at, reply in enumerate(replies) if isinstance(reply, redis_errors.MovedError)]
-        if moved:
-            await self._refresh()
-            repeated = await self._exchange(key, [commands[at] for at in moved], wait)
-            for at, reply in zip(moved, repeated, strict=True):
+        # A command that the server did not run: its script is unknown there, or its slot has moved.
+        for _ in range(_ROUNDS):
+            places = [at for at, reply in enumerate(replies) if isinstance(reply, _NOT_RUN)]
+            if not places:
+                break
+            if any(isinstance(replies[at], redis_errors.MovedError) for at in places):
+                await self._refresh()
+            commands = [
+                with_source(command) if isinstance(reply, redis_errors.NoScriptError) else command
+                for command, reply in zip(commands, replies, strict=True)
+            ]
+            repeated = await self._exchange(key, [commands[at] for at in places], wait)
+            for at, reply in zip(places, repeated, strict=True):
                 replies[at] = reply
         return replies
 
@@ -145,7 +151,7 @@ class RedisConnection:
         patience = self.settings.socket_timeout if wait is None else wait + _MARGIN
         try:
             pool = clients.pool(key, waiting=wait is not None)
-        except redis_errors.RedisError as error:
+        except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, time.monotonic()) from error
         async with pool.slots:
@@ -155,7 +161,7 @@ class RedisConnection:
                     replies = await _converse(connection, commands)
             except BaseException as error:
                 await connection.disconnect(nowait=True)
-                if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
+                if isinstance(error, _FAULTS):
                     clients.stale = True
                     raise self._interrupted(error, patience) from error
                 raise
@@ -169,7 +175,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 return await pool.get_connection()
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+        except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, started) from error
 
@@ -178,7 +184,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 await self._opened.refresh()
-        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+        except _FAULTS as error:
             raise self._unreachable(error, started) from error
 
     def _unreachable(self, error: BaseException, started: float) -> MessagingError:
@@ -258,6 +264,8 @@ def code_of(error: object) -> str:
 
 
 def _is_authentication(error: BaseException) -> bool:
+    if isinstance(error, redis_errors.RedisClusterException) and error.__cause__ is not None:
+        return _is_authentication(error.__cause__)
     return isinstance(
         error, redis_errors.AuthenticationError | redis_errors.AuthenticationWrongNumberOfArgsError
     ) and not isinstance(error, redis_errors.NoPermissionError)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.message import Message
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import Argument, Command, RedisConnection
 
 _MOST_REPLIES = 256
 
@@ -91,6 +91,7 @@ class RedisInbox(ReplyInbox):
         self._connection = connection
         self.address = address
         self._last = "0-0"
+        self._fetched: list[str] = []
         self._closed = False
 
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
@@ -109,14 +110,16 @@ class RedisInbox(ReplyInbox):
             self._last,
         ]
         # What was fetched before is removed with the next fetch.
-        trim: list[Argument] = ["XTRIM", self.address, "MINID", _after(self._last)]
-        _, reply = await self._connection.exchange(self.address, (trim, command), wait=wait)
+        removal: list[Command] = [["XDEL", self.address, *self._fetched]] if self._fetched else []
+        *_, reply = await self._connection.exchange(self.address, (*removal, command), wait=wait)
+        self._fetched = []
         if isinstance(reply, Exception):
             raise translate(reply, "XREAD")
         messages: list[Message] = []
         for _, entries in stream_pairs(reply):
             for raw_id, fields in entries:
                 self._last = raw_id.decode()
+                self._fetched.append(self._last)
                 messages.append(decode_entry(fields, topic="", position=f"0/{self._last}")[0])
         if not messages:
             await self._check_position()
@@ -151,8 +154,3 @@ class RedisInbox(ReplyInbox):
 def _parts(id: str) -> tuple[int, int]:
     milliseconds, _, sequence = id.partition("-")
     return int(milliseconds), int(sequence or 0)
-
-
-def _after(id: str) -> str:
-    milliseconds, sequence = _parts(id)
-    return f"{milliseconds}-{sequence + 1}"

@@ -144,7 +144,7 @@ async def test_a_broken_connection_leaves_the_fate_unknown_and_an_absent_server_
     assert type(fine) is type(back) is Receipt
     assert isinstance(cut, PublishError)
     assert type(absent) is PublishError
-    assert str(broker.url.rpartition(':')[2]) in str(absent)
+    assert str(broker.url.rpartition(":")[2]) in str(absent)
 
 
 async def test_cancelling_a_publish_leaves_the_connection_whole(bench):

@@ -37,7 +37,10 @@ def test_the_path_is_the_database_the_master_or_the_socket():
 def test_user_and_password_are_unquoted_and_never_shown():
     settings = RedisSettings.from_url("redis://us%40er:p%2Fa:s%40s@host?sentinel_password=hidden1")
 
-    assert (settings.username, settings.password.get_secret_value()) == ("us@er", "p/a:s@s")
+    assert (settings.username, settings.password and settings.password.get_secret_value()) == (
+        "us@er",
+        "p/a:s@s",
+    )
     assert "p/a" not in repr(settings)
     assert "hidden1" not in repr(settings)
     adapter = RedisAdapter.from_url("redis://:geheim@host", AdapterContext(clock=SystemClock()))

@@ -1,0 +1,286 @@
+"""Opening, refusing, losing and finding the connection."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from messaging.adapter import Done, GroupSpec, TopicSpec, Topology
+from messaging.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionFailed,
+    PublishError,
+)
+from messaging.message import Ack, Receipt, Reject, Release, Retry
+from messaging_contracts.brokers.process import free_port
+
+CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
+LEAST = f"-@all {CATEGORIES} +time +info +del +pexpire"
+
+
+async def test_wrong_credentials_fail_at_once_and_are_not_shown(own):
+    _, bench = await own(password="geheim", user="shop")
+    wrong = bench.url.replace("geheim", "guessed")
+
+    started = time.monotonic()
+    for url in (wrong, bench.url.replace("shop:geheim@", "")):
+        with pytest.raises(AuthenticationFailed) as caught:
+            await bench.made(url).open()
+        assert "guessed" not in str(caught.value)
+    assert time.monotonic() - started < 2
+    await bench.adapter()
+
+
+async def test_an_unreachable_server_is_named_with_the_time_spent():
+    from messaging.adapter import AdapterContext
+    from messaging.clock import SystemClock
+    from messaging_redis import RedisAdapter
+
+    port = free_port()
+    adapter = RedisAdapter.from_url(f"redis://127.0.0.1:{port}", AdapterContext(clock=SystemClock()))
+
+    with pytest.raises(ConnectionFailed, match=rf"127\.0\.0\.1:{port}.* s\)") as caught:
+        await adapter.open()
+    assert not isinstance(caught.value, AuthenticationFailed)
+    assert not (await adapter.health()).connected
+    await adapter.close()
+
+
+async def test_a_server_that_hangs_is_given_up_in_time(own):
+    broker, bench = await own()
+    broker.pause()
+
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailed):
+        await bench.made(connect_timeout=0.3).open()
+
+    assert time.monotonic() - started < 2
+    broker.resume()
+
+
+async def test_a_server_that_would_evict_messages_is_refused_and_a_volatile_policy_is_not(own):
+    _, bench = await own(config={"maxmemory-policy": "allkeys-lru"})
+
+    with pytest.raises(ConfigurationError, match="allkeys-lru"):
+        await bench.made().open()
+
+    _, bench = await own(config={"maxmemory-policy": "volatile-lru"})
+    await bench.adapter()
+
+
+@pytest.mark.parametrize(
+    ("config", "durability"),
+    [
+        ({"appendonly": "no"}, "none"),
+        ({"appendfsync": "everysec"}, "process crash"),
+        ({"appendfsync": "always"}, "power loss"),
+    ],
+)
+async def test_durability_is_what_the_server_says(own, config, durability):
+    _, bench = await own(config=config)
+    adapter = await bench.adapter()
+
+    assert adapter.capabilities.durability == durability
+    assert adapter.capabilities.version.split(".")[0].isdecimal()
+
+
+async def everything(bench, adapter):
+    """A walk through what a service does."""
+    shared = await bench.group(adapter)
+    strict = GroupSpec(
+        TopicSpec("strict", ordered=True, partitions=2, retention=3600), "billing", ordered=True
+    )
+    await adapter.declare(Topology((strict.topic,), (strict,)))
+    for group in (shared, strict):
+        results = await bench.publish(adapter, group.topic, 12, keys=3)
+        assert all(type(result) is Receipt for result in results), results
+        consumer = bench.consumer(adapter, group)
+        deliveries = await bench.receive(consumer, 12)
+        await bench.settle(consumer, deliveries[:4], Retry("no"), after=0.1, failure="{}")
+        await bench.settle(consumer, deliveries[4:5], Reject("no"), failure="{}")
+        await bench.settle(consumer, deliveries[5:6], Release())
+        await consumer.isolate(deliveries[6])
+        await bench.settle(consumer, deliveries[6:], Ack())
+        store = adapter.dead_letters(group)
+        async with store.scan() as letters:
+            for letter in [letter async for letter in letters]:
+                assert await store.redrive([(letter, letter.message, None)]) == [None]
+        await bench.receive(consumer, 1)
+        await consumer.close()
+    inbox = await adapter.reply_inbox()
+    assert await adapter.reply([(inbox.address, bench.message(1))]) == [None]
+    (reply,) = await inbox.receive(5, 2)
+    assert reply.id == "m1"
+    await inbox.close()
+    assert (await adapter.health()).connected
+    await adapter.delete_group(shared)
+
+
+async def test_a_user_with_the_least_privilege_can_do_everything(own):
+    _, bench = await own()
+    admin = await bench.adapter()
+    await admin.native.execute_command("ACL", "SETUSER", "shop", "on", ">pw", "~shop:*", *LEAST.split())
+    url = bench.url.replace("redis://", "redis://shop:pw@") + "?prefix=shop:"
+
+    adapter = await bench.adapter(url)
+    await everything(bench, adapter)
+
+    assert adapter.capabilities.durability == "process crash"
+
+
+async def test_who_may_not_ask_for_durability_is_told_unknown_and_who_may_not_write_is_told_so(own):
+    _, bench = await own()
+    admin = await bench.adapter()
+    call = admin.native.execute_command
+    await call("ACL", "SETUSER", "blind", "on", ">pw", "~messaging:*", "-@all", *CATEGORIES.split(), "+time")
+    await call("ACL", "SETUSER", "reader", "on", ">pw", "~messaging:*", "-@all", "+@connection", "+xread")
+
+    blind = await bench.adapter(bench.url.replace("redis://", "redis://blind:pw@"))
+    await bench.group(blind)
+    reader = await bench.adapter(bench.url.replace("redis://", "redis://reader:pw@"))
+
+    assert blind.capabilities.durability == "unknown"
+    assert blind.capabilities.version
+    with pytest.raises(ConfigurationError, match="ACL"):
+        await bench.group(reader)
+
+
+async def test_consumers_go_on_after_a_restart_and_nothing_is_lost(own):
+    broker, bench = await own()
+    adapter = await bench.adapter(lease=1.0, partition_lease=1.0)
+    shared = await bench.group(adapter)
+    strict = GroupSpec(TopicSpec("strict", ordered=True, partitions=2), "billing", ordered=True)
+    await adapter.declare(Topology((strict.topic,), (strict,)))
+    members = [bench.consumer(adapter, shared), bench.consumer(adapter, strict)]
+    for group in (shared, strict):
+        await bench.publish(adapter, group.topic, 20, keys=4)
+    held = [await bench.receive(member, 8) for member in members]
+
+    broker.kill()
+    for member, deliveries in zip(members, held, strict=True):
+        with pytest.raises(ConnectionFailed):
+            for _ in range(3):
+                await member.receive(1, 0.2)
+        results = await bench.settle(member, deliveries)
+        assert all(isinstance(result.error, ConnectionFailed) for result in results)
+    broker.restart()
+
+    for member, deliveries in zip(members, held, strict=True):
+        seen = set()
+        until = time.monotonic() + 10
+        for delivery in deliveries:
+            # As the dispatcher does: settled again while it is ours.
+            (result,) = await bench.settle(member, [delivery])
+            seen |= {delivery.message.id} if isinstance(result, Done) else set()
+        while len(seen) < 20 and time.monotonic() < until:
+            try:
+                batch = await member.receive(20, 0.5)
+            except ConnectionFailed:
+                continue
+            await bench.settle(member, batch)
+            seen |= {delivery.message.id for delivery in batch}
+        assert seen == {f"m{n}" for n in range(20)}
+
+
+async def test_an_outage_longer_than_the_lease_gives_no_member_everything(own, new_owner):
+    broker, bench = await own()
+    adapters = [await bench.adapter(partition_lease=1.0, socket_timeout=0.5) for _ in range(2)]
+    group = await bench.group(adapters[0], ordered=True)
+    await adapters[1].declare(Topology(groups=(group,)))
+    members = [bench.consumer(adapter, group) for adapter in adapters]
+
+    async def shares(within):
+        until = time.monotonic() + within
+        while time.monotonic() < until:
+            for member in members:
+                try:
+                    await member.receive(0, 0.05)
+                except ConnectionFailed:
+                    continue
+            if sorted(len(member.status().partitions) for member in members) == [2, 2]:
+                return [member.status().partitions for member in members]
+        raise AssertionError([member.status() for member in members])
+
+    before = await shares(5)
+    broker.pause()
+    await asyncio.sleep(2.0)
+    lost = [len(member.status().partitions) for member in members]
+    broker.resume()
+    after = await shares(2)
+
+    assert lost == [0, 0]
+    assert before == after
+
+
+async def test_a_lost_read_is_read_again_uncounted(own):
+    broker, bench = await own()
+    adapter = await bench.adapter(socket_timeout=0.5)
+    group = await bench.group(adapter, partitions=1)
+    consumer = bench.consumer(adapter, group)
+    waiting = asyncio.create_task(consumer.receive(5, 5))
+    blocked = []
+    while not blocked:
+        await asyncio.sleep(0.01)
+        blocked = [
+            client["id"] for client in await adapter.native.client_list() if client["cmd"] == "xreadgroup"
+        ]
+
+    # As a read whose answer never arrives: the server says that it is ours.
+    taken = """for n = 0, 4 do redis.call('XADD', KEYS[1], '*', 'body', n, 'ce_id', 'm' .. n) end
+    return redis.call('XREADGROUP', 'GROUP', 'billing', ARGV[1], 'STREAMS', KEYS[1], '>')"""
+    await adapter.native.eval(taken, 1, adapter._topics.keys(group.topic).streams[0], consumer._name)
+    await adapter.native.client_kill_filter(_id=blocked[0])
+    with pytest.raises(ConnectionFailed):
+        await waiting
+    got = await bench.drain(consumer, 5)
+
+    assert all((delivery.returns, delivery.guard) == (0, "none") for delivery in got)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_after_a_flush_the_group_begins_anew_and_the_loss_is_reported(own, caplog, ordered):
+    _, bench = await own()
+    adapter = await bench.adapter(partition_lease=1.0)
+    group = await bench.group(adapter, ordered=ordered)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 5, keys=2)
+    await bench.receive(consumer, 5)
+
+    with caplog.at_level(logging.ERROR, "messaging"):
+        await adapter.native.flushall()
+        await bench.publish(adapter, group.topic, 10, keys=2)
+        got = await bench.drain(consumer, 10)
+
+    assert len({delivery.message.id for delivery in got}) == 10
+    assert any("lost group billing" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_server_that_goes_away_does_not_hold_up_close(own):
+    broker, bench = await own()
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    strict = GroupSpec(TopicSpec("strict", ordered=True, partitions=2), "billing", ordered=True)
+    await adapter.declare(Topology((strict.topic,), (strict,)))
+    consumers = [bench.consumer(adapter, group), bench.consumer(adapter, strict)]
+    for consumer in consumers:
+        await consumer.receive(1, 0.1)
+    broker.kill()
+
+    started = time.monotonic()
+    for consumer in consumers:
+        await consumer.close()
+    await adapter.close()
+    await adapter.close()
+
+    assert time.monotonic() - started < 3
+    (result,) = await adapter.publish([bench.outgoing(group.topic, 1)])
+    assert isinstance(result, PublishError)
+
+
+async def test_a_unix_socket_serves_as_well(own, tmp_path):
+    path = tmp_path / "redis.sock"
+    _, bench = await own(config={"unixsocket": str(path)})
+
+    await everything(bench, await bench.adapter(f"unix://{path}"))

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"^`([\w.]+)`\n\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
 
+DEAD_LETTERS = [line.split() for line in re.findall(r"^\.venv/bin/messaging (.*)$", README, re.MULTILINE)]
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Path:
@@ -42,6 +44,12 @@ def test_every_python_block_is_a_file_that_is_tested():
         "prices.py",
         "test_on_brokers.py",
     }
+
+
+def test_the_files_pass_strict_type_checks(python, service):
+    run = python(["-m", "mypy", "--strict", "--cache-dir", "mypy", *sorted(FILES)], cwd=service)
+
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_service_is_tested_without_a_broker(python, service):
@@ -86,10 +94,17 @@ def test_the_service_runs_on_a_broker_and_its_dead_letter_is_mended(python, serv
         assert placed.returncode == 0, placed.stdout + placed.stderr
 
     charged = _serve(service, environment, {"charged c1 500", "charged c2 700"})
+    looked = [
+        python(["-m", "messaging", *command], cwd=service, environment=environment)
+        for command in DEAD_LETTERS
+    ]
     mended = python(["mend.py"], cwd=service, environment=environment)
     charged_later = _serve(service, environment, {"charged c2 100"})
 
     assert charged == {"charged c1 500", "charged c2 700"}
+    assert [run.returncode for run in looked] == [0, 0, 0], [run.stderr for run in looked]
+    assert re.search(r"^o2 .* rejected .* nothing to charge$", looked[0].stdout, re.MULTILINE)
+    assert [run.stdout for run in looked[1:]] == ["would redrive 1\n", "would purge 1\n"]
     assert mended.stdout == "o2 rejected nothing to charge\n1 redriven\n", mended.stderr
     assert charged_later == {"charged c2 100"}
 

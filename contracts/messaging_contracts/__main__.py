@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from messaging_contracts import brokers
@@ -55,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("brokers", nargs="+", choices=brokers.NAMES, metavar="BROKER", help=_names())
     run.set_defaults(run=_run)
+
+    capabilities = commands.add_parser(
+        "capabilities", help="run the contract suite and write the table of what each broker promises"
+    )
+    capabilities.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the Markdown file to write"
+    )
+    capabilities.set_defaults(run=_capabilities)
     return parser
 
 
@@ -83,6 +93,18 @@ def _run(options: argparse.Namespace) -> int:
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+
+
+def _capabilities(options: argparse.Namespace) -> int:
+    from messaging_contracts.capabilities import report
+
+    logging.getLogger("messaging").setLevel(logging.CRITICAL)  # the cases provoke what it would tell
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    with ExitStack() as started:
+        urls = ["memory://capabilities", *_start(brokers.NAMES, started).values()]
+        text, kept = asyncio.run(report(urls))
+    options.output.write_text(text, encoding="utf-8")
+    return 0 if kept else 1
 
 
 def _start(names: Sequence[str], started: ExitStack) -> dict[str, str]:

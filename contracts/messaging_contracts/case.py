@@ -26,35 +26,35 @@ AREAS = (
     "foreign",
     "crash",
 )
-CAPABILITIES = (
-    "groups",
-    "order",
-    "delayed_retry",
-    "dead_letters",
-    "redrive",
-    "requests",
-    "history",
-    "no_group",
-    "crash_guard",
-)
+CAPABILITIES = {
+    "groups": "Every group gets every message",
+    "order": "A group handles one key's messages in order, retries included",
+    "delayed_retry": "A retry waits as long as it should",
+    "dead_letters": "What cannot be handled is kept, with why",
+    "redrive": "A dead letter can be handled again, corrected",
+    "requests": "A request gets its own reply",
+    "history": "A new group may start at earlier messages",
+    "no_group": "A publish that no group gets can be told",
+    "crash_guard": "A message that kills its process ends as a dead letter, alone",
+}
 """The promises that an adapter declares, as `messaging.adapter.Capabilities` names them."""
-PROMISES = (
-    *CAPABILITIES,
-    "delivery",
-    "settlement",
-    "attempts",
-    "sharing",
-    "expiry",
-    "flow",
-    "leases",
-    "shutdown",
-    "idempotency",
-    "topology",
-    "validation",
-    "foreign",
-    "crash",
-)
-"""Those, and the promises that no adapter may be without."""
+COMMON = {
+    "delivery": "What is published arrives, whole",
+    "settlement": "What a handler decides is what happens",
+    "attempts": "Failures are counted, and nothing else is",
+    "sharing": "Members of a group share its messages",
+    "expiry": "What has expired is not handled",
+    "flow": "No more runs or waits in a process than it asked for",
+    "leases": "What a member holds stays its own, until it is gone",
+    "shutdown": "A stop loses nothing and waits as long as it should",
+    "idempotency": "One id has one effect",
+    "topology": "The broker's record of topics and groups is the truth",
+    "validation": "What cannot be is refused before anything is sent",
+    "foreign": "Messages of other programs are handled and trusted in nothing",
+    "crash": "A killed process loses no message",
+}
+"""The promises that no adapter may be without."""
+PROMISES = CAPABILITIES | COMMON
 
 
 @dataclass(frozen=True, slots=True)

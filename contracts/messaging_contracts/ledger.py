@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from messaging.message import Key
 
 
+class Patience:
+    """How long a case waits for what must come, in seconds, before it says that it does not."""
+
+    seconds = 15.0
+
+
 @dataclass(slots=True, eq=False)
 class Handling:
     """One run of a handler, from begin to end, in monotonic seconds. `end` is None while it runs, or when its
@@ -81,9 +87,9 @@ class Ledger:
         self.handlings.append(record)
         self.tell()
 
-    def finish(self, record: Handling, how: str) -> None:
-        """Record that a handling has ended, and how."""
-        record.end = time.monotonic()
+    def finish(self, record: Handling, how: str, at: float | None = None) -> None:
+        """Record that a handling has ended, and how; now, or at a time that was told."""
+        record.end = time.monotonic() if at is None else at
         record.how = how
         self.tell()
 
@@ -92,11 +98,12 @@ class Ledger:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def until(self, condition: Callable[[], bool], within: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float | None = None) -> None:
         """Wait until the condition holds; it is asked again after each change.
 
         Raises AssertionError with what was recorded when it does not hold within so many seconds.
         """
+        within = Patience.seconds if within is None else within
         try:
             async with asyncio.timeout(within):
                 while not condition():
@@ -104,11 +111,11 @@ class Ledger:
         except TimeoutError:
             raise AssertionError(f"not within {within:g} s; there were {self!r}") from None
 
-    async def handled(self, count: int, within: float = 15.0) -> None:
+    async def handled(self, count: int, within: float | None = None) -> None:
         """Wait until so many handlings have ended well."""
         await self.until(lambda: len(self.done) >= count, within)
 
-    async def begun(self, count: int, within: float = 15.0) -> None:
+    async def begun(self, count: int, within: float | None = None) -> None:
         """Wait until so many handlings have begun."""
         await self.until(lambda: len(self.handlings) >= count, within)
 

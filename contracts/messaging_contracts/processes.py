@@ -65,7 +65,7 @@ class Member(ABC):
             record = self._running[what["id"]] = Handling(**what, member=self.name, begin=at)
             self._ledger.add(record)
         elif event == "end":
-            self._ledger.finish(self._running.pop(what["id"]), "returned")
+            self._ledger.finish(self._running.pop(what["id"]), "returned", at)
         self._ledger.tell()
 
     def _died(self) -> None:

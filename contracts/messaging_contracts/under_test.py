@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging import App, Bus, Delivery, Endpoint, Outcome, Settings, Topic, connect
 from messaging.partition import partition_of
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.member import Part
 from messaging_contracts.processes import Member, MemberProcess, MemberTask
 
@@ -139,7 +139,7 @@ class BrokerUnderTest:
         return MemberProcess(ledger, url, plays, member)
 
     async def letters(
-        self, topic: Topic[Any], group: str = "billing", *, count: int = 0, within: float = 15.0
+        self, topic: Topic[Any], group: str = "billing", *, count: int = 0
     ) -> Sequence[DeadLetter]:
         """The dead letters of a group, as soon as there are at least `count`."""
         dead = self.bus.dead_letters(topic, group=group)
@@ -147,11 +147,12 @@ class BrokerUnderTest:
         async def enough() -> bool:
             return await dead.count() >= count
 
-        await self.eventually(enough, within, f"{count} dead letters")
+        await self.eventually(enough, f"{count} dead letters")
         return [letter async for letter in dead.browse()]
 
-    async def eventually(self, condition: Callable[[], Awaitable[bool]], within: float, what: str) -> None:
+    async def eventually(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         """Wait for a condition that only the broker can tell: asked again and again until a deadline."""
+        within = Patience.seconds
         try:
             async with asyncio.timeout(within):
                 while not await condition():  # noqa: ASYNC110  the broker sends no event for it

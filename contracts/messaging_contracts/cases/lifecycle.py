@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-from messaging import Ack, App, Closed, Delivery, Outcome, PublishError, RetryPolicy, fixed
+from messaging import Ack, App, Closed, Delivery, Outcome, PublishError, Reject, RetryPolicy, fixed
+from messaging.adapter import GroupSpec, RawDelivery, SettleError, Settlement, Subscription
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
 from messaging_contracts.under_test import BrokerUnderTest
@@ -74,6 +76,42 @@ async def a_slow_handler_keeps_its_message(broker: BrokerUnderTest) -> None:
             await ledger.handled(3)
             await ledger.quiet()
     ledger.assert_each_once([receipt.id for receipt in receipts])
+
+
+@proves("leases")
+async def a_delivery_whose_lease_has_ended_belongs_to_another(broker: BrokerUnderTest) -> None:
+    """What a member holds and does not extend goes to another, and its late settlement is refused (9, 15)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipt = await broker.bus.publish(topic, 1)
+    async with broker.another_bus(short_lease=True) as silent:
+        await silent.declare(topic, groups=["billing"])
+        group = GroupSpec(silent.catalogue.spec(topic), "billing")
+        consumer = silent.adapter.consumer(Subscription(group, prefetch=1, concurrency=1), Silent())
+        try:
+            (delivery,) = await consumer.receive(1, 10)
+            if consumer.lease is None:
+                return  # what ends this member's hold is the end of its connection: see the cases with processes
+            async with broker.running(broker.app(topic, ledger), short_lease=True):
+                await ledger.handled(1)
+                (late,) = await consumer.settle([Settlement(delivery, Reject("too late"), failure="{}")])
+                await ledger.quiet()
+        finally:
+            await consumer.close()
+    assert isinstance(late, SettleError) == broker.capabilities.fenced
+    assert ledger.attempts(receipt.id) == [1]
+    assert await broker.letters(topic) == []
+
+
+class Silent:
+    """A member that does nothing about what it is told."""
+
+    async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
+        """Nothing runs here."""
+
+    def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
+        """Nothing runs here."""
 
 
 @proves("shutdown")

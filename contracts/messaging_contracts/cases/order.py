@@ -130,7 +130,7 @@ async def no_key_is_handled_by_two_members_at_once(broker: BrokerUnderTest) -> N
         return bool(ledger.by("one") and ledger.by("two"))
 
     async with broker.running(one, two):
-        await broker.eventually(both_take_part, 15, "both members take part")
+        await broker.eventually(both_take_part, "both members take part")
         for _ in range(20):
             await one_round()
         await ledger.handled(len(ids))

@@ -24,9 +24,9 @@ async def another_number_of_partitions_is_refused(broker: BrokerUnderTest) -> No
             await bus.declare(other, groups=["billing"])
         except ConfigurationError as raised:
             error = str(raised)
-    assert topic.name in error
-    assert "3" in error
-    assert "5" in error
+    assert topic.name in error, error
+    assert "3" in error, error
+    assert "5" in error, error
 
 
 @proves("topology")

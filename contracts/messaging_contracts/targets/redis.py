@@ -31,7 +31,13 @@ class ForeignToRedis:
     forgeries: Mapping[str, Any] = {"_entry": "[]", "_attempt": "99", "_returns": "99", "_guard": "tripped"}
 
     async def publish(
-        self, bus: Bus, topic: Topic[Any], body: bytes, *, headers: Mapping[str, Any], content_type: str | None
+        self,
+        bus: Bus,
+        topic: Topic[Any],
+        body: bytes,
+        *,
+        headers: Mapping[str, Any],
+        content_type: str | None,
     ) -> None:
         assert bus.settings.url is not None
         settings = RedisSettings.from_url(bus.settings.url, namespace=bus.settings.namespace)

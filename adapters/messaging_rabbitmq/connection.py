@@ -157,7 +157,11 @@ def translated(doing: str, address: str) -> Generator[None]:
 
 def when_closed(connection_or_channel: Any, callback: Callable[[], object]) -> None:
     """Call back when it is closed by anybody, or broken: `is_closed` alone is seen only when asked."""
-    connection_or_channel.closing.add_done_callback(lambda _closing: callback())
+
+    def closed(_: asyncio.Future[Any]) -> None:
+        callback()
+
+    connection_or_channel.closing.add_done_callback(closed)
 
 
 class Link:

@@ -91,7 +91,7 @@ def outgoing(
         correlation_id=_short(message.correlation_id),
         reply_to=reply_to,
         message_id=unique_id(),
-        timestamp=message.time,
+        timestamp=message.time if message.time is not None and message.time.year > 1970 else None,
     )
 
 

@@ -10,8 +10,8 @@ from aiormq.exceptions import DeliveryError
 from aiormq.exceptions import PublishError as Returned
 
 from messaging.errors import ConnectionFailed, MessagingError, PublishError, PublishUncertain
-from messaging_rabbitmq.connection import when_closed
-from messaging_rabbitmq.frames import hand_over
+from messaging_rabbitmq.connection import translated, when_closed
+from messaging_rabbitmq.frames import fail_unconfirmed, forget, hand_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +61,37 @@ class Slots:
                 return
 
 
+class Batch:
+    """What was handed over together. Its places are free again when all of it is confirmed, or its channel gone."""
+
+    __slots__ = ("_channel", "_left", "_parcels", "_slots", "over")
+
+    def __init__(
+        self,
+        slots: Slots,
+        channel: AbstractChannel,
+        parcels: Sequence[Parcel],
+        futures: Sequence[asyncio.Future[Any]],
+    ) -> None:
+        self._slots = slots
+        self._channel = channel
+        self._parcels = parcels
+        self._left = len(futures)
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for future in futures:
+            future.add_done_callback(self._one_done)
+
+    def _one_done(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled():
+            future.exception()  # whoever waited may be gone: a failure that nobody reads is no news
+        self._left -= 1
+        if self._left == 0:
+            self._slots.give_back(len(self._parcels))
+            forget(self._channel, self._parcels)
+            if not self.over.done():
+                self.over.set_result(None)
+
+
 class Publisher:
     """One confirmed channel on the connection for publishing.
 
@@ -78,6 +109,8 @@ class Publisher:
 
     async def send(self, parcels: Sequence[Parcel]) -> list[Fate]:
         """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channel whole."""
+        if not parcels:
+            return []
         chunk = max(1, self._slots.number // 2)
         if len(parcels) <= chunk:
             return await self._send(parcels)
@@ -99,23 +132,22 @@ class Publisher:
                     f"{self._slots.number} earlier messages wait for their confirms"
                 )
             ] * len(parcels)
-        futures: Sequence[asyncio.Future[Any]] = ()
+        handed_over = False
         try:
             channel = await self._ready()
-            futures = await hand_over(channel, parcels)
+            with translated("publishing", self._link.address):
+                futures = await hand_over(channel, parcels)
+            handed_over = True
         except ConnectionFailed as error:
             return [_not_sent(error)] * len(parcels)
         finally:
-            if not futures:
+            if not handed_over:
                 self._slots.give_back(len(parcels))
-        for future in futures:
-            future.add_done_callback(self._confirmed)
-        if futures:
-            await asyncio.wait(futures, timeout=max(0.0, deadline - loop.time()))
+        batch = Batch(self._slots, channel, parcels, futures)
+        if not batch.over.done():
+            # Unlike `wait_for`, `wait` cancels nothing.
+            await asyncio.wait((batch.over,), timeout=max(0.0, deadline - loop.time()))
         return [self._fate(future) for future in futures]
-
-    def _confirmed(self, _: asyncio.Future[Any]) -> None:
-        self._slots.give_back()
 
     async def _ready(self) -> AbstractChannel:
         if self._channel is not None:
@@ -130,6 +162,7 @@ class Publisher:
     def _gone(self, channel: AbstractChannel) -> None:
         if self._channel is channel:
             self._channel = None
+        fail_unconfirmed(channel, ConnectionFailed("the channel was closed"))
 
     def _fate(self, future: asyncio.Future[Any]) -> Fate:
         if not future.done():

@@ -1,0 +1,84 @@
+"""The private marshalling: byte for byte what pamqp writes, and a public path for other versions of aiormq."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from pamqp.commands import Basic
+from pamqp.frame import marshal, unmarshal
+from pamqp.header import ContentHeader
+
+from messaging.adapter import Unrouted
+from messaging.message import Receipt
+from messaging_rabbitmq import frames
+from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Basic.Properties(),
+        Basic.Properties(headers={"a": "b", "z": "", "é" * 60: "ü🎉"}, delivery_mode=2, message_id="id"),
+        Basic.Properties(headers={}, content_type="", correlation_id="c" * 255, reply_to="r"),
+        Basic.Properties(
+            content_type="application/json",
+            content_encoding="gzip",
+            headers={"a": "x" * 70_000},
+            delivery_mode=1,
+            correlation_id="c",
+            reply_to="r",
+            message_id="m",
+            timestamp=datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=UTC),
+            message_type="t",
+            app_id="a",
+        ),
+        Basic.Properties(headers={"number": 7, "nested": {"a": [1, None]}}),
+    ],
+)
+def test_a_header_frame_is_what_pamqp_writes(properties: Basic.Properties) -> None:
+    ours = frames.header_frame(3, properties, 12345)
+    if properties.headers == {}:  # an empty table may be left out
+        properties.headers = None
+    assert ours == marshal(ContentHeader(body_size=12345, properties=properties), 3)
+    assert unmarshal(ours)[0] == len(ours)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_both_paths_publish_confirm_return_and_split_large_bodies(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    assert frames.is_known_version()
+    monkeypatch.setattr(frames, "is_known_version", lambda: known)
+    adapter = await bench.adapter(max_message_bytes=1_000_000)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    sizes = (0, 1, 131_063, 131_064, 131_065, 262_128, 900_000)
+    messages = [outgoing(group.topic, f"m{size}", body=b"x" * size) for size in sizes]
+
+    results = await adapter.publish(messages)
+
+    assert all(type(result) is Receipt for result in results)
+    deliveries = await receive(consumer, len(sizes))
+    assert [len(delivery.message.body) for delivery in deliveries] == list(sizes)
+    await ack(consumer, deliveries)
+    await consumer.close()
+    await adapter.delete_group(group)
+    assert isinstance((await adapter.publish([outgoing(group.topic, "m")]))[0], Unrouted)
+
+
+async def test_publishers_side_by_side_each_get_their_own_results(bench: Bench) -> None:
+    adapter = await bench.adapter(outstanding=50)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group, prefetch=1000)
+
+    await asyncio.gather(
+        *(publish(adapter, group.topic, *(f"{task}-{n}" for n in range(40))) for task in range(20))
+    )
+
+    seen = ids(await receive(consumer, 800))
+    assert len(set(seen)) == 800
+    for task in range(20):
+        assert [one for one in seen if one.startswith(f"{task}-")] == [f"{task}-{n}" for n in range(40)]
+    channel = adapter._session.publisher._channel
+    assert channel is not None
+    assert not channel.confirmations and not channel.message_id_delivery_tag  # type: ignore[attr-defined]

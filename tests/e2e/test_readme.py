@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FILES = dict(re.findall(r"^`([\w.]+)`\n\n```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+FILES = dict(re.findall(r"^`([\w.]+)`\n\n```(?:python|ini)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
 
 DEAD_LETTERS = [line.split() for line in re.findall(r"^\.venv/bin/messaging (.*)$", README, re.MULTILINE)]
 
@@ -35,10 +35,11 @@ def environment(broker_url: str) -> dict[str, str]:
 
 
 def test_every_python_block_is_a_file_that_is_tested():
-    assert README.count("```python\n") == len(FILES)
+    assert README.count("```python\n") + README.count("```ini\n") == len(FILES)
     assert set(FILES) == {
         "billing.py",
         "test_billing.py",
+        "pytest.ini",
         "place_order.py",
         "mend.py",
         "prices.py",
@@ -47,13 +48,13 @@ def test_every_python_block_is_a_file_that_is_tested():
 
 
 def test_the_files_pass_strict_type_checks(python, service):
-    run = python(["-m", "mypy", "--strict", "--cache-dir", "mypy", *sorted(FILES)], cwd=service)
+    run = python(["-m", "mypy", "--strict", "--cache-dir", "mypy", *_modules()], cwd=service)
 
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_service_is_tested_without_a_broker(python, service):
-    run = python(["-m", "pytest", "-q", "-o", "asyncio_mode=auto", "test_billing.py"], cwd=service)
+    run = python(["-m", "pytest", "-q", "-W", "error", "test_billing.py"], cwd=service)
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert "2 passed" in run.stdout
@@ -69,7 +70,7 @@ def test_asking_and_answering_prints_what_the_readme_says(python, service):
 def test_the_tests_on_brokers_run_on_each(python, service, redis_url, rabbitmq_url):
     run = python(
         [
-            *("-m", "pytest", "-q", "-o", "asyncio_mode=auto"),
+            *("-m", "pytest", "-q", "-W", "error"),
             *("--messaging-broker", "memory,redis,rabbitmq", "test_on_brokers.py"),
         ],
         cwd=service,
@@ -107,6 +108,10 @@ def test_the_service_runs_on_a_broker_and_its_dead_letter_is_mended(python, serv
     assert [run.stdout for run in looked[1:]] == ["would redrive 1\n", "would purge 1\n"]
     assert mended.stdout == "o2 rejected nothing to charge\n1 redriven\n", mended.stderr
     assert charged_later == {"charged c2 100"}
+
+
+def _modules() -> list[str]:
+    return sorted(name for name in FILES if name.endswith(".py"))
 
 
 def _serve(service: Path, environment: dict[str, str], expected: set[str]) -> set[str]:

@@ -79,6 +79,8 @@ class SharedConsumer(Consumer):
         self._next_take_over = 0.0
         self._next_reaping = 0.0
         self._recover = False
+        self._waiting: int | None = None
+        """The connection on which a read waits on the server."""
         self._joined = False
         self._connected = False
         self._closed = False
@@ -183,13 +185,20 @@ class SharedConsumer(Consumer):
         return found[:limit]
 
     async def _call(self, command: Sequence[Argument], *, wait: float | None = None) -> Any:
-        (reply,) = await self._connection.exchange(self._keys.retry, (command,), wait=wait)
+        if wait is None:
+            (reply,) = await self._connection.exchange(self._keys.retry, (command,))
+        else:
+            reply = await self._connection.wait_for(self._keys.retry, command, wait, self._begun)
+            self._waiting = None
         if isinstance(reply, Exception):
             if code_of(reply) in {"NOGROUP", "UNBLOCKED"}:
                 await self._topics.restore(self._group)
                 return None
             raise translate(reply, str(command[0]))
         return reply
+
+    def _begun(self, connection: int) -> None:
+        self._waiting = connection
 
     async def _take_over(self, limit: int) -> list[RawDelivery]:
         """Entries whose owner has shown no life for its lease; counted, so that a killer is found (3)."""
@@ -357,6 +366,9 @@ class SharedConsumer(Consumer):
         if self._reading is not None:
             # It is let finish: a cancelled read may leave entries with nobody.
             reading, self._reading = self._reading, None
+            if self._waiting is not None:
+                with contextlib.suppress(MessagingError):
+                    await self._connection.unblock(self._keys.retry, self._waiting)
             await asyncio.wait((reading,), timeout=self._block + self._connection.settings.socket_timeout)
             if not reading.done():
                 reading.cancel()

@@ -46,6 +46,12 @@ class Source:
     """What is pending comes first, by the last id that was read; then what is new."""
     wake_after: str = ""
     """The last id that is known not to be new, for the read that only wakes; empty: not yet known."""
+    asleep_until: float = 0.0
+    """A redrive stream is rarely there: it is looked at now and then (monotonic seconds), and when it wakes us."""
+
+    @property
+    def redriven(self) -> bool:
+        return self.name.startswith("r")
 
 
 @dataclass(slots=True, eq=False)

@@ -16,6 +16,7 @@ from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
 from messaging.errors import Closed, LeaseLost, MessagingError
 from messaging_redis.background import Background
 from messaging_redis.connection import code_of, translate
+from messaging_redis.consumer import stream_pairs
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.fenced import CONSUMER, FencedSettler
 from messaging_redis.ownership import NEW, Partition, Partitions, Source
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from messaging_redis.trimming import Trimmer
 
 logger = logging.getLogger("messaging")
+
+_REDRIVE_LOOK = 1.0
+"""Seconds after which an empty redrive stream is looked at again by a member that never waits."""
 
 
 class PartitionedConsumer(Consumer):
@@ -122,7 +126,13 @@ class PartitionedConsumer(Consumer):
         return taken
 
     async def _read(self, partitions: Sequence[Partition], limit: int) -> list[RawDelivery]:
-        pairs = [(partition, source) for partition in partitions for source in partition.sources]
+        now = time.monotonic()
+        pairs = [
+            (partition, source)
+            for partition in partitions
+            for source in partition.sources
+            if source.asleep_until <= now
+        ]
         keys = [
             self._keys.leases,
             self._keys.failures,
@@ -131,18 +141,23 @@ class PartitionedConsumer(Consumer):
         ]
         arguments: list[Argument] = [self._keys.name, CONSUMER, limit]
         for partition, source in pairs:
-            arguments += [partition.number, partition.key, source.name, source.cursor, int(partition.counted)]
+            flag = int(partition.counted) if source.cursor != NEW else 2 if source.wake_after else 0
+            arguments += [partition.number, partition.key, source.name, source.cursor, flag]
         replies = await self._connection.run(FENCED_READ, keys, arguments)
         found: list[RawDelivery] = []
         for (partition, source), (state, entries, last) in zip(pairs, replies, strict=True):
             if state == b"lost":
                 self._partitions.lose(partition, "another member owns the partition")
             elif state == b"nogroup":
-                if not source.name.startswith("r"):
+                if source.redriven:
+                    # It begins with the first redrive.
+                    source.asleep_until = now + _REDRIVE_LOOK
+                else:
                     await self._topics.restore(self._group)
-                # A redrive stream begins with the first redrive.
                 source.cursor, source.wake_after = NEW, "0-0"
             else:
+                if source.redriven and not entries and source.cursor == NEW:
+                    source.asleep_until = now + _REDRIVE_LOOK
                 found += self._take_in(partition, source, entries)
                 _advance(source, state, last.decode())
         return found
@@ -189,7 +204,7 @@ class PartitionedConsumer(Consumer):
         delivery.position = f"{partition.number}/{id}"
         delivery.deliveries = max(1, count)
         delivery.returns = max(0, count - 1)
-        if source.name.startswith("r"):
+        if source.redriven:
             copy = decode_copy(fields, id)
             fields = copy.fields
             delivery.position = copy.origin
@@ -234,8 +249,14 @@ class PartitionedConsumer(Consumer):
         command += [source.stream for source in sources]
         command += [source.wake_after for source in sources]
         (reply,) = await self._connection.exchange(self._keys.leases, (command,), wait=block)
-        if isinstance(reply, Exception) and code_of(reply) != "UNBLOCKED":
-            raise translate(reply, "XREAD")
+        if isinstance(reply, Exception):
+            if code_of(reply) != "UNBLOCKED":
+                raise translate(reply, "XREAD")
+            return
+        woken = {key.decode() for key, _ in stream_pairs(reply)}
+        for source in sources:
+            if source.stream in woken:
+                source.asleep_until = 0.0
 
     async def _end_waking(self) -> None:
         waking, self._waking = self._waking, None

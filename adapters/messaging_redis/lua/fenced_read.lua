@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- KEYS: leases, failures, guard, then streams. ARGV: consumer group, consumer, limit, then per stream: partition,
--- "epoch|owner", its name, cursor ('>' or the last id that was read again), 1 if a hand-over counts.
+-- "epoch|owner", its name, cursor ('>' or the last id that was read again), 1 if a hand-over counts, 2 if the last id is known.
 -- A blocking read cannot be fenced; this one does not block. Pending entries come first, in order, by pages [4].
 -- Returns per stream {state, entries, last id}; state: ok, end (nothing more is pending), lost, nogroup.
 -- An entry is {id, fields, count, record of failures or '', 1 if marked, 1 if it was deleted}.
@@ -35,7 +35,7 @@ local function pending(key, name, cursor, counted)
   end
   return #list < room and 'end' or 'ok', entries, last
 end
-local function fresh(key, name)
+local function fresh(key, name, known)
   local reply = redis.pcall('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
   if failed(reply) and string.sub(name, 1, 1) == 'r'
       and not failed(redis.pcall('XGROUP', 'CREATE', key, group, '0')) then
@@ -48,8 +48,9 @@ local function fresh(key, name)
   local entries = {}
   if reply then
     for i, entry in ipairs(reply[1][2]) do entries[i] = {entry[1], entry[2], 1, '', 0, 0} end
-    return 'ok', entries, ''
+    return 'ok', entries, entries[#entries][1]
   end
+  if known then return 'ok', entries, '' end
   local stream = redis.call('XINFO', 'STREAM', key)
   return 'ok', entries, info(stream, 'last-generated-id')
 end
@@ -60,7 +61,7 @@ for at = 4, #ARGV, 5 do
     state = 'lost'
   elseif room > 0 then
     if ARGV[at + 3] == '>' then
-      state, entries, last = fresh(key, ARGV[at + 2])
+      state, entries, last = fresh(key, ARGV[at + 2], ARGV[at + 4] == '2')
       if type(state) == 'table' then return state end
     else
       state, entries, last = pending(key, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4] == '1')

@@ -85,6 +85,7 @@ class Dispatcher:
 
         Cancellation gives back, uncounted, what was not settled.
         """
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 background = [
@@ -99,8 +100,7 @@ class Dispatcher:
                     task.cancel()
         except BaseExceptionGroup as group:
             # The first error ended the task group; the others only followed from it.
-            first: BaseException = group.exceptions[0]
-            raise first from group
+            failed = group.exceptions[0]
         finally:
             self.receiving = False
             if self._timer is not None:
@@ -110,6 +110,8 @@ class Dispatcher:
                 await self._settler.flush()
             finally:
                 await self._consumer.close()
+        if failed is not None:
+            raise failed
 
     def stop(self) -> None:
         """Ask `run` to drain and return."""
@@ -345,7 +347,13 @@ class Dispatcher:
             except ConnectionFailed as error:
                 self.last_error = str(error)
                 continue
-            lost = [delivery for delivery, kept in zip(held, ours, strict=True) if not kept]
+            # What is being settled may be gone just because it was settled: its settlement tells.
+            settling = self._settler.deliveries
+            lost = [
+                delivery
+                for delivery, kept in zip(held, ours, strict=True)
+                if not kept and delivery not in settling
+            ]
             self._forget_lost(lost, "the broker gave it to another member")
 
     # --- health ------------------------------------------------------------------------------------------------
@@ -404,12 +412,10 @@ class Dispatcher:
         timer: Timer | None = None
         try:
             while not condition():
-                if timer is None:
-                    timer = self._clock.call_later(
-                        max(0.0, deadline - self._clock.monotonic()), self._progress.set
-                    )
-                elif self._clock.monotonic() >= deadline:
+                if self._clock.monotonic() >= deadline:
                     return False
+                if timer is None:
+                    timer = self._clock.call_later(deadline - self._clock.monotonic(), self._progress.set)
                 self._progress.clear()
                 await self._progress.wait()
             return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any, Generic, TypeAlias
 
 from typing_extensions import TypeForm, TypeVar
@@ -92,9 +93,16 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Given back unhandled, after `after` seconds: not a failure, never counted."""
+    """Given back unhandled, after `after` seconds: not a failure, never counted.
+
+    Raises ValueError for what is no finite number of seconds from 0.
+    """
 
     after: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None and not 0 <= seconds(self.after) < inf:
+            raise ValueError(f"Release(after={self.after!r}): it takes a finite number of seconds, 0 or more")
 
 
 class Retry(Exception):

@@ -10,29 +10,33 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding
 from messaging.dispatch import Dispatcher
-from messaging.errors import Closed, LeaseLost, UnsupportedCapability
+from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
 from messaging.message import T
 from messaging.middleware.retry import RetryPolicy, retrying
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from messaging.adapter import RawDelivery, Settled, Start
+    from messaging.adapter import Capability, RawDelivery, Settled, Start
     from messaging.bus import Bus
     from messaging.message import Delivery, Outcome, Topic
+
+REMEMBERED = 1000
+"""Deliveries that are gone, and that the program may still try to settle: it is told so."""
 
 
 @dataclass(slots=True, eq=False)
 class _Open:
     """A delivery in the program's hands: its outcome, and what the broker answered."""
 
-    raw: RawDelivery
+    delivery: Delivery[Any]
     outcome: asyncio.Future[Outcome] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     settled: asyncio.Future[Settled] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    given_back: bool = False
 
 
 class Pull(Generic[T]):
@@ -45,6 +49,8 @@ class Pull(Generic[T]):
     def __init__(
         self, bus: Bus, topic: Topic[T], *, group: str, prefetch: int, ordered: bool | None, start: Start
     ) -> None:
+        if prefetch < 1:
+            raise ConfigurationError(f"The prefetch of bus.consume() is {prefetch}; it must be 1 or more")
         self._bus = bus
         self._topic = topic
         self._group = bus.catalogue.group(bus.catalogue.spec(topic), group, ordered=ordered, start=start)
@@ -52,6 +58,7 @@ class Pull(Generic[T]):
         self._ready: deque[Delivery[Any]] = deque()
         self._open: dict[int, _Open] = {}
         self._by_raw: dict[RawDelivery, int] = {}
+        self._gone: dict[int, tuple[Delivery[Any], SettleError]] = {}
         self._arrived = asyncio.Event()
         self._dispatcher: Dispatcher | None = None
         self._task: asyncio.Task[None] | None = None
@@ -59,10 +66,13 @@ class Pull(Generic[T]):
     async def __aenter__(self) -> Self:
         """Declare the group and join it. Raises UnsupportedCapability where the broker cannot do what is asked."""
         capabilities = self._bus.capabilities
-        if self._group.start != "latest" and capabilities.history.level == "unsupported":
-            raise UnsupportedCapability(
-                f"{self._topic.name}/{self._group.name}: {capabilities.history.reason}"
-            )
+        wanted = {"order": self._group.ordered, "history": self._group.start != "latest"}
+        for name, needed in wanted.items():
+            capability: Capability = getattr(capabilities, name)
+            if needed and capability.level == "unsupported":
+                raise UnsupportedCapability(
+                    f"{self._topic.name}/{self._group.name} asks for {name}: {capability.reason}"
+                )
         await self._bus.catalogue.declare([self._group], [self._group.topic])
         binding = Binding(
             subscription=Subscription(self._group, prefetch=self._prefetch, concurrency=self._prefetch),
@@ -77,7 +87,7 @@ class Pull(Generic[T]):
         self._dispatcher = Dispatcher(self._bus.adapter, binding, self._bus.clock)
         self._bus.dispatchers.append(self._dispatcher)
         self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
-        self._task.add_done_callback(lambda _: self._arrived.set())
+        self._task.add_done_callback(self._ended)
         return self
 
     async def __aexit__(
@@ -86,7 +96,11 @@ class Pull(Generic[T]):
         assert self._dispatcher is not None and self._task is not None  # noqa: PT018  set by __aenter__
         self._bus.dispatchers.remove(self._dispatcher)
         self._dispatcher.stop()
-        await asyncio.wait((self._task,))
+        try:
+            await asyncio.wait((self._task,))
+        finally:
+            self._task.cancel()  # where the wait was cancelled
+            await asyncio.wait((self._task,))
         if error is None and not self._task.cancelled():
             self._task.result()
 
@@ -108,29 +122,54 @@ class Pull(Generic[T]):
     async def settle(self, delivery: Delivery[T], outcome: Outcome) -> None:
         """Settle; returns when the broker has taken it. Settling twice is a no-op.
 
-        Raises LeaseLost when the delivery is no longer ours: its message is delivered again.
+        Raises LeaseLost when the delivery is no longer ours: its message is delivered again. Cancelling leaves it
+        open whether the broker takes it.
         """
         entry = self._open.get(id(delivery))
         if entry is None:
+            gone = self._gone.pop(id(delivery), None)
+            if gone is not None:
+                raise self._lost(delivery, gone[1])
             return
         if not entry.outcome.done():
             entry.outcome.set_result(outcome)
         result = await asyncio.shield(entry.settled)
         if isinstance(result, SettleError):
-            raise LeaseLost(
-                f"Message {delivery.message.id} of {self._topic.name} was not settled: {result.error}"
-            )
+            raise self._lost(delivery, result)
+
+    def _lost(self, delivery: Delivery[T], result: SettleError) -> LeaseLost:
+        return LeaseLost(
+            f"Message {delivery.message.id} of {self._topic.name} was not settled: {result.error}"
+        )
 
     # What the dispatcher tells: see binding.Observer.
 
     def started(self, delivery: Delivery[Any], raw: RawDelivery) -> None:
-        self._open[id(delivery)] = _Open(raw)
+        self._open[id(delivery)] = _Open(delivery)
         self._by_raw[raw] = id(delivery)
 
     def settled(self, raw: RawDelivery, result: Settled) -> None:
         entry = self._open.pop(self._by_raw.pop(raw, 0), None)
-        if entry is not None and not entry.settled.done():
-            entry.settled.set_result(result)
+        if entry is not None:
+            self._tell(entry, result)
+
+    def _tell(self, entry: _Open, result: Settled) -> None:
+        if entry.given_back and not isinstance(result, SettleError):
+            result = SettleError(LeaseLost("it was given back"))
+        if isinstance(result, SettleError):  # the program may settle it later: it is told so
+            self._gone[id(entry.delivery)] = entry.delivery, result
+            if len(self._gone) > REMEMBERED:
+                del self._gone[next(iter(self._gone))]
+        entry.settled.set_result(result)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for entry in self._open.values():
+            self._tell(entry, SettleError(LeaseLost("the subscription has ended")))
+        self._open.clear()
+        self._by_raw.clear()
+        self._arrived.set()
+        if not task.cancelled():
+            task.exception()  # it is raised where the program takes the next delivery, or leaves
 
     async def _hand_out(self, delivery: Delivery[Any]) -> Outcome:
         entry = self._open[id(delivery)]
@@ -138,6 +177,7 @@ class Pull(Generic[T]):
         self._arrived.set()
         try:
             return await entry.outcome
-        finally:
-            if delivery in self._ready:
-                self._ready.remove(delivery)
+        except asyncio.CancelledError:
+            entry.given_back = True
+            self._ready = deque(one for one in self._ready if one is not delivery)
+            raise

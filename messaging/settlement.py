@@ -16,7 +16,7 @@ from messaging.clock import sleep
 from messaging.errors import ConnectionFailed, LeaseLost
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from messaging.adapter import RawDelivery, Settled
     from messaging.clock import Clock
@@ -59,6 +59,11 @@ class Settler:
         if reply is not None:
             self._replies[settlement] = reply
         self._wake.set()
+
+    @property
+    def deliveries(self) -> Collection[RawDelivery]:
+        """Those that wait to be settled, or are being settled."""
+        return {settlement.delivery for settlement in self._pending}
 
     async def run(self) -> None:
         """Settle until cancelled. Cancellation leaves the rest to `flush`."""

@@ -1,0 +1,315 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from messaging import Ack, ConfigurationError, LeaseLost, Reject, Release, Retry, Topic, connect
+from messaging.adapter import Capability
+from messaging.errors import AuthenticationFailed, Closed, UnsupportedCapability
+from messaging.testing import VirtualClock
+
+orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
+jobs = Topic("jobs", str)
+
+
+@pytest.fixture
+async def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect("memory://", clock=clock) as bus:
+        await bus.declare(orders, groups=["audit"])
+        await bus.declare(jobs, groups=["audit"])
+        yield bus
+
+
+async def taken(pull, clock):
+    """What can be taken now."""
+    found = []
+    while True:
+        task = asyncio.create_task(anext(pull))
+        await clock.settle()
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return found
+        found.append(task.result())
+
+
+async def lag(bus, topic="jobs"):
+    return next(group.lag for group in await bus.groups() if group.topic == topic)
+
+
+async def test_each_delivery_is_settled_by_hand(bus, clock):
+    await bus.publish_many(jobs, ["a", "b"])
+    async with bus.consume(jobs, group="audit") as pull:
+        first, second = await taken(pull, clock)
+        await pull.settle(first, Ack())
+        await pull.settle(second, Reject("no"))
+
+    assert await lag(bus) == 0
+    assert await bus.dead_letters(jobs, group="audit").count() == 1
+
+
+async def test_what_is_not_settled_at_exit_goes_back_uncounted(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (left,) = await taken(pull, clock)
+    assert await lag(bus) == 1
+
+    async with bus.consume(jobs, group="audit") as next_pull:
+        (again,) = await taken(next_pull, clock)
+
+    assert again.attempt == 1
+    with pytest.raises(LeaseLost):
+        await pull.settle(left, Ack())
+
+
+async def test_at_most_prefetch_are_unsettled(bus, clock):
+    await bus.publish_many(jobs, ["a", "b", "c"])
+    async with bus.consume(jobs, group="audit", prefetch=2) as pull:
+        first, _ = await taken(pull, clock)
+        await pull.settle(first, Ack())
+
+        assert len(await taken(pull, clock)) == 1
+
+
+async def test_the_next_of_a_key_comes_after_the_former_is_settled(bus, clock):
+    await bus.publish_many(orders, ["a1", "a2", "b1"])
+    async with bus.consume(orders, group="audit") as pull:
+        found = await taken(pull, clock)
+        assert {one.payload for one in found} == {"a1", "b1"}
+
+        await pull.settle(next(one for one in found if one.payload == "a1"), Ack())
+
+        assert [one.payload for one in await taken(pull, clock)] == ["a2"]
+
+
+async def test_a_retry_waits_and_is_handed_out_again_without_a_limit(bus, clock):
+    await bus.publish(orders, "a1")
+    async with bus.consume(orders, group="audit") as pull:
+        for attempt in range(1, 6):
+            (delivery,) = await taken(pull, clock)
+            assert delivery.attempt == attempt
+            await pull.settle(delivery, Retry("not yet", after=60))
+            assert await taken(pull, clock) == []
+            await clock.advance(60)
+
+        assert len(await taken(pull, clock)) == 1
+
+
+async def test_settling_twice_is_a_no_op(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+
+        await asyncio.gather(pull.settle(delivery, Ack()), pull.settle(delivery, Reject("too late")))
+        await pull.settle(delivery, Reject("too late"))
+
+    assert await bus.dead_letters(jobs, group="audit").count() == 0
+    assert await lag(bus) == 0
+
+
+async def test_settling_what_was_lost_is_refused_whenever_it_is_tried(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        bus.native.restart()
+        await clock.settle()
+
+        with pytest.raises(LeaseLost, match=f"Message {delivery.message.id} of jobs was not settled"):
+            await pull.settle(delivery, Ack())
+        await pull.settle(delivery, Ack())
+        await clock.advance(6)
+        (again,) = await taken(pull, clock)
+        await pull.settle(again, Ack())
+
+    assert again.message.id == delivery.message.id
+    assert await lag(bus) == 0
+
+
+async def test_a_loss_during_settle_is_told(bus, clock, monkeypatch):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        settling = asyncio.create_task(pull.settle(delivery, Ack()))
+        await asyncio.sleep(0)
+
+        bus.native.restart()
+
+        with pytest.raises(LeaseLost):
+            await settling
+
+
+async def test_a_delivery_that_was_given_back_for_another_member_is_refused(bus, clock):
+    await bus.publish_many(orders, [f"{letter}1" for letter in "abcdefghijkl"])
+    async with bus.consume(orders, group="audit") as pull:
+        held = await taken(pull, clock)
+        async with bus.consume(orders, group="audit") as other:
+            await clock.advance(60)
+            theirs = {one.payload for one in await taken(other, clock)}
+            assert theirs
+
+            for delivery in held:
+                if delivery.payload in theirs:
+                    with pytest.raises(LeaseLost):
+                        await pull.settle(delivery, Ack())
+                else:
+                    await pull.settle(delivery, Ack())
+
+
+async def test_what_the_program_decided_too_late_is_not_taken_for_settled(bus, clock):
+    """The outcome is given in the very moment in which the delivery is taken back."""
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        pull._dispatcher.stop()
+        while not pull._dispatcher._workers._interrupted:
+            await asyncio.sleep(0)
+
+        with pytest.raises(LeaseLost, match="given back"):
+            await pull.settle(delivery, Ack())
+
+    assert await lag(bus) == 1
+
+
+async def test_cancelling_the_iteration_loses_nothing(bus, clock):
+    async with bus.consume(jobs, group="audit") as pull:
+        waiting = asyncio.create_task(anext(pull))
+        await clock.settle()
+        waiting.cancel()
+        await bus.publish(jobs, "a")
+
+        assert [one.payload for one in await taken(pull, clock)] == ["a"]
+
+
+async def test_two_tasks_may_take_deliveries(bus, clock):
+    async with bus.consume(jobs, group="audit") as pull:
+        tasks = [asyncio.create_task(anext(pull)) for _ in range(2)]
+        await clock.settle()
+
+        await bus.publish_many(jobs, ["a", "b"])
+
+        assert {(await task).payload for task in tasks} == {"a", "b"}
+
+
+async def test_cancelling_settle_leaves_the_delivery_to_the_broker(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        settling = asyncio.create_task(pull.settle(delivery, Ack()))
+        await asyncio.sleep(0)
+
+        settling.cancel()
+        await clock.settle()
+
+    assert await lag(bus) == 0
+
+
+async def fail_for_good(bus, clock, pull):
+    async def refused(*_):
+        raise AuthenticationFailed("the password was changed")
+
+    pull._dispatcher._consumer.receive = refused
+    await clock.advance(2)
+
+
+async def test_what_ends_the_subscription_is_raised_by_the_iteration_and_by_the_exit(bus, clock):
+    with pytest.raises(AuthenticationFailed):
+        async with bus.consume(jobs, group="audit") as pull:
+            await clock.settle()
+            await fail_for_good(bus, clock, pull)
+            with pytest.raises(AuthenticationFailed):
+                await anext(pull)
+
+
+async def test_no_settle_hangs_when_the_subscription_ends_for_good(bus, clock):
+    await bus.publish(jobs, "a")
+    with pytest.raises(AuthenticationFailed):
+        async with bus.consume(jobs, group="audit") as pull:
+            (delivery,) = await taken(pull, clock)
+            await fail_for_good(bus, clock, pull)
+
+            with pytest.raises(LeaseLost, match="has ended"):
+                await pull.settle(delivery, Ack())
+
+
+async def test_an_error_of_the_body_goes_before_the_subscriptions(bus, clock):
+    with pytest.raises(KeyError):
+        async with bus.consume(jobs, group="audit") as pull:
+            await clock.settle()
+            await fail_for_good(bus, clock, pull)
+            raise KeyError("mine")
+
+
+async def test_the_iteration_ends_with_the_subscription(bus, clock):
+    async with bus.consume(jobs, group="audit") as pull:
+        waiting = asyncio.create_task(anext(pull, "the end"))
+        await clock.settle()
+
+    assert await waiting == "the end"
+    assert bus.dispatchers == []
+
+
+async def test_a_cancelled_exit_leaves_nothing_running(bus, clock):
+    pull = bus.consume(jobs, group="audit")
+    await pull.__aenter__()
+    await clock.settle()
+    pull._dispatcher._consumer.close = asyncio.Event().wait
+    leaving = asyncio.create_task(pull.__aexit__(None, None, None))
+    await clock.settle()
+    assert not leaving.done()
+
+    leaving.cancel()
+    await asyncio.wait((leaving,))
+    del pull._dispatcher._consumer.close
+
+    assert leaving.cancelled()
+    assert pull._task.done()
+
+
+async def test_a_release_with_a_delay_comes_back_after_it(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        await pull.settle(delivery, Release(after=30))
+        await clock.advance(29)
+        assert await taken(pull, clock) == []
+        await clock.advance(1)
+
+        (again,) = await taken(pull, clock)
+        assert again.attempt == 1
+
+
+async def test_it_is_opened_before_deliveries_are_taken(bus):
+    with pytest.raises(Closed):
+        await anext(bus.consume(jobs, group="audit"))
+
+
+async def test_what_cannot_be_asked_for_is_refused(bus, monkeypatch):
+    with pytest.raises(ConfigurationError, match="prefetch"):
+        bus.consume(jobs, group="audit", prefetch=0)
+    capabilities = bus.capabilities
+    for name, pull in (
+        ("order", bus.consume(orders, group="new")),
+        ("history", bus.consume(jobs, group="new", start="earliest")),
+    ):
+        object.__setattr__(capabilities, name, Capability("unsupported", "it cannot"))
+        monkeypatch.setattr(type(bus), "capabilities", capabilities)
+        with pytest.raises(UnsupportedCapability, match=f"asks for {name}: it cannot"):
+            await pull.__aenter__()
+
+
+async def test_only_so_many_lost_deliveries_are_remembered(bus, clock, monkeypatch):
+    monkeypatch.setattr("messaging.pull.REMEMBERED", 1)
+    await bus.publish_many(jobs, ["a", "b"])
+    async with bus.consume(jobs, group="audit") as pull:
+        await taken(pull, clock)
+
+        bus.native.restart()
+        await clock.settle()
+
+        assert len(pull._gone) == 1

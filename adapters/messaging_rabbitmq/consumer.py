@@ -240,35 +240,56 @@ class SharedConsumer(Member):
     def __init__(self, session: Session, subscription: Subscription, ownership: Ownership) -> None:
         super().__init__(session, subscription, ownership)
         self._intake: Intake | None = None
+        self._suspects: Intake | None = None
         self._early: list[tuple[RawDelivery, float]] = []
         """Came back from a delay tier before their time: the next tier is due."""
         self._adopted = self.group.native is not None
 
     async def join(self) -> None:
-        if self._intake is not None and not self._intake.gone:
+        if self._is_member():
             return
+        await self._abandon()
+        names = self.session.names
+        self._intake = await self._open(names.queue(self.group), self.subscription.prefetch)
+        if not self._adopted:
+            self._suspects = await self._open(names.suspects(self.group), 1)
+
+    def _is_member(self) -> bool:
+        intakes = [self._intake] if self._adopted else [self._intake, self._suspects]
+        return all(intake is not None and not intake.gone for intake in intakes)
+
+    async def _open(self, queue: str, prefetch: int) -> Intake:
+        intake = Intake(queue, arrived=self.wake, lost=self._intake_lost)
+        await intake.open(self.session.consuming, prefetch)
+        return intake
+
+    async def _abandon(self) -> None:
+        """Drop what is left of a membership of which a part broke."""
         self._early.clear()
-        intake = Intake(self.session.names.queue(self.group), arrived=self.wake, lost=self._intake_lost)
-        await intake.open(self.session.consuming, self.subscription.prefetch)
-        self._intake = intake
+        for intake in (self._intake, self._suspects):
+            if intake is not None:
+                if left := intake.handed_out():
+                    self.ownership.on_lost(left, "the member joins its group again")
+                await intake.close()
+        self._intake = self._suspects = None
 
     def _intake_lost(self, intake: Intake, reason: str) -> None:
         self.lose(intake.handed_out(), reason)
 
     async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:  # noqa: ARG002
-        intake = self._intake
-        if intake is None:
-            return ()
         deliveries: list[RawDelivery] = []
-        waiting = intake.waiting
-        while waiting and len(deliveries) < limit:
-            original = waiting.popleft()
-            delivery = self._received(intake, original)
-            due = not_before(original)
-            if due and due > wall_clock():
-                self._early.append((delivery, due))
-            else:
-                deliveries.append(delivery)
+        for intake in (self._suspects, self._intake):
+            if intake is None or intake.gone:
+                continue
+            waiting = intake.waiting
+            while waiting and len(deliveries) < limit:
+                original = waiting.popleft()
+                delivery = self._received(intake, original)
+                due = not_before(original)
+                if due and due > wall_clock():
+                    self._early.append((delivery, due))
+                else:
+                    deliveries.append(delivery)
         if self._early and not deliveries:
             await self.finish(self._step())
         return deliveries
@@ -344,13 +365,15 @@ class SharedConsumer(Member):
         raise ConnectionFailed(f"message {delivery.message.id} could not be isolated: {error}") from error
 
     def status(self) -> ConsumerStatus:
-        return ConsumerStatus(connected=self._intake is not None and not self._intake.gone)
+        return ConsumerStatus(connected=self._is_member())
 
     async def leave(self) -> None:
-        intake = self._intake
-        if intake is None:
-            return
-        suspects = [one for one in intake.handed_out() if one.guard == "alone" and not intake.gone]
-        if suspects:
-            await self._settle([Settlement(one, Release()) for one in suspects])
-        await intake.close()
+        suspects = self._suspects
+        if suspects is not None and not suspects.gone:
+            # This process lives: what it gives back is no longer suspect of killing it.
+            while suspects.waiting:
+                self._received(suspects, suspects.waiting.popleft())
+            await self._settle([Settlement(one, Release()) for one in suspects.handed_out()])
+        for intake in (self._intake, suspects):
+            if intake is not None:
+                await intake.close()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from messaging.adapter import GroupSpec, RawDelivery
     from messaging_rabbitmq.session import Session
 
+FOREVER = 1e9
+"""Seconds that no broker lives."""
+
 
 class Copies:
     """Makes and stores the copies of one group's messages."""
@@ -31,20 +34,25 @@ class Copies:
         control = {ATTEMPT: str(delivery.attempt + 1)}
         if failure is not None:
             control[FAILURE] = failure
-        return await self._delayed(delivery, wall_clock() + after if after > 0 else 0.0, control)
+        return await self._delayed(delivery, _due(after), control)
 
     async def released(self, delivery: RawDelivery, after: float) -> Parcel | None:
         """Handled again after so many seconds, uncounted."""
-        due = wall_clock() + after if after > 0 else 0.0
-        return await self._delayed(delivery, due, control_headers(delivery))
+        return await self._delayed(delivery, _due(after), control_headers(delivery))
 
     async def step(self, delivery: RawDelivery, due: float) -> Parcel | None:
         """The next step of a delay that is longer than its last tier."""
         return await self._delayed(delivery, due, control_headers(delivery))
 
     def alone(self, delivery: RawDelivery) -> Parcel:
-        """The same message, with the mark that it is run alone."""
-        return self._parcel(self._queue, delivery, {**control_headers(delivery), GUARD: "alone"})
+        """The same message, with the mark that it is run alone.
+
+        It goes to the queue of which a process takes one at a time: only the one that runs is counted when the
+        process dies.
+        """
+        return self._parcel(
+            self._session.names.suspects(self._group), delivery, {**control_headers(delivery), GUARD: "alone"}
+        )
 
     async def dead(self, delivery: RawDelivery, failure: str | None) -> Parcel:
         """A dead letter of the group."""
@@ -87,3 +95,8 @@ class Copies:
             else:
                 outcomes.append(fate)
         return outcomes
+
+
+def _due(after: float) -> float:
+    """The time of the wall clock, which all members share, as far as their clocks agree."""
+    return wall_clock() + min(after, FOREVER) if after > 0 else 0.0

@@ -37,6 +37,7 @@ class IngressRelay:
         self._topic = topic
         self._task: asyncio.Task[None] | None = None
         self._needless = topic.native is not None
+        self._turn = 0
 
     def keep_running(self) -> None:
         """Start, or start again after a failure; called with every `receive`."""
@@ -93,11 +94,15 @@ class IngressRelay:
             )
             return None
         headers: dict[str, Any] = original.header.properties.headers or {}
-        described = decode(headers, prefix=PREFIX, topic="", body=b"", position="", key=routing_key)
-        key = described.key if described.key is not None else routing_key
+        described = decode(headers, prefix=PREFIX, topic="", body=b"", position="", key=routing_key or None)
+        if described.key is None:  # no key, no order: partitions in turn (10)
+            self._turn += 1
+            partition = self._turn % partitions
+        else:
+            partition = partition_of(described.key, partitions)
         return Parcel(
             self._session.names.exchange(self._topic),
-            str(partition_of(key, partitions)),
+            str(partition),
             foreign_properties(original, routing_key if described.key == routing_key else None),
             original.body,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from messaging.names import NameRules, physical
@@ -10,8 +11,9 @@ from messaging.names import NameRules, physical
 if TYPE_CHECKING:
     from messaging.adapter import GroupSpec, TopicSpec
 
-# AMQP 0-9-1: an exchange's name has at most 127 bytes, a queue's 255; the alternate exchange adds to its topic's.
-EXCHANGES = NameRules(maximum=100)
+# AMQP 0-9-1: an exchange's name has at most 127 bytes, a queue's 255. The text of a refusal has 255 too, and must hold
+# an exchange's name and those of two alternates.
+EXCHANGES = NameRules(maximum=80)
 QUEUES = NameRules(maximum=255)
 
 
@@ -29,7 +31,8 @@ class Names:
         keeps, compares and tells the count of partitions and whether they are ordered (16).
         """
         order = ":ordered" if topic.ordered else ""
-        return f"{self.exchange(topic)}:p{topic.partitions}{order}"
+        whose = sha256(self.exchange(topic).encode()).hexdigest()[:12]
+        return f"p{topic.partitions}{order}:{whose}"
 
     def ingress(self, topic: TopicSpec) -> str:
         return physical(QUEUES, "ingress", topic=topic.name, namespace=self.namespace)
@@ -45,6 +48,9 @@ class Names:
         if not group.ordered:
             return [self.queue(group)]
         return [self.queue(group, partition) for partition in range(group.topic.partitions)]
+
+    def suspects(self, group: GroupSpec) -> str:
+        return self._of(group, "suspects")
 
     def dead(self, group: GroupSpec) -> str:
         return self._of(group, "dead")

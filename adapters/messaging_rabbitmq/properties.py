@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import secrets
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
 
     from messaging.message import Message
+
+logger = logging.getLogger("messaging")
 
 PREFIX = "cloudEvents_"
 PARTITION = "messaging-partition"
@@ -278,6 +281,11 @@ def _encodable(headers: dict[str, Any], message_id: str) -> dict[str, Any]:
         headers = {name: _encodable_value(name, value) for name, value in headers.items()}
         encoded = field_table(headers)
     if len(encoded) > MAX_HEADER_FRAME and FAILURE in headers:
+        logger.warning(
+            "The failure record of message %s is left out of its copy: it does not fit into one AMQP frame",
+            message_id,
+            extra={"message_id": message_id},
+        )
         del headers[FAILURE]
         encoded = field_table(headers)
     if len(encoded) > MAX_HEADER_FRAME:

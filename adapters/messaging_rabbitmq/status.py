@@ -59,6 +59,8 @@ async def _info(session: Session, group: GroupSpec) -> GroupInfo | None:
                 members = (
                     await channel.queue_declare(names.members(group), passive=True)
                 ).consumer_count or 0
+            elif group.native is None:
+                lag += (await channel.queue_declare(names.suspects(group), passive=True)).message_count or 0
             if group.native is None:
                 dead = (await channel.queue_declare(names.dead(group), passive=True)).message_count
         except ChannelNotFoundEntity:

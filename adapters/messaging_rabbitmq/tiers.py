@@ -16,6 +16,7 @@ UNIT = 0.125
 """The shortest tier, seconds: 2^-3."""
 TIERS = 16
 """2^-3 ... 2^12 s; longer delays take several steps."""
+LONGEST = UNIT * 2 ** (TIERS - 1)
 
 
 def tier_for(remaining: float) -> int:
@@ -25,9 +26,8 @@ def tier_for(remaining: float) -> int:
     """
     if remaining <= 0:
         return 0
-    units = -(-remaining // UNIT)
-    step = min(int(units).bit_length(), TIERS) - 1
-    return 125 << step
+    units = int(-(-min(remaining, LONGEST) // UNIT))
+    return 125 << (units.bit_length() - 1)
 
 
 def all_tiers() -> list[int]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 DELIVERY_LIMIT = 1_000_000
 """RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
-_RECEIVED = re.compile(r"received '?([^',]*)'?.*but current is '?([^',]*)'?")
-_ALTERNATE = re.compile(r":p(\d+)(:ordered)?$")
+_STORED = re.compile(r"but current is '?p(\d+)(:ordered)?:")
+"""What `Names.alternate` has written, in a text that may be cut after it."""
 
 
 def quorum(**arguments: Any) -> dict[str, Any]:
@@ -211,6 +211,7 @@ class TopologyKeeper:
             return
         queue = self._names.queue(group)
         await self._queue(channel, queue, quorum(message_ttl=retention))
+        await self._queue(channel, self._names.suspects(group), quorum())
         for partition in range(topic.partitions):
             await channel.queue_bind(queue, exchange, str(partition))
 
@@ -225,6 +226,8 @@ class TopologyKeeper:
         queues = self._names.queues(group)
         if group.native is None:
             queues.append(self._names.dead(group))
+            if not group.ordered:
+                queues.append(self._names.suspects(group))
         async with self._link.throwaway(f"looking for group {group.name}") as channel:
             for queue in queues:
                 try:
@@ -269,6 +272,8 @@ class TopologyKeeper:
         if group.ordered:
             queues.append(names.members(group))
             queues += [names.guard(group, partition) for partition in range(group.topic.partitions)]
+        else:
+            queues.append(names.suspects(group))
         self._known_queues.difference_update(queues)
         async with self._link.throwaway(f"deleting group {group.name}") as channel:
             if last:
@@ -283,8 +288,7 @@ class TopologyKeeper:
 
 
 def _different(topic: TopicSpec, text: str) -> ConfigurationError:
-    found = _RECEIVED.search(text)
-    stored = _ALTERNATE.search(found.group(2)) if found else None
+    stored = _STORED.search(text)
     asked = _spoken(topic.partitions, ordered=topic.ordered)
     if stored is None:
         return ConfigurationError(

@@ -11,9 +11,9 @@ import logging
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from messaging.adapter import GroupInfo
+from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_redis.connection import code_of, translate
 from messaging_redis.keys import GroupKeys, TopicKeys
@@ -22,7 +22,7 @@ from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging.adapter import GroupSpec, Start, TopicSpec, Topology, TopologyMode
+    from messaging.adapter import Start, TopicSpec, Topology, TopologyMode
     from messaging_redis.connection import RedisConnection
 
 logger = logging.getLogger("messaging")
@@ -145,10 +145,7 @@ class Topics:
         )
         if stored is None:
             return None, 0
-        try:
-            return json.loads(stored), int(lost)
-        except ValueError:
-            return {}, int(lost)
+        return _record(stored), int(lost)
 
     async def restore(self, group: GroupSpec) -> None:
         """Make a group anew that its streams have lost, from their beginning, and say so.
@@ -228,28 +225,33 @@ class Topics:
         """The groups of the declared topics, as the broker knows them."""
         found: list[GroupInfo] = []
         for state in self.states:
-            names: list[str] = []
+            groups = [
+                group
+                for group in self._groups.values()
+                if group.topic.name == state.spec.name and group.native is not None
+            ]
             if state.spec.native is None:
-                reply = await self._connection.call(state.keys.groups, "HKEYS", state.keys.groups)
-                names = sorted(name.decode() for name in reply)
-            for group in self._groups.values():
-                if group.topic.name == state.spec.name and group.native is not None:
-                    names.append(group.name)
-            found += [await self._info(state, name) for name in names]
+                stored = await self._connection.call(state.keys.groups, "HGETALL", state.keys.groups)
+                groups += [
+                    GroupSpec(state.spec, name.decode(), bool(_record(record).get("ordered")))
+                    for name, record in sorted(as_pairs(stored))
+                ]
+            found += [await self._info(state, group) for group in groups]
         return found
 
-    async def _info(self, state: TopicState, name: str) -> GroupInfo:
-        from messaging.adapter import GroupSpec
-
-        group = self._groups.get((state.spec.name, name)) or GroupSpec(state.spec, name)
+    async def _info(self, state: TopicState, group: GroupSpec) -> GroupInfo:
         keys = GroupKeys(state.keys, group)
-        streams = [*state.keys.streams, keys.retry]
-        lag, _, oldest, members, dead, now, _ = await self._connection.run(
-            GROUP_STATE, [keys.members, keys.dead, *streams], [keys.name]
+        copies = [keys.retry]
+        if group.ordered:
+            copies = [keys.redrive(partition) for partition in range(keys.topic.partitions)]
+        lag, _, oldest, members, dead, now = await self._connection.run(
+            GROUP_STATE,
+            [keys.members, keys.dead, keys.delayed, *copies, *state.keys.streams],
+            [keys.name, len(copies)],
         )
         return GroupInfo(
             topic=state.spec.name,
-            group=name,
+            group=group.name,
             lag=None if lag < 0 else lag,
             members=members,
             dead_letters=dead,
@@ -266,6 +268,15 @@ class Topics:
         self._groups.pop((group.topic.name, group.name), None)
         if (state := self.known(group.topic)) is not None:
             state.routed = False
+
+
+def _record(stored: bytes) -> dict[str, Any]:
+    """What was stored about a group; nothing, where another program wrote something else there."""
+    try:
+        record: Any = json.loads(stored)
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", record) if isinstance(record, dict) else {}
 
 
 def as_pairs(reply: Any) -> list[tuple[Any, Any]]:

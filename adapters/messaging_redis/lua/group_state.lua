@@ -1,17 +1,20 @@
--- KEYS: members, dead letters, then streams. ARGV: consumer group.
--- Returns {lag or -1, pending, oldest unhandled in ms or -1, members, dead letters, now, streams with the group}.
-local lag, pending, oldest, known = 0, 0, -1, 0
-for i = 3, #KEYS do
+-- KEYS: members, dead letters, delayed set, then streams of copies (as many as ARGV[2] says), then the topic's streams.
+-- ARGV: consumer group, number of streams of copies. Settled copies are deleted, so what is left is what waits.
+-- Returns {lag or -1, pending, oldest unhandled in ms or -1, members, dead letters, now}.
+local lag, pending, oldest = redis.call('ZCARD', KEYS[3]), 0, -1
+local copies = tonumber(ARGV[2])
+for i = 4, #KEYS do
   local groups = redis.pcall('XINFO', 'GROUPS', KEYS[i])
   if not failed(groups) then
     for _, group in ipairs(groups) do
       if info(group, 'name') == ARGV[1] then
-        known = known + 1
+        local held = info(group, 'pending')
         local behind = info(group, 'lag')
-        if behind and lag >= 0 then lag = lag + behind else lag = -1 end
-        pending = pending + info(group, 'pending')
+        if i < 4 + copies then behind = redis.call('XLEN', KEYS[i]) - held end
+        if behind and lag >= 0 then lag = lag + math.max(0, behind) else lag = -1 end
+        pending = pending + held
         local first = nil
-        if info(group, 'pending') > 0 then first = redis.call('XPENDING', KEYS[i], ARGV[1])[2] end
+        if held > 0 then first = redis.call('XPENDING', KEYS[i], ARGV[1])[2] end
         if not first then
           local next = redis.call('XRANGE', KEYS[i], '(' .. info(group, 'last-delivered-id'), '+', 'COUNT', 1)
           if #next > 0 then first = next[1][1] end
@@ -25,4 +28,4 @@ for i = 3, #KEYS do
   end
 end
 local now = now_ms()
-return {lag, pending, oldest, redis.call('ZCOUNT', KEYS[1], now, '+inf'), redis.call('XLEN', KEYS[2]), now, known}
+return {lag, pending, oldest, redis.call('ZCOUNT', KEYS[1], now, '+inf'), redis.call('XLEN', KEYS[2]), now}

@@ -104,6 +104,23 @@ async def test_groups_are_listed_with_their_state_and_deleted_with_all_they_have
     assert await adapter.dead_letters(group).count() == 0
 
 
+async def test_the_lag_counts_what_waits_for_a_retry_and_stays_known_after_it(bench):
+    from messaging.message import Retry
+
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 3)
+    await bench.settle(consumer, await bench.receive(consumer, 3), Retry(), after=0.3)
+
+    (waiting,) = await adapter.groups()
+    await bench.drain(consumer, 3)
+    (settled,) = await adapter.groups()
+
+    assert (waiting.lag, settled.lag) == (3, 0)
+    assert settled.oldest is None
+
+
 async def test_a_member_of_a_deleted_group_ends_with_an_error_that_says_so(bench):
     adapter = await bench.adapter()
     shared = await bench.group(adapter)

@@ -8,8 +8,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
-import uuid_utils
-
 from messaging.adapter import AdapterContext, Start, TopologyMode, Unrouted
 from messaging.catalogue import Catalogue
 from messaging.clock import Clock, SystemClock, timeout
@@ -23,6 +21,7 @@ from messaging.errors import (
     PublishManyError,
 )
 from messaging.health import Health, assess
+from messaging.ids import new_id
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
 from messaging.prepare import Options, Preparation
 from messaging.publish import Publisher
@@ -85,7 +84,7 @@ class Bus:
             )
         self.settings = settings
         self.clock = clock
-        self.member = f"{socket.gethostname()}-{os.getpid()}-{str(uuid_utils.uuid7())[-12:]}"
+        self.member = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-12:]}"
         self.source = settings.source or "messaging"
         self._url, named = split_namespace(settings.url)
         self.namespace = named or settings.namespace

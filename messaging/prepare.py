@@ -10,12 +10,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import uuid_utils
-
 from messaging.adapter import Outgoing
 from messaging.binding import current_delivery
 from messaging.envelope import check_headers
 from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging.ids import new_id
 from messaging.message import Message, seconds
 from messaging.partition import partition_of
 
@@ -68,7 +67,7 @@ class Preparation:
                     headers.setdefault(name, parent.message.headers[name])
         now = datetime.fromtimestamp(self.clock.time(), UTC)
         return Message(
-            id=_checked_id(options.id) if options.id is not None else str(uuid_utils.uuid7()),
+            id=_checked_id(options.id) if options.id is not None else new_id(),
             topic=topic.name,
             body=body,
             key=_checked_key(topic.name, key),

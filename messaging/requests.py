@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import uuid_utils
-
 from messaging.backoff import Backoff
 from messaging.clock import sleep, timeout
 from messaging.errors import (
@@ -22,6 +20,7 @@ from messaging.errors import (
     RemoteError,
     RequestTimeout,
 )
+from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Requester:
         Raises RequestTimeout after `within` seconds, ConnectionFailed when the connection that would bring the
         reply is lost, and what `send` raises. Nothing is left behind in any case.
         """
-        correlation_id = str(uuid_utils.uuid7())
+        correlation_id = new_id()
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         try:
             async with timeout(self._clock, within):
@@ -146,7 +145,7 @@ def answering(
 
     def message(request: Message, body: bytes, content_type: str, type_: str) -> Message:
         return Message(
-            id=str(uuid_utils.uuid7()),
+            id=new_id(),
             topic=request.topic,
             body=body,
             content_type=content_type,

@@ -65,7 +65,7 @@ class RabbitMQAdapter(Adapter):
         )
         # What was deleted together with the broker's data must be looked for again.
         consuming.on_loss.add(lambda _: self._session.topology.forget())
-        self._version = ""
+        self._capabilities = _capabilities(settings)
 
     @classmethod
     def from_url(cls, url: str, context: AdapterContext) -> RabbitMQAdapter:
@@ -73,39 +73,7 @@ class RabbitMQAdapter(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        settings = self._settings
-        native = Capability("native")
-        return Capabilities(
-            broker="RabbitMQ",
-            version=self._version,
-            groups=Capability("native", "a durable exchange for each topic, a quorum queue for each group"),
-            order=Capability(
-                "emulated",
-                "a queue with a single active consumer for each partition, balanced by this adapter; failed messages "
-                "are held by the member",
-            ),
-            delayed_retry=Capability(
-                "emulated",
-                "queues with a time to live, in steps of powers of two; held in the member where ordered",
-            ),
-            dead_letters=Capability("native", "a quorum queue for each group"),
-            redrive=native,
-            requests=Capability("native", "an exclusive queue for each requester"),
-            history=Capability(
-                "unsupported",
-                "a queue keeps nothing that was handled; declare the group before the first publish",
-            ),
-            no_group=Capability("native", "an unroutable message comes back"),
-            crash_guard=Capability(
-                "emulated",
-                "quorum queues count hand-overs; the mark is a copy, or an entry in a queue of marks",
-            ),
-            lateness=0.5,
-            max_hold=settings.consumer_timeout * HOLD_SHARE,
-            max_message_bytes=settings.max_message_bytes,
-            durability="power loss",
-            fenced=True,
-        )
+        return self._capabilities
 
     @property
     def native(self) -> Any:
@@ -122,7 +90,7 @@ class RabbitMQAdapter(Adapter):
             await self.close()
             raise
         properties: dict[str, Any] = dict(connection.server_properties or {})
-        self._version = str(properties.get("version", ""))
+        self._capabilities = _capabilities(self._settings, str(properties.get("version", "")))
 
     async def close(self) -> None:
         session = self._session
@@ -232,3 +200,38 @@ class RabbitMQAdapter(Adapter):
 
 
 _PENDING = PublishError("not sent")
+
+
+def _capabilities(settings: RabbitMQSettings, version: str = "") -> Capabilities:
+    native = Capability("native")
+    return Capabilities(
+        broker="RabbitMQ",
+        version=version,
+        groups=Capability("native", "a durable exchange for each topic, a quorum queue for each group"),
+        order=Capability(
+            "emulated",
+            "a queue with a single active consumer for each partition, balanced by this adapter; failed messages "
+            "are held by the member",
+        ),
+        delayed_retry=Capability(
+            "emulated",
+            "queues with a time to live, in steps of powers of two; held in the member where ordered",
+        ),
+        dead_letters=Capability("native", "a quorum queue for each group"),
+        redrive=native,
+        requests=Capability("native", "an exclusive queue for each requester"),
+        history=Capability(
+            "unsupported",
+            "a queue keeps nothing that was handled; declare the group before the first publish",
+        ),
+        no_group=Capability("native", "an unroutable message comes back"),
+        crash_guard=Capability(
+            "emulated",
+            "quorum queues count hand-overs; the mark is a copy, or an entry in a queue of marks",
+        ),
+        lateness=0.5,
+        max_hold=settings.consumer_timeout * HOLD_SHARE,
+        max_message_bytes=settings.max_message_bytes,
+        durability="power loss",
+        fenced=True,
+    )

@@ -10,6 +10,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.commands import Basic
@@ -72,7 +73,9 @@ def outgoing(
     headers = _carried(encode(message, prefix=PREFIX))
     if extra:
         headers.update(extra)
-    size = len(message.body) + sum(len(name) + len(value.encode()) for name, value in headers.items())
+    size = len(message.body)
+    for name, value in headers.items():
+        size += len(name) + (len(value) if value.isascii() else len(value.encode()))
     if size > limit:
         raise MessageTooLarge(
             f"message {message.id} of topic {message.topic} has {size} bytes with its headers; at most {limit} "
@@ -248,16 +251,17 @@ def _is_brokers(name: str) -> bool:
 
 def _carried(headers: dict[str, str]) -> dict[str, str]:
     """Headers under names that RabbitMQ would read itself, or that are too long, go into one that it does not."""
-    wrapped = {
-        name: value
-        for name, value in headers.items()
-        if _is_brokers(name) or (len(name) > MAX_NAME // 4 and len(name.encode()) > MAX_NAME)
-    }
+    wrapped = {name: value for name, value in headers.items() if _is_carried(name)}
     if not wrapped:
         return headers
     headers = {name: value for name, value in headers.items() if name not in wrapped}
     headers[CARRIED] = json.dumps(wrapped)
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _is_carried(name: str) -> bool:
+    return _is_brokers(name) or len(name.encode()) > MAX_NAME
 
 
 def _uncarried(value: Any) -> dict[str, str]:

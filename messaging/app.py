@@ -175,9 +175,12 @@ class App:
         return record
 
     def include(self, other: App) -> None:
-        """Run the other app's subscriptions with this one; they keep their groups, defaults and lifespan."""
-        if other is self:
-            raise ConfigurationError(f"{self!r} cannot include itself")
+        """Run the other app's subscriptions with this one; they keep their groups, defaults and lifespan.
+
+        Raises ConfigurationError when the other app is, or includes, this one.
+        """
+        if self in other._members():
+            raise ConfigurationError(f"{self!r} cannot include {other!r}: an app cannot include itself")
         self._included.append(other)
 
     def _record(self, definition: Definition) -> None:
@@ -200,10 +203,16 @@ class App:
     def _own_plans(self, bus: Bus) -> list[Plan]:
         return [plan(definition, defaults, bus) for definition, defaults in self._definitions]
 
-    def _family(self) -> list[App]:
-        family: list[App] = [self]
+    def _members(self) -> list[App]:
+        """This app and all that it includes, each once."""
+        members: list[App] = [self]
         for app in self._included:
-            family.extend(member for member in app._family() if member not in family)  # noqa: SLF001
+            members.extend(member for member in app._members() if member not in members)  # noqa: SLF001
+        return members
+
+    def _family(self) -> list[App]:
+        """The members. Raises ConfigurationError when two handlers have the same topic and group."""
+        family = self._members()
         names = [definition.name for app in family for definition, _ in app._definitions]  # noqa: SLF001
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -232,6 +241,8 @@ class App:
         async with AsyncExitStack() as stack:
             executor = ThreadPoolExecutor(THREADS, thread_name_prefix=f"messaging-{self.name}")
             stack.callback(executor.shutdown, wait=False)
+            for app in family:
+                stack.callback(app._leave)  # noqa: SLF001
             dispatchers: list[Dispatcher] = []
             for app in family:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
@@ -242,12 +253,8 @@ class App:
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]
                 app._bus = bus  # noqa: SLF001
-            try:
-                async with _run_all(dispatchers, bus):
-                    yield self
-            finally:
-                for app in family:
-                    app._bus = None  # noqa: SLF001
+            async with _run_all(dispatchers, bus):
+                yield self
 
     async def serve(self, bus: Bus) -> None:
         """Open the bus and run until SIGTERM or SIGINT, then drain. A second signal ends the process as usual.
@@ -278,6 +285,9 @@ class App:
 
         return app_test(self, provide=provide)
 
+    def _leave(self) -> None:
+        self._bus = None
+
     async def _resources(
         self, bus: Bus, stack: AsyncExitStack, provide: Sequence[object] | None
     ) -> Sequence[object]:
@@ -293,27 +303,36 @@ class App:
 
 @asynccontextmanager
 async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncGenerator[None]:
-    """Run these beside the body; the first fatal error cancels the body and is raised alone."""
+    """Run these beside the body; the first error, of a subscription or of the body, ends all and is raised alone."""
+    failed: list[BaseException] = []
     try:
         async with asyncio.TaskGroup() as tasks:
             for dispatcher in dispatchers:
                 tasks.create_task(
-                    _run_one(dispatcher, bus), name=f"messaging-{dispatcher.topic}/{dispatcher.group}"
+                    _run_one(dispatcher, bus, failed), name=f"messaging-{dispatcher.topic}/{dispatcher.group}"
                 )
             bus.dispatchers.extend(dispatchers)
-            yield
+            try:
+                yield
+            except BaseException as error:
+                failed.append(error)
+                raise
             for dispatcher in dispatchers:
                 dispatcher.stop()
-    except BaseExceptionGroup as group:
-        # One level only: a group that the body raised itself stays as it is.
-        raise group.exceptions[0] from None
+    except BaseExceptionGroup:
+        # Raised below, as it was: with the cause that it came with, and a group of the body's own as that group.
+        failed = [error for error in failed if not isinstance(error, asyncio.CancelledError)]
     finally:
         bus.dispatchers = [one for one in bus.dispatchers if one not in dispatchers]
+    if failed:
+        raise failed[0]
 
 
-async def _run_one(dispatcher: Dispatcher, bus: Bus) -> None:
+async def _run_one(dispatcher: Dispatcher, bus: Bus, failed: list[BaseException]) -> None:
     try:
         await dispatcher.run()
-    except Exception as error:
-        bus.fatal = error
+    except BaseException as error:
+        failed.append(error)
+        if isinstance(error, Exception):
+            bus.fatal = error
         raise

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import AdapterContext, Start, TopologyMode, Unrouted
@@ -143,17 +144,22 @@ class Bus:
 
     async def _close(self) -> None:
         self._state = "closed"
-        await self._publisher.close(self.settings.drain_timeout)
-        await self._requester.close()
-        if self._store is not None:
-            await self._store.close()
-        await self._adapter.close()
+        async with AsyncExitStack() as stack:  # each of these, whatever becomes of the others
+            stack.push_async_callback(self._adapter.close)
+            if self._store is not None:
+                stack.push_async_callback(self._store.close)
+            stack.push_async_callback(self._requester.close)
+            stack.push_async_callback(self._publisher.close, self.settings.drain_timeout)
 
     def check_open(self) -> None:
         """Raises Closed unless the bus is open and this is its event loop."""
         if self._state != "open":
             raise Closed(f"{self!r} is not open: use it inside `async with bus:`")
-        if asyncio.get_running_loop() is not self._loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:  # another thread, a synchronous handler's for instance
+            here = None
+        if here is not self._loop:
             raise Closed(f"{self!r} belongs to another event loop: make one bus for each loop")
 
     # --- publish -----------------------------------------------------------------------------------------------

@@ -107,13 +107,19 @@ class Preparation:
 def _size(message: Message) -> int:
     size = len(message.body) + 512  # the attributes are short and of bounded length
     if message.key:
-        size += len(message.key)
+        size += _bytes(message.key)
     if message.headers:
-        size += sum(len(name) + len(value) for name, value in message.headers.items())
+        size += sum(_bytes(name) + _bytes(value) for name, value in message.headers.items())
     return size
 
 
+def _bytes(text: Key) -> int:
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())
+
+
 def _checked_id(value: str) -> str:
+    if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        raise InvalidMessage(f"The message id {value!r} is a {type(value).__name__}; it must be a str")
     if not value or len(value) > 255 or not value.isprintable():
         raise InvalidMessage(f"{value!r} is no message id: 1 to 255 printable characters")
     return value
@@ -139,6 +145,12 @@ def _checked_key(topic: str, key: Key | None) -> Key | None:
 
 
 def _expiry(expires: Duration | datetime | None, now: datetime) -> datetime | None:
-    if expires is None or isinstance(expires, datetime):
-        return expires
-    return now + timedelta(seconds=seconds(expires))
+    """When it expires; a datetime without a zone is UTC, as on the wire."""
+    if expires is None:
+        return None
+    if isinstance(expires, datetime):
+        return expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
+    try:
+        return now + timedelta(seconds=seconds(expires))
+    except (OverflowError, ValueError, TypeError):
+        raise InvalidMessage(f"expires={expires!r} is no time that can be reached") from None

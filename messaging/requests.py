@@ -22,6 +22,7 @@ from messaging.errors import (
 )
 from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
+from messaging.stack import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,7 +55,7 @@ class Requester:
         self._inbox: ReplyInbox | None = None
         self._task: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
-        self._ended: MessagingError | None = None
+        self._ended: Exception | None = None
         self.late = 0
         """Replies that came when nobody waited for them any more."""
 
@@ -87,7 +88,8 @@ class Requester:
 
     async def close(self) -> None:
         """Fail what still waits and leave the inbox."""
-        self._fail(Closed("The bus was closed before the reply came"))
+        self._ended = Closed("The bus was closed before the reply came")
+        self._fail(self._ended)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
@@ -97,7 +99,11 @@ class Requester:
     async def _open(self) -> ReplyInbox:
         async with self._opening:
             if self._inbox is None:
-                self._inbox = await self._adapter.reply_inbox()
+                inbox = await self._adapter.reply_inbox()
+                if self._ended is not None:  # closed meanwhile
+                    await inbox.close()
+                    raise self._ended
+                self._inbox = inbox
                 self._task = asyncio.create_task(self._receive(self._inbox), name="messaging-replies")
             return self._inbox
 
@@ -106,12 +112,11 @@ class Requester:
         while True:
             try:
                 replies = await inbox.receive(256, 5.0)
-            except AuthenticationFailed as error:
-                self._ended = error
+            except Exception as error:
                 self._fail(error)
-                return
-            except ConnectionFailed as error:
-                self._fail(error)
+                if isinstance(error, AuthenticationFailed) or not isinstance(error, ConnectionFailed):
+                    self._ended = error
+                    return
                 await sleep(self._clock, backoff.next())
                 continue
             backoff.reset()
@@ -125,7 +130,7 @@ class Requester:
         else:
             waiting.set_result(reply)
 
-    def _fail(self, error: MessagingError) -> None:
+    def _fail(self, error: Exception) -> None:
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(error)
@@ -157,7 +162,7 @@ def answering(
         )
 
     def failed(request: Message, error: BaseException) -> Message:
-        body = json.dumps({"type": _type_name(error), "message": str(error)})
+        body = json.dumps({"type": _type_name(error), "message": message_of(error)})
         return message(request, body.encode(), "application/json", ERROR_TYPE)
 
     def answer(delivery: RawDelivery, outcome: Outcome) -> tuple[Outcome, Message | None]:
@@ -194,5 +199,5 @@ def _remote_error(body: bytes) -> RemoteError:
     try:
         content = json.loads(body)
         return RemoteError(str(content["type"]), str(content["message"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return RemoteError("unknown", body[:200].decode(errors="replace"))

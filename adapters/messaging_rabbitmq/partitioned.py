@@ -178,9 +178,10 @@ class PartitionedConsumer(Member):
         )
 
     async def _close(self, owned: Owned, *, graceful: bool) -> None:
+        # Forgotten first: a partition that is being closed on purpose is no sign of a broken membership.
+        del self._owned[owned.partition]
         await owned.marks.close(graceful=graceful)
         await owned.intake.close()
-        del self._owned[owned.partition]
         if graceful:
             for key in [key for key in self._recorded if key[0] == owned.partition]:
                 del self._recorded[key]

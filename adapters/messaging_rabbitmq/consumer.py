@@ -268,13 +268,13 @@ class SharedConsumer(Member):
         self._early.clear()
         for intake in (self._intake, self._suspects):
             if intake is not None:
-                if left := intake.handed_out():
+                if left := intake.forsake():
                     self.ownership.on_lost(left, "the member joins its group again")
                 await intake.close()
         self._intake = self._suspects = None
 
     def _intake_lost(self, intake: Intake, reason: str) -> None:
-        self.lose(intake.handed_out(), reason)
+        self.lose(intake.forsake(), reason)
 
     async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:  # noqa: ARG002
         deliveries: list[RawDelivery] = []

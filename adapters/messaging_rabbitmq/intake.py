@@ -101,6 +101,14 @@ class Intake:
         """What was handed out and is not settled."""
         return [delivery for delivery in self._outstanding.values() if delivery is not None]
 
+    def forsake(self) -> list[RawDelivery]:
+        """Settle nothing of it any more; what was handed out and is now lost, told once."""
+        lost = self.handed_out()
+        self.gone = True
+        self.waiting.clear()
+        self._outstanding.clear()
+        return lost
+
     async def acknowledge(self, tags: Collection[int]) -> None:
         """One frame for the oldest ones without a gap, one for each of the others.
 
@@ -142,8 +150,6 @@ class Intake:
         """Everything unsettled goes back, in its order; the consumer is never cancelled by itself, which would not
         keep it.
         """
-        self.gone = True
-        self.waiting.clear()
-        self._outstanding.clear()
+        self.forsake()
         if self._channel is not None:
             await close_channel(self._channel)

@@ -99,7 +99,7 @@ class PartitionedConsumer(Member):
             self._balancer.cancel()
             await asyncio.wait([self._balancer])
             self._balancer = None
-        left = [one for owned in self._owned.values() for one in owned.intake.handed_out()]
+        left = [one for owned in self._owned.values() for one in owned.intake.forsake()]
         if left and not self.closed:
             self.ownership.on_lost(left, "the member joins its group again")
         for owned in tuple(self._owned.values()):
@@ -135,10 +135,7 @@ class PartitionedConsumer(Member):
             self._lose_all(str(error))
 
     def _lose_all(self, reason: str) -> None:
-        lost = [one for owned in self._owned.values() for one in owned.intake.handed_out()]
-        for owned in self._owned.values():
-            owned.intake.gone = True
-        self.lose(lost, reason)
+        self.lose([one for owned in self._owned.values() for one in owned.intake.forsake()], reason)
 
     async def _claim(self, seat: Seat, wanted: int) -> None:
         for partition in await seat.claim(self._owned, wanted):
@@ -156,7 +153,7 @@ class PartitionedConsumer(Member):
 
     def _intake_lost(self, intake: Intake, reason: str) -> None:
         if any(owned.intake is intake for owned in self._owned.values()):
-            self.lose(intake.handed_out(), reason)
+            self.lose(intake.forsake(), reason)
 
     async def _give_up(self, partitions: Sequence[int]) -> None:
         """Hand partitions over: finish what runs, then close their channels, which keeps the order of the rest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -237,6 +238,7 @@ async def a_redriven_message_waits_its_turn(broker: BrokerUnderTest) -> None:
     topic, ledger = broker.topic(ordered=True), Ledger()
 
     async def reject_first(delivery: Delivery[Any]) -> Outcome | None:
+        await asyncio.sleep(0.002)
         if delivery.payload == 0 and len(ledger.of(delivery.message.id)) == 1:
             return Reject("not yet")
         return Ack()

@@ -8,7 +8,7 @@ from typing import Any
 
 from messaging import Ack, App, Delivery
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 EVERY_BYTE = bytes(range(256))
@@ -46,7 +46,7 @@ async def a_message_keeps_its_attributes(broker: BrokerUnderTest) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     async with app.running(broker.bus):
         await broker.bus.publish(topic, b"body", id="an-id/of ours", key="customer 1", expires=60)
-        delivery = await asyncio.wait_for(arrived.get(), 15)
+        delivery = await asyncio.wait_for(arrived.get(), Patience.seconds)
     message = delivery.message
     assert (message.id, message.topic, message.body) == ("an-id/of ours", topic.name, b"body")
     assert message.key == delivery.key == "customer 1"

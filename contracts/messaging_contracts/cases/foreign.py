@@ -8,7 +8,7 @@ from typing import Any
 
 from messaging import Ack, Delivery, Outcome, Retry, RetryPolicy, Topic, fixed
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 CONTROL = ("attempt", "failure", "reply-to", "not-before", "guard")
@@ -201,7 +201,7 @@ async def a_forged_reply_address_makes_us_publish_nowhere(broker: BrokerUnderTes
         for address in (victim.name, f"topic:{victim.name}", "", "../..", "🦜"):
             await publish(broker, echo.topic, b"hello", headers={"messaging-reply-to": address})
         await asked.handled(5)
-        assert await broker.bus.request(echo, b"still there?", timeout=10) == b"still there?"
+        assert await broker.bus.request(echo, b"still there?", timeout=Patience.seconds) == b"still there?"
         sentinel = await broker.bus.publish(victim, b"sentinel")
         await ledger.handled(1)
         await ledger.quiet()

@@ -18,7 +18,7 @@ from messaging import (
     fixed,
 )
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 
@@ -157,8 +157,11 @@ async def an_idempotent_responder_repeats_its_reply(broker: BrokerUnderTest) -> 
 
     async with app.running(broker.bus), broker.another_bus() as requester:
         replies = [
-            await requester.request(charge, "order", headers={"order": "1"}, timeout=10) for _ in range(3)
+            await requester.request(charge, "order", headers={"order": "1"}, timeout=Patience.seconds)
+            for _ in range(3)
         ]
-        assert await requester.request(charge, "another", headers={"order": "2"}, timeout=10) == 2
+        assert (
+            await requester.request(charge, "another", headers={"order": "2"}, timeout=Patience.seconds) == 2
+        )
     assert replies == [1, 1, 1]
     assert handled == ["order", "another"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
 from messaging import Ack, App, Closed, Delivery, Outcome, PublishError, Reject, RetryPolicy, fixed
 from messaging.adapter import GroupSpec, RawDelivery, SettleError, Settlement, Subscription
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 
@@ -22,7 +22,7 @@ async def never_more_handlers_run_than_asked_for(broker: BrokerUnderTest) -> Non
     async def wait_for_all(_: Delivery[Any]) -> Outcome | None:
         if len(ledger.running) == 4:
             full.set()
-        await asyncio.wait_for(full.wait(), 10)
+        await asyncio.wait_for(full.wait(), Patience.seconds)
         await asyncio.sleep(0.01)
         return Ack()
 
@@ -90,7 +90,7 @@ async def a_delivery_whose_lease_has_ended_belongs_to_another(broker: BrokerUnde
         group = GroupSpec(silent.catalogue.spec(topic), "billing")
         consumer = silent.adapter.consumer(Subscription(group, prefetch=1, concurrency=1), Silent())
         try:
-            (delivery,) = await consumer.receive(1, 10)
+            (delivery,) = await consumer.receive(1, Patience.seconds)
             if consumer.lease is None:
                 return  # what ends this member's hold is the end of its connection: see the cases with processes
             async with broker.running(broker.app(topic, ledger), short_lease=True):
@@ -167,7 +167,7 @@ async def what_waits_in_a_member_that_stops_goes_back_at_once(broker: BrokerUnde
         receipts = await broker.bus.publish_many(topic, list(range(20)))
         await ledger.begun(1)
     async with broker.running(broker.app(topic, ledger, member="next")):
-        await ledger.handled(20, within=5)
+        await ledger.handled(20, within=Patience.seconds / 3)
     ledger.assert_each_once([receipt.id for receipt in receipts], duplicates=1)
     assert {one.attempt for one in ledger.handlings} == {1}
 
@@ -200,16 +200,17 @@ async def a_closed_bus_says_so(broker: BrokerUnderTest) -> None:
     topic = broker.topic()
     async with broker.another_bus() as bus:
         await bus.publish(topic, 1)
-    for use in (
-        bus.publish(topic, 2),
-        bus.publish_many(topic, [3]),
-        bus.declare(topic, groups=["billing"]),
-        bus.groups(),
-        bus.__aenter__(),
-    ):
+    uses: list[Callable[[], Awaitable[object]]] = [
+        lambda: bus.publish(topic, 2),
+        lambda: bus.publish_many(topic, [3]),
+        lambda: bus.declare(topic, groups=["billing"]),
+        bus.groups,
+        bus.__aenter__,
+    ]
+    for use in uses:
         closed = False
         try:
-            await use
+            await use()
         except Closed:
             closed = True
         assert closed

@@ -22,7 +22,7 @@ from messaging import (
     fixed,
 )
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 KEYS = ("ann", "bob", "cat", "dan", "eve", "fay")
@@ -77,7 +77,7 @@ async def keys_are_handled_side_by_side(broker: BrokerUnderTest) -> None:
     async def wait_for_the_other(_: Delivery[Any]) -> Outcome | None:
         if len(ledger.running) == 2:
             together.set()
-        await asyncio.wait_for(together.wait(), 10)
+        await asyncio.wait_for(together.wait(), Patience.seconds)
         return Ack()
 
     async with broker.app(topic, ledger, then=wait_for_the_other, concurrency=2).running(broker.bus):

@@ -8,7 +8,7 @@ from typing import Any
 
 from messaging import Ack, App, Delivery, Outcome, Reject, Release, Retry, RetryPolicy, fixed
 from messaging_contracts.case import proves
-from messaging_contracts.ledger import Ledger
+from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 QUICK = RetryPolicy(3, fixed(0.2))
@@ -158,7 +158,7 @@ async def a_message_may_be_settled_by_hand(broker: BrokerUnderTest) -> None:
         "reject": Reject("by hand"),
     }
     seen: dict[str, list[int]] = {}
-    async with asyncio.timeout(15), broker.bus.consume(topic, group="audit") as pull:
+    async with asyncio.timeout(Patience.seconds), broker.bus.consume(topic, group="audit") as pull:
         async for delivery in pull:
             attempts = seen.setdefault(delivery.payload, [])
             attempts.append(delivery.attempt)
@@ -177,7 +177,7 @@ async def a_second_settlement_changes_nothing(broker: BrokerUnderTest) -> None:
     broker.uses(topic, "audit")
     await broker.bus.declare(topic, groups=["audit"])
     await broker.bus.publish(topic, 1)
-    async with asyncio.timeout(15), broker.bus.consume(topic, group="audit") as pull:
+    async with asyncio.timeout(Patience.seconds), broker.bus.consume(topic, group="audit") as pull:
         async for delivery in pull:
             await pull.settle(delivery, Ack())
             await pull.settle(delivery, Ack())
@@ -194,7 +194,7 @@ async def what_is_left_unsettled_by_hand_goes_back_uncounted(broker: BrokerUnder
     broker.uses(topic, "audit")
     await broker.bus.declare(topic, groups=["audit"])
     receipts = await broker.bus.publish_many(topic, list(range(5)))
-    async with asyncio.timeout(15), broker.bus.consume(topic, group="audit") as pull:
+    async with asyncio.timeout(Patience.seconds), broker.bus.consume(topic, group="audit") as pull:
         async for _ in pull:
             break
     left = time.monotonic()

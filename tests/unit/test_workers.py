@@ -1,0 +1,357 @@
+import asyncio
+
+import pytest
+
+from messaging import workers as module
+from messaging.adapter import Lease
+from messaging.binding import current_delivery
+from messaging.errors import ConnectionFailed, LeaseLost
+from messaging.message import Ack, Reject, Release, Retry
+from tests.unit.scripted import Bench, Work, raw
+
+
+def suspect(id, **values):
+    return raw(id, returns=module.SUSPECT_AFTER, **values)
+
+
+async def test_no_more_than_concurrency_run_at_once():
+    work = Work()
+    async with Bench(work, concurrency=3).running() as bench:
+        await bench.put(*(raw(str(n)) for n in range(10)))
+        for n in range(10):
+            work.finish(str(n))
+            await bench.clock.settle()
+
+    assert work.most == 3
+    assert bench.counters.acked == 10
+
+
+async def test_a_key_runs_one_at_a_time_in_order_and_others_go_on():
+    work = Work()
+    async with Bench(work, concurrency=4).running() as bench:
+        await bench.put(raw("a1", "a"), raw("a2", "a"), raw("b1", "b"))
+        assert work.started == ["a1", "b1"]
+
+        work.finish("a1")
+        await bench.clock.settle()
+        assert work.started == ["a1", "b1", "a2"]
+        work.finish("a2")
+        work.finish("b1")
+
+
+async def test_a_handler_knows_its_delivery_and_nobody_else_does():
+    inside, before = [], []
+
+    class Watcher:
+        def started(self, delivery, raw):
+            before.append(current_delivery.get())
+
+        def settled(self, raw, result):
+            before.append(current_delivery.get())
+
+    async def handler(delivery):
+        inside.append(current_delivery.get().message.id)
+        return Ack() if delivery.message.id == "1" else Retry(after=60)
+
+    async with Bench(handler, concurrency=1, observer=Watcher()).running() as bench:
+        await bench.put(raw("1"), raw("2"), raw("3"))
+
+    assert inside == ["1", "2", "3"]
+    assert before == [None] * 6
+
+
+async def test_a_body_that_cannot_be_read_is_a_dead_letter_and_is_not_handled():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("1", body=b"{"))
+
+    ((_, outcome),) = bench.consumer.settled
+    assert isinstance(outcome, Reject)
+    assert outcome.cause == "deserialize"
+    assert outcome.__cause__ is not None
+    assert work.started == []
+
+
+async def test_a_delivery_whose_lease_ended_is_dropped_unstarted():
+    work = Work()
+    async with Bench(work, concurrency=1).running() as bench:
+        await bench.put(raw("1"), raw("2", lease=Lease(5)))
+        await bench.clock.advance(5)
+        work.finish("1")
+        await bench.clock.settle()
+
+        assert work.started == ["1"]
+        assert bench.counters.lost == 1
+        assert bench.health.held == 0
+
+
+async def test_a_handler_that_is_interrupted_gives_back_and_its_worker_lives_on():
+    work = Work()
+    async with Bench(work, concurrency=1).running() as bench:
+        await bench.put(one := raw("1"), raw("2"))
+
+        bench.dispatcher._workers.interrupt(one)
+        bench.dispatcher._workers.interrupt(one)
+        await bench.clock.settle()
+        work.finish("2")
+        await bench.clock.settle()
+
+        assert bench.consumer.settled == [("1", Release()), ("2", Ack())]
+        assert not any(task.cancelling() for task in bench.dispatcher._workers._tasks)
+
+
+async def test_a_handler_that_swallows_its_interruption_is_taken_at_its_word():
+    async def stubborn(delivery):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return Ack()
+
+    async with Bench(stubborn).running() as bench:
+        await bench.put(one := raw("1"))
+        bench.dispatcher._workers.interrupt(one)
+        await bench.clock.settle()
+
+        assert bench.consumer.settled == [("1", Ack())]
+
+
+@pytest.mark.parametrize("how", ["raises", "cancels itself"])
+async def test_a_cancellation_of_the_handlers_own_ends_no_worker(how):
+    async def handler(delivery):
+        if delivery.message.id == "last":
+            return Ack()
+        if how == "raises":
+            raise asyncio.CancelledError
+        asyncio.current_task().cancel()
+        return await asyncio.sleep(0)
+
+    async with Bench(handler, concurrency=2).running() as bench:
+        await bench.put(*(raw(str(n)) for n in range(5)), raw("last"))
+
+        assert bench.consumer.outcomes(Ack) == ["last"]
+        assert len(bench.consumer.outcomes(Release)) == 5
+
+
+async def test_a_handler_that_swallows_the_end_starts_nothing_more(monkeypatch):
+    started = []
+
+    async def stubborn(delivery):
+        started.append(delivery.message.id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return Ack()
+
+    bench = Bench(stubborn, concurrency=1)
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"), raw("2"))
+
+    task.cancel()
+    await asyncio.wait((task,))
+
+    assert task.cancelled()
+    assert started == ["1"]
+    assert bench.consumer.settled == [("1", Ack())]
+    assert bench.consumer.closed
+
+
+async def test_a_handler_that_ignores_its_cancellation_is_left_behind_and_named(monkeypatch, caplog):
+    monkeypatch.setattr(module, "ABANDON_AFTER", 0.01)
+    release = asyncio.Event()
+
+    async def deaf(delivery):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return Ack()
+
+    bench = Bench(deaf)
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"))
+
+    task.cancel()
+    await asyncio.wait((task,))
+
+    assert "Handler handler ignores its cancellation and is left behind; message 1" in caplog.text
+    assert bench.consumer.closed
+    release.set()
+    await asyncio.wait(bench.dispatcher._workers._tasks)
+
+
+class Fatal(BaseException):
+    pass
+
+
+async def test_what_is_no_exception_ends_the_subscription_and_gives_back(monkeypatch):
+    async def handler(delivery):
+        raise Fatal
+
+    bench = Bench(handler)
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"))
+
+    with pytest.raises(Fatal):
+        await task
+    assert bench.consumer.settled == []
+    assert bench.consumer.closed
+
+
+# the crash guard (3)
+
+
+async def test_a_suspect_runs_alone_after_it_is_marked():
+    work = Work()
+    async with Bench(work, concurrency=4).running() as bench:
+        await bench.put(raw("1"))
+        await bench.put(suspect("s"), raw("2"))
+        assert work.started == ["1"]
+        assert bench.consumer.isolated == []
+
+        work.finish("1")
+        await bench.clock.settle()
+        assert work.running == {"s"}
+        assert bench.consumer.isolated == ["s"]
+        asked = len(bench.consumer.asked)
+        await bench.clock.advance(10)
+        assert len(bench.consumer.asked) <= asked + 1, "nothing is received beside a suspect"
+
+        work.finish("s")
+        await bench.clock.settle()
+        assert work.running == {"2"}
+        work.finish("2")
+
+
+async def test_two_suspects_run_one_after_the_other():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(suspect("s1"), suspect("s2"))
+        assert work.running == {"s1"}
+        work.finish("s1", Retry(after=0))
+        await bench.clock.settle()
+        assert work.running == {"s2"}
+        work.finish("s2")
+        await bench.clock.settle()
+        assert work.running == {"s1"}, "its failure is recorded: it is no suspect any more"
+        assert bench.consumer.isolated == ["s1", "s2"]
+        work.finish("s1")
+
+
+async def test_a_marked_message_runs_alone_without_another_mark():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("1", guard="alone"), raw("2"))
+
+        assert work.running == {"1"}
+        assert bench.consumer.isolated == []
+        work.finish("1")
+        await bench.clock.settle()
+        work.finish("2")
+
+
+async def test_a_message_that_came_back_with_its_mark_is_a_dead_letter():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("1", guard="tripped", deliveries=5))
+
+    ((_, outcome),) = bench.consumer.settled
+    assert isinstance(outcome, Reject)
+    assert (outcome.cause, outcome.reason) == (
+        "lease_lost",
+        "its process ended 4 times while handling it, the last time alone",
+    )
+    assert work.started == []
+
+
+async def test_a_suspect_whose_marked_copy_is_with_the_broker_is_over_here():
+    work = Work()
+    bench = Bench(work)
+
+    async def moved(delivery):
+        return False
+
+    bench.consumer.on_isolate = moved
+    async with bench.running():
+        await bench.put(suspect("s"), raw("1"))
+
+        assert work.started == ["1"]
+        assert bench.consumer.settled == []
+        work.finish("1")
+
+
+@pytest.mark.parametrize("error", [ConnectionFailed("cut"), LeaseLost("taken")])
+async def test_a_suspect_that_cannot_be_marked_is_lost_and_the_others_go_on(error):
+    work = Work()
+    bench = Bench(work)
+
+    async def refuse(delivery):
+        raise error
+
+    bench.consumer.on_isolate = refuse
+    async with bench.running():
+        await bench.put(suspect("s"), raw("1"))
+
+        assert work.started == ["1"]
+        assert bench.counters.lost == 1
+        work.finish("1")
+
+
+async def test_a_suspect_that_is_lost_while_it_waits_holds_up_nobody():
+    work = Work()
+    async with Bench(work, concurrency=3).running() as bench:
+        await bench.put(raw("long"))
+        await bench.put(one := suspect("s"), raw("1"), raw("2"))
+        assert work.started == ["long"]
+
+        bench.dispatcher.on_lost([one], "gone")
+        await bench.clock.settle()
+
+        assert work.started == ["long", "1", "2"]
+        for id in work.started[:]:
+            work.finish(id)
+
+
+async def test_a_suspect_whose_lease_ends_while_it_waits_is_not_started():
+    work = Work()
+    async with Bench(work, concurrency=2).running() as bench:
+        await bench.put(raw("long"))
+        await bench.put(suspect("s", guard="alone", lease=Lease(5)))
+        await bench.clock.advance(6)
+        work.finish("long")
+        await bench.clock.settle()
+
+        assert work.started == ["long"]
+        assert bench.counters.lost == 1
+
+
+async def test_a_suspect_that_is_lost_while_it_runs_lets_the_others_go_on():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(one := suspect("s"), raw("1"))
+
+        bench.dispatcher.on_lost([one], "gone")
+        await bench.clock.settle()
+
+        assert work.cancelled == ["s"]
+        assert work.running == {"1"}
+        work.finish("1")
+
+
+async def test_waiting_workers_are_woken_once_each():
+    bench = Bench(Work(), concurrency=2)
+    async with bench.running():
+        workers = bench.dispatcher._workers
+        assert workers.idle
+        workers.wake(1)
+        workers.wake(5)
+        await bench.clock.settle()
+        assert len(workers._waiting) == 2
+
+
+async def test_waking_workers_that_have_ended_is_harmless():
+    bench = Bench(Work())
+    async with bench.running():
+        pass
+
+    bench.dispatcher._workers.wake(5)

@@ -58,6 +58,7 @@ class PartitionedConsumer(Member):
         self._seat: Seat | None = None
         self._owned: dict[int, Owned] = {}
         self._balancer: asyncio.Task[None] | None = None
+        self._handing_over: asyncio.Task[None] | None = None
         self._fatal: MessagingError | None = None
         self._recorded: dict[tuple[int, str], tuple[int, str | None]] = {}
         """Attempt and failure of what failed here: held by the member, so a crash forgets them (2)."""
@@ -95,10 +96,7 @@ class PartitionedConsumer(Member):
 
     async def _abandon(self) -> None:
         """Drop what is left of a membership whose connection, or one of whose channels, broke."""
-        if self._balancer is not None:
-            self._balancer.cancel()
-            await asyncio.wait([self._balancer])
-            self._balancer = None
+        await self._stop_balancing()
         left = [one for owned in self._owned.values() for one in owned.intake.forsake()]
         if left and not self.closed:
             self.ownership.on_lost(left, "the member joins its group again")
@@ -163,9 +161,9 @@ class PartitionedConsumer(Member):
         await self.ownership.on_revoke(
             partitions, self.session.clock.monotonic() + self.session.settings.revoke_timeout
         )
-        async with self._settling:
-            for owned in surplus:
-                await self._close(owned, graceful=True)
+        # Once begun it is finished, even by a member that leaves meanwhile: a lock left behind would keep others out.
+        self._handing_over = asyncio.create_task(self._hand_over(surplus))
+        await asyncio.shield(self._handing_over)
         logger.info(
             "Gave up partitions %s of %s/%s to other members",
             sorted(partitions),
@@ -173,6 +171,20 @@ class PartitionedConsumer(Member):
             self.group.name,
             extra={"topic": self.group.topic.name, "group": self.group.name},
         )
+
+    async def _hand_over(self, surplus: Sequence[Owned]) -> None:
+        async with self._settling:
+            for owned in surplus:
+                await self._close(owned, graceful=True)
+
+    async def _stop_balancing(self) -> None:
+        if self._balancer is not None:
+            self._balancer.cancel()
+            await asyncio.wait([self._balancer])
+            self._balancer = None
+        if self._handing_over is not None:
+            await asyncio.wait([self._handing_over])
+            self._handing_over = None
 
     async def _close(self, owned: Owned, *, graceful: bool) -> None:
         # Forgotten first: a partition that is being closed on purpose is no sign of a broken membership.
@@ -278,11 +290,9 @@ class PartitionedConsumer(Member):
         return ConsumerStatus(connected=connected, partitions=tuple(self._owned) if connected else ())
 
     async def leave(self) -> None:
-        if self._balancer is not None:
-            self._balancer.cancel()
-            await asyncio.wait([self._balancer])
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self._stop_balancing()
                 for owned in tuple(self._owned.values()):
                     await self._close(owned, graceful=not owned.intake.gone)
                 if self._seat is not None:

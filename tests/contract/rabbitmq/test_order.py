@@ -225,3 +225,27 @@ async def test_a_group_of_an_ordered_topic_may_give_order_up(bench: Bench) -> No
     deliveries = await receive(consumer, 2)
 
     assert [(one.message.id, one.partition) for one in deliveries] == [("a", 0), ("b", 3)]
+
+
+async def test_a_member_that_leaves_while_it_hands_over_leaves_no_lock_behind(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    for delay in (0.0, 0.002, 0.005):
+        recorder = Recorder()
+        revoked = asyncio.Event()
+
+        async def finish(_: Collection[int], revoked: asyncio.Event = revoked) -> None:
+            revoked.set()
+
+        recorder.on_revoked = finish
+        one, two = bench.consumer(adapter, group, recorder), bench.consumer(other, group)
+        await one.receive(1, 0.05)
+        await two.receive(1, 0.05)
+        async with asyncio.timeout(5):
+            await revoked.wait()
+        await asyncio.sleep(delay)
+
+        await one.close()
+
+        await owns(two, 4)
+        await two.close()

@@ -1,0 +1,531 @@
+import asyncio
+import os
+import signal
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from messaging import (
+    Ack,
+    App,
+    Bus,
+    Closed,
+    ConfigurationError,
+    Delivery,
+    Endpoint,
+    Reject,
+    Release,
+    RemoteError,
+    Retry,
+    RetryPolicy,
+    Topic,
+    connect,
+    fixed,
+)
+from messaging.errors import AuthenticationFailed, UnsupportedCapability
+from messaging.testing import VirtualClock
+
+orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
+jobs = Topic("jobs", str)
+prices = Endpoint("prices", str, int)
+
+
+@pytest.fixture
+async def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect("memory://", clock=clock) as bus:
+        yield bus
+
+
+def group_of(bus, name):
+    return next(one for one in bus.dispatchers if one.group == name)
+
+
+# recording
+
+
+def test_subscribe_returns_the_function_unchanged():
+    app = App("billing")
+
+    async def charge(order: str) -> None: ...
+
+    async def quote(ask: str) -> int:
+        return 1
+
+    assert app.subscribe(orders)(charge) is charge
+    assert app.respond(prices)(quote) is quote
+    assert [(one.name, one.function) for one in app.definitions] == [
+        ("orders/billing", charge),
+        ("prices/responders", quote),
+    ]
+    assert repr(app) == "App('billing')"
+
+
+async def test_two_handlers_of_one_topic_and_group_are_refused_at_start(bus):
+    app, other = App("billing"), App("billing")
+    app.subscribe(orders)(lambda order: None)
+    other.subscribe(orders)(lambda order: None)
+    app.include(other)
+
+    with pytest.raises(ConfigurationError, match="same topic and group: orders/billing"):
+        async with app.running(bus):
+            pass
+
+
+async def test_an_app_that_is_included_twice_runs_once(bus, clock):
+    app, left, right, shared = App("a"), App("b"), App("c"), App("d")
+    handled = []
+    shared.subscribe(jobs)(handled.append)
+    for one, other in ((left, shared), (right, shared), (app, left), (app, right)):
+        one.include(other)
+
+    async with app.running(bus):
+        assert shared.bus is bus
+        await bus.publish(jobs, "x")
+        await clock.settle()
+    assert handled == ["x"]
+
+
+def test_loops_of_included_apps_are_refused():
+    first, second, third = App("a"), App("b"), App("c")
+    first.include(second)
+    second.include(third)
+
+    for one, other in ((first, first), (third, first), (second, first)):
+        with pytest.raises(ConfigurationError, match="cannot include itself"):
+            one.include(other)
+
+
+# running
+
+
+async def test_the_bus_is_there_while_the_app_runs(bus):
+    app = App("billing")
+    with pytest.raises(Closed, match="is not running"):
+        _ = app.bus
+
+    async with app.running(bus) as running:
+        assert running is app
+        assert app.bus is bus
+
+    with pytest.raises(Closed):
+        _ = app.bus
+
+
+async def test_a_start_that_fails_leaves_no_app_running(bus):
+    @asynccontextmanager
+    async def broken(bus):
+        raise OSError("no database")
+        yield
+
+    app, other = App("a"), App("b", lifespan=broken)
+    app.include(other)
+
+    with pytest.raises(OSError, match="no database"):
+        async with app.running(bus):
+            pass
+    with pytest.raises(Closed):
+        _ = app.bus
+
+
+async def test_each_app_has_its_own_resources(bus, clock):
+    class Db(str):
+        __slots__ = ()
+
+    class Mail(str):
+        __slots__ = ()
+
+    closed = []
+
+    def lifespan(yielded):
+        @asynccontextmanager
+        async def resources(bus: Bus):
+            yield yielded
+            closed.append(yielded)
+
+        return resources
+
+    seen = []
+    app, other = App("a", lifespan=lifespan((Db("1"), Mail("2")))), App("b", lifespan=lifespan(Db("3")))
+    plain, nothing = App("c"), App("d", lifespan=lifespan(None))
+
+    @app.subscribe(jobs)
+    async def first(job: str, db: Db, mail: Mail, bus: Bus):
+        seen.append((db, mail))
+
+    @other.subscribe(jobs)
+    async def second(job: str, delivery: Delivery, db: Db):
+        seen.append((delivery.group, db))
+
+    for one in (other, plain, nothing):
+        app.include(one)
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.settle()
+
+    assert sorted(seen) == [("1", "2"), ("b", "3")]
+    assert closed == [None, "3", ("1", "2")]
+
+
+async def test_what_is_provided_replaces_the_lifespan(bus, clock):
+    @asynccontextmanager
+    async def never(bus):
+        raise AssertionError
+        yield
+
+    app, seen = App("a", lifespan=never), []
+
+    @app.subscribe(jobs)
+    async def handle(job: str, number: int):
+        seen.append(number)
+
+    async with app.running(bus, provide=[7]):
+        await bus.publish(jobs, "x")
+        await clock.settle()
+    assert seen == [7]
+
+
+async def test_everything_that_the_broker_cannot_do_is_told_together(bus):
+    app = App("a", idempotent=True)
+    app.subscribe(jobs, on_exhausted="hold_key")(lambda job: None)
+
+    with pytest.raises(UnsupportedCapability, match="needs a store.*") as raised:
+        async with app.running(bus):
+            pass
+    assert "holds keys, which only an ordered group has" in str(raised.value)
+
+
+async def test_a_handler_that_runs_at_the_exit_is_finished(bus, clock):
+    app, done = App("a"), []
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        entered.set()
+        await go.wait()
+        done.append(job)
+
+    async def life():
+        async with app.running(bus):
+            await bus.publish(jobs, "x")
+            await entered.wait()
+
+    living = asyncio.create_task(life())
+    await clock.settle()
+    assert not living.done()
+    go.set()
+    await living
+
+    assert done == ["x"]
+    assert [group.lag for group in await bus.groups()] == [0]
+    assert bus.dispatchers == []
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [ValueError("one")])])
+async def test_an_error_of_the_body_is_raised_as_it_was(bus, clock, error):
+    app, cancelled = App("a"), []
+    error.__cause__ = cause = OSError("the reason")
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(job)
+
+    with pytest.raises(type(error)) as raised:
+        async with app.running(bus):
+            await bus.publish(jobs, "x")
+            await clock.settle()
+            raise error
+
+    assert raised.value is error
+    assert error.__cause__ is cause
+    assert cancelled == ["x"]
+    assert bus.fatal is None
+
+
+async def test_an_error_of_the_body_is_not_hidden_by_what_follows_from_it(bus, clock):
+    app = App("a")
+    app.subscribe(jobs)(lambda job: None)
+
+    async def broken_close():
+        raise OSError("while closing")
+
+    with pytest.raises(KeyError):
+        async with app.running(bus):
+            await clock.settle()
+            consumer = group_of(bus, "a")._consumer
+            consumer.close = broken_close
+            raise KeyError("mine")
+    del consumer.close
+
+
+async def test_a_fatal_error_of_one_subscription_cancels_the_body_and_ends_the_others(bus, clock):
+    app, other = App("a"), App("b")
+    app.subscribe(jobs)(lambda job: None)
+    other.subscribe(jobs)(lambda job: None)
+    app.include(other)
+    error = AuthenticationFailed("the password was changed")
+    body = None
+
+    async def refused(*_):
+        raise error
+
+    with pytest.raises(AuthenticationFailed) as raised:
+        async with app.running(bus):
+            await clock.settle()
+            group_of(bus, "a")._consumer.receive = refused
+            try:
+                await clock.advance(2)
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                body = "cancelled"
+                raise
+
+    assert raised.value is error
+    assert body == "cancelled"
+    health = await bus.health()
+    assert (health.status, health.last_error) == ("red", "the password was changed")
+
+
+async def test_cancelling_the_program_cancels_the_handlers_and_gives_back(bus, clock):
+    app = App("a")
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        await asyncio.Event().wait()
+
+    async def life():
+        async with app.running(bus):
+            await bus.publish(jobs, "x")
+            await asyncio.Event().wait()
+
+    living = asyncio.create_task(life())
+    await clock.settle()
+    living.cancel()
+    await asyncio.wait((living,))
+
+    assert living.cancelled()
+    assert [(group.lag, group.members) for group in await bus.groups()] == [(1, 0)]
+
+
+class Fatal(BaseException):
+    pass
+
+
+async def test_what_is_no_exception_leaves_the_app_as_it_is(bus, clock):
+    app = App("a")
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        raise Fatal
+
+    with pytest.raises(Fatal):
+        async with app.running(bus):
+            await bus.publish(jobs, "x")
+            await asyncio.Event().wait()
+
+
+def test_a_handler_that_exits_ends_the_program_and_the_message_goes_back():
+    app, seen = App("a"), []
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        raise SystemExit(3)
+
+    async def main():
+        async with connect("memory://") as bus:
+            try:
+                async with app.running(bus):
+                    await bus.publish(jobs, "x")
+                    await asyncio.Event().wait()
+            finally:
+                seen.extend((group.lag, group.dead_letters) for group in await bus.groups())
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert seen == [(1, 0)]
+
+
+# handlers
+
+
+async def test_a_failure_is_retried_and_then_a_dead_letter(bus, clock):
+    app = App("a", retry=RetryPolicy(3, fixed(10)))
+    attempts = []
+
+    @app.subscribe(orders)
+    async def handle(order: str, delivery: Delivery):
+        attempts.append((delivery.attempt, clock.monotonic()))
+        raise ValueError("bad")
+
+    async with app.running(bus):
+        await bus.publish(orders, "x")
+        await clock.advance(60)
+
+    assert attempts == [(1, 0), (2, 10), (3, 20)]
+    assert await bus.dead_letters(orders, group="a").count() == 1
+
+
+async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
+    app = App("a", retry=RetryPolicy(1))
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        task = asyncio.create_task(asyncio.Event().wait())
+        task.cancel()
+        await task
+
+    async with app.running(bus):
+        await bus.publish_many(jobs, [str(number) for number in range(30)])
+        await clock.advance(1)
+        assert await bus.dead_letters(jobs, group="a").count() == 30
+
+
+async def test_an_hour_of_a_synchronous_handlers_retries_takes_no_time(bus, clock):
+    app, threads, times = App("a", retry=RetryPolicy(2, fixed(3600))), set(), []
+
+    @app.subscribe(jobs)
+    def handle(job: str, delivery: Delivery):
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        times.append(clock.monotonic())
+        return Retry() if delivery.attempt == 1 else Ack()
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.advance(3600)
+
+    assert times == [0, 3600]
+    assert threads == {"messaging-a"}
+
+
+async def test_a_thread_is_waited_for_before_its_key_goes_on():
+    app, running, overlaps = App("a", timeout=0.02, retry=RetryPolicy(2, fixed(0))), set(), []
+
+    @app.subscribe(orders)
+    def handle(order: str):
+        if order in running:
+            overlaps.append(order)
+        running.add(order)
+        time.sleep(0.1)
+        running.discard(order)
+
+    async with connect("memory://") as bus, app.running(bus):
+        await bus.publish(orders, "x")
+        letters = bus.dead_letters(orders, group="a")
+        async with asyncio.timeout(5):
+            while not await letters.count():
+                await asyncio.sleep(0.01)
+    assert overlaps == []
+
+
+async def test_settings_override_what_the_code_says(tmp_path, monkeypatch, clock):
+    file = tmp_path / "messaging.toml"
+    file.write_text(
+        """
+        [topics.jobs]
+        partitions = 3
+        [subscriptions."jobs/a"]
+        concurrency = 2
+        prefetch = 5
+        timeout = 7
+        on_expired = "dead_letter"
+        retry = {attempts = 9, delay = 2, maximum = 4, multiplier = 1, jitter = 0}
+        """
+    )
+    monkeypatch.setenv("MESSAGING_CONFIG", str(file))
+    app = App("a", concurrency=10, retry=RetryPolicy(2, fixed(1)))
+    app.subscribe(jobs, concurrency=20, prefetch=40, timeout=60)(lambda job: None)
+
+    (plan,) = app.plans(connect("memory://", clock=clock))
+
+    assert (plan.concurrency, plan.prefetch, plan.timeout, plan.on_expired) == (2, 5, 7.0, "dead_letter")
+    assert plan.group.topic.partitions == 3
+    assert (plan.retry.attempts, plan.retry.delay.initial, plan.retry.delay.maximum) == (9, 2, 4)
+
+
+# responders
+
+
+async def test_requests_are_answered_and_failures_raised_at_the_requester(bus, clock):
+    app = App("a")
+
+    @app.respond(prices)
+    async def quote(ask: str) -> int:
+        if ask == "bad":
+            raise ValueError("no such thing")
+        return len(ask)
+
+    async with app.running(bus):
+        assert await bus.request(prices, "abc") == 3
+        with pytest.raises(RemoteError, match="ValueError: no such thing"):
+            await bus.request(prices, "bad")
+    assert not bus._requester._pending
+
+
+async def test_a_cut_while_a_reply_is_sent_ends_no_responder(bus, clock):
+    app, asked = App("a"), []
+
+    @app.respond(prices)
+    async def quote(ask: str) -> int:
+        asked.append(ask)
+        if len(asked) == 1:
+            bus.native.disconnect()
+        return 1
+
+    async with app.running(bus):
+        with suppress(Exception):
+            await bus.request(prices, "abc", timeout=5)
+        bus.native.reconnect()
+        await clock.advance(30)
+        assert await bus.request(prices, "abc", timeout=5) == 1
+        assert bus.fatal is None
+
+
+# serve
+
+
+async def test_serve_drains_at_a_signal():
+    app, handled = App("a"), []
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)
+        handled.append(job)
+
+    bus = connect("memory://")
+    serving = asyncio.create_task(app.serve(bus))
+    while not bus.dispatchers:
+        await asyncio.sleep(0)
+    await bus.publish(jobs, "x")
+    await serving
+
+    assert handled == ["x"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_an_outcome_that_makes_no_sense_is_a_failure_of_the_handler(bus, clock):
+    app = App("a", retry=RetryPolicy(1))
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        return Release(after=float("nan")) if job == "release" else {"not": "an outcome"}
+
+    @app.subscribe(jobs, group="b")
+    async def refuse(job: str):
+        return Reject("no")
+
+    async with app.running(bus):
+        await bus.publish_many(jobs, ["release", "dict"])
+        await clock.settle()
+
+    assert await bus.dead_letters(jobs, group="a").count() == 2
+    assert await bus.dead_letters(jobs, group="b").count() == 2

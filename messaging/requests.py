@@ -22,7 +22,7 @@ from messaging.errors import (
 )
 from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
-from messaging.stack import message_of
+from messaging.stack import message_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -175,7 +175,7 @@ def answering(
                 "The responder of %s failed on request %s: %s",
                 request.topic,
                 request.id,
-                cause,
+                summary(cause),
                 extra={"topic": request.topic, "message_id": request.id},
             )
             return Ack(), failed(request, cause)

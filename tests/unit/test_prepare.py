@@ -1,0 +1,156 @@
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messaging.adapter import TopicSpec
+from messaging.binding import current_delivery
+from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging.message import Delivery, Message, Topic
+from messaging.prepare import Options, Preparation
+from messaging.testing import VirtualClock
+
+jobs = Topic("jobs", str)
+orders = Topic("orders", str, key=lambda payload: payload[0] if payload else None, ordered=True)
+untyped: object = 5
+
+
+@pytest.fixture
+def preparation():
+    return Preparation(VirtualClock(), "me")
+
+
+def prepared(preparation, topic=jobs, payload="x", **options):
+    return preparation.message(topic, payload, Options(**options))
+
+
+def test_a_message_carries_what_the_program_and_the_topic_say(preparation):
+    message = prepared(preparation, orders, "abc", headers={"a": "b"})
+
+    assert (message.topic, message.type, message.source) == ("orders", "orders", "me")
+    assert (message.body, message.content_type) == (b'"abc"', "application/json")
+    assert (message.key, message.headers) == ("a", {"a": "b"})
+    assert message.time == datetime.fromtimestamp(preparation.clock.time(), UTC)
+    assert message.expires_at is None
+
+
+def test_a_key_given_at_the_call_goes_before_the_topics_even_an_empty_one(preparation):
+    assert prepared(preparation, orders, "abc", key="").key == ""
+    assert prepared(preparation, orders, "abc", key="z").key == "z"
+
+
+def test_ids_are_the_programs_or_new_and_growing(preparation):
+    assert prepared(preparation, id="my id").id == "my id"
+    first, second = prepared(preparation).id, prepared(preparation).id
+    assert first < second
+
+
+@pytest.mark.parametrize("id", ["", "x" * 256, "a\nb", "\ud800", untyped])
+def test_an_id_that_no_broker_carries_is_refused(preparation, id):
+    with pytest.raises(InvalidMessage):
+        prepared(preparation, id=id)
+
+
+@pytest.mark.parametrize(("key", "carried"), [("é", "é"), (b"abc", "abc"), (b"\xff", b"\xff"), ("", "")])
+def test_a_key_is_what_every_broker_gives_back(preparation, key, carried):
+    assert prepared(preparation, key=key).key == carried
+
+
+@pytest.mark.parametrize("key", ["\ud800", untyped])
+def test_a_key_that_cannot_be_carried_is_refused(preparation, key):
+    with pytest.raises(InvalidMessage, match="key"):
+        prepared(preparation, key=key)
+
+
+@pytest.mark.parametrize(
+    ("expires", "after"),
+    [(5, 5), (0.5, 0.5), (timedelta(minutes=1), 60), (-1, -1)],
+)
+def test_expiry_is_counted_from_now(preparation, expires, after):
+    message = prepared(preparation, expires=expires)
+
+    assert message.expires_at - message.time == timedelta(seconds=after)
+
+
+def test_an_expiry_without_a_zone_is_utc_as_on_the_wire(preparation):
+    moment = datetime(2030, 1, 1)
+    zoned = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert prepared(preparation, expires=moment).expires_at == moment.replace(tzinfo=UTC)
+    assert prepared(preparation, expires=zoned).expires_at == zoned
+
+
+@pytest.mark.parametrize("expires", [float("inf"), float("nan"), 1e300, 1e12, "soon", object()])
+def test_an_expiry_that_never_comes_is_refused_before_anything_is_sent(preparation, expires):
+    with pytest.raises(InvalidMessage, match="expires"):
+        prepared(preparation, expires=expires)
+
+
+def test_what_a_handler_publishes_is_caused_by_its_message(preparation):
+    parent = Message(id="p", topic="t", body=b"", headers={"traceparent": "00-1", "other": "x"})
+    for correlation_id, expected in ((None, "p"), ("c", "c")):
+        token = current_delivery.set(
+            Delivery(None, Message(**{**fields(parent), "correlation_id": correlation_id}))
+        )
+        try:
+            message = prepared(preparation)
+            own = prepared(preparation, headers={"traceparent": "mine"}, correlation_id="own")
+        finally:
+            current_delivery.reset(token)
+        assert (message.causation_id, message.correlation_id) == ("p", expected)
+        assert message.headers == {"traceparent": "00-1"}
+        assert (own.correlation_id, own.headers) == ("own", {"traceparent": "mine"})
+
+
+def fields(message):
+    return {name: getattr(message, name) for name in message.__dataclass_fields__}
+
+
+def test_an_ordered_topic_needs_a_key(preparation):
+    spec = TopicSpec("orders", ordered=True)
+    message = prepared(preparation, orders, "")
+
+    with pytest.raises(InvalidMessage, match="has no key, and the topic is ordered"):
+        preparation.outgoing(spec, message, Options(), 10_000)
+
+
+def test_without_a_key_partitions_take_turns_per_topic(preparation):
+    spec, other = TopicSpec("jobs", partitions=3), TopicSpec("other", partitions=3)
+    message = prepared(preparation)
+
+    turns = [preparation.outgoing(spec, message, Options(), 10_000).partition for _ in range(4)]
+
+    assert turns == [0, 1, 2, 0]
+    assert preparation.outgoing(other, message, Options(), 10_000).partition == 0
+
+
+@given(st.one_of(st.text(st.characters(codec="utf-8")), st.binary()))
+def test_a_key_chooses_one_partition_for_ever(key):
+    preparation, spec = Preparation(VirtualClock(), "me"), TopicSpec("jobs", partitions=7)
+
+    chosen = {
+        preparation.outgoing(spec, prepared(preparation, key=key), Options(), 10_000).partition
+        for _ in range(2)
+    }
+
+    assert len(chosen) == 1
+    assert chosen <= set(range(7))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"key": "ключ" * 10}, {"key": b"\xff" * 80}, {"headers": {"имя": "значение" * 5}}]
+)
+def test_what_is_too_large_in_bytes_is_refused_with_its_size(preparation, options):
+    message = prepared(preparation, **options)
+    size = 512 + len(message.body) + len(bytes_of(message.key or ""))
+    size += sum(len(bytes_of(name)) + len(bytes_of(value)) for name, value in message.headers.items())
+    spec = TopicSpec("jobs")
+
+    assert preparation.outgoing(spec, message, Options(mandatory=True, reply_to="r"), size).mandatory
+    with pytest.raises(MessageTooLarge, match=f"has {size} bytes"):
+        preparation.outgoing(spec, message, Options(), size - 1)
+
+
+def bytes_of(text):
+    return text if isinstance(text, bytes) else text.encode()

@@ -1,0 +1,284 @@
+import asyncio
+
+import pytest
+
+from messaging.adapter import ReplyInbox
+from messaging.codec import Codec
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConnectionFailed,
+    DecodeError,
+    NoGroup,
+    RemoteError,
+    RequestTimeout,
+)
+from messaging.message import Ack, Reject, Release, Retry
+from messaging.requests import ERROR_TYPE, Answer, Requester, answering, read_reply
+from messaging.testing import VirtualClock
+from tests.unit.scripted import ScriptedAdapter, message, raw
+
+
+class Inbox(ReplyInbox):
+    def __init__(self, clock):
+        self.clock = clock
+        self.address = "inbox"
+        self.items = asyncio.Queue()
+        self.closed = 0
+
+    async def receive(self, limit, wait):
+        item = await self.items.get()
+        self.clock.touch()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def close(self):
+        self.closed += 1
+
+
+class Desk:
+    def __init__(self):
+        self.clock = VirtualClock()
+        self.adapter = ScriptedAdapter(self.clock)
+        self.inbox = Inbox(self.clock)
+        self.opened = 0
+        self.adapter.on_inbox = self.open
+        self.requester = Requester(self.adapter, self.clock)
+        self.sent = []
+
+    async def open(self):
+        self.opened += 1
+        await asyncio.sleep(0)
+        return self.inbox
+
+    async def send(self, address, correlation_id):
+        self.sent.append(correlation_id)
+
+    async def ask(self, send=None, within=5.0):
+        task = asyncio.create_task(self.requester.request("quote", send or self.send, within))
+        await self.clock.settle()
+        return task
+
+    async def reply(self, *ids):
+        self.inbox.items.put_nowait([message(f"re-{id}", correlation_id=id) for id in ids])
+        await self.clock.settle()
+
+
+@pytest.fixture
+async def desk():
+    desk = Desk()
+    yield desk
+    await desk.requester.close()
+    assert not desk.requester._pending
+
+
+async def test_each_reply_finds_its_request(desk):
+    tasks = [await desk.ask() for _ in range(3)]
+
+    await desk.reply(*reversed(desk.sent))
+
+    assert [task.result().id for task in tasks] == [f"re-{id}" for id in desk.sent]
+    assert desk.opened == 1
+
+
+async def test_requests_that_begin_together_open_one_inbox(desk):
+    tasks = [asyncio.create_task(desk.requester.request("quote", desk.send, 5)) for _ in range(3)]
+    await desk.clock.settle()
+    await desk.reply(*desk.sent)
+
+    assert all(task.done() for task in tasks)
+    assert desk.opened == 1
+
+
+async def test_a_request_without_a_reply_times_out_and_its_late_reply_is_counted(desk):
+    task = await desk.ask()
+    await desk.clock.advance(5)
+    with pytest.raises(RequestTimeout, match="No reply from quote within 5 s"):
+        await task
+    assert not desk.requester._pending
+
+    await desk.reply(desk.sent[0], None, "forged")
+
+    assert desk.requester.late == 3
+
+
+async def test_the_second_reply_is_dropped_and_counted(desk):
+    task = await desk.ask()
+    await desk.reply(desk.sent[0], desk.sent[0])
+
+    assert task.done()
+    assert desk.requester.late == 1
+
+
+async def test_what_send_raises_is_raised_and_nothing_is_left(desk):
+    async def refuse(address, correlation_id):
+        raise NoGroup("nobody answers")
+
+    with pytest.raises(NoGroup):
+        await (await desk.ask(refuse))
+    assert not desk.requester._pending
+
+
+async def test_a_timeout_error_of_the_library_passes_unchanged(desk):
+    async def refuse(address, correlation_id):
+        raise RequestTimeout("of another request")
+
+    with pytest.raises(RequestTimeout, match="of another request"):
+        await (await desk.ask(refuse))
+
+
+async def test_a_cancelled_request_leaves_nothing_behind(desk):
+    task = await desk.ask()
+    task.cancel()
+    await asyncio.wait((task,))
+
+    assert not desk.requester._pending
+    assert task.cancelled()
+
+
+async def test_requests_in_flight_fail_at_once_when_the_replys_connection_is_lost(desk):
+    tasks = [await desk.ask() for _ in range(2)]
+
+    desk.inbox.items.put_nowait(ConnectionFailed("cut"))
+    await desk.clock.settle()
+
+    for task in tasks:
+        with pytest.raises(ConnectionFailed, match="cut"):
+            await task
+    again = await desk.ask()
+    await desk.clock.advance(1)
+    await desk.reply(desk.sent[-1])
+    assert (await again).id == f"re-{desk.sent[-1]}"
+
+
+async def test_a_connection_lost_while_sending_is_told_when_the_sending_ends(desk):
+    going, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(address, correlation_id):
+        going.set()
+        await go.wait()
+        desk.clock.touch()
+
+    task = await desk.ask(slow)
+    desk.inbox.items.put_nowait(ConnectionFailed("cut"))
+    await desk.clock.settle()
+    go.set()
+
+    with pytest.raises(ConnectionFailed, match="cut"):
+        await task
+
+
+@pytest.mark.parametrize("error", [AuthenticationFailed("no"), ValueError("a defect")])
+async def test_an_inbox_that_is_gone_for_good_fails_all_requests_and_the_next(desk, error):
+    task = await desk.ask()
+    desk.inbox.items.put_nowait(error)
+    await desk.clock.settle()
+
+    with pytest.raises(type(error)):
+        await task
+    with pytest.raises(type(error)):
+        await (await desk.ask())
+
+
+async def test_closing_fails_what_waits_and_closes_the_inbox(desk):
+    task = await desk.ask()
+
+    await desk.requester.close()
+
+    with pytest.raises(Closed):
+        await task
+    assert desk.inbox.closed == 1
+
+
+async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
+    desk = Desk()
+    opened = asyncio.Event()
+
+    async def slow():
+        await opened.wait()
+        desk.clock.touch()
+        return desk.inbox
+
+    desk.adapter.on_inbox = slow
+    task = await desk.ask()
+    await desk.requester.close()
+    opened.set()
+
+    with pytest.raises(Closed):
+        await task
+    assert desk.inbox.closed == 1
+    assert desk.requester._task is None
+
+
+async def test_an_inbox_that_cannot_be_opened_fails_the_request_alone(desk):
+    async def refuse():
+        raise ConnectionFailed("down")
+
+    desk.adapter.on_inbox, opening = refuse, desk.adapter.on_inbox
+    with pytest.raises(ConnectionFailed):
+        await (await desk.ask())
+
+    desk.adapter.on_inbox = opening
+    task = await desk.ask()
+    await desk.reply(*desk.sent)
+    assert task.done()
+
+
+# replies
+
+
+def answer(outcome, codec=None, **values):
+    return answering(codec or Codec(int), source="me", clock=VirtualClock())(raw("q", **values), outcome)
+
+
+def test_what_a_responder_returns_is_the_reply_none_too():
+    for codec, value in ((Codec(int), 3), (Codec(int | None), None)):
+        outcome, reply = answer(Ack(Answer(value)), codec)
+        assert outcome == Ack(Answer(value))
+        assert read_reply(codec, reply) == value
+        assert (reply.correlation_id, reply.causation_id) == ("q", "q")
+
+
+def test_a_dropped_request_has_no_reply_and_a_release_neither():
+    assert answer(Ack()) == (Ack(), None)
+    assert answer(Release(3)) == (Release(3), None)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause", "said"),
+    [
+        (Reject("no"), None, "messaging.message.Reject: no"),
+        (Retry("bad"), ValueError("why"), "ValueError: why"),
+        (Reject("no"), Unspeakable(), "Unspeakable: (its text cannot be read)"),
+        (Ack(Answer("no number")), None, "messaging.errors.InvalidMessage: "),
+    ],
+)
+def test_a_failure_is_answered_and_over_with_it(outcome, cause, said):
+    if cause is not None:
+        outcome.__cause__ = cause
+
+    result, reply = answer(outcome)
+
+    assert result == Ack()
+    assert reply.type == ERROR_TYPE
+    with pytest.raises(RemoteError) as raised:
+        read_reply(Codec(int), reply)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"\xff", b'{"type": "x"}', b"[" * 100_000])
+def test_a_failure_that_cannot_be_read_is_a_remote_error_all_the_same(body):
+    with pytest.raises(RemoteError) as raised:
+        read_reply(Codec(int), message("re", body=body, type=ERROR_TYPE))
+    assert raised.value.remote_type == "unknown"
+
+
+def test_a_foreign_reply_is_a_decode_error():
+    with pytest.raises(DecodeError):
+        read_reply(Codec(int), message("re", body=b"{", content_type="application/json"))

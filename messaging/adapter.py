@@ -168,6 +168,8 @@ class RawDelivery:
     native: Any = None
     token: Any = None
     """The adapter's own."""
+    hold: float = 0.0
+    """Seconds for which it must still be held: what is left of a retry's delay that a former owner began."""
 
 
 @dataclass(slots=True, eq=False)

@@ -65,6 +65,7 @@ class Dispatcher:
             clock,
             conclude=self._conclude,
             lose=lambda delivery, reason: self._forget_lost((delivery,), reason),
+            park=self._go_on_holding,
             changed=self._changed,
         )
         self._revoked: set[int] = set()
@@ -250,6 +251,14 @@ class Dispatcher:
             delivery.failure = settlement.failure
             delivery.returns = 0
             delivery.guard = "none"
+        self._park(delivery, until)
+
+    def _go_on_holding(self, delivery: RawDelivery) -> None:
+        """Hold for what is left of a delay that a former owner began."""
+        until, delivery.hold = self._clock.monotonic() + delivery.hold, 0.0
+        self._park(delivery, until)
+
+    def _park(self, delivery: RawDelivery, until: float) -> None:
         self._lanes.park(delivery, until)
         self._changed()
         self._schedule_wake()

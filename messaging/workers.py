@@ -34,8 +34,8 @@ ABANDON_AFTER = 5.0
 class Workers:
     """Run what the lanes give, and report each outcome to `conclude`, in the worker's own task.
 
-    `lose(delivery, reason)` is called for a delivery whose lease ended before its handler started; `changed` whenever
-    a worker starts waiting or a handler ends.
+    `lose(delivery, reason)` is called for a delivery whose lease ended before its handler started, `park(delivery)`
+    for one that must still be held, `changed` whenever a worker starts waiting.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Workers:
         *,
         conclude: Callable[[RawDelivery, Outcome], None],
         lose: Callable[[RawDelivery, str], None],
+        park: Callable[[RawDelivery], None],
         changed: Callable[[], None],
     ) -> None:
         self._binding = binding
@@ -55,6 +56,7 @@ class Workers:
         self._clock = clock
         self._conclude = conclude
         self._lose = lose
+        self._park = park
         self._changed = changed
         self._tasks: list[asyncio.Task[None]] = []
         self._running: dict[RawDelivery, asyncio.Task[None]] = {}
@@ -175,7 +177,9 @@ class Workers:
                 return None
             if not self._leased(delivery):
                 continue
-            if delivery.guard == "tripped":
+            if delivery.hold > 0:
+                self._park(delivery)
+            elif delivery.guard == "tripped":
                 reason = f"its process ended {delivery.deliveries - 1} times while handling it, the last time alone"
                 self._conclude(delivery, Reject(reason, cause="lease_lost"))
             elif delivery.guard == "alone" or delivery.returns >= SUSPECT_AFTER:

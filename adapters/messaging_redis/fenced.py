@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -113,6 +114,7 @@ class FencedSettler:
             arguments += [kind, 5 + streams.index(token.stream), delivery.partition]
             arguments += [owned[delivery.partition].key, token.source, token.id, delivery.attempt]
             arguments += [settlement.failure or "", delivery.deliveries, delivery.position]
+            arguments.append(math.ceil(settlement.after * 1000))
         keys = self._keys
         try:
             replies = await self._connection.run(

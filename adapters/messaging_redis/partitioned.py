@@ -143,7 +143,7 @@ class PartitionedConsumer(Consumer):
         for partition, source in pairs:
             flag = int(partition.counted) if source.cursor != NEW else 2 if source.wake_after else 0
             arguments += [partition.number, partition.key, source.name, source.cursor, flag]
-        replies = await self._connection.run(FENCED_READ, keys, arguments)
+        server_ms, *replies = await self._connection.run(FENCED_READ, keys, arguments)
         found: list[RawDelivery] = []
         for (partition, source), (state, entries, last) in zip(pairs, replies, strict=True):
             if state == b"lost":
@@ -158,11 +158,13 @@ class PartitionedConsumer(Consumer):
             else:
                 if source.redriven and not entries and source.cursor == NEW:
                     source.asleep_until = now + _REDRIVE_LOOK
-                found += self._take_in(partition, source, entries)
+                found += self._take_in(partition, source, entries, server_ms)
                 _advance(source, state, last.decode())
         return found
 
-    def _take_in(self, partition: Partition, source: Source, entries: Sequence[Any]) -> list[RawDelivery]:
+    def _take_in(
+        self, partition: Partition, source: Source, entries: Sequence[Any], server_ms: int
+    ) -> list[RawDelivery]:
         found: list[RawDelivery] = []
         for raw_id, fields, count, record, marked, deleted in entries:
             if deleted:
@@ -178,6 +180,8 @@ class PartitionedConsumer(Consumer):
             )
             if delivery.token.field in partition.held:
                 continue
+            if record:
+                delivery.hold = max(0, int(record.split(b"|", 3)[2]) - server_ms) / 1000
             partition.held[delivery.token.field] = delivery
             found.append(delivery)
         return found
@@ -210,7 +214,7 @@ class PartitionedConsumer(Consumer):
             delivery.position = copy.origin
             delivery.failure = copy.failure
         if record:
-            attempt, base, failure = record.split("|", 2)
+            attempt, base, _, failure = record.split("|", 3)
             delivery.attempt = int(attempt) + 1
             delivery.returns = max(0, count - int(base))
             delivery.failure = failure or None

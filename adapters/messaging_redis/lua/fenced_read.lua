@@ -3,9 +3,9 @@
 -- "epoch|owner", its name, cursor ('>' or the last id that was read again), 1 if a
 -- hand-over counts, 2 if the last id is known.
 -- A blocking read cannot be fenced; this one does not block. Pending entries come first, in order, page by page.
--- Returns per stream {state, entries, last id}; state: ok, end (nothing more is pending), lost, nogroup.
+-- Returns the server's time in ms, then per stream {state, entries, last id}; state: ok, end (nothing more is pending), lost, nogroup.
 -- An entry is {id, fields, count, record of failures or '', 1 if marked, 1 if it was deleted}.
-local out, room = {}, tonumber(ARGV[3])
+local out, room = {now_ms()}, tonumber(ARGV[3])
 local group, consumer = ARGV[1], ARGV[2]
 local function pending(key, name, cursor, counted)
   local start = cursor == '0' and '-' or '(' .. cursor

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- KEYS: leases, failures, guard, dead letters, then streams. ARGV: consumer group, then per item: kind (ack, hold,
--- reject), stream, partition, "epoch|owner", name of the stream, id, attempt, failure, deliveries, origin.
--- A record of failures is "attempt|hand-overs at that time|failure". Returns per item: ok, gone, lost, or what went wrong.
+-- reject), stream, partition, "epoch|owner", name of the stream, id, failures, failure, deliveries, origin, hold (ms).
+-- A record of failures is "failures|hand-overs at that time|held until (ms)|failure". Returns per item: ok, gone, lost, or what went wrong.
 local out = {}
-for i = 2, #ARGV, 10 do
+for i = 2, #ARGV, 11 do
   local kind, key, name, id = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 4], ARGV[i + 5]
   local field, copied, result = name .. '/' .. id, string.sub(name, 1, 1) == 'r', 'ok'
   if redis.call('HGET', KEYS[1], ARGV[i + 2]) ~= ARGV[i + 3] then
@@ -13,7 +13,8 @@ for i = 2, #ARGV, 10 do
     if failed(mine) or #mine == 0 then
       result = 'gone'
     elseif kind == 'hold' then
-      local record = ARGV[i + 6] .. '|' .. mine[1][4] .. '|' .. ARGV[i + 7]
+      local held = string.format('%.0f', now_ms() + tonumber(ARGV[i + 10]))
+      local record = ARGV[i + 6] .. '|' .. mine[1][4] .. '|' .. held .. '|' .. ARGV[i + 7]
       local reply = redis.pcall('HSET', KEYS[2], field, record)
       if failed(reply) then result = reply.err end
       redis.call('HDEL', KEYS[3], field)

@@ -150,6 +150,10 @@ async def test_a_retry_is_held_and_its_record_outlives_the_member(bench):
     assert before + 5 <= held.until <= time.monotonic() + 5
     assert (again.message.id, again.attempt, again.failure, again.returns) == ("m0", 2, '{"n":1}', 1)
     assert (successor.message.id, successor.attempt) == ("m1", 1)
+    # Not early at the new owner either: what is left of the delay comes along.
+    assert before + 5 <= time.monotonic() + again.hold + 0.01
+    assert again.hold <= 5
+    assert successor.hold == 0
     assert await bench.settle(second, [again, successor]) == [Done()] * 2
     assert await adapter.native.hlen(adapter._topics.group_keys(group).failures) == 0
 

@@ -241,7 +241,12 @@ class Bench:
             **options,
         )
         self.dispatcher = Dispatcher(self.adapter, self.binding, self.clock)
-        self.task: asyncio.Task[None] | None = None
+        self.running_task: asyncio.Task[None] | None = None
+
+    @property
+    def task(self):
+        assert self.running_task is not None, "the bench does not run"
+        return self.running_task
 
     @property
     def counters(self):
@@ -262,7 +267,7 @@ class Bench:
 
     @asynccontextmanager
     async def running(self):
-        self.task = asyncio.create_task(self.dispatcher.run())
+        self.running_task = asyncio.create_task(self.dispatcher.run())
         await self.clock.settle()
         try:
             yield self

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -516,7 +517,7 @@ async def test_an_outcome_that_makes_no_sense_is_a_failure_of_the_handler(bus, c
     app = App("a", retry=RetryPolicy(1))
 
     @app.subscribe(jobs)
-    async def handle(job: str):
+    async def handle(job: str) -> Any:
         return Release(after=float("nan")) if job == "release" else {"not": "an outcome"}
 
     @app.subscribe(jobs, group="b")

@@ -236,6 +236,7 @@ def test_what_a_responder_returns_is_the_reply_none_too():
     for codec, value in ((Codec(int), 3), (Codec(int | None), None)):
         outcome, reply = answer(Ack(Answer(value)), codec)
         assert outcome == Ack(Answer(value))
+        assert reply is not None
         assert read_reply(codec, reply) == value
         assert (reply.correlation_id, reply.causation_id) == ("q", "q")
 
@@ -266,6 +267,7 @@ def test_a_failure_is_answered_and_over_with_it(outcome, cause, said):
     result, reply = answer(outcome)
 
     assert result == Ack()
+    assert reply is not None
     assert reply.type == ERROR_TYPE
     with pytest.raises(RemoteError) as raised:
         read_reply(Codec(int), reply)

@@ -50,7 +50,9 @@ async def test_a_handler_knows_its_delivery_and_nobody_else_does():
             before.append(current_delivery.get())
 
     async def handler(delivery):
-        inside.append(current_delivery.get().message.id)
+        raw = current_delivery.get()
+        assert raw is not None
+        inside.append(raw.message.id)
         return Ack() if delivery.message.id == "1" else Retry(after=60)
 
     async with Bench(handler, concurrency=1, observer=Watcher()).running() as bench:
@@ -122,7 +124,9 @@ async def test_a_cancellation_of_the_handlers_own_ends_no_worker(how):
             return Ack()
         if how == "raises":
             raise asyncio.CancelledError
-        asyncio.current_task().cancel()
+        own = asyncio.current_task()
+        assert own is not None
+        own.cancel()
         return await asyncio.sleep(0)
 
     async with Bench(handler, concurrency=2).running() as bench:

@@ -1,0 +1,36 @@
+"""Proof under faults: a history of what publishers and members did, and a checker that knows the promises.
+
+`Journal` writes a history that survives `kill -9`, `read` reads it, `check` judges it.
+"""
+
+from messaging_contracts.faults.checker import Verdict, check, recoveries
+from messaging_contracts.faults.history import (
+    Begun,
+    Buried,
+    Ended,
+    Event,
+    History,
+    Journal,
+    Published,
+    Recorder,
+    Struck,
+    now,
+    read,
+)
+
+__all__ = [
+    "Begun",
+    "Buried",
+    "Ended",
+    "Event",
+    "History",
+    "Journal",
+    "Published",
+    "Recorder",
+    "Struck",
+    "Verdict",
+    "check",
+    "now",
+    "read",
+    "recoveries",
+]

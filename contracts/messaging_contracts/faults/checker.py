@@ -1,0 +1,361 @@
+"""The checker: what a history says of the promises. Pure: events in, a verdict out.
+
+A fault (`Struck`) is a cause for what it may bring about by design: a message handled again, a failure that was not
+counted, an overlap after a lost lease. These are counted apart. The same without a cause is a violation; a lost
+message, a wrong order, an early retry always are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import TYPE_CHECKING
+
+from messaging_contracts.faults.history import Begun, Buried, Ended, Published, Struck
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from messaging_contracts.faults.history import Event
+
+SHOWN = 10
+"""Violations of one kind that an error's text shows."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Violations, one line each, by kind; then what was allowed, counted."""
+
+    lost: list[str] = field(default_factory=list[str])
+    """Confirmed, and neither handled with success nor a dead letter."""
+    phantoms: list[str] = field(default_factory=list[str])
+    """Handled, although nobody sent it or its publisher was told that the broker does not have it."""
+    altered: list[str] = field(default_factory=list[str])
+    """Handled with another key or sequence than it was published with."""
+    duplicates_without_cause: list[str] = field(default_factory=list[str])
+    disorder: list[str] = field(default_factory=list[str])
+    """Begun before a predecessor of its key was done with."""
+    successes_out_of_order: list[str] = field(default_factory=list[str])
+    overlaps: list[str] = field(default_factory=list[str])
+    """Two handlers for one key, or one message, at once, and no lease had been lost."""
+    attempts_went_back: list[str] = field(default_factory=list[str])
+    attempts_overcounted: list[str] = field(default_factory=list[str])
+    failures_uncounted: list[str] = field(default_factory=list[str])
+    """A failure that the next attempt does not count, without a cause."""
+    early_retries: list[str] = field(default_factory=list[str])
+    bare_dead_letters: list[str] = field(default_factory=list[str])
+    """Dead letters without reason, cause, attempts or time."""
+    innocent_dead_letters: list[str] = field(default_factory=list[str])
+    """Dead letters that no handler rejected and of which no process died."""
+
+    messages: int = 0
+    handlings: int = 0
+    duplicates: int = 0
+    """Handled again because of a fault, or because they were published again after an unknown fate."""
+    overlaps_after_lost_leases: int = 0
+    undercounted: int = 0
+    """Attempts that a fault kept from being counted."""
+    dead_letters: int = 0
+
+    @property
+    def violations(self) -> dict[str, list[str]]:
+        """What was found, by kind; empty when all promises were kept."""
+        found: dict[str, list[str]] = {}
+        for one in fields(self):
+            lines = getattr(self, one.name)
+            if isinstance(lines, list) and lines:
+                found[one.name] = lines  # pyright: ignore[reportUnknownVariableType]  all lists here hold lines
+        return found
+
+    def assert_kept(self, *, duplicates: float = inf) -> None:
+        """Raises AssertionError that names every kind of violation, and more than so many duplicates."""
+        told = [
+            f"{len(lines)} {name.replace('_', ' ')}:\n  " + "\n  ".join(lines[:SHOWN])
+            for name, lines in self.violations.items()
+        ]
+        if self.duplicates > duplicates:
+            told.append(f"{self.duplicates} duplicates, {duplicates:g} are allowed")
+        if told:
+            raise AssertionError("\n".join(told))
+
+
+@dataclass(slots=True)
+class _Handling:
+    begun: Begun
+    end: float = inf
+    how: str = "running"
+    after: float = 0.0
+
+    @property
+    def concluded(self) -> bool:
+        return self.how in {"succeeded", "rejected"}
+
+    def __str__(self) -> str:
+        one = self.begun
+        return f"{one.member} attempt {one.attempt} [{one.at:.3f}, {self.end:.3f}] {self.how}"
+
+
+@dataclass(slots=True)
+class _Message:
+    """What publishers know of one message."""
+
+    sent: Published
+    copies: int = 0
+    confirmed: bool = False
+    uncertain: bool = False
+    failed: bool = False
+
+
+def check(
+    events: Iterable[Event], *, ordered: bool, groups: Collection[str] = (), tolerance: float = 0.0
+) -> Verdict:
+    """Judge one topic's history; `ordered` says what was promised.
+
+    `groups` names those that had to get every message, beside the ones that the history shows. `tolerance`, in
+    seconds, is how early a retry may be: two clocks differ.
+    """
+    return _Check(events, ordered=ordered, groups=groups, tolerance=tolerance).verdict
+
+
+def recoveries(events: Iterable[Event]) -> Sequence[tuple[Struck, float | None]]:
+    """For each fault, the seconds from its end until a handler succeeded that began after it; None: none did."""
+    listed = list(events)
+    begun = {event.handling: event.at for event in listed if isinstance(event, Begun)}
+    successes = sorted(
+        (begun[event.handling], event.at)
+        for event in listed
+        if isinstance(event, Ended) and event.how == "succeeded" and event.handling in begun
+    )
+    results: list[tuple[Struck, float | None]] = []
+    for fault in listed:
+        if isinstance(fault, Struck):
+            over = fault.at if fault.until is None else fault.until
+            later = successes[bisect_right(successes, (over, -inf)) :]
+            results.append((fault, min(end for _, end in later) - over if later else None))
+    return results
+
+
+class _Check:
+    def __init__(
+        self, events: Iterable[Event], *, ordered: bool, groups: Collection[str], tolerance: float
+    ) -> None:
+        self.verdict = Verdict()
+        self._ordered = ordered
+        self._tolerance = tolerance
+        self._messages: dict[str, _Message] = {}
+        self._handlings: dict[str, _Handling] = {}
+        self._buried: dict[tuple[str, str], Buried] = {}
+        self._faults: list[Struck] = []
+        self._read(events)
+        seen = {one.begun.group for one in self._handlings.values()} | {group for group, _ in self._buried}
+        for group in sorted(seen | set(groups)):
+            self._judge(group)
+        self.verdict.messages = len(self._messages)
+        self.verdict.handlings = len(self._handlings)
+        self.verdict.dead_letters = len(self._buried)
+
+    def _read(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Published):
+                self._publishing(event)
+            elif isinstance(event, Begun):
+                self._handlings[event.handling] = _Handling(event)
+            elif isinstance(event, Ended):
+                one = self._handlings[event.handling]
+                one.end, one.how, one.after = event.at, event.how, event.after
+            elif isinstance(event, Struck):
+                self._faults.append(event)
+            else:
+                self._buried[event.group, event.id] = event
+        for fault in self._faults:
+            if fault.fatal:
+                for one in self._handlings.values():
+                    if one.begun.member == fault.member and one.how == "running" and one.begun.at <= fault.at:
+                        one.end, one.how = fault.at, "died"
+
+    def _publishing(self, event: Published) -> None:
+        message = self._messages.setdefault(event.id, _Message(event))
+        if event.fate == "sent":
+            message.copies += 1
+        elif event.fate == "confirmed":
+            message.confirmed = True
+        elif event.fate == "uncertain":
+            message.uncertain = True
+        else:
+            message.failed = True
+
+    def _judge(self, group: str) -> None:
+        by_id: dict[str, list[_Handling]] = defaultdict(list)
+        for one in self._handlings.values():
+            if one.begun.group == group:
+                by_id[one.begun.id].append(one)
+        for handlings in by_id.values():
+            handlings.sort(key=_begin)
+        self._judge_publishing(group, by_id)
+        for id, handlings in by_id.items():
+            self._judge_message(id, handlings)
+        if self._ordered:
+            self._judge_order(group, by_id)
+        self._judge_overlaps(by_id)
+        for (where, id), letter in self._buried.items():
+            if where == group:
+                self._judge_letter(letter, by_id.get(id, []))
+
+    def _judge_publishing(self, group: str, by_id: dict[str, list[_Handling]]) -> None:
+        for id, message in self._messages.items():
+            done = (group, id) in self._buried or any(one.concluded for one in by_id.get(id, ()))
+            if message.confirmed and not done:
+                seen = "; ".join(map(str, by_id.get(id, ()))) or "never handled"
+                self.verdict.lost.append(f"{_name(message.sent)} in group {group!r}: {seen}")
+        for id, handlings in by_id.items():
+            known = self._messages.get(id)
+            if known is None:
+                self.verdict.phantoms.append(f"{id} was never sent: {handlings[0]}")
+                continue
+            if known.failed and not (known.confirmed or known.uncertain):
+                self.verdict.phantoms.append(f"{_name(known.sent)} was told to have failed: {handlings[0]}")
+            published = known.sent.key, known.sent.sequence
+            for one in handlings:
+                if (one.begun.key, one.begun.sequence) != published:
+                    self.verdict.altered.append(
+                        f"{_name(known.sent)}: as {one.begun.key}/{one.begun.sequence}"
+                    )
+
+    def _judge_message(self, id: str, handlings: Sequence[_Handling]) -> None:
+        """Each handling after the first needs a reason: a failure, a release, or a fault."""
+        message = self._messages.get(id)
+        several = message is not None and message.copies > 1
+        failures, highest = 0, 1
+        for former, one in zip([None, *handlings], handlings, strict=False):
+            attempt = one.begun.attempt
+            if former is not None:
+                self._judge_return(id, former, one, several=several)
+            if several:
+                continue  # copies count for themselves
+            if attempt < highest:
+                if former is not None and self._cause(former, one.begun.at):
+                    self.verdict.undercounted += 1
+                else:
+                    self.verdict.attempts_went_back.append(f"{id}: {one} after attempt {highest}")
+            failures = sum(other.how == "failed" and other.end <= one.begun.at for other in handlings)
+            if attempt > 1 + failures:
+                self.verdict.attempts_overcounted.append(f"{id}: {one} after {failures} failures")
+            highest = max(highest, attempt)
+
+    def _judge_return(self, id: str, former: _Handling, one: _Handling, *, several: bool) -> None:
+        at = one.begun.at
+        if former.how in {"failed", "released"} and former.end <= at and not several:
+            counted = one.begun.attempt > former.begun.attempt
+            if former.how == "released" or counted:
+                caused = former.how == "released" and self._cause(former, at)
+                if at < former.end + former.after - self._tolerance and not caused:
+                    self.verdict.early_retries.append(
+                        f"{id}: {one} came {at - former.end:.3f} s after {former}, {former.after:.3f} were asked"
+                    )
+            elif self._cause(former, at):
+                self.verdict.undercounted += 1
+            else:
+                self.verdict.failures_uncounted.append(f"{id}: {one} after {former}")
+        elif former.concluded or former.end > at or former.how == "died":
+            if several or self._cause(former, at):
+                self.verdict.duplicates += former.how != "died"
+            else:
+                self.verdict.duplicates_without_cause.append(f"{id}: {one} after {former}")
+
+    def _judge_order(self, group: str, by_id: dict[str, list[_Handling]]) -> None:
+        """Of what was confirmed: nothing begins before its predecessors are done with (7)."""
+        lanes: dict[tuple[str, str], list[Published]] = defaultdict(list)
+        for message in self._messages.values():
+            sent = message.sent
+            if sent.key is not None and message.confirmed:
+                lanes[sent.publisher, sent.key].append(sent)
+        for lane in lanes.values():
+            lane.sort(key=lambda sent: sent.sequence)
+            done_at, latest = -inf, None
+            succeeded_at, last = -inf, None
+            for sent in lane:
+                handlings = by_id.get(sent.id, ())
+                if handlings and handlings[0].begun.at < done_at and latest is not None:
+                    self.verdict.disorder.append(
+                        f"{_name(sent)} began at {handlings[0].begun.at:.3f}, "
+                        f"{_name(latest)} was done with at {done_at:.3f}"
+                    )
+                done = self._done_at(group, sent.id, handlings)
+                if done > done_at:
+                    done_at, latest = done, sent
+                success = min((one.end for one in handlings if one.how == "succeeded"), default=None)
+                if success is not None:
+                    if success < succeeded_at and last is not None:
+                        self.verdict.successes_out_of_order.append(
+                            f"{_name(sent)} succeeded at {success:.3f}, {_name(last)} at {succeeded_at:.3f}"
+                        )
+                    succeeded_at, last = max(success, succeeded_at), sent
+
+    def _done_at(self, group: str, id: str, handlings: Sequence[_Handling]) -> float:
+        """When the message was first done with; of one that the guard gave up, when it was last begun."""
+        ends = [one.end for one in handlings if one.concluded]
+        if ends:
+            return min(ends)
+        if (group, id) in self._buried:
+            return max((one.begun.at for one in handlings), default=-inf)
+        return -inf  # lost: told as such
+
+    def _judge_overlaps(self, by_id: dict[str, list[_Handling]]) -> None:
+        lanes: dict[tuple[str, str], list[_Handling]] = defaultdict(list)
+        for id, handlings in by_id.items():
+            message = self._messages.get(id)
+            for one in handlings:
+                key = one.begun.key
+                if self._ordered and key is not None:
+                    lanes["key", key].append(one)
+                elif message is None or message.copies <= 1:
+                    lanes["id", id].append(one)
+        for (kind, name), lane in lanes.items():
+            lane.sort(key=_begin)
+            running: list[_Handling] = []
+            for one in lane:
+                running = [other for other in running if other.end > one.begun.at]
+                for other in running:
+                    if self._cause(other, one.begun.at):
+                        self.verdict.overlaps_after_lost_leases += 1
+                    else:
+                        self.verdict.overlaps.append(f"{kind} {name}: {other} and {one}")
+                running.append(one)
+
+    def _judge_letter(self, letter: Buried, handlings: Sequence[_Handling]) -> None:
+        missing = [
+            name
+            for name, value in (
+                ("reason", letter.reason),
+                ("cause", letter.cause),
+                ("attempts", letter.attempts),
+                ("failed_at", letter.failed_at),
+            )
+            if not value
+        ]
+        if missing:
+            self.verdict.bare_dead_letters.append(f"{letter.id} has no {', '.join(missing)}")
+        rejected = any(one.how == "rejected" for one in handlings)
+        died = any(one.how == "died" for one in handlings)
+        if not (rejected or (died and letter.cause == "lease_lost")):
+            seen = "; ".join(map(str, handlings)) or "never handled"
+            self.verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {seen}")
+
+    def _cause(self, former: _Handling, at: float) -> bool:
+        """Whether a fault hit the member of this handling, or the broker, between its begin and `at`."""
+        return any(
+            fault.member in {None, former.begun.member}
+            and fault.at <= at
+            and (fault.at if fault.until is None else fault.until) >= former.begun.at
+            for fault in self._faults
+        )
+
+
+def _begin(one: _Handling) -> float:
+    return one.begun.at
+
+
+def _name(sent: Published) -> str:
+    return f"{sent.publisher}/{sent.key}/{sent.sequence} ({sent.id})"

@@ -1,0 +1,172 @@
+"""The history of a run: what publishers and members did, written down as it happened.
+
+Each process appends to a file of its own, one JSON object a line, with one write each: what a process recorded before
+`kill -9` is there afterwards. Times are monotonic seconds, which the processes of one machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+Fate: TypeAlias = Literal["sent", "confirmed", "uncertain", "failed"]
+End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A step of publishing one message. `failed`: the publisher was told that the broker does not have it."""
+
+    at: float
+    fate: Fate
+    id: str
+    key: str | None = None
+    sequence: int = 0
+    """Grows with every message of this publisher and key."""
+    publisher: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A handler was called."""
+
+    at: float
+    handling: str
+    """Names this handling; unique in the history."""
+    id: str
+    group: str
+    member: str
+    key: str | None = None
+    sequence: int = 0
+    attempt: int = 1
+    deliveries: int = 1
+    partition: int = 0
+    fence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A handler has ended. One that died with its process has no end."""
+
+    at: float
+    handling: str
+    how: End
+    """`failed`: to be retried; `rejected`: the last failure, or one that is not to be retried."""
+    after: float = 0.0
+    """Seconds before which a failed or released message must not come again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Struck:
+    """A fault, from `at` until `until`: the cause of what follows from it."""
+
+    at: float
+    kind: str
+    member: str | None = None
+    """Whom it hit; None is the broker, and with it everybody."""
+    until: float | None = None
+    """None: it was over at once."""
+    fatal: bool = False
+    """The member's process ended: what it was handling ended with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buried:
+    """A dead letter that was found at the end."""
+
+    at: float
+    id: str
+    group: str
+    reason: str = ""
+    cause: str | None = None
+    attempts: int = 0
+    failed_at: float | None = None
+
+
+Event: TypeAlias = Published | Begun | Ended | Struck | Buried
+
+_KINDS: dict[str, type[Event]] = {
+    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Buried)
+}
+
+
+class Recorder(Protocol):
+    """Where events go."""
+
+    def record(self, event: Event) -> None:
+        """Keep this event."""
+        ...
+
+
+class History:
+    """A history in memory."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.events: list[Event] = list(events)
+
+    def record(self, event: Event) -> None:
+        """Keep this event."""
+        self.events.append(event)
+
+
+class Journal:
+    """The history of one process, in a file. An event is on its way to the file's system when `record` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def record(self, event: Event) -> None:
+        """Write one line at once, so that a kill loses nothing that was recorded."""
+        os.write(self._file, line(event))
+
+
+def line(event: Event) -> bytes:
+    """The event as one line of a journal."""
+    return json.dumps({"event": type(event).__name__.lower(), **asdict(event)}).encode() + b"\n"
+
+
+def read(folder: Path) -> Sequence[Event]:
+    """The events of all journals (`*.jsonl`) in the folder, in the order of their times.
+
+    A last line that its process did not live to finish is left out. Raises ValueError for any other line that is
+    no event.
+    """
+    events: list[Event] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for number, text in enumerate(whole.splitlines(), 1):
+            try:
+                events.append(_event(json.loads(text)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"line {number} of {path.name} is no event: {text[:200]!r}") from error
+    return sorted(events, key=_at)
+
+
+def now() -> float:
+    """The time as journals of this machine keep it."""
+    return time.monotonic()
+
+
+def _event(fields: dict[str, Any]) -> Event:
+    kind = _KINDS[fields.pop("event")]
+    return kind(**fields)
+
+
+def _at(event: Event) -> float:
+    return event.at

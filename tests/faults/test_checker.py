@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 
 from messaging_contracts.faults import Begun, Buried, Ended, Event, Published, Struck, check, recoveries
+from messaging_contracts.faults.history import End, Fate
 
 GROUP = "billing"
 
@@ -23,15 +24,18 @@ class Story:
         self.at += seconds
 
     def published(
-        self, id: str, *, fate: str = "confirmed", key: str | None = "k", sequence: int = 0
+        self, id: str, *, fate: Fate = "confirmed", key: str | None = "k", sequence: int = 0
     ) -> None:
-        for step in ("sent", fate):
+        steps: tuple[Fate, Fate] = ("sent", fate)
+        for step in steps:
             self.pass_time(1)
             self.events.append(
                 Published(at=self.at, fate=step, id=id, key=key, sequence=sequence, publisher="p")
             )
 
-    def begun(self, id: str, *, member: str = "a", attempt: int = 1, sequence: int = 0, key="k") -> str:
+    def begun(
+        self, id: str, *, member: str = "a", attempt: int = 1, sequence: int = 0, key: str | None = "k"
+    ) -> str:
         self.pass_time(1)
         name = str(next(self._names))
         self.events.append(
@@ -48,11 +52,11 @@ class Story:
         )
         return name
 
-    def ended(self, name: str, how: str = "succeeded", after: float = 0.0) -> None:
+    def ended(self, name: str, how: End = "succeeded", after: float = 0.0) -> None:
         self.pass_time(1)
         self.events.append(Ended(at=self.at, handling=name, how=how, after=after))
 
-    def handled(self, id: str, how: str = "succeeded", *, after: float = 0.0, **begun) -> None:
+    def handled(self, id: str, how: End = "succeeded", *, after: float = 0.0, **begun) -> None:
         self.ended(self.begun(id, **begun), how, after)
 
     def struck(self, member: str | None = "a", *, fatal: bool = False, lasts: float = 0.0) -> None:
@@ -115,7 +119,7 @@ def test_a_message_is_lost_for_the_one_group_that_did_not_get_it(story: Story):
 
 
 @pytest.mark.parametrize("fate", ["uncertain", "failed"])
-def test_what_was_not_confirmed_may_be_missing(story: Story, fate: str):
+def test_what_was_not_confirmed_may_be_missing(story: Story, fate: Fate):
     story.published("m0", fate=fate)
     assert story.verdict().violations == {}
 
@@ -312,7 +316,7 @@ def test_an_attempt_is_never_counted_without_a_failure(story: Story):
 
 
 @pytest.mark.parametrize("how", ["failed", "released"])
-def test_a_retry_or_release_that_comes_early_is_seen(story: Story, how: str):
+def test_a_retry_or_release_that_comes_early_is_seen(story: Story, how: End):
     story.published("m0")
     story.handled("m0", how, after=5)
     story.handled("m0", attempt=2 if how == "failed" else 1)

@@ -248,7 +248,9 @@ class App:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
                 dispatchers += [
                     Dispatcher(
-                        bus.adapter, made.within(middleware).bind(bus, [bus, *provided], executor), bus.clock
+                        bus.broker(made.group.topic.name).adapter,
+                        made.within(middleware).bind(bus, [bus, *provided], executor),
+                        bus.clock,
                     )
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]

@@ -1,4 +1,7 @@
-"""The bus: one connection to one broker, to publish, request, consume by hand, and look after groups."""
+"""The bus: the connection to a broker, to publish, request, consume by hand, and look after groups.
+
+Routes in the settings give some topics a broker of their own: see `messaging.routing`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from messaging.adapter import AdapterContext, Start, TopologyMode, Unrouted
+from messaging.adapter import Start, TopologyMode, Unrouted
 from messaging.catalogue import Catalogue
 from messaging.clock import Clock, SystemClock, timeout
 from messaging.dead_letters import DeadLetters
@@ -25,9 +28,9 @@ from messaging.health import Health, assess
 from messaging.ids import new_id
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
 from messaging.prepare import Options, Preparation
-from messaging.publish import Publisher
-from messaging.registry import adapter_class, adapter_for, redact, split_namespace, store_for
-from messaging.requests import Requester, read_reply
+from messaging.registry import redact, store_for
+from messaging.requests import read_reply
+from messaging.routing import Broker, Routing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping
@@ -87,23 +90,11 @@ class Bus:
         self.clock = clock
         self.member = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-12:]}"
         self.source = settings.source or "messaging"
-        self._url, named = split_namespace(settings.url)
-        self.namespace = named or settings.namespace
-        self._adapter = adapter_for(
-            self._url,
-            AdapterContext(
-                clock=clock,
-                namespace=self.namespace,
-                source=self.source,
-                member=self.member,
-                options=settings.adapter_options(adapter_class(self._url).name),
-            ),
-        )
+        self._routing = Routing(settings, settings.url, clock=clock, source=self.source, member=self.member)
+        self.namespace = self._routing.default.namespace
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
-        self._catalogue = Catalogue(self._adapter, settings)
+        self._catalogue = Catalogue(self._routing, settings)
         self._preparation = Preparation(clock, self.source)
-        self._publisher = Publisher(self._adapter, clock)
-        self._requester = Requester(self._adapter, clock)
         self._publish_middleware = tuple(publish_middleware)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
@@ -111,7 +102,8 @@ class Bus:
         self.fatal: BaseException | None = None
 
     def __repr__(self) -> str:
-        return f"Bus({redact(self._url)!r}, {self._state})"
+        names = ", ".join(repr(broker.name) for broker in self._routing.brokers)
+        return f"Bus({names}, {self._state})"
 
     # --- lifecycle ---------------------------------------------------------------------------------------------
 
@@ -121,16 +113,11 @@ class Bus:
             raise Closed(f"{self!r} was opened before: a bus is opened once; make a new one with connect()")
         self._loop = asyncio.get_running_loop()
         self._state = "opening"
+        within = self.settings.connect_timeout
         try:
-            async with timeout(self.clock, self.settings.connect_timeout):
-                await self._adapter.open()
-                if self._store is not None:
-                    await self._store.open()
-        except TimeoutError:
-            await self._close()
-            raise ConnectionFailed(
-                f"{redact(self._url)} did not answer within {self.settings.connect_timeout:g} s"
-            ) from None
+            await self._routing.open(within)
+            if self._store is not None:
+                await self._open_store(self._store, within)
         except BaseException:
             await self._close()
             raise
@@ -142,14 +129,20 @@ class Bus:
     ) -> None:
         await self._close()
 
+    async def _open_store(self, store: IdempotencyStore, within: float) -> None:
+        try:
+            async with timeout(self.clock, within):
+                await store.open()
+        except TimeoutError:
+            url = redact(self.settings.store or "")
+            raise ConnectionFailed(f"the store at {url} did not answer within {within:g} s") from None
+
     async def _close(self) -> None:
         self._state = "closed"
         async with AsyncExitStack() as stack:  # each of these, whatever becomes of the others
-            stack.push_async_callback(self._adapter.close)
             if self._store is not None:
                 stack.push_async_callback(self._store.close)
-            stack.push_async_callback(self._requester.close)
-            stack.push_async_callback(self._publisher.close, self.settings.drain_timeout)
+            stack.push_async_callback(self._routing.close, self.settings.drain_timeout)
 
     def check_open(self) -> None:
         """Raises Closed unless the bus is open and this is its event loop."""
@@ -259,9 +252,10 @@ class Bus:
         self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: Duration | None
     ) -> Sequence[Receipt | PublishError]:
         spec = self._catalogue.declared(topic) or await self._catalogue.declare_topic(topic)
-        most = self._adapter.capabilities.max_message_bytes
+        broker = self._routing.of(spec.name)
+        most = broker.capabilities.max_message_bytes
         outgoing = [self._preparation.outgoing(spec, message, options, most) for message in messages]
-        results = await self._publisher.publish(
+        results = await broker.publisher.publish(
             outgoing, self.settings.publish_timeout if within is None else seconds(within)
         )
         for result in results:
@@ -325,7 +319,7 @@ class Bus:
             if isinstance(result, PublishError):
                 raise result
 
-        reply = await self._requester.request(endpoint.name, send, within)
+        reply = await self._routing.of(endpoint.name).requester.request(endpoint.name, send, within)
         return read_reply(endpoint.reply_codec, reply)  # type: ignore[no-any-return]  # the codec is the endpoint's
 
     # --- consume by hand -----------------------------------------------------------------------------------------
@@ -374,27 +368,34 @@ class Bus:
         """The dead letters of one group."""
         self.check_open()
         spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
-        return DeadLetters(
-            self._adapter.dead_letters(spec), clock=self.clock, topic=spec.topic.name, group=group
-        )
+        store = self._routing.of(spec.topic.name).adapter.dead_letters(spec)
+        return DeadLetters(store, clock=self.clock, topic=spec.topic.name, group=group)
 
     async def groups(self) -> Sequence[GroupInfo]:
-        """The groups of the topics that this bus has declared, as the broker knows them."""
+        """The groups of the topics that this bus has declared, as their brokers know them."""
         self.check_open()
-        return await self._adapter.groups()
+        return [group for broker in self._routing.brokers for group in await broker.adapter.groups()]
 
     async def delete_group(self, topic: Topic[Any] | str, group: str) -> None:
         """Delete a group with all that is kept for it, its dead letters too. Absent is no error."""
         self.check_open()
         spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
-        await self._adapter.delete_group(spec)
+        await self._routing.of(spec.topic.name).adapter.delete_group(spec)
         self._catalogue.forget(spec)
 
     # --- looking in ------------------------------------------------------------------------------------------------
 
+    def broker(self, topic: Topic[Any] | Endpoint[Any, Any] | str) -> Broker:
+        """The broker that this topic, or this endpoint's, lives on, with its capabilities and its raw client."""
+        return self._routing.of(topic if isinstance(topic, str) else topic.name)
+
+    @property
+    def routing(self) -> Routing:
+        return self._routing
+
     @property
     def adapter(self) -> Adapter:
-        return self._adapter
+        return self._routing.default.adapter
 
     @property
     def catalogue(self) -> Catalogue:
@@ -406,18 +407,24 @@ class Bus:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the broker promises, with its bounds; complete once the bus is open."""
-        return self._adapter.capabilities
+        """What the broker of the URL promises, with its bounds; complete once the bus is open. See `broker`."""
+        return self._routing.default.capabilities
 
     @property
     def native(self) -> Any:
-        """The raw client of the broker's library."""
-        return self._adapter.native
+        """The raw client of the library of the URL's broker. See `broker`."""
+        return self._routing.default.native
 
     async def health(self) -> Health:
         """Never raises, never waits for longer than about a second."""
-        broker = await self._adapter.health()
-        return assess(broker, self.dispatchers, late_replies=self._requester.late, fatal=self.fatal)
+        brokers = self._routing.brokers
+        found = await asyncio.gather(*(broker.adapter.health() for broker in brokers))
+        return assess(
+            dict(zip(brokers, found, strict=True)),
+            [(self.broker(dispatcher.topic), dispatcher) for dispatcher in self.dispatchers],
+            late_replies=sum(broker.requester.late for broker in brokers),
+            fatal=self.fatal,
+        )
 
     def _known(self, topic: Topic[Any] | str) -> Topic[Any]:
         if isinstance(topic, str):

@@ -1,4 +1,4 @@
-"""What this bus knows of topics and groups: settings applied, declared on the broker once."""
+"""What this bus knows of topics and groups: settings applied, declared on their broker once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from messaging.names import check_group
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging.adapter import Adapter, Start, TopologyMode
+    from messaging.adapter import Start, TopologyMode
+    from messaging.routing import Broker, Routing
     from messaging.settings import Settings
 
 logger = logging.getLogger("messaging")
@@ -23,8 +24,8 @@ logger = logging.getLogger("messaging")
 class Catalogue:
     """The topics and groups of one bus. A topic or group is declared before its first use, and only once."""
 
-    def __init__(self, adapter: Adapter, settings: Settings) -> None:
-        self._adapter = adapter
+    def __init__(self, routing: Routing, settings: Settings) -> None:
+        self._routing = routing
         self._settings = settings
         self._topics: dict[str, TopicSpec] = {}
         self._untyped: dict[str, Topic[Any]] = {}
@@ -115,11 +116,16 @@ class Catalogue:
             new_topics = {spec.name: spec for spec in (*topics, *(group.topic for group in groups))}
             new_topics = {name: spec for name, spec in new_topics.items() if name not in self._declared}
             new_groups = [group for group in groups if group not in self._groups]
-            if new_topics or new_groups:
-                mode = mode or self._settings.topology or "declare"
-                await self._adapter.declare(Topology(tuple(new_topics.values()), tuple(new_groups), mode))
-                self._declared.update(new_topics)
-                self._groups.update(new_groups)
+            mode = mode or self._settings.topology or "declare"
+            new: dict[Broker, tuple[list[TopicSpec], list[GroupSpec]]] = {}
+            for spec in new_topics.values():
+                new.setdefault(self._routing.of(spec.name), ([], []))[0].append(spec)
+            for group in new_groups:
+                new.setdefault(self._routing.of(group.topic.name), ([], []))[1].append(group)
+            for broker, (its_topics, its_groups) in new.items():
+                await broker.adapter.declare(Topology(tuple(its_topics), tuple(its_groups), mode))
+                self._declared.update((spec.name, spec) for spec in its_topics)
+                self._groups.update(its_groups)
 
     def forget(self, group: GroupSpec) -> None:
         """The group was deleted."""

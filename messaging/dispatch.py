@@ -376,13 +376,14 @@ class Dispatcher:
         return self._subscription.group.name
 
     def health(
-        self, *, lag: int | None, oldest: float | None, dead_letters: int | None
+        self, *, broker: str, lag: int | None, oldest: float | None, dead_letters: int | None
     ) -> SubscriptionHealth:
         """What this process knows of the subscription, beside what the broker told."""
         counters = self._binding.counters
         return SubscriptionHealth(
             topic=self.topic,
             group=self.group,
+            broker=broker,
             receiving=self.receiving,
             running=len(self._workers.running),
             held=len(self._lanes),

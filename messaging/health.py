@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from messaging.adapter import BrokerHealth
     from messaging.dispatch import Dispatcher
+    from messaging.routing import Broker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,7 @@ class SubscriptionHealth:
 
     topic: str
     group: str
+    broker: str
     receiving: bool
     running: int
     held: int
@@ -40,11 +42,22 @@ class SubscriptionHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerState:
+    """One broker of the bus; `name` is what the settings call it, else its URL without user and password."""
+
+    name: str
+    connected: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`red`: the broker is not reached or a subscription ended. `yellow`: something waits that should not."""
+    """`red`: a broker is not reached or a subscription ended. `yellow`: something waits that should not."""
 
     status: Literal["green", "yellow", "red"]
     connected: bool
+    """All brokers are reached."""
+    brokers: Sequence[BrokerState] = ()
     subscriptions: Sequence[SubscriptionHealth] = ()
     groups_without_members: Sequence[str] = ()
     late_replies: int = 0
@@ -52,29 +65,43 @@ class Health:
 
 
 def assess(
-    broker: BrokerHealth, dispatchers: Sequence[Dispatcher], *, late_replies: int, fatal: BaseException | None
+    brokers: Mapping[Broker, BrokerHealth],
+    dispatchers: Sequence[tuple[Broker, Dispatcher]],
+    *,
+    late_replies: int,
+    fatal: BaseException | None,
 ) -> Health:
-    """Put together what the broker answers and what this process knows."""
-    known = {(group.topic, group.group): group for group in broker.groups}
+    """Put together what the brokers answer and what this process knows; each dispatcher with its broker."""
+    groups = [(broker, group) for broker, found in brokers.items() for group in found.groups]
+    known = {(broker, group.topic, group.group): group for broker, group in groups}
     subscriptions: list[SubscriptionHealth] = []
-    for dispatcher in dispatchers:
-        group = known.get((dispatcher.topic, dispatcher.group))
+    for broker, dispatcher in dispatchers:
+        group = known.get((broker, dispatcher.topic, dispatcher.group))
         subscriptions.append(
             dispatcher.health(
+                broker=broker.name,
                 lag=group.lag if group else None,
                 oldest=group.oldest if group else None,
                 dead_letters=group.dead_letters if group else None,
             )
         )
-    errors = [broker.error, *(one.last_error for one in subscriptions), str(fatal) if fatal else None]
+    states = [
+        BrokerState(name=broker.name, connected=found.connected, error=found.error)
+        for broker, found in brokers.items()
+    ]
+    errors = [f"{state.name}: {state.error}" for state in states if state.error]
+    errors += [one.last_error for one in subscriptions if one.last_error]
+    errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or not one.receiving for one in subscriptions)
+    connected = all(state.connected for state in states)
     return Health(
-        status="red" if fatal or not broker.connected else "yellow" if waiting else "green",
-        connected=broker.connected,
+        status="red" if fatal or not connected else "yellow" if waiting else "green",
+        connected=connected,
+        brokers=tuple(states),
         subscriptions=tuple(subscriptions),
         groups_without_members=tuple(
-            f"{group.topic}/{group.group}" for group in broker.groups if group.members == 0
+            f"{group.topic}/{group.group}" for _, group in groups if group.members == 0
         ),
         late_replies=late_replies,
-        last_error=next((error for error in reversed(errors) if error), None),
+        last_error=errors[-1] if errors else None,
     )

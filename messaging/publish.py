@@ -26,7 +26,7 @@ BATCH = 256
 EXCHANGES = 4
 """Exchanges under way at once."""
 OUTSTANDING = 10_000
-"""Messages waiting or under way, per bus."""
+"""Messages waiting or under way, per broker of a bus."""
 PURGE_AFTER = 1000
 """Abandoned messages that may lie in the queues."""
 
@@ -70,7 +70,7 @@ class _Item:
 
 
 class Publisher:
-    """Hands messages to the adapter in batches. One per bus."""
+    """Hands messages to the adapter in batches. One per broker of a bus."""
 
     def __init__(self, adapter: Adapter, clock: Clock) -> None:
         self._adapter = adapter

@@ -65,13 +65,14 @@ class Pull(Generic[T]):
 
     async def __aenter__(self) -> Self:
         """Declare the group and join it. Raises UnsupportedCapability where the broker cannot do what is asked."""
-        capabilities = self._bus.capabilities
+        broker = self._bus.broker(self._topic)
+        capabilities = broker.capabilities
         wanted = {"order": self._group.ordered, "history": self._group.start != "latest"}
         for name, needed in wanted.items():
             capability: Capability = getattr(capabilities, name)
             if needed and capability.level == "unsupported":
                 raise UnsupportedCapability(
-                    f"{self._topic.name}/{self._group.name} asks for {name}: {capability.reason}"
+                    f"{self._topic.name}/{self._group.name} asks {broker.name} for {name}: {capability.reason}"
                 )
         await self._bus.catalogue.declare([self._group], [self._group.topic])
         binding = Binding(
@@ -84,7 +85,7 @@ class Pull(Generic[T]):
             max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
             observer=self,
         )
-        self._dispatcher = Dispatcher(self._bus.adapter, binding, self._bus.clock)
+        self._dispatcher = Dispatcher(broker.adapter, binding, self._bus.clock)
         self._bus.dispatchers.append(self._dispatcher)
         self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
         self._task.add_done_callback(self._ended)

@@ -46,7 +46,7 @@ class Answer:
 
 
 class Requester:
-    """The requests in flight of one bus. Bounded by the callers: each waits for its own."""
+    """The requests in flight to one broker of a bus. Bounded by the callers: each waits for its own."""
 
     def __init__(self, adapter: Adapter, clock: Clock) -> None:
         self._adapter = adapter

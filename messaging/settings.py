@@ -3,12 +3,14 @@ origin.
 
 The file is `MESSAGING_CONFIG`, else `messaging.toml` in the working folder. It mirrors the code: top-level
 keys are those of `connect`, `[app]` those of `App`, `[topics."orders"]` those of `Topic`,
-`[subscriptions."orders/billing"]` those of `subscribe`, and `[broker.redis]` the options of one broker.
+`[subscriptions."orders/billing"]` those of `subscribe`, and `[broker.redis]` the options of one broker. `[routes]`
+gives topics another broker than `url`.
 Variables are `MESSAGING_URL`, `MESSAGING_STORE`, `MESSAGING_NAMESPACE` and `MESSAGING_SOURCE`;
-`MESSAGING__SECTION__KEY` for the other fixed keys; and JSON in `MESSAGING__TOPICS` and
-`MESSAGING__SUBSCRIPTIONS`. Durations are seconds or ISO 8601 (`PT5M`).
+`MESSAGING__SECTION__KEY` for the other fixed keys; and JSON in `MESSAGING__TOPICS`,
+`MESSAGING__SUBSCRIPTIONS` and `MESSAGING__ROUTES`. Durations are seconds or ISO 8601 (`PT5M`).
 
-A URL or a store that code names wins over both: see docs/decisions/0001-an-explicit-url-wins.md.
+A URL or a store that code names wins over both, and such a URL keeps out their routes: see
+docs/decisions/0001-an-explicit-url-wins.md.
 """
 
 from __future__ import annotations
@@ -138,8 +140,10 @@ class Settings(BaseSettings):
     topics: dict[str, TopicSettings] = {}
     subscriptions: dict[str, SubscriptionSettings] = {}
     """By `topic/group`."""
+    routes: dict[str, str] = {}
+    """By a topic's name, or the beginning of one and `*`: the URL of its broker, or its name in `broker`."""
     broker: dict[str, dict[str, Any]] = {}
-    """The adapters' own options, by the adapter's name."""
+    """The adapters' own options, by the adapter's name, or by a name for `routes` with a `url` beside them."""
 
     _origins: dict[KeyPath, str] = PrivateAttr(default_factory=dict[KeyPath, str])
 
@@ -168,6 +172,23 @@ class Settings(BaseSettings):
             _checked(check_topic, name)
         return topics
 
+    @field_validator("routes")
+    @classmethod
+    def _check_routes(cls, routes: dict[str, str]) -> dict[str, str]:
+        for pattern in routes:
+            if pattern == "*":
+                raise ValueError('a route for every topic is what `url` is for, not "*"')
+            _checked(check_topic, pattern.removesuffix("*"))
+        return routes
+
+    @field_validator("broker")
+    @classmethod
+    def _check_brokers(cls, brokers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, options in brokers.items():
+            if "url" in options and not (isinstance(options["url"], str) and "://" in options["url"]):
+                raise ValueError(f"the url of broker {name} is no URL")
+        return brokers
+
     @field_validator("subscriptions")
     @classmethod
     def _check_subscriptions(
@@ -185,12 +206,15 @@ class Settings(BaseSettings):
     def load(cls, **code: Any) -> Settings:
         """Code below file below environment, except for a URL and a store that code names: these win.
 
-        A `memory://` URL in code also keeps out a store from elsewhere. None is not given. Raises
+        A URL in code also keeps out routes from elsewhere, and `memory://` a store. None is not given. Raises
         ConfigurationError naming the file or the variable, and the nearest known key for an unknown one.
         """
         given = code_layer(code)
         layers = [given, file_layer(cls), environment_layer(cls)]
         fixed: dict[str, Any] = {key: given.values[key] for key in ("url", "store") if key in given.values}
+        if "url" in fixed:
+            for layer in layers[1:]:
+                layer.values.pop("routes", None)
         if "url" in fixed and "store" not in fixed and scheme_of(str(fixed["url"])) == "memory":
             fixed["store"] = None
         layers.append(Layer(fixed, {(key,): CODE for key in fixed}))
@@ -214,8 +238,16 @@ class Settings(BaseSettings):
         return self.subscriptions.get(f"{topic}/{group}") or SubscriptionSettings()
 
     def adapter_options(self, name: str) -> dict[str, Any]:
-        """The options of `[broker.<name>]`."""
-        return dict(self.broker.get(name, {}))
+        """The options of `[broker.<name>]`, without the URL that names it for routes."""
+        return {key: value for key, value in self.broker.get(name, {}).items() if key != "url"}
+
+    def broker_url(self, name: str) -> str | None:
+        """The URL in `[broker.<name>]`, for routes that name it."""
+        return self.broker.get(name, {}).get("url")
+
+    def named_brokers(self) -> list[str]:
+        """What a route may name."""
+        return sorted(name for name, options in self.broker.items() if "url" in options)
 
     def effective(self) -> dict[str, tuple[Any, str]]:
         """What is in force, by dotted key: the value, secrets redacted, and where it comes from.

@@ -28,7 +28,7 @@ FILE_VARIABLE = "MESSAGING_CONFIG"
 PREFIX = "MESSAGING__"
 SHORT = ("url", "store", "namespace", "source")
 """The keys with a short variable: `MESSAGING_URL` and so on."""
-JSON_ONLY = ("topics", "subscriptions")
+JSON_ONLY = ("topics", "subscriptions", "routes")
 """Sections whose keys are names, which variables cannot spell."""
 
 

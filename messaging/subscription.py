@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from messaging.adapter import Capabilities, GroupSpec, Start, TopologyMode
+    from messaging.adapter import GroupSpec, Start, TopologyMode
     from messaging.bus import Bus
     from messaging.message import Duration, Handler, Middleware, Outcome
     from messaging.settings import AppSettings, SubscriptionSettings
@@ -91,13 +91,15 @@ class Plan:
         """The longest delay that the policy asks for, in seconds."""
         return self.retry.delay.longest if self.on_exhausted == "hold_key" else self.retry.longest
 
-    def missing(self, capabilities: Capabilities, bus: Bus) -> list[str]:
-        """What is asked for and cannot be had here, with the way out."""
+    def missing(self, bus: Bus) -> list[str]:
+        """What is asked for and cannot be had of the topic's broker, with the way out."""
+        broker = bus.broker(self.group.topic.name)
+        capabilities = broker.capabilities
         wanted = {"groups": True, "order": self.group.ordered, "history": self.group.start != "latest"}
         wanted["requests"] = self.definition.endpoint is not None
         wanted["delayed_retry"] = not self.group.ordered and self.retry.attempts > 1
         reasons = [
-            f"{self.definition.name} asks for {name.replace('_', ' ')}: {capability.reason}"
+            f"{self.definition.name} asks {broker.name} for {name.replace('_', ' ')}: {capability.reason}"
             for name, needed in wanted.items()
             if needed and (capability := getattr(capabilities, name)).level == "unsupported"
         ]
@@ -105,8 +107,8 @@ class Plan:
         bound = capabilities.max_hold if self.group.ordered else capabilities.max_delay
         if longest > bound:
             reasons.append(
-                f"{self.definition.name} may retry after {longest:g} s; {capabilities.broker} can wait {bound:g} s "
-                "there: lower the policy's maximum"
+                f"{self.definition.name} may retry after {longest:g} s; {capabilities.broker} at {broker.name} "
+                f"can wait {bound:g} s there: lower the policy's maximum"
             )
         if self.on_exhausted == "hold_key" and not self.group.ordered:
             reasons.append(f"{self.definition.name} holds keys, which only an ordered group has")
@@ -124,6 +126,7 @@ class Plan:
     def bind(self, bus: Bus, provided: Sequence[object], executor: Executor) -> Binding:
         """Make the chain. Raises ConfigurationError for a parameter that nothing can fill."""
         definition = self.definition
+        capabilities = bus.broker(self.group.topic.name).capabilities
         counters = Counters()
         ordered = self.group.ordered
         handler = bind(
@@ -145,7 +148,7 @@ class Plan:
             handler_name=name_of(definition.function),
             service=definition.app,
             grace=bus.settings.drain_timeout,
-            max_delay=bus.capabilities.max_hold if ordered else bus.capabilities.max_delay,
+            max_delay=capabilities.max_hold if ordered else capabilities.max_delay,
             answer=None
             if definition.endpoint is None
             else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),
@@ -161,11 +164,12 @@ class Plan:
             expiring(self.on_expired, clock=bus.clock, expired=count_expired),
         ]
         if self.idempotent and bus.store is not None:
+            namespace = bus.broker(self.group.topic.name).namespace or ""
             encode, decode = _reply_storage(self.definition.endpoint)
             chain.append(
                 idempotent(
                     bus.store,
-                    scope=f"{bus.namespace or ''}:{self.group.topic.name}:{self.group.name}",
+                    scope=f"{namespace}:{self.group.topic.name}:{self.group.name}",
                     key=self.idempotent if callable(self.idempotent) else None,
                     lease=PROGRESS_LEASE,
                     ttl=DONE_FOR,
@@ -240,8 +244,8 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
 
 
 def check(plans: Sequence[Plan], bus: Bus) -> None:
-    """Raise UnsupportedCapability with everything that the broker cannot do for these, together."""
-    reasons = [reason for made in plans for reason in made.missing(bus.capabilities, bus)]
+    """Raise UnsupportedCapability with everything that the brokers cannot do for these, together."""
+    reasons = [reason for made in plans for reason in made.missing(bus)]
     if reasons:
         raise UnsupportedCapability("; ".join(reasons))
     if any(made.idempotent for made in plans) and bus.store is not None and not bus.store.shared:

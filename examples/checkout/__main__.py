@@ -1,8 +1,10 @@
-"""An online shop of several services in one process, on the broker that MESSAGING_URL names.
+"""An online shop of several services in one process, on the broker that the settings name.
 
     python -m examples.checkout
     MESSAGING_URL=redis://localhost python -m examples.checkout
     MESSAGING_URL=amqp://localhost python -m examples.checkout
+
+`[routes]` in the settings gives some of its topics another broker: see docs/configuration.md.
 
 Exits with 1 when a promise was broken, with 2 when the broker cannot be used.
 """
@@ -10,19 +12,17 @@ Exits with 1 when a promise was broken, with 2 when the broker cannot be used.
 import argparse
 import asyncio
 import logging
-import os
 import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from examples.checkout import analytics, catalogue, email, inventory, payment
 from examples.checkout.gateway import product_page
-from examples.checkout.orders import BadLine, OrderPlaced, orders, read_orders
+from examples.checkout.orders import BadLine, OrderPlaced, orders, payments, read_orders
 from examples.checkout.report import GROUPS, judge, ledger, print_summary, trace
-from messaging import App, Bus, Message, MessagingError, connect
+from messaging import App, Bus, Message, MessagingError, Settings, connect
 
 HERE = Path(__file__).parent
 
@@ -80,10 +80,15 @@ def with_legal_currency(message: Message) -> Message:
     return replace(message, body=corrected.model_dump_json().encode())
 
 
-async def run(url: str, patience: float) -> None:
+def shop_bus() -> Bus:
+    """On the brokers of the settings; in memory where they name none. Runs on one broker do not see each other."""
+    settings = Settings.load(store="memory://", namespace=f"checkout-{uuid.uuid4().hex[:8]}")
+    return connect(settings if settings.url else settings.model_copy(update={"url": "memory://"}))
+
+
+async def run(bus: Bus, patience: float) -> None:
     """Run the shop until all is handled, or until patience ends: then the ledger shows what is missing."""
-    namespace = f"checkout-{uuid.uuid4().hex[:8]}"  # runs on one broker do not see each other
-    async with connect(url, store="memory://", namespace=namespace) as bus:
+    async with bus:
         try:
             async with asyncio.timeout(patience), shop.running(bus):
                 await show_pages(bus)
@@ -110,10 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file: Path = options.file
     logging.basicConfig(stream=sys.stdout, format="          log        %(message)s")
 
-    url = os.environ.get("MESSAGING_URL", "memory://")
-    broker = f"{urlsplit(url).scheme}://{urlsplit(url).hostname or ''}"  # without credentials
-    trace("shop", f"runs on {broker}; MESSAGING_URL chooses another broker")
-
     read = list(read_orders(file, catalogue.SHELF))
     ledger.submitted = [line for line in read if isinstance(line, OrderPlaced)]
     ledger.bad_lines = [line for line in read if isinstance(line, BadLine)]
@@ -121,9 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trace("shop", f"{file.name} line {bad.number} is no order: {bad.problem}")
 
     try:
-        asyncio.run(run(url, options.patience))
+        bus = shop_bus()
+        for topic in (orders, payments, catalogue.products):
+            trace("shop", f"{topic.name} lives on {bus.broker(topic).name}")
+        asyncio.run(run(bus, options.patience))
     except MessagingError as error:
-        print(f"the shop cannot run on {broker}: {error}", file=sys.stderr)
+        print(f"the shop cannot run: {error}", file=sys.stderr)
         return 2
 
     promises = judge(
@@ -132,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slow={order.order_id for order in ledger.submitted if order.card.startswith(payment.SLOW_BANK)},
         poison={order.order_id for order in ledger.submitted if order.currency not in payment.CURRENCIES},
     )
-    print_summary(ledger, promises, broker)
+    print_summary(ledger, promises, " and ".join(broker.name for broker in bus.routing.brokers))
     return 0 if all(promise.kept for promise in promises) else 1
 
 

@@ -187,10 +187,10 @@ def _without_page(ledger: Ledger) -> Iterator[str]:
             yield f"{sku} has the page {page}"
 
 
-def print_summary(ledger: Ledger, promises: Iterable[Promise], broker: str) -> None:
+def print_summary(ledger: Ledger, promises: Iterable[Promise], brokers: str) -> None:
     different = len({order.order_id for order in ledger.submitted})
     repeated = len(ledger.submitted) - different
-    print(f"\nsummary on {broker}")
+    print(f"\nsummary on {brokers}")
     print(f"  file        {different} orders, {repeated} sent twice, {len(ledger.bad_lines)} bad lines")
     for group in GROUPS:
         done = ledger.handled_by[group]

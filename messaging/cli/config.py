@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from messaging.app import App
+    from messaging.bus import Bus
     from messaging.subscription import Plan
 
 
@@ -37,14 +38,25 @@ def run(arguments: Namespace) -> None:
     effective = settings.effective()
     _table((key, _written(value), origin) for key, (value, origin) in effective.items())
     if arguments.app is not None:
+        app = load_app(arguments.app)
+        # What is planned depends on no broker: where none is set, memory stands in for it.
+        bus = connect(settings if settings.url else settings.model_copy(update={"url": "memory://"}))
         print()
-        _table(_app_rows(load_app(arguments.app), settings))
+        _table(_app_rows(app, bus, settings.origins()))
+        if settings.routes:
+            print()
+            _table(_route_rows(app, bus, settings.origins()))
 
 
-def _app_rows(app: App, settings: Settings) -> Iterable[tuple[str, str, str]]:
-    # What is planned depends on no broker: where none is set, memory stands in for it.
-    bus = connect(settings if settings.url else settings.model_copy(update={"url": "memory://"}))
-    origins = settings.origins()
+def _route_rows(app: App, bus: Bus, origins: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    """On which broker each topic lives, and which setting says so."""
+    for topic in sorted({definition.topic.name for definition in app.definitions}):
+        pattern = bus.routing.pattern(topic)
+        key = "url" if pattern is None else dotted(("routes", pattern))
+        yield f"{topic} ->", bus.broker(topic).name, f"{key}, {origins.get(key, CODE)}"
+
+
+def _app_rows(app: App, bus: Bus, origins: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
     topics: set[str] = set()
     for plan in app.plans(bus):
         topic = plan.group.topic

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from examples.checkout.catalogue import SHELF
 from examples.checkout.orders import BadLine, OrderPlaced, read_orders
 from examples.checkout.report import Ledger, judge
@@ -44,6 +46,32 @@ def test_the_shop_keeps_its_promises_on_every_broker(python, broker_url):
     assert "BROKEN" not in run.stdout
     assert [int(number) for number in re.findall(r"line (\d+) is no order", run.stdout)] == BAD_LINES
     assert (urlsplit(broker_url).password or "secret") not in run.stdout
+
+
+@pytest.mark.redis
+@pytest.mark.rabbitmq
+def test_the_shop_keeps_its_promises_on_two_brokers_by_settings_alone(
+    python, redis_url, rabbitmq_url, tmp_path
+):
+    settings = tmp_path / "messaging.toml"
+    settings.write_text(f'[routes]\n"catalogue.*" = "fast"\n"checkout.payments" = "{redis_url}"\n')
+
+    run = python(
+        ["-m", "examples.checkout"],
+        environment={
+            "MESSAGING_URL": rabbitmq_url,
+            "MESSAGING_CONFIG": str(settings),
+            "MESSAGING__BROKER__FAST__URL": redis_url,
+        },
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not run.stderr
+    assert re.search(r"checkout\.orders lives on amqp://", run.stdout)
+    assert re.search(r"checkout\.payments lives on (fast|redis://)", run.stdout)
+    assert "catalogue.product lives on fast" in run.stdout
+    assert run.stdout.count("  kept  ") == PROMISES
+    assert "BROKEN" not in run.stdout
 
 
 def test_a_broker_that_is_not_there_is_told_in_one_line(python):

@@ -10,7 +10,7 @@ import pytest
 from messaging import ConfigurationError, Settings, Topic, connect
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-(TOML,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TOML, ROUTES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 URLS = [
     ("memory", "memory://"),
     ("redis", "redis://localhost"),
@@ -35,7 +35,7 @@ def test_the_file_of_the_page_is_read(tmp_path, monkeypatch):
 
 
 def test_the_variables_of_the_page_are_read(monkeypatch):
-    for variable in re.findall(r"`(MESSAGING__(?:TOPICS|SUBSCRIPTIONS))='(.*?)'`", PAGE):
+    for variable in re.findall(r"`(MESSAGING__(?:TOPICS|SUBSCRIPTIONS|ROUTES))='(.*?)'`", PAGE):
         monkeypatch.setenv(*variable)
     monkeypatch.setenv("MESSAGING__APP__RETRY__ATTEMPTS", "7")
 
@@ -44,6 +44,21 @@ def test_the_variables_of_the_page_are_read(monkeypatch):
     assert settings.app.retry.attempts == 7
     assert settings.topic("orders").partitions == 16
     assert settings.subscription("orders", "billing").concurrency == 64
+    assert settings.routes == {"clicks.*": "events"}
+
+
+def test_the_routes_of_the_page_lead_where_it_says(tmp_path, monkeypatch):
+    file = tmp_path / "messaging.toml"
+    file.write_text(ROUTES)
+    monkeypatch.setenv("MESSAGING_CONFIG", str(file))
+    monkeypatch.setenv("MESSAGING__BROKER__EVENTS__URL", "redis://:s3cret@events")
+
+    bus = connect()
+
+    assert bus.broker("clicks.web").url == "redis://:s3cret@events"
+    assert bus.broker("clicks.web").name == "events"
+    assert bus.broker("audit").name == "redis://localhost:6380"
+    assert bus.broker("orders").name == "amqp://localhost"
 
 
 @pytest.mark.parametrize(("section", "url"), URLS)

@@ -254,7 +254,7 @@ class Bench:
 
     @property
     def health(self):
-        return self.dispatcher.health(lag=None, oldest=None, dead_letters=None)
+        return self.dispatcher.health(broker="scripted", lag=None, oldest=None, dead_letters=None)
 
     async def put(self, *deliveries):
         self.consumer.put(*deliveries)

@@ -468,7 +468,7 @@ async def test_requests_are_answered_and_failures_raised_at_the_requester(bus, c
         assert await bus.request(prices, "abc") == 3
         with pytest.raises(RemoteError, match="ValueError: no such thing"):
             await bus.request(prices, "bad")
-    assert not bus._requester._pending
+    assert not bus.broker("prices").requester._pending
 
 
 async def test_a_cut_while_a_reply_is_sent_ends_no_responder(bus, clock):

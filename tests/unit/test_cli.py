@@ -80,6 +80,28 @@ def test_config_of_an_app_shows_its_topics_and_subscriptions(
     assert rows['subscriptions."orders/audit".timeout'] == ["9.0", "code"]
 
 
+def test_config_shows_the_routes_and_the_broker_of_each_topic(
+    monkeypatch: pytest.MonkeyPatch, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("messaging.toml").write_text(
+        'url = "memory://jobs"\n[routes]\n"ord*" = "events"\n"clicks" = "memory://x"'
+    )
+    monkeypatch.setenv("MESSAGING__BROKER__EVENTS__URL", "redis://me:s3cret@events")
+
+    assert main(["config", f"{program}:app"]) == 0
+
+    shown = capsys.readouterr().out
+    rows = table(shown)
+    assert rows['routes."ord*"'] == ['"events"', "messaging.toml"]
+    assert rows["broker.events.url"] == [
+        '"redis://me:***@events"',
+        "MESSAGING__BROKER__EVENTS__URL",
+        "(environment)",
+    ]
+    assert rows["orders"] == ["->", "events", 'routes."ord*",', "messaging.toml"]
+    assert "s3cret" not in shown
+
+
 def test_settings_for_all_override_the_app_but_not_what_a_subscription_says(
     program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

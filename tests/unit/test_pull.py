@@ -298,8 +298,8 @@ async def test_what_cannot_be_asked_for_is_refused(bus, monkeypatch):
         ("history", bus.consume(jobs, group="new", start="earliest")),
     ):
         object.__setattr__(capabilities, name, Capability("unsupported", "it cannot"))
-        monkeypatch.setattr(type(bus), "capabilities", capabilities)
-        with pytest.raises(UnsupportedCapability, match=f"asks for {name}: it cannot"):
+        monkeypatch.setattr(type(bus.adapter), "capabilities", capabilities)
+        with pytest.raises(UnsupportedCapability, match=f"asks memory:// for {name}: it cannot"):
             await pull.__aenter__()
 
 

@@ -306,3 +306,56 @@ def test_an_error_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+def test_routes_come_from_file_and_environment_and_know_where_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('url = "amqp://file"\n[routes]\n"clicks.*" = "kafka"\n"audit" = "redis://:s3cret@file"')
+    monkeypatch.setenv("MESSAGING__ROUTES", '{"audit": "redis://:s3cret@environment"}')
+    monkeypatch.setenv("MESSAGING__BROKER__KAFKA__URL", "kafka://me:s3cret@environment")
+
+    settings = Settings.load()
+
+    assert settings.routes == {"clicks.*": "kafka", "audit": "redis://:s3cret@environment"}
+    assert settings.broker_url("kafka") == "kafka://me:s3cret@environment"
+    assert settings.adapter_options("kafka") == {}
+    assert settings.effective()['routes."clicks.*"'] == ("kafka", "messaging.toml")
+    assert settings.effective()["routes.audit"] == (
+        "redis://:***@environment",
+        "MESSAGING__ROUTES (environment)",
+    )
+    assert "s3cret" not in repr(settings)
+
+
+def test_a_url_in_code_keeps_out_the_routes_of_file_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('[routes]\nclicks = "kafka://production"')
+    monkeypatch.setenv("MESSAGING__ROUTES", '{"audit": "redis://production"}')
+
+    assert Settings.load(url="memory://").routes == {}
+    assert Settings.load(url="memory://", routes={"a": "memory://b"}).routes == {"a": "memory://b"}
+    assert Settings.load().routes == {"clicks": "kafka://production", "audit": "redis://production"}
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('[routes]\n"*" = "memory://"', "is what `url` is for"),
+        ('[routes]\n"a*b" = "memory://"', "illegal topic name"),
+        ('[routes]\n"a b" = "memory://"', "illegal topic name"),
+        ('[routes]\na = ["memory://"]', "routes.a"),
+        ('[broker.kafka]\nurl = "localhost"', "the url of broker kafka is no URL"),
+    ],
+)
+def test_a_route_that_cannot_be_raises_and_names_the_file(toml: str, said: str) -> None:
+    write(toml)
+
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        Settings.load()
+
+    assert str(raised.value).startswith("messaging.toml: ")
+
+
+def test_a_variable_cannot_spell_the_name_of_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESSAGING__ROUTES__CLICKS", "memory://")
+
+    with pytest.raises(ConfigurationError, match="put JSON into MESSAGING__ROUTES"):
+        Settings.load()

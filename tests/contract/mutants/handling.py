@@ -226,7 +226,7 @@ def clamps_what_is_longer_than_it_can_wait():
 
     with (
         patched(MemoryAdapter, capabilities=property(bounded)),
-        patched(messaging.subscription.Plan, missing=lambda self, capabilities, bus: []),
+        patched(messaging.subscription.Plan, missing=lambda self, bus: []),
         binding(max_delay=lambda _: math.inf),
     ):
         yield
@@ -543,8 +543,8 @@ def keeps_no_reply():
 def is_idempotent_without_a_store():
     original = messaging.subscription.Plan.missing
 
-    def overlook(self, capabilities, bus):
-        return [reason for reason in original(self, capabilities, bus) if "idempotent" not in reason]
+    def overlook(self, bus):
+        return [reason for reason in original(self, bus) if "idempotent" not in reason]
 
     with patched(messaging.subscription.Plan, missing=overlook):
         yield
@@ -621,7 +621,7 @@ def gives_an_ordered_message_some_key():
 @killed_by("a_closed_bus_says_so")
 def lets_a_closed_bus_be_used():
     async def stay_open(self):
-        asyncio.get_running_loop().create_task(self._adapter.close())
+        asyncio.get_running_loop().create_task(self.adapter.close())
 
     with patched(Bus, _close=stay_open):
         yield

@@ -1,0 +1,170 @@
+"""Which broker a topic lives on: the one of the URL, unless a route in the settings names another.
+
+A bus has one `Broker` for each broker that its settings name, with a publisher and an inbox for replies of its own.
+Whoever needs an adapter asks for the one of its topic: nothing above the SPI knows that there are several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import AdapterContext
+from messaging.clock import timeout
+from messaging.errors import ConfigurationError, ConnectionFailed
+from messaging.publish import Publisher
+from messaging.registry import adapter_class, adapter_for, redact, split_namespace
+from messaging.requests import Requester
+from messaging.sources import CODE, dotted, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from messaging.adapter import Adapter, Capabilities
+    from messaging.clock import Clock
+    from messaging.settings import Settings
+
+
+class Broker:
+    """One broker that a bus is connected to.
+
+    `name` is how errors and health call it: what the settings call it, else its URL without user and password.
+    """
+
+    def __init__(self, name: str, url: str, namespace: str | None, adapter: Adapter, clock: Clock) -> None:
+        self.name = name
+        self.url = url
+        self.namespace = namespace
+        self.adapter = adapter
+        self.publisher = Publisher(adapter, clock)
+        self.requester = Requester(adapter, clock)
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"Broker({self.name!r})"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker promises, with its bounds; complete once the bus is open."""
+        return self.adapter.capabilities
+
+    @property
+    def native(self) -> Any:
+        """The raw client of the broker's library."""
+        return self.adapter.native
+
+    async def open(self, within: float) -> None:
+        """Connect. Raises ConnectionFailed, also after `within` seconds, or AuthenticationFailed."""
+        try:
+            async with timeout(self._clock, within):
+                await self.adapter.open()
+        except TimeoutError:
+            raise ConnectionFailed(f"{redact(self.url)} did not answer within {within:g} s") from None
+
+    async def close(self, within: float) -> None:
+        """Send what waits, for `within` seconds at most; then close everything, whatever becomes of each part."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.adapter.close)
+            stack.push_async_callback(self.requester.close)
+            stack.push_async_callback(self.publisher.close, within)
+
+
+class Routing:
+    """The brokers of one bus, and which of them a topic lives on. Makes the adapters; no I/O before `open`."""
+
+    def __init__(self, settings: Settings, url: str, *, clock: Clock, source: str, member: str) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._source = source
+        self._member = member
+        self._options: dict[Broker, Mapping[str, Any]] = {}
+        base, named = split_namespace(url)
+        self.default = self._made(_named(base), base, named or settings.namespace, {})
+        """The broker of every topic that no route names."""
+        routes = {pattern: self._routed(pattern, target) for pattern, target in settings.routes.items()}
+        self._exact = {pattern: broker for pattern, broker in routes.items() if not pattern.endswith("*")}
+        prefixes = [pattern for pattern in routes if pattern.endswith("*")]
+        self._prefixes = [
+            (pattern[:-1], routes[pattern]) for pattern in sorted(prefixes, key=len, reverse=True)
+        ]
+
+    @property
+    def brokers(self) -> Sequence[Broker]:
+        """Each once, the one of the URL first."""
+        return tuple(self._options)
+
+    def of(self, topic: str) -> Broker:
+        """The broker of a topic: of the route that is its name, else of the longest prefix, else of the URL."""
+        if topic in self._exact:
+            return self._exact[topic]
+        for prefix, broker in self._prefixes:
+            if topic.startswith(prefix):
+                return broker
+        return self.default
+
+    def pattern(self, topic: str) -> str | None:
+        """The route by which `of` chooses; None without one."""
+        if topic in self._exact:
+            return topic
+        return next((f"{prefix}*" for prefix, _ in self._prefixes if topic.startswith(prefix)), None)
+
+    async def open(self, within: float) -> None:
+        """Connect to each, `within` seconds each. Raises as `Broker.open`; what is open then, `close` closes."""
+        for broker in self.brokers:
+            await broker.open(within)
+
+    async def close(self, within: float) -> None:
+        """Close all, each within `within` seconds and some more, all at once."""
+        results = await asyncio.gather(
+            *(broker.close(within) for broker in self.brokers), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _routed(self, pattern: str, target: str) -> Broker:
+        """The broker that a route names: by URL, or by the name of a `[broker.<name>]` that has a URL."""
+        if "://" in target:
+            return self._at(None, target, {})
+        url = self._settings.broker_url(target)
+        if url is None:
+            key = dotted(("routes", pattern))
+            origin = self._settings.origins().get(key, CODE)
+            known = self._settings.named_brokers()
+            hint = nearest(target, known) if known else ""
+            raise ConfigurationError(
+                f"{origin}: {key} is {target!r}, which is neither a URL nor the name of a broker: "
+                f"set {dotted(('broker', target, 'url'))}{hint}"
+            )
+        return self._at(target, url, self._settings.adapter_options(target))
+
+    def _at(self, name: str | None, url: str, options: Mapping[str, Any]) -> Broker:
+        base, named = split_namespace(url)
+        return self._made(name or _named(base), base, named or self.default.namespace, options)
+
+    def _made(self, name: str, url: str, namespace: str | None, options: Mapping[str, Any]) -> Broker:
+        """A broker with these options over those of its adapter; the one that is there already, if it is the same."""
+        options = {**self._settings.adapter_options(adapter_class(url).name), **options}
+        for known, its_options in self._options.items():
+            if (known.url, known.namespace, its_options) == (url, namespace, options):
+                return known
+        adapter = adapter_for(
+            url,
+            AdapterContext(
+                clock=self._clock,
+                namespace=namespace,
+                source=self._source,
+                member=self._member,
+                options=options,
+            ),
+        )
+        broker = Broker(name, url, namespace, adapter, self._clock)
+        self._options[broker] = options
+        return broker
+
+
+def _named(url: str) -> str:
+    """What a broker without a name is called: its URL without user and password."""
+    return re.sub(r"://[^/@]*@", "://", redact(url))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
+    from messaging_contracts.brokers import Broker
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -61,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     capabilities = commands.add_parser(
         "capabilities", help="run the contract suite and write the table of what each broker promises"
     )
+    # argparse would look for the empty list among `choices`; an unknown name is refused by `start`.
+    capabilities.add_argument("brokers", nargs="*", metavar="BROKER", help=f"{_names()}; without any, all")
     capabilities.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the Markdown file to write"
     )
@@ -74,8 +78,8 @@ def _names() -> str:
 
 def _up(options: argparse.Namespace) -> int:
     with ExitStack() as started:
-        for name, url in _start(options.brokers, started).items():
-            print(f"{name}={url}", flush=True)
+        for name, value in _environment(_start(options.brokers, started)).items():
+            print(f"{name}={value}", flush=True)
         print("ready; Ctrl-C or SIGTERM ends them", flush=True)
         while True:
             signal.pause()
@@ -83,7 +87,7 @@ def _up(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     with ExitStack() as started:
-        environment = {**os.environ, **_start(options.brokers, started)}
+        environment = {**os.environ, **_environment(_start(options.brokers, started))}
         child = subprocess.Popen(options.command, env=environment)
         try:
             # Ctrl-C reaches the child as well; it ends in its own way and tells by its status.
@@ -101,16 +105,25 @@ def _capabilities(options: argparse.Namespace) -> int:
     logging.getLogger("messaging").setLevel(logging.CRITICAL)  # the cases provoke what it would tell
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with ExitStack() as started:
-        urls = ["memory://capabilities", *_start(brokers.NAMES, started).values()]
-        text, kept = asyncio.run(report(urls))
+        running = _start(options.brokers or brokers.NAMES, started)
+        os.environ.update(_environment(running))
+        text, kept = asyncio.run(report(["memory://capabilities", *(broker.url for broker in running)]))
     options.output.write_text(text, encoding="utf-8")
     return 0 if kept else 1
 
 
-def _start(names: Sequence[str], started: ExitStack) -> dict[str, str]:
-    """Start the brokers, ended with `started`; returns their URLs by the variable that names them."""
-    running = {name: started.enter_context(brokers.start(name)) for name in dict.fromkeys(names)}
-    return {brokers.environment_variable(name): broker.url for name, broker in running.items()}
+def _start(names: Sequence[str], started: ExitStack) -> list[Broker]:
+    """Start the brokers, ended with `started`."""
+    return [started.enter_context(brokers.start(name)) for name in dict.fromkeys(names)]
+
+
+def _environment(running: Sequence[Broker]) -> dict[str, str]:
+    """What a command on these brokers needs: their URLs, and what their clients read from the environment."""
+    environment: dict[str, str] = {}
+    for broker in running:
+        environment[brokers.environment_variable(broker.name)] = broker.url
+        environment |= broker.client_environment
+    return environment
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

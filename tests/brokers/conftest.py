@@ -1,9 +1,11 @@
 import pytest
 
+from messaging_contracts import brokers
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_found_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests start brokers of their own, natively, whatever the environment offers."""
-    for name in ("MESSAGING_TEST_REDIS_URL", "MESSAGING_TEST_RABBITMQ_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in brokers.NAMES:
+        monkeypatch.delenv(brokers.environment_variable(name), raising=False)
     monkeypatch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)

@@ -1,7 +1,6 @@
 """One start is shared by all of these: it takes seconds."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ import pytest
 from messaging_contracts import brokers
 from messaging_contracts.brokers.amqp import handshake
 from messaging_contracts.brokers.process import NativeBroker
-from tests.brokers.processes import left_behind
+from tests.brokers.processes import LOOPBACK, left_behind, listening_addresses
 
-# 127.0.0.1, the same as an IPv6 address, and ::1, as the kernel writes them
-LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 pytestmark = pytest.mark.rabbitmq
 
 
@@ -56,17 +53,7 @@ def test_a_password_is_not_shown(rabbitmq: NativeBroker) -> None:
 
 
 def test_it_listens_on_loopback_alone(rabbitmq: NativeBroker) -> None:
-    listening = "0A"
-    inodes: set[str] = set()
-    for process in rabbitmq._processes:
-        for link in Path(f"/proc/{process.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                inodes.add(str(link.readlink()))
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == listening and f"socket:[{fields[9]}]" in inodes:
-                assert fields[1].partition(":")[0] in LOOPBACK, line
+    assert listening_addresses(rabbitmq) <= set(LOOPBACK)
 
 
 def test_a_paused_broker_accepts_and_does_not_answer(rabbitmq: NativeBroker) -> None:

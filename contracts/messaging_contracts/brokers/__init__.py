@@ -1,9 +1,9 @@
 """Real brokers for tests and development: found, or started and ended.
 
-Looked for in this order: a URL in the environment (`MESSAGING_TEST_REDIS_URL`,
-`MESSAGING_TEST_RABBITMQ_URL`); Docker through testcontainers, when an engine answers and the image can be
-had; native processes. A broker that can be had in no way raises `BrokerUnavailable`, whose text is one line
-that says what to install. Nothing is ever skipped.
+Looked for in this order: a URL in the environment (`MESSAGING_TEST_REDIS_URL`, and so on for each of `NAMES`);
+Docker through testcontainers, when an engine answers and the image can be had; native processes. A broker that
+can be had in no way raises `BrokerUnavailable`, whose text is one line that says what to install. Nothing is
+ever skipped.
 """
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable

@@ -53,12 +53,14 @@ class Container:
 
 
 class Kind(Protocol):
-    """One kind of broker: how it is named, started and asked. `redis.py` and `rabbitmq.py` are the two
-    there are.
-    """
+    """One kind of broker: how it is named, started and asked. Each has a file of its name."""
 
     name: str
     package: str
+    """What to install, as Debian names it: one or more packages, separated by blanks."""
+
+    client_environment: Mapping[str, str]
+    """What its clients need in their environment besides the URL."""
 
     def program(self) -> Path | None:
         """The server's program on this machine, if it is there."""
@@ -69,11 +71,18 @@ class Kind(Protocol):
         ...
 
     def prepare(self, program: Path, home: Path, port: int, options: Options) -> Sequence[Command]:
-        """Write the configuration into `home` and tell what to run, in order."""
+        """Write the configuration into `home` and tell what to run, in order.
+
+        :raises BrokerUnavailable: something that has to be fetched for it cannot be had
+        """
         ...
 
-    def container(self, options: Options) -> Container:
-        """What to run in Docker; the environment may name another image and command."""
+    def container(self, options: Options, host: str, port: int) -> Container | None:
+        """What to run in Docker, reached at this host and port; None where a container cannot have these
+        options.
+
+        The environment may name another image and command.
+        """
         ...
 
     def version(self, url: str, timeout: float) -> str:
@@ -93,10 +102,14 @@ class Broker(ABC):
     way.
     """
 
-    def __init__(self, name: str, url: str, version: str) -> None:
+    def __init__(
+        self, name: str, url: str, version: str, client_environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.url = url
         self.version = version
+        self.client_environment: Mapping[str, str] = client_environment or {}
+        """What a client needs in its environment besides the URL: AWS takes credentials from nowhere else."""
 
     def __repr__(self) -> str:
         parts = urlsplit(self.url)
@@ -128,7 +141,7 @@ class Broker(ABC):
         """Start the server again on the same port with the same data; one that runs is first ended in an
         orderly way.
 
-        Returns when it serves.
+        Returns when it serves. LocalStack (`sqs`) alone keeps nothing: it comes back empty.
         """
 
     @abstractmethod

@@ -30,17 +30,19 @@ class ContainerBroker(Broker):
     """
 
     def __init__(
-        self, kind: Kind, options: Options, timeout: float, testcontainer: Callable[..., Any]
+        self, kind: Kind, options: Options, image: str, timeout: float, testcontainer: Callable[..., Any]
     ) -> None:
-        spec = kind.container(options)
         self._kind = kind
         self._timeout = timeout
         self._owner = os.getpid()
         self._stopped = False
         port = free_port()
-        wanted = testcontainer(spec.image)
+        wanted = testcontainer(image)
         # An engine on this machine need not offer a broker without a password to the network.
-        local = wanted.get_docker_client().host() == "localhost"
+        engine = str(wanted.get_docker_client().host())
+        local = engine == "localhost"
+        spec = kind.container(options, LOOPBACK if local else engine, port)
+        assert spec is not None
         # `with_bind_ports` takes no address.
         wanted.ports[f"{spec.port}/tcp"] = (LOOPBACK, port) if local else port
         for name, value in spec.environment.items():
@@ -50,7 +52,7 @@ class ContainerBroker(Broker):
             self._started.start()
             self._container = self._started.get_wrapped_container()
             host = LOOPBACK if local else self._started.get_container_host_ip()
-            super().__init__(kind.name, kind.url(host, port, options), version="")
+            super().__init__(kind.name, kind.url(host, port, options), "", kind.client_environment)
             self._wait()
         except BaseException:
             self.stop()
@@ -91,11 +93,13 @@ class ContainerBroker(Broker):
 
 
 def start_container(kind: Kind, options: Options, timeout: float) -> Broker | None:
-    """Start the broker in a container; None where there is no engine, no testcontainers or no image.
+    """Start the broker in a container; None where there is no engine, no testcontainers or no image, and where
+    a container cannot have these options.
 
     The wait for the engine, for the image and for the broker is bounded each.
     """
-    if not _engine_in_sight():
+    spec = kind.container(options, LOOPBACK, 0)  # host and port do not matter yet
+    if spec is None or not _engine_in_sight():
         return None
     try:
         with warnings.catch_warnings():
@@ -111,7 +115,7 @@ def start_container(kind: Kind, options: Options, timeout: float) -> Broker | No
         client: Any = docker.from_env(timeout=ENGINE_TIMEOUT)
         try:
             client.ping()
-            if not _image(client, kind.container(options).image):
+            if not _image(client, spec.image):
                 return None
             # Without its image the reaper would fail the start; what was started is then ended by `stop`.
             if not _present(client, testcontainers_config.ryuk_image):
@@ -122,7 +126,7 @@ def start_container(kind: Kind, options: Options, timeout: float) -> Broker | No
         logger.info("no %s by Docker: %s", kind.name, error)
         return None
     try:
-        return ContainerBroker(kind, options, timeout, DockerContainer)
+        return ContainerBroker(kind, options, spec.image, timeout, DockerContainer)
     except BrokerUnavailable:
         raise
     except Exception as error:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable, FoundBroker, Kind, NotReady, Options
 from messaging_contracts.brokers.docker import start_container
+from messaging_contracts.brokers.elasticmq import ElasticMQ
+from messaging_contracts.brokers.fetched import run
+from messaging_contracts.brokers.kafka import Kafka
 from messaging_contracts.brokers.process import start_native
 from messaging_contracts.brokers.rabbitmq import RabbitMQ
 from messaging_contracts.brokers.redis import Redis
+from messaging_contracts.brokers.sqs import SQS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Redis(), RabbitMQ())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Redis(), RabbitMQ(), Kafka(), SQS(), ElasticMQ())}
 NAMES = tuple(KINDS)
 DEBIAN = Path("/etc/debian_version")
 INSTALL_TIMEOUT = 600.0
@@ -40,17 +43,18 @@ def start(
     config: Mapping[str, str] | None = None,
     timeout: float = 60,
 ) -> Broker:
-    """Find or start the broker `name`, "redis" or "rabbitmq"; returns when it serves.
+    """Find or start the broker `name`, one of `NAMES`; returns when it serves.
 
     A broker named by the environment is used as it is, unless `own` is set: a test that kills, pauses or
     configures its broker needs one that nobody else uses. Giving a user, a password or configuration sets
     `own`.
 
     :param own: never use a broker named by the environment
-    :param user: its one user; Redis without one has the default user, RabbitMQ `guest`
-    :param password: that user's password; Redis without one asks for none, RabbitMQ has `guest`
-    :param config: lines for redis.conf or rabbitmq.conf; native processes, and Redis in a container, read
-    them
+    :param user: its one user; Redis without one has the default user, RabbitMQ `guest`; SQS has none
+    :param password: that user's password; Redis and Kafka without one ask for none, RabbitMQ has `guest`
+    :param config: lines for the server's own file: redis.conf, rabbitmq.conf, server.properties,
+    elasticmq.conf; for `sqs`, LocalStack's environment. Where a container cannot have them, a native process
+    is started
     :param timeout: seconds until it has to serve; pulling an image and installing a package have bounds of
     their own
     :raises BrokerUnavailable: it can be had in no way; the text says what to install
@@ -62,11 +66,9 @@ def start(
     url = os.environ.get(environment_variable(name))
     if url and not own and options == Options():
         return _found(kind, url)
-    # A container of RabbitMQ has no place for lines of configuration.
-    if not (options.config and name == "rabbitmq"):
-        container = start_container(kind, options, timeout)
-        if container is not None:
-            return container
+    container = start_container(kind, options, timeout)
+    if container is not None:
+        return container
     return start_native(kind, native_program(kind), options, timeout)
 
 
@@ -76,14 +78,17 @@ def native_program(kind: Kind) -> Path:
     :raises BrokerUnavailable: it is not there and cannot be installed
     """
     found = kind.program()
+    failure = ""
     if found is None and _may_install():
         logger.warning("installing %s with apt-get", kind.package)
-        _install(kind.package)
+        try:
+            _install(kind.package)
+        except BrokerUnavailable as error:
+            failure = f" ({error})"
         found = kind.program()
     if found is None:
-        raise BrokerUnavailable(
-            f"no {kind.name}: set {environment_variable(kind.name)}, start Docker, or install {kind.package}"
-        )
+        wanted = f"set {environment_variable(kind.name)}, start Docker, or install {kind.package}"
+        raise BrokerUnavailable(f"no {kind.name}: {wanted}{failure}")
     return found
 
 
@@ -108,16 +113,9 @@ def _install(package: str) -> None:
         "RUNLEVEL": "1",  # installs the service without starting it
     }
     lock = ["-o", "DPkg::Lock::Timeout=300"]
+    what = "apt-get"
     for command in (
         ["apt-get", "-qq", "update"],
-        ["apt-get", "-qq", "-y", "--no-install-recommends", *lock, "install", package],
+        ["apt-get", "-qq", "-y", "--no-install-recommends", *lock, "install", *package.split()],
     ):
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False, timeout=INSTALL_TIMEOUT
-            )
-        except subprocess.TimeoutExpired:
-            raise BrokerUnavailable(f"apt-get did not install {package} in {INSTALL_TIMEOUT:g} s") from None
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise BrokerUnavailable(f"apt-get could not install {package}: {said}")
+        run(command, what, environment=environment, timeout=INSTALL_TIMEOUT)

@@ -27,6 +27,9 @@ PORTS = range(15_000, 30_000)
 STARTS = 3  # a port that was free may be taken before the broker binds it
 # The rest of the starter's environment stays with it: settings meant for another broker, and secrets.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+# How the lines of a program's output begin that are errors, and those that are frames of a stack.
+ERRORS = ("ERROR", "[ERROR]", "Error:", "E: ", "Exception in")
+FRAMES = ("at ", "... ")
 GRACE = 15.0  # seconds from SIGTERM to SIGKILL
 
 # The starter alone holds its stdin open, so it ends with the starter, also by SIGKILL. Each line lists the
@@ -80,7 +83,7 @@ class NativeBroker(Broker):
         try:
             self.port = free_port()
             self._commands: Sequence[Command] = kind.prepare(program, self.home, self.port, options)
-            super().__init__(kind.name, kind.url(LOOPBACK, self.port, options), version="")
+            super().__init__(kind.name, kind.url(LOOPBACK, self.port, options), "", kind.client_environment)
             self._launch()
         except BaseException:
             self.stop()
@@ -133,12 +136,11 @@ class NativeBroker(Broker):
     def watch(self, seconds: float) -> None:
         """Let time pass, but not beyond the end of the server.
 
-        :raises EndedEarly: it ended; the text has the last line it wrote
+        :raises EndedEarly: it ended; the text says why, in the server's words
         """
         with suppress(subprocess.TimeoutExpired):
             code = self._server.wait(seconds)
-            lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-            said = lines[-1].strip() if lines else "it said nothing"
+            said = what_went_wrong(self._log.read_text(errors="replace"))
             raise EndedEarly(f"{self.name} ended with status {code}: {said}")
 
     @property
@@ -215,6 +217,16 @@ def wait_until_ready(
                 raise BrokerUnavailable(f"{name} did not serve within {timeout:g} s: {error}") from None
         pause(interval)
         interval = min(interval * 1.5, 0.2)
+
+
+def what_went_wrong(output: str) -> str:
+    """The line of a program's output that tells most: the innermost cause, else the first error, else the last
+    line that is no frame of a stack.
+    """
+    lines = [line for line in map(str.strip, output.splitlines()) if line and not line.startswith(FRAMES)]
+    causes = (line for line in reversed(lines) if line.startswith("Caused by:"))
+    errors = (line for line in lines if line.startswith(ERRORS))
+    return next(causes, None) or next(errors, None) or (lines[-1] if lines else "it said nothing")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,7 @@ from messaging_contracts.brokers.broker import BrokerUnavailable, Command, Conta
 from messaging_contracts.brokers.process import LOOPBACK, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # Behind the wrapper in /usr/sbin, which would change to the user `rabbitmq` and lose sight of our folders.
 SCRIPT_FOLDERS = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin")
@@ -24,6 +24,7 @@ class RabbitMQ:
 
     name = "rabbitmq"
     package = "rabbitmq-server"
+    client_environment: Mapping[str, str] = {}
 
     def program(self) -> Path | None:
         folders = os.pathsep.join([*SCRIPT_FOLDERS, os.environ.get("PATH", "")])
@@ -70,7 +71,9 @@ class RabbitMQ:
         mapper_command = Command([mapper, "-address", LOOPBACK, "-port", mapper_port])
         return [mapper_command, Command([str(program)], environment)]
 
-    def container(self, options: Options) -> Container:
+    def container(self, options: Options, host: str, port: int) -> Container | None:
+        if options.config:  # the image has no place for lines of configuration
+            return None
         return Container(
             image=os.environ.get("MESSAGING_TEST_RABBITMQ_IMAGE", "rabbitmq:4"),
             port=5672,

@@ -13,7 +13,7 @@ from messaging_contracts.brokers.process import LOOPBACK
 from messaging_contracts.brokers.resp import Connection, ReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Redis:
@@ -21,6 +21,7 @@ class Redis:
 
     name = "redis"
     package = "redis-server"
+    client_environment: Mapping[str, str] = {}
 
     def program(self) -> Path | None:
         found = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -45,7 +46,7 @@ class Redis:
         file.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
         return [Command([str(program), str(file)])]
 
-    def container(self, options: Options) -> Container:
+    def container(self, options: Options, host: str, port: int) -> Container:
         arguments = " ".join(f"--{key} {value}" for key, value in _settings(options).items())
         return Container(
             image=os.environ.get("MESSAGING_TEST_REDIS_IMAGE", "redis:8"),

@@ -58,7 +58,7 @@ def test_the_plugin_costs_nothing_where_it_is_not_used(pytester):
         import sys
 
         def test_nothing_was_imported():
-            assert not {"messaging", "redis", "aio_pika", "messaging_contracts.brokers"} & set(sys.modules)
+            assert not {"messaging", "redis", "aiormq", "messaging_contracts.brokers"} & set(sys.modules)
         """
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -27,26 +26,24 @@ from messaging.errors import (
 from messaging.health import Health, assess
 from messaging.ids import new_id
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
+from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import Options, Preparation
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
-    from messaging.adapter import Adapter, Capabilities, GroupInfo
+    from messaging.adapter import Adapter, Capabilities, GroupInfo, TopicSpec
     from messaging.app import App
     from messaging.dispatch import Dispatcher
     from messaging.message import Duration, Key
     from messaging.pull import Pull
     from messaging.settings import Settings
     from messaging.store import IdempotencyStore
-
-PublishHandler = Callable[[Message], "Awaitable[Receipt]"]
-PublishMiddleware = Callable[[PublishHandler], PublishHandler]
 
 
 def connect(
@@ -244,14 +241,21 @@ class Bus:
     ) -> Sequence[Receipt | PublishError]:
         self.check_open()
         messages = [self._preparation.message(topic, payload, options) for payload in payloads]
-        if self._publish_middleware:
-            return await self._through_middleware(topic, messages, options, within)
-        return await self._deliver(topic, messages, options, within)
+        spec = self._catalogue.declared(topic) or await self._catalogue.declare_topic(topic)
+        if not self._publish_middleware:
+            return await self._deliver(spec, messages, options, within)
+
+        async def send(message: Message) -> Receipt:
+            (result,) = await self._deliver(spec, (message,), options, within)
+            if isinstance(result, PublishError):
+                raise result
+            return result
+
+        return await publish_through(self._publish_middleware, send, messages, ordered=spec.ordered)
 
     async def _deliver(
-        self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: Duration | None
+        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: Duration | None
     ) -> Sequence[Receipt | PublishError]:
-        spec = self._catalogue.declared(topic) or await self._catalogue.declare_topic(topic)
         broker = self._routing.of(spec.name)
         most = broker.capabilities.max_message_bytes
         outgoing = [self._preparation.outgoing(spec, message, options, most) for message in messages]
@@ -260,30 +264,8 @@ class Bus:
         )
         for result in results:
             if isinstance(result, Unrouted):
-                self._catalogue.warn_unrouted(topic.name)
+                self._catalogue.warn_unrouted(spec.name)
         return results
-
-    async def _through_middleware(
-        self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: Duration | None
-    ) -> Sequence[Receipt | PublishError]:
-        async def one(message: Message) -> Receipt | PublishError:
-            async def send(changed: Message) -> Receipt:
-                (result,) = await self._deliver(topic, (changed,), options, within)
-                if isinstance(result, PublishError):
-                    raise result
-                return result
-
-            handler: PublishHandler = send
-            for middleware in reversed(self._publish_middleware):
-                handler = middleware(handler)
-            try:
-                return await handler(message)
-            except PublishError as error:
-                return error
-
-        if topic.ordered:
-            return [await one(message) for message in messages]
-        return await asyncio.gather(*(one(message) for message in messages))
 
     # --- request -----------------------------------------------------------------------------------------------
 

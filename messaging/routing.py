@@ -17,7 +17,6 @@ from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging.publish import Publisher
 from messaging.registry import adapter_class, adapter_for, redact, split_namespace
 from messaging.requests import Requester
-from messaging.sources import CODE, dotted, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,6 +125,8 @@ class Routing:
 
     def _routed(self, pattern: str, target: str) -> Broker:
         """The broker that a route names: by URL, or by the name of a `[broker.<name>]` that has a URL."""
+        from messaging.sources import CODE, dotted, nearest  # slow to import; loaded with the settings by now
+
         if "://" in target:
             return self._at(None, target, {})
         url = self._settings.broker_url(target)

@@ -1,0 +1,172 @@
+import asyncio
+
+import pytest
+
+from messaging import App, Health, Reject, RetryPolicy, Topic, connect, fixed
+from messaging.errors import AuthenticationFailed
+from messaging.testing import VirtualClock
+
+orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
+jobs = Topic("jobs", str)
+
+
+@pytest.fixture
+async def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect("memory://", clock=clock) as bus:
+        yield bus
+
+
+def app_with(topic, handler, **options):
+    app = App("billing")
+    app.subscribe(topic, **options)(handler)
+    return app
+
+
+async def one(bus) -> Health:
+    health = await bus.health()
+    assert len(health.subscriptions) == 1
+    return health
+
+
+async def test_a_bus_without_subscriptions_is_green(bus):
+    health = await bus.health()
+
+    assert (health.status, health.connected, health.subscriptions) == ("green", True, ())
+    assert health.last_error is None
+
+
+async def test_a_subscription_tells_what_it_did(bus, clock):
+    async def handle(payload: str):
+        if payload == "bad":
+            raise Reject("no")
+        if payload == "flaky":
+            raise OSError("busy")
+
+    app = app_with(jobs, handle, retry=RetryPolicy(2, fixed(5)))
+    async with app.running(bus):
+        await bus.publish_many(jobs, ["good", "bad", "flaky"])
+        await clock.advance(4)
+        (told,) = (await one(bus)).subscriptions
+
+        assert (told.topic, told.group, told.receiving) == ("jobs", "billing", True)
+        assert (told.received, told.acked, told.rejected, told.retried) == (3, 1, 1, 1)
+        assert told.dead_letters == 1
+        assert told.lag == 1
+
+        await clock.advance(2)
+        (told,) = (await one(bus)).subscriptions
+        assert (told.received, told.dead_letters, told.lag) == (4, 2, 0)
+
+
+async def test_what_runs_and_what_waits_is_told_with_its_age(bus, clock):
+    gate = asyncio.Event()
+
+    async def handle(payload: str):
+        await gate.wait()
+
+    async with app_with(jobs, handle, concurrency=1, prefetch=2).running(bus):
+        await bus.publish_many(jobs, ["a", "b", "c", "d"])
+        await clock.advance(60)
+        (told,) = (await one(bus)).subscriptions
+
+        assert (told.running, told.held) == (1, 2)
+        assert told.lag == 2
+        assert told.oldest == pytest.approx(60, abs=1)
+        gate.set()
+        await clock.settle()
+        (told,) = (await one(bus)).subscriptions
+        assert (told.running, told.held, told.lag) == (0, 0, 0)
+
+
+async def test_a_failing_key_is_told_as_parked(bus, clock):
+    async def handle(payload: str):
+        raise OSError("busy")
+
+    async with app_with(orders, handle, retry=RetryPolicy(3, fixed(600))).running(bus):
+        await bus.publish_many(orders, ["a1", "a2", "a3"])
+        await clock.settle()
+        health = await one(bus)
+
+        assert health.subscriptions[0].parked == 3
+        assert health.status == "green"
+        assert health.last_error is None
+
+
+async def test_a_partition_that_waits_for_its_parked_is_yellow(bus, clock, monkeypatch):
+    monkeypatch.setattr("messaging_memory.consumer.MemoryConsumer.window", 2)
+
+    async def handle(payload: str):
+        raise OSError("busy")
+
+    async with app_with(orders, handle, retry=RetryPolicy(3, fixed(600))).running(bus):
+        await bus.publish_many(orders, ["a1", "a2", "a3"])
+        await clock.settle()
+        health = await one(bus)
+
+        assert health.subscriptions[0].parked_full
+        assert health.status == "yellow"
+
+
+async def test_a_broker_that_is_gone_is_red_and_its_return_green(bus, clock):
+    async def handle(payload: str): ...
+
+    async with app_with(jobs, handle).running(bus):
+        await clock.settle()
+        bus.native.disconnect()
+        await clock.advance(5)
+        health = await one(bus)
+        assert (health.status, health.connected) == ("red", False)
+        assert not health.subscriptions[0].receiving
+        assert health.last_error is not None and "disconnected" in health.last_error
+
+        bus.native.reconnect()
+        await clock.advance(60)
+        health = await one(bus)
+        assert (health.status, health.connected) == ("green", True)
+        assert health.subscriptions[0].reconnects >= 1
+
+
+async def test_a_subscription_that_ended_for_good_is_red_with_its_reason(bus, clock):
+    async def handle(payload: str): ...
+
+    with pytest.raises(AuthenticationFailed):
+        async with app_with(jobs, handle).running(bus):
+            await clock.settle()
+
+            async def refused(*_):
+                raise AuthenticationFailed("the password was changed")
+
+            bus.dispatchers[0]._consumer.receive = refused
+            await clock.advance(5)
+            await asyncio.sleep(3600)
+
+    health = await bus.health()
+    assert health.status == "red"
+    assert health.last_error == "the password was changed"
+
+
+async def test_groups_that_nobody_reads_are_listed(bus, clock):
+    await bus.declare(jobs, groups=["search", "billing"])
+
+    async def handle(payload: str): ...
+
+    assert sorted((await bus.health()).groups_without_members) == ["jobs/billing", "jobs/search"]
+    async with app_with(jobs, handle).running(bus):
+        await clock.settle()
+        assert (await bus.health()).groups_without_members == ("jobs/search",)
+
+
+async def test_a_probe_of_a_closed_bus_does_not_raise(clock):
+    bus = connect("memory://", clock=clock)
+    assert (await bus.health()).status == "red"
+    async with bus:
+        pass
+
+    health = await bus.health()
+
+    assert (health.status, health.connected) == ("red", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
@@ -33,6 +34,8 @@ class Catalogue:
         self._groups: set[GroupSpec] = set()
         self._warned: set[str] = set()
         self._declaring = asyncio.Lock()
+        self._first_uses: Counter[str] = Counter()
+        """Topics by who waits to hear that they are declared."""
 
     def spec(self, topic: Topic[Any]) -> TopicSpec:
         """The topic with the settings applied.
@@ -100,12 +103,19 @@ class Catalogue:
         return topic
 
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
-        """The topic's spec, if it was declared on the broker by this bus."""
-        return self._declared.get(topic.name)
+        """The topic's spec, if it was declared on the broker by this bus and nobody waits in `declare_topic`."""
+        return None if topic.name in self._first_uses else self._declared.get(topic.name)
 
     async def declare_topic(self, topic: Topic[Any]) -> TopicSpec:
+        """Declare the topic. Callers go on in the order of their calls, so that publishing keeps it (7)."""
         spec = self.spec(topic)
-        await self.declare((), (spec,))
+        self._first_uses[spec.name] += 1
+        try:
+            await self.declare((), (spec,))
+        finally:
+            self._first_uses[spec.name] -= 1
+            if not self._first_uses[spec.name]:
+                del self._first_uses[spec.name]
         return spec
 
     async def declare(

@@ -8,18 +8,19 @@ callers wait for room (20).
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
+from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from messaging.clock import timeout
 from messaging.errors import Closed, PublishError, PublishUncertain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from messaging.adapter import Adapter, Outgoing
     from messaging.clock import Clock
-    from messaging.message import Receipt
+    from messaging.message import Key, Receipt
 
 BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
@@ -39,34 +40,30 @@ _ABANDONED = PublishError("nobody waits for it any more")
 class _Call:
     """One `publish` or `publish_many`: its results come together."""
 
-    __slots__ = ("done", "missing", "results")
+    __slots__ = ("admitted", "done", "items", "missing", "results")
 
-    def __init__(self, size: int) -> None:
-        self.results: list[Result | None] = [None] * size
-        self.missing = size
+    def __init__(self, messages: Sequence[Outgoing], numbers: Iterator[int]) -> None:
+        self.results: list[Result | None] = [None] * len(messages)
+        self.missing = len(messages)
+        self.admitted = False
         self.done = asyncio.get_running_loop().create_future()
+        self.items = [_Item(self, index, one, next(numbers)) for index, one in enumerate(messages)]
 
 
 class _Item:
-    __slots__ = ("call", "index", "outgoing", "sent")
+    __slots__ = ("call", "index", "number", "outgoing", "sent")
 
-    def __init__(self, call: _Call, index: int, outgoing: Outgoing) -> None:
+    def __init__(self, call: _Call, index: int, outgoing: Outgoing, number: int) -> None:
         self.call = call
         self.index = index
+        self.number = number
+        """Grows in the order of the calls."""
         self.outgoing = outgoing
         self.sent = False
 
     @property
     def open(self) -> bool:
         return self.call.results[self.index] is None
-
-    def finish(self, result: Result) -> None:
-        call = self.call
-        if call.results[self.index] is None:
-            call.results[self.index] = result
-            call.missing -= 1
-            if not call.missing and not call.done.done():
-                call.done.set_result(None)
 
 
 class Publisher:
@@ -75,13 +72,15 @@ class Publisher:
     def __init__(self, adapter: Adapter, clock: Clock) -> None:
         self._adapter = adapter
         self._clock = clock
+        self._numbers = count()
+        self._waiting: OrderedDict[_Call, None] = OrderedDict()
+        """Calls that wait for room, in their order: nobody overtakes them."""
         self._free: deque[_Item] = deque()
         self._ordered: dict[Lane, deque[_Item]] = {}
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._outstanding = 0
         self._abandoned = 0
-        self._room = asyncio.Event()
         self._starting = False
         self._closed = False
 
@@ -93,27 +92,26 @@ class Publisher:
         """
         if not messages:
             return []
-        remaining = within
-        if self._outstanding >= OUTSTANDING:
-            remaining = await self._wait_for_room(within, messages[0])
-        call = _Call(len(messages))
-        items = [_Item(call, index, outgoing) for index, outgoing in enumerate(messages)]
-        self._outstanding += len(items)
+        if self._closed:
+            raise Closed("The bus is closed: nothing can be published any more")
+        call = _Call(messages, self._numbers)
+        if self._waiting or self._outstanding >= OUTSTANDING:
+            self._waiting[call] = None
+        else:
+            self._admit(call)
         try:
-            self._enqueue(items)
             try:
-                async with timeout(self._clock, remaining):
+                async with timeout(self._clock, within):
                     await call.done
             except TimeoutError:
-                for item in items:
-                    item.finish(_too_late(item, within))
-                self._abandon(items)
+                self._give_up(call, within)
             return [result for result in call.results if result is not None]
         finally:
-            self._outstanding -= len(items)
-            self._room.set()
+            if not call.admitted:
+                self._waiting.pop(call)
             if call.missing:
-                self._abandon(items)
+                self._abandon(call)
+            call.items.clear()  # they know the call: a circle would cost collections of garbage
 
     async def close(self, within: float) -> None:
         """Refuse new messages, send what waits; after `within` seconds, or when this is cancelled, what waits is not
@@ -127,39 +125,43 @@ class Publisher:
         except TimeoutError:
             pass
         finally:
-            for item in [*self._free, *(item for lane in self._ordered.values() for item in lane)]:
-                item.finish(_unsent(item, "the bus was closed"))
+            waiting = [item for call in self._waiting for item in call.items]
+            for item in [*self._free, *chain.from_iterable(self._ordered.values()), *waiting]:
+                self._finish(item, _unsent(item, "the bus was closed"))
             for task in self._exchanges:
                 task.cancel()
             if self._exchanges:
                 await asyncio.wait(self._exchanges)
 
-    async def _wait_for_room(self, within: float | None, first: Outgoing) -> float | None:
-        """Returns what is left of `within`."""
-        start = self._clock.monotonic()
-        try:
-            async with timeout(self._clock, within):
-                while self._outstanding >= OUTSTANDING:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            raise PublishError(
-                f"Message {first.message.id} for {first.message.topic} was not sent within {within:g} s: "
-                f"{self._outstanding} messages wait for the broker's confirmation"
-            ) from None
-        return None if within is None else max(0.0, within - (self._clock.monotonic() - start))
+    def _let_in(self) -> None:
+        """Take in the calls that there is room for."""
+        while self._waiting and self._outstanding < OUTSTANDING:
+            call, _ = self._waiting.popitem(last=False)
+            self._admit(call)
 
-    def _enqueue(self, items: Sequence[_Item]) -> None:
-        if self._closed:
-            raise Closed("The bus is closed: nothing can be published any more")
-        for item in items:
-            outgoing = item.outgoing
-            if outgoing.topic.ordered:
-                lane = (outgoing.topic.name, outgoing.partition)
-                self._ordered.setdefault(lane, deque()).append(item)
-            else:
-                self._free.append(item)
+    def _admit(self, call: _Call) -> None:
+        call.admitted = True
+        self._outstanding += call.missing
+        for item in call.items:
+            if item.open:
+                self._enqueue(item)
         self._start_exchange()
+
+    def _enqueue(self, item: _Item) -> None:
+        outgoing = item.outgoing
+        if outgoing.topic.ordered:
+            self._ordered.setdefault((outgoing.topic.name, outgoing.partition), deque()).append(item)
+        else:
+            self._free.append(item)
+
+    def _finish(self, item: _Item, result: Result) -> None:
+        call = item.call
+        if call.results[item.index] is None:
+            call.results[item.index] = result
+            call.missing -= 1
+            self._outstanding -= call.admitted
+            if not call.missing and not call.done.done():
+                call.done.set_result(None)
 
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
@@ -221,33 +223,59 @@ class Publisher:
                 raise
         finally:
             for item, result in results:
-                item.finish(result)
-                if isinstance(result, PublishError) and item.outgoing.topic.ordered:
-                    self._fail_successors(item, result)
+                self._finish(item, result)
+            self._fail_successors(
+                [(item, result) for item, result in results if isinstance(result, PublishError)]
+            )
+            self._let_in()
 
-    def _fail_successors(self, failed: _Item, error: PublishError) -> None:
+    def _fail_successors(self, failed: Sequence[tuple[_Item, PublishError]]) -> None:
         """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""
-        outgoing = failed.outgoing
-        for item in self._ordered.get((outgoing.topic.name, outgoing.partition), ()):
-            if item.outgoing.message.key == outgoing.message.key:
-                message = item.outgoing.message
-                item.finish(
-                    PublishError(
-                        f"Message {message.id} for {message.topic} was not sent: message {outgoing.message.id}, "
-                        f"published before it with the same key, failed: {error}"
-                    )
+        first: dict[tuple[str, Key | None], tuple[_Item, PublishError]] = {}
+        lanes: dict[Lane, None] = {}
+        for item, error in failed:
+            topic = item.outgoing.topic
+            if topic.ordered:
+                first.setdefault((topic.name, item.outgoing.message.key), (item, error))
+                lanes[topic.name, item.outgoing.partition] = None
+        if not first:
+            return
+        queued = [item for lane in lanes for item in self._ordered.get(lane, ())]
+        for item in chain(queued, *(call.items for call in self._waiting)):
+            message = item.outgoing.message
+            found = first.get((item.outgoing.topic.name, message.key))
+            if found is not None and found[0].number < item.number:
+                former = found[0].outgoing.message.id
+                self._finish(
+                    item,
+                    _unsent(
+                        item, f"message {former}, published before it with the same key, failed: {found[1]}"
+                    ),
                 )
 
-    def _abandon(self, items: Sequence[_Item]) -> None:
-        """Nobody waits for these any more: what was not handed over is not sent, and must not pile up here."""
-        self._abandoned += sum(not item.sent for item in items)
-        for item in items:
-            item.finish(_ABANDONED)
+    def _give_up(self, call: _Call, within: float | None) -> None:
+        """Its time is over."""
+        late = [(item, _too_late(item, within)) for item in call.items if item.open]
+        for item, error in late:
+            self._finish(item, error)
+        self._fail_successors([(item, error) for item, error in late if not item.sent])
+        self._left(call)
+
+    def _abandon(self, call: _Call) -> None:
+        """Nobody waits for these any more: what was not handed over is not sent."""
+        for item in call.items:
+            self._finish(item, _ABANDONED)
+        self._left(call)
+
+    def _left(self, call: _Call) -> None:
+        """A call has ended before all of it was sent: the rest must not pile up in the queues."""
+        self._abandoned += sum(not item.sent for item in call.items)
         if self._abandoned >= PURGE_AFTER:
             self._abandoned = 0
             self._free = deque(item for item in self._free if item.open)
             for lane, waiting in list(self._ordered.items()):
                 self._ordered[lane] = deque(item for item in waiting if item.open)
+        self._let_in()
 
 
 def _too_late(item: _Item, within: float | None) -> PublishError:

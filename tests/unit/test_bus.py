@@ -246,6 +246,34 @@ async def test_what_fails_while_closing_keeps_nothing_else_open(clock, monkeypat
 # publish
 
 
+async def test_the_order_of_the_calls_holds_at_a_topics_first_use(bus, clock, monkeypatch):
+    """The first caller publishes again while the second still waits to hear that the topic is declared."""
+    await bus.declare(jobs, groups=["audit"])
+    declare, published = bus.adapter.declare, []
+
+    async def slow(topology):
+        await asyncio.sleep(0)
+        await declare(topology)
+
+    publish = bus.adapter.publish
+
+    async def noting(messages):
+        published.extend(one.message.body for one in messages)
+        return await publish(messages)
+
+    monkeypatch.setattr(bus.adapter, "declare", slow)
+    monkeypatch.setattr(bus.adapter, "publish", noting)
+    declaring = asyncio.create_task(bus.declare(orders, groups=["audit"]))
+    first = asyncio.create_task(bus.publish(orders, "a1"))
+    second = asyncio.create_task(bus.publish(orders, "a2"))
+    while not declaring.done():
+        await asyncio.sleep(0)
+
+    await asyncio.gather(bus.publish(orders, "a3"), first, second)
+
+    assert published == [b'"a1"', b'"a2"', b'"a3"']
+
+
 async def test_a_receipt_says_where_the_message_is(bus):
     receipt = await bus.publish(orders, "a1", id="mine")
 

@@ -58,6 +58,7 @@ class Desk:
             or publisher._busy
             or publisher._exchanges
             or publisher._outstanding
+            or publisher._waiting
         )
 
 
@@ -251,13 +252,95 @@ async def test_what_is_outstanding_is_bounded_and_callers_wait_for_room(desk, mo
     assert desk.batches == [["1", "2"]]
 
     await desk.clock.advance(1)
-    with pytest.raises(PublishError, match="Message 4 for orders was not sent within 1 s: 2 messages wait"):
-        await hasty
+    (result,) = await hasty
+    assert type(result) is PublishError
+    assert "Message 4 for orders was not sent: 1 s were over before its turn came" in str(result)
     desk.gate.set()
     await asyncio.gather(first, patient)
 
     assert desk.batches == [["1", "2"], ["3"]]
     assert desk.nothing_is_left()
+
+
+async def test_who_waits_for_room_is_not_overtaken(desk, monkeypatch):
+    """The first caller publishes again in the very moment in which its confirmation makes room."""
+    monkeypatch.setattr(module, "OUTSTANDING", 1)
+
+    async def twice():
+        await desk.publisher.publish([outgoing("1", "a", ordered=True)], None)
+        await desk.publisher.publish([outgoing("3", "a", ordered=True)], None)
+
+    first = asyncio.create_task(twice())
+    await desk.clock.settle()
+    second = await desk.started(outgoing("2", "a", ordered=True))
+    desk.gate.set()
+    await asyncio.gather(first, second)
+
+    assert desk.batches == [["1"], ["2"], ["3"]]
+    assert desk.nothing_is_left()
+
+
+async def test_room_is_for_the_next_when_who_waits_for_it_is_cancelled(desk, monkeypatch):
+    monkeypatch.setattr(module, "OUTSTANDING", 1)
+    first = await desk.started(outgoing("1"))
+    second, third = await desk.started(outgoing("2")), await desk.started(outgoing("3"))
+
+    second.cancel()
+    await desk.clock.settle()
+    desk.gate.set()
+    await asyncio.gather(first, third)
+
+    assert desk.batches == [["1"], ["3"]]
+    assert desk.nothing_is_left()
+
+
+async def test_close_sends_what_waits_for_room(desk, monkeypatch):
+    monkeypatch.setattr(module, "OUTSTANDING", 1)
+    calls = [await desk.started(outgoing(str(number))) for number in range(3)]
+
+    closing = asyncio.create_task(desk.publisher.close(10))
+    await desk.clock.settle()
+    desk.gate.set()
+    await closing
+
+    assert [await call for call in calls] == [[Receipt(str(number))] for number in range(3)]
+    assert desk.nothing_is_left()
+
+
+@pytest.mark.parametrize("room", [1, 1000])
+async def test_a_message_whose_turn_did_not_come_in_time_holds_its_successors_of_the_same_key(
+    desk, monkeypatch, room
+):
+    """What was published after it would else be handled without it, or before it once it is published again (7)."""
+    monkeypatch.setattr(module, "OUTSTANDING", room)
+    await desk.started(outgoing("1", "a", ordered=True))
+    late = await desk.started(outgoing("2", "a", ordered=True), within=5)
+    behind = await desk.started(outgoing("3", "a", ordered=True), outgoing("4", "b", ordered=True))
+
+    await desk.clock.advance(5)
+    await late
+    desk.gate.set()
+    result, other = await behind
+
+    assert type(result) is PublishError
+    assert "Message 3 for orders was not sent: message 2, published before it with the same key" in str(
+        result
+    )
+    assert other == Receipt("4")
+    assert desk.batches == [["1"], ["4"]]
+    assert desk.nothing_is_left()
+
+
+async def test_a_message_that_is_late_fails_none_that_was_published_before_it(desk):
+    await desk.started(outgoing("1", "a", ordered=True))
+    before = await desk.started(outgoing("2", "a", ordered=True))
+    late = await desk.started(outgoing("3", "a", ordered=True), within=5)
+
+    await desk.clock.advance(5)
+    await late
+    desk.gate.set()
+
+    assert await before == [Receipt("2")]
 
 
 async def test_the_wait_for_room_is_part_of_the_timeout(desk, monkeypatch):

@@ -20,6 +20,7 @@ from messaging import (
 )
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
+from messaging_contracts.targets import with_options
 from messaging_contracts.under_test import BrokerUnderTest
 
 MOST_TO_ALLOCATE = 600 * 1024 * 1024
@@ -141,11 +142,10 @@ async def two_subscriptions_to_the_same_are_refused(broker: BrokerUnderTest) -> 
 @proves("validation")
 async def an_unknown_option_is_refused(broker: BrokerUnderTest) -> None:
     """A URL with an option that the adapter does not know raises ConfigurationError and names it."""
-    parts = urlsplit(broker.target.url)
-    query = f"{parts.query}&colour=blue" if parts.query else "colour=blue"
+    url = with_options(broker.target.url, colour="blue")
 
     async def start() -> None:
-        async with connect(urlunsplit(parts._replace(query=query))):
+        async with connect(url):
             pass
 
     await refused(start(), ConfigurationError, "colour")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 from messaging.registry import scheme_of
 from messaging_contracts.under_test import Target
@@ -32,7 +32,7 @@ def target_of(url: str, *, store: str | None = None) -> Target:
 
 def with_options(url: str, **options: Any) -> str:
     """The URL with these query parameters; any others stay."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    query |= {name: str(value) for name, value in options.items()}
-    return urlunsplit(parts._replace(query=urlencode(query)))
+    base, _, query = url.partition("?")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    given |= {name: str(value) for name, value in options.items()}
+    return f"{base}?{urlencode(given)}"

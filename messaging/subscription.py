@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import GroupSpec, Start, TopologyMode
     from messaging.bus import Bus
-    from messaging.message import Duration, Handler, Middleware, Outcome
+    from messaging.message import Delivery, Duration, Handler, Middleware, Outcome
     from messaging.settings import AppSettings, SubscriptionSettings
 
 logger = logging.getLogger("messaging")
@@ -134,7 +134,7 @@ class Plan:
             provided,
             executor,
             bus.clock,
-            concluded if definition.endpoint is None else _answered,
+            concluded if definition.endpoint is None else _replied,
         )
         return Binding(
             subscription=Subscription(
@@ -181,6 +181,8 @@ class Plan:
             )
         if self.timeout is not None:
             chain.append(timing_out(self.timeout, clock=bus.clock))
+        if self.definition.endpoint is not None:
+            chain.append(_answered)
         for middleware in reversed([*chain, *self.middleware]):
             handler = middleware(handler)
         return handler
@@ -285,30 +287,34 @@ def _retry(settings: AppSettings, policy: RetryPolicy) -> RetryPolicy:
     )
 
 
-def _answered(result: Any) -> Outcome:
+def _replied(result: Any) -> Outcome:
     """The outcome of a responder: what it returns is the reply, None too."""
-    if isinstance(result, Ack):
-        return Ack(Answer(result.reply))
-    if isinstance(result, OUTCOMES):
-        return result
-    return Ack(Answer(result))
+    return result if isinstance(result, OUTCOMES) else Ack(result)
+
+
+def _answered(next: Handler) -> Handler:
+    """The middleware that marks the reply of a responder, or of the user's middleware around it, as one to send."""
+
+    async def handle(delivery: Delivery[Any]) -> Outcome:
+        outcome = await next(delivery)
+        return Ack(Answer(outcome.reply)) if isinstance(outcome, Ack) else outcome
+
+    return handle
 
 
 def _reply_storage(
     endpoint: Endpoint[Any, Any] | None,
-) -> tuple[Callable[[Any], bytes | None] | None, Callable[[bytes], Any] | None]:
+) -> tuple[Callable[[Answer], bytes] | None, Callable[[bytes], Answer] | None]:
     """How a responder's reply is kept with its idempotency key."""
     if endpoint is None:
         return None, None
     codec = endpoint.reply_codec
 
-    def encode(reply: Any) -> bytes | None:
-        if not isinstance(reply, Answer):
-            return None
+    def encode(reply: Answer) -> bytes:
         body, content_type = codec.encode(reply.value)
         return json.dumps(content_type).encode() + b"\n" + body
 
-    def decode(stored: bytes) -> Any:
+    def decode(stored: bytes) -> Answer:
         content_type, _, body = stored.partition(b"\n")
         return Answer(codec.decode(body, json.loads(content_type)))
 

@@ -186,6 +186,20 @@ async def test_a_broker_that_does_not_answer_is_given_up_by_name(clock, monkeypa
         await opening
 
 
+async def test_a_store_that_does_not_answer_is_given_up_by_name(clock, monkeypatch):
+    bus = connect(Settings(url="memory://", store="memory://", connect_timeout=7), clock=clock)
+
+    async def hang():
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(bus.store, "open", hang)
+    opening = asyncio.create_task(bus.__aenter__())
+    await clock.advance(7)
+
+    with pytest.raises(ConnectionFailed, match="the store at memory:// did not answer within 7 s"):
+        await opening
+
+
 async def test_a_cancelled_opening_closes_what_it_opened(clock, monkeypatch):
     closed = []
 

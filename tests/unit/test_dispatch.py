@@ -66,6 +66,24 @@ async def test_a_partition_whose_window_is_full_is_paused_and_health_says_so():
         assert bench.consumer.asked[-1][1] == frozenset()
 
 
+async def test_what_is_left_of_a_delay_that_a_former_owner_began_is_waited_for():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("a1", "a", hold=10.0), raw("a2", "a"), raw("b1", "b"))
+        assert work.started == ["b1"]
+        assert bench.health.parked == 2
+
+        await bench.clock.advance(9.9)
+        assert work.started == ["b1"]
+        await bench.clock.advance(0.1)
+
+        assert work.started == ["b1", "a1"]
+        for id in ("b1", "a1", "a2"):
+            work.finish(id)
+            await bench.clock.settle()
+    assert bench.consumer.outcomes(Ack) == ["b1", "a1", "a2"]
+
+
 async def test_a_broken_connection_ends_no_subscription(caplog):
     with caplog.at_level(logging.WARNING, "messaging"):
         async with Bench(acking).running() as bench:

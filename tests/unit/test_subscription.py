@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from messaging import (
+    Ack,
     App,
     ConfigurationError,
     Delivery,
     Endpoint,
     Message,
+    Reject,
+    RemoteError,
+    Retry,
     RetryPolicy,
     Settings,
     Topic,
@@ -358,3 +362,63 @@ async def test_an_idempotent_responder_sends_its_stored_reply_again():
 
     assert (first, again, other) == (7, 7, 7)
     assert calls == ["p1", "p1"]
+
+
+async def asked(app, *, store=None):
+    """What a requester is answered, twice for one order."""
+    bus = connect(Settings(url="memory://", store=store), clock=VirtualClock())
+    async with bus, app.running(bus):
+        return [await bus.request(prices, "p1", headers={"order": "o1"}) for _ in range(2)]
+
+
+async def test_a_responder_may_say_its_reply_as_an_outcome():
+    app = App("shop")
+
+    @app.respond(prices)
+    async def quote(product: str) -> Any:
+        return Ack(7)
+
+    assert await asked(app) == [7, 7]
+
+
+@pytest.mark.parametrize("outcome", [Reject("sold out"), Retry("sold out")])
+async def test_a_responder_that_refuses_is_a_remote_error(outcome):
+    app = App("shop")
+
+    @app.respond(prices)
+    async def quote(product: str) -> Any:
+        return outcome
+
+    with pytest.raises(RemoteError, match="sold out"):
+        await asked(app)
+
+
+async def test_middleware_of_a_responder_sees_the_reply_and_may_give_another():
+    seen = []
+
+    def doubling(next):
+        async def run(delivery: Delivery):
+            outcome = await next(delivery)
+            seen.append(outcome)
+            return Ack(outcome.reply * 2)
+
+        return run
+
+    app = App("shop", middleware=[doubling])
+    app.respond(prices)(answer)
+
+    assert await asked(app) == [4, 4]
+    assert seen == [Ack(2), Ack(2)]
+
+
+async def test_middleware_may_answer_in_the_responders_place():
+    def cached(next):
+        async def run(delivery: Delivery):
+            return Ack(9)
+
+        return run
+
+    app = App("shop", middleware=[cached])
+    app.respond(prices, idempotent=lambda message: message.headers["order"])(answer)
+
+    assert await asked(app, store="memory://") == [9, 9]

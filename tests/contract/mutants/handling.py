@@ -399,8 +399,12 @@ def gives_a_late_reply_to_whoever_waits():
 def sends_no_reply_that_is_none():
     answered = messaging.subscription._answered
 
-    def silent(result):
-        return Ack() if result is None else answered(result)
+    def silent(next):
+        async def handle(delivery):
+            outcome = await answered(next)(delivery)
+            return Ack() if isinstance(outcome, Ack) and outcome.reply.value is None else outcome
+
+        return handle
 
     with patched(messaging.subscription, _answered=silent):
         yield

@@ -178,7 +178,7 @@ class Endpoint(Generic[Q, R]):
         *,
         key: Callable[[Q], Key | None] | None = None,
     ) -> None:
-        self.topic: Topic[Q] = Topic(name, request, key=key, partitions=1)
+        self.topic: Topic[Q] = Topic(name, request, key=key)
         self.reply_codec: Codec[R] = Codec(reply)
 
     @property

@@ -27,6 +27,10 @@ def target_of(url: str, *, store: str | None = None) -> Target:
         from messaging_contracts.targets import rabbitmq
 
         return rabbitmq.target(url, store)
+    if scheme == "kafka":
+        from messaging_contracts.targets import kafka
+
+        return kafka.target(url, store)
     return Target(url=url, short_lease_url=url, store=store)
 
 

@@ -1,0 +1,181 @@
+"""Kafka behind the SPI."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.errors import MessagingError
+from messaging_kafka.brokers import Brokers
+from messaging_kafka.connection import Link
+from messaging_kafka.consumer import KafkaConsumer
+from messaging_kafka.dead_letters import KafkaDeadLetters, Marks
+from messaging_kafka.names import Names
+from messaging_kafka.publisher import Publisher
+from messaging_kafka.registry import Registry
+from messaging_kafka.replies import KafkaReplies
+from messaging_kafka.session import Session
+from messaging_kafka.settings import read_settings
+from messaging_kafka.status import group_infos
+from messaging_kafka.topology import TopologyKeeper
+from messaging_kafka.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import (
+        AdapterContext,
+        Consumer,
+        DeadLetterStore,
+        GroupInfo,
+        GroupSpec,
+        Outgoing,
+        Ownership,
+        ReplyInbox,
+        Subscription,
+        Topology,
+    )
+    from messaging.errors import PublishError
+    from messaging.message import Message, Receipt
+    from messaging_kafka.settings import KafkaSettings
+
+HEALTH_TIMEOUT = 0.9
+ANSWER_MARGIN = 10.0
+"""Seconds that aiokafka itself waits beyond our own bounds, so that ours count."""
+
+
+class KafkaAdapter(Adapter):
+    """Topics as topics, groups as consumer groups. `native` is aiokafka's client, None while not connected."""
+
+    name: ClassVar[str] = "kafka"
+
+    def __init__(self, settings: KafkaSettings, context: AdapterContext) -> None:
+        self._settings = settings
+        longest = max(settings.confirm_timeout, settings.operation_timeout, 2 * settings.session)
+        link = Link(settings, patience=longest + ANSWER_MARGIN)
+        brokers, names = Brokers(link), Names(settings.namespace)
+        writer = Writer(brokers)
+        topology = TopologyKeeper(brokers, names, Registry(brokers, writer, names.registry), settings)
+        self._session = Session(
+            settings=settings,
+            names=names,
+            link=link,
+            brokers=brokers,
+            writer=writer,
+            topology=topology,
+            clock=context.clock,
+            member=context.member,
+        )
+        self._publisher = Publisher(self._session)
+        self._replies = KafkaReplies(self._session)
+        self._marks: dict[tuple[str, str], Marks] = {}
+
+    def __repr__(self) -> str:
+        return f"KafkaAdapter({self._settings.address!r})"
+
+    @classmethod
+    def from_url(cls, url: str, context: AdapterContext) -> KafkaAdapter:
+        """See `Adapter.from_url`."""
+        return cls(read_settings(url, context), context)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Adapter.capabilities`."""
+        return _capabilities(self._settings)
+
+    @property
+    def native(self) -> Any:
+        """Aiokafka's client."""
+        return self._session.link.client
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """See `Adapter.open`."""
+        await self._session.link.open()
+
+    async def close(self) -> None:
+        """See `Adapter.close`."""
+        await self._session.link.close()
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        await self._session.topology.declare(topology)
+
+    # --- publish, consume, reply, look -------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        return await self._publisher.publish(messages)
+
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        """See `Adapter.consumer`."""
+        return KafkaConsumer(self._session, subscription, ownership)
+
+    async def reply_inbox(self) -> ReplyInbox:
+        """See `Adapter.reply_inbox`."""
+        return await self._replies.inbox()
+
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
+        """See `Adapter.reply`."""
+        return await self._replies.send(replies)
+
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        """See `Adapter.dead_letters`."""
+        marks = self._marks.setdefault((group.topic.name, group.name), Marks())
+        return KafkaDeadLetters(self._session, group, marks)
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        """See `Adapter.groups`."""
+        return await group_infos(self._session, self.dead_letters, registered=True)
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`."""
+        self._marks.pop((group.topic.name, group.name), None)
+        await self._session.topology.delete_group(group)
+
+    async def health(self) -> BrokerHealth:
+        """See `Adapter.health`."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT):
+                groups = await group_infos(self._session, self.dead_letters, registered=False)
+                if not groups:
+                    await self._session.brokers.replication()
+                return BrokerHealth(connected=True, groups=groups)
+        except TimeoutError:
+            return BrokerHealth(
+                connected=False, error=f"Kafka at {self._settings.address} did not answer within a second"
+            )
+        except MessagingError as error:
+            return BrokerHealth(connected=False, error=str(error))
+
+
+def _capabilities(settings: KafkaSettings) -> Capabilities:
+    return Capabilities(
+        broker="Kafka",
+        groups=Capability("native", "a consumer group for each group"),
+        order=Capability(
+            "emulated",
+            "partitions have one owner at a time; failed messages are held by the member, and what is done beyond "
+            "them is kept with the committed position",
+        ),
+        delayed_retry=Capability(
+            "emulated",
+            "a topic whose partitions are delays in steps of powers of two; held in the member where ordered",
+        ),
+        dead_letters=Capability("emulated", "a topic for each group"),
+        redrive=Capability(
+            "emulated", "a topic for each group beside the main one; letters that are gone are marked"
+        ),
+        requests=Capability("emulated", "a shared reply topic, of which each requester reads a partition"),
+        history=Capability("native", "as long as the topic's retention"),
+        no_group=Capability("emulated", "the record of groups, looked at before publishing"),
+        crash_guard=Capability(
+            "emulated", "take-overs after a crash are counted in the metadata of the committed position"
+        ),
+        lateness=0.5,
+        max_message_bytes=settings.max_message_bytes,
+        durability="process crash",
+        fenced=True,
+    )

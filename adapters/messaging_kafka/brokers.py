@@ -1,0 +1,319 @@
+"""What is asked of the brokers beside messages: topics, offsets, committed positions, groups."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from messaging.errors import ConnectionFailed
+from messaging_kafka import library
+from messaging_kafka.connection import check
+from messaging_kafka.library import Errors, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from messaging_kafka.connection import Link
+
+Answer = TypeVar("Answer")
+
+TOPIC_RESOURCE = 2
+LOOK_AGAIN = 0.02
+"""Seconds between two looks at a topic that was just created, or that has no leader: the broker sends no event."""
+_COORDINATOR_MOVES = (
+    Errors.GroupLoadInProgressError,
+    Errors.GroupCoordinatorNotAvailableError,
+    Errors.NotCoordinatorForGroupError,
+)
+GONE = (Errors.UnknownTopicOrPartitionError, Errors.InvalidTopicError)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTopic:
+    """A topic to create."""
+
+    name: str
+    partitions: int
+    config: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group has committed for a partition."""
+
+    offset: int
+    metadata: str = ""
+
+
+class Brokers:
+    """Questions and orders to the cluster. Raises our errors."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._leaders: dict[Place, int] = {}
+
+    @property
+    def link(self) -> Link:
+        return self._link
+
+    # --- topics ------------------------------------------------------------------------------------------------
+
+    async def partitions(self, names: Iterable[str]) -> dict[str, int]:
+        """How many partitions each of these topics has; absent ones are left out, never created."""
+        wanted = list(names)
+        with self._link.translated(f"looking for topics {', '.join(wanted)}"):
+            found = await self._look(wanted)
+        return {name: len(leaders) for name, leaders in found.items()}
+
+    async def _look(self, names: Sequence[str]) -> dict[str, dict[int, int]]:
+        response = await self._link.send(library.Metadata(list(names), False))
+        found: dict[str, dict[int, int]] = {}
+        for code, name, _, partitions in response.topics:
+            error = library.failure_of(code)
+            if isinstance(error, GONE):
+                continue
+            if error is not None and not isinstance(error, Errors.LeaderNotAvailableError):
+                raise error
+            found[name] = {number: leader for _, number, leader, *_ in partitions}
+            for number, leader in found[name].items():
+                self._leaders[Place(name, number)] = leader
+        return found
+
+    async def replication(self) -> int:
+        """How many copies a new topic has: as the settings say, else three where there are as many brokers."""
+        if self._link.settings.replication is not None:
+            return self._link.settings.replication
+        with self._link.translated("counting the brokers"):
+            response = await self._link.send(library.Metadata([], False))
+        return max(1, min(3, len(response.brokers)))
+
+    async def create(self, topics: Sequence[NewTopic]) -> set[str]:
+        """Create these and wait until they can be used; the names of those that were not there before."""
+        if not topics:
+            return set()
+        copies = await self.replication()
+        wait = self._link.settings.operation_timeout
+        anywhere: list[Any] = []
+        described = [(one.name, one.partitions, copies, anywhere, list(one.config.items())) for one in topics]
+        created: set[str] = set()
+        names = ", ".join(one.name for one in topics)
+        with self._link.translated(f"creating topics {names}"):
+            response = await self._link.send(library.CreateTopics(described, int(wait * 1000), False))
+            for name, code, message in response.topic_errors:
+                error = library.failure_of(code)
+                if error is None:
+                    created.add(name)
+                elif not isinstance(error, Errors.TopicAlreadyExistsError):
+                    raise type(error)(f"{name}: {message or error}")
+            await self._until_led([one.name for one in topics])
+            # A broker may be named as the leader before it knows.
+            places = [Place(one.name, number) for one in topics for number in range(one.partitions)]
+            await self.offsets(dict.fromkeys(places, library.LATEST))
+        return created
+
+    async def _until_led(self, names: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(self._link.settings.operation_timeout):
+                while True:
+                    found = await self._look(names)
+                    if len(found) == len(names) and all(
+                        leader >= 0 for leaders in found.values() for leader in leaders.values()
+                    ):
+                        return
+                    await asyncio.sleep(LOOK_AGAIN)
+        except TimeoutError:
+            raise ConnectionFailed(
+                f"topics {', '.join(names)} were created, but have no leaders within "
+                f"{self._link.settings.operation_timeout:g} s"
+            ) from None
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete these topics; absent is no error."""
+        if not names:
+            return
+        wait = int(self._link.settings.operation_timeout * 1000)
+        with self._link.translated(f"deleting topics {', '.join(names)}"):
+            response = await self._link.send(library.DeleteTopics(list(names), wait))
+            for name, code in response.topic_error_codes:
+                error = library.failure_of(code)
+                if error is not None and not isinstance(error, GONE):
+                    raise type(error)(f"{name}: {error}")
+
+    async def largest_batch(self, names: Sequence[str]) -> dict[str, int]:
+        """The most bytes that each topic takes in one batch; a user who may not ask gets nothing."""
+        if not names:
+            return {}
+        resources = [(TOPIC_RESOURCE, name, ["max.message.bytes"]) for name in names]
+        with self._link.translated(f"reading the settings of {', '.join(names)}"):
+            response = await self._link.send(library.DescribeConfigs(resources, False))
+        found: dict[str, int] = {}
+        for code, _, _, name, entries in response.resources:
+            for entry in entries if code == 0 else ():
+                if entry[0] == "max.message.bytes" and entry[1]:
+                    found[name] = int(entry[1])
+        return found
+
+    # --- leaders -----------------------------------------------------------------------------------------------
+
+    def leader(self, place: Place) -> int | None:
+        """The broker that leads a partition, as far as it is known."""
+        leader = self._leaders.get(place, -1)
+        return leader if leader >= 0 else None
+
+    def forget_leader(self, place: Place) -> None:
+        """The partition has another leader now."""
+        self._leaders.pop(place, None)
+
+    async def find_leaders(self, places: Iterable[Place]) -> None:
+        """Look for the leaders that are not known. Raises aiokafka's errors."""
+        unknown = sorted({place.topic for place in places if self.leader(place) is None})
+        if unknown:
+            await self._look(unknown)
+
+    # --- offsets -----------------------------------------------------------------------------------------------
+
+    async def offsets(self, at: Mapping[Place, int]) -> dict[Place, int]:
+        """The first offset at or after each time (milliseconds, or EARLIEST, LATEST); ABSENT where there is none."""
+        topics = ", ".join(sorted({place.topic for place in at}))
+        with self._link.translated(f"looking for offsets of {topics}"):
+            until = time.monotonic() + self._link.settings.operation_timeout
+            while True:
+                try:
+                    return await self._offsets(at)
+                except (
+                    Errors.NotLeaderForPartitionError,
+                    Errors.LeaderNotAvailableError,
+                    Errors.StaleMetadata,
+                ):
+                    if time.monotonic() >= until:
+                        raise
+                    await asyncio.sleep(LOOK_AGAIN)
+                    await self._look(sorted({place.topic for place in at}))
+
+    async def _offsets(self, at: Mapping[Place, int]) -> dict[Place, int]:
+        unknown = sorted({place.topic for place in at if self._leaders.get(place, -1) < 0})
+        if unknown:
+            await self._look(unknown)
+        by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for place, moment in at.items():
+            leader = self._leaders.get(place)
+            if leader is None:
+                raise Errors.UnknownTopicOrPartitionError(f"{place.topic} {place.partition}")
+            if leader < 0:
+                raise Errors.LeaderNotAvailableError(f"{place.topic} {place.partition}")
+            by_node[leader][place.topic].append((place.partition, moment))
+        found: dict[Place, int] = {}
+        for node, topics in by_node.items():
+            response = await self._link.send(library.ListOffsets(-1, 0, list(topics.items())), node=node)
+            for topic, partitions in response.topics:
+                for number, code, _, offset in partitions:
+                    if code:
+                        self._leaders.pop(Place(topic, number), None)
+                    check(code)
+                    found[Place(topic, number)] = offset
+        return found
+
+    async def delete_records(self, before: Mapping[Place, int]) -> None:
+        """Delete what lies before these offsets."""
+        names = sorted({place.topic for place in before})
+        with self._link.translated(f"trimming {', '.join(names)}"):
+            await self._look(names)
+            for place, offset in before.items():
+                request = library.DeleteRecords(
+                    [(place.topic, [(place.partition, offset)])],
+                    int(self._link.settings.operation_timeout * 1000),
+                )
+                response = await self._link.send(request, node=self._leaders.get(place))
+                for topic in response.topics:
+                    for _, _, code, *_ in topic[1]:
+                        check(code)
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    async def committed(self, group: str, places: Sequence[Place] | None = None) -> dict[Place, Committed]:
+        """What the group has committed; partitions without are left out."""
+        asked = None if places is None else list(_by_topic(places).items())
+        with self._link.translated(f"reading the position of group {group}"):
+            return await self._when_loaded(group, lambda: self._committed(group, asked))
+
+    async def _committed(self, group: str, asked: Any) -> dict[Place, Committed]:
+        request = library.OffsetFetch(group, asked)
+        response = await self._link.to_coordinator(group, request, channel=library.COMMIT_CHANNEL)
+        check(getattr(response, "error_code", 0))
+        found: dict[Place, Committed] = {}
+        for topic, partitions in response.topics:
+            for number, offset, metadata, code in partitions:
+                check(code)
+                if offset != library.ABSENT:
+                    found[Place(topic, number)] = Committed(offset, metadata or "")
+        return found
+
+    async def _when_loaded(self, group: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask the coordinator, again while another broker becomes it."""
+        until = time.monotonic() + self._link.settings.operation_timeout
+        while True:
+            try:
+                return await ask()
+            except _COORDINATOR_MOVES as error:
+                self._link.forget_coordinator(group, error)
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN)
+
+    async def commit(
+        self,
+        group: str,
+        positions: Mapping[Place, Committed],
+        *,
+        generation: int = -1,
+        member: str = "",
+        within: float | None = None,
+    ) -> None:
+        """Commit for a member, or, without one, for a group that has none. Raises aiokafka's errors."""
+        topics: dict[str, list[Any]] = defaultdict(list)
+        for place, position in positions.items():
+            topics[place.topic].append((place.partition, position.offset, position.metadata))
+        request = library.OffsetCommit(group, generation, member, -1, list(topics.items()))
+        response = await self._link.to_coordinator(
+            group, request, channel=library.COMMIT_CHANNEL, within=within
+        )
+        for _, partitions in response.topics:
+            for _, code in partitions:
+                error = library.failure_of(code)
+                self._link.forget_coordinator(group, error or ())
+                check(code)
+
+    async def members(self, groups: Sequence[str]) -> dict[str, list[str]]:
+        """The ids of the members of each group."""
+        found: dict[str, list[str]] = {}
+        for group in groups:
+            with self._link.translated(f"looking at group {group}"):
+                response = await self._link.to_coordinator(group, library.DescribeGroups([group], False))
+                for code, name, _, _, _, members, *_ in response.groups:
+                    error = library.failure_of(code)
+                    self._link.forget_coordinator(group, error or ())
+                    if not isinstance(error, Errors.GroupIdNotFound):
+                        check(code)
+                        found[name] = [member[0] for member in members]
+        return found
+
+    async def delete_group(self, group: str) -> None:
+        """Delete a consumer group with its positions, its members put out first; absent is no error."""
+        for member in (await self.members([group])).get(group, ()):
+            with self._link.translated(f"putting a member out of group {group}"):
+                await self._link.to_coordinator(group, library.LeaveGroup(group, member))
+        with self._link.translated(f"deleting group {group}"):
+            response = await self._link.to_coordinator(group, library.DeleteGroups([group]))
+            for _, code in response.results:
+                if not isinstance(library.failure_of(code), Errors.GroupIdNotFound):
+                    check(code)
+
+
+def _by_topic(places: Iterable[Place]) -> dict[str, list[int]]:
+    topics: dict[str, list[int]] = defaultdict(list)
+    for place in places:
+        topics[place.topic].append(place.partition)
+    return topics

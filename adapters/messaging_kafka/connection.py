@@ -1,0 +1,333 @@
+"""A client of the brokers: one attempt to connect per call, every call bounded, every error translated once."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessagingError,
+    TopicNotFound,
+)
+from messaging_kafka import library
+from messaging_kafka.library import Errors, KafkaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from messaging_kafka.settings import KafkaSettings
+
+CLOSE_TIMEOUT = 2.0
+COORDINATOR_PAUSE = 0.05
+RETRY_PAUSE_MS = 20
+"""Between aiokafka's own looks at the metadata: a topic that was just created has its leaders soon."""
+
+_AUTHENTICATION = (
+    Errors.AuthenticationFailedError,
+    Errors.AuthenticationMethodNotSupported,
+    Errors.SaslAuthenticationFailed,
+    Errors.UnsupportedSaslMechanismError,
+    Errors.IllegalSaslStateError,
+)
+_FORBIDDEN = (
+    Errors.TopicAuthorizationFailedError,
+    Errors.GroupAuthorizationFailedError,
+    Errors.ClusterAuthorizationFailedError,
+)
+_REFUSED = (
+    Errors.InvalidTopicError,
+    Errors.PolicyViolationError,
+    Errors.InvalidReplicationFactorError,
+    Errors.InvalidConfigurationError,
+    Errors.InvalidPartitionsError,
+    Errors.InvalidSessionTimeoutError,
+    Errors.InconsistentGroupProtocolError,
+    Errors.InvalidGroupIdError,
+    Errors.IncompatibleBrokerVersion,
+)
+_NO_COORDINATOR = (
+    Errors.GroupCoordinatorNotAvailableError,
+    Errors.NotCoordinatorForGroupError,
+    Errors.NodeNotReadyError,
+    Errors.KafkaConnectionError,
+)
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client of aiokafka is given."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.hosts),
+        "client_id": settings.client_id,
+        "retry_backoff_ms": RETRY_PAUSE_MS,
+    }
+    protocol = "SSL" if settings.tls else "PLAINTEXT"
+    if settings.tls:
+        options["ssl_context"] = _ssl_context(settings)
+    if settings.sasl is not None:
+        protocol = f"SASL_{protocol}"
+        options["sasl_mechanism"] = settings.sasl
+        if settings.sasl == "OAUTHBEARER":
+            options["sasl_oauth_token_provider"] = _token_provider(settings)
+        else:
+            options["sasl_plain_username"] = settings.user
+            options["sasl_plain_password"] = settings.password and settings.password.get_secret_value()
+    options["security_protocol"] = protocol
+    return options
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+        if settings.cert is not None:
+            context.load_cert_chain(settings.cert, settings.key)
+    except OSError as error:
+        raise ConfigurationError(f"the certificates for Kafka cannot be read: {error}") from None
+    context.check_hostname = settings.check_hostname
+    return context
+
+
+def _token_provider(settings: KafkaSettings) -> Any:
+    read = _token_reader(settings)
+
+    class Provider(library.TokenProvider):  # type: ignore[misc]  # aiokafka asks for its own class
+        async def token(self) -> str:
+            token = read()
+            return str(await token if inspect.isawaitable(token) else token)
+
+    return Provider()
+
+
+def _token_reader(settings: KafkaSettings) -> Callable[[], Any]:
+    if settings.oauth_token is not None:
+        token = settings.oauth_token.get_secret_value()
+        return lambda: token
+    if settings.oauth_token_file is not None:
+        path = Path(settings.oauth_token_file)
+        return lambda: asyncio.to_thread(lambda: path.read_text(encoding="utf-8").strip())
+    module, _, name = (settings.oauth_provider or "").partition(":")
+    try:
+        provider: Callable[[], Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"oauth_provider {settings.oauth_provider!r} cannot be loaded, it is package.module:function: {error}"
+        ) from None
+    return provider
+
+
+class Link:
+    """One client of aiokafka and the nodes that it knows."""
+
+    def __init__(self, settings: KafkaSettings, *, patience: float | None = None) -> None:
+        self.settings = settings
+        self._patience = patience or settings.operation_timeout
+        self._client: Any = None
+        self._stale = False
+        self._coordinators: dict[str, int] = {}
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def client(self) -> Any:
+        """Aiokafka's client; None while not connected."""
+        return self._client
+
+    async def open(self) -> None:
+        """Connect once. Raises ConnectionFailed or AuthenticationFailed."""
+        async with self._opening:
+            if self._closed:
+                raise Closed("the connection to Kafka is closed")
+            if self._client is None or self._stale:
+                await self._bootstrap()
+
+    async def _bootstrap(self) -> None:
+        started = time.monotonic()
+        client = self._client or library.Client(
+            **client_options(self.settings), request_timeout_ms=int(self._patience * 1000)
+        )
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                await client.bootstrap()
+        except (KafkaError, OSError, TimeoutError) as error:
+            if self._client is None:
+                await close_client(client)
+            why = await self._why(error)
+            raise self._unreachable(why, time.monotonic() - started) from error
+        except BaseException:
+            if self._client is None:
+                await close_client(client)
+            raise
+        self._client, self._stale = client, False
+        self._coordinators.clear()
+
+    async def _why(self, error: Exception) -> Exception:
+        """Aiokafka's bootstrap only says that it failed: one connection tells why."""
+        host, _, port = self.settings.hosts[0].rpartition(":")
+        options = client_options(self.settings)
+        for name in ("bootstrap_servers", "retry_backoff_ms"):
+            del options[name]
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                connection = await library.connect(
+                    host.strip("[]"), int(port), **options, request_timeout_ms=int(self._patience * 1000)
+                )
+        except (KafkaError, OSError, TimeoutError) as reason:
+            return reason
+        connection.close()
+        return error
+
+    def _unreachable(self, error: Exception, after: float) -> MessagingError:
+        if isinstance(error, (ConfigurationError, *_AUTHENTICATION)):
+            return translate(error, "connecting", self.settings.address)
+        return ConnectionFailed(
+            f"cannot reach Kafka at {self.settings.address} (gave up after {after:.1f} s): {_text(error)}"
+        )
+
+    async def close(self) -> None:
+        """Close the client, within seconds, broker there or not."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await close_client(client)
+
+    async def send(
+        self,
+        request: Any,
+        *,
+        node: int | None = None,
+        channel: Any = library.DEFAULT_CHANNEL,
+        within: float | None = None,
+    ) -> Any:
+        """Send one request and return the response, undecoded errors included.
+
+        Raises aiokafka's errors, for `translated`; a broker that gives no answer has its connection closed, so
+        that the next call makes a new one.
+        """
+        await self.open()
+        client = self._client
+        if node is None:
+            node = client.get_random_node()
+        if node is None:
+            self._stale = True
+            raise Errors.NoBrokersAvailable("no broker is known")
+        try:
+            async with asyncio.timeout(within or self.settings.operation_timeout):
+                return await client.send(node, request, group=channel)
+        except TimeoutError:
+            self._drop(client, node, channel)
+            raise Errors.RequestTimedOutError("no answer in time") from None
+        except KafkaError:
+            self._stale = True
+            raise
+
+    def _drop(self, client: Any, node: int, channel: Any) -> None:
+        self._stale = True
+        connection = client._conns.get((node, channel))  # noqa: SLF001  there is no public way
+        if connection is not None:
+            connection.close()
+
+    def drop_channel(self, channel: Any) -> None:
+        """Close the connections of a channel that is not used any more."""
+        if self._client is not None:
+            connections: dict[Any, Any] = self._client._conns  # noqa: SLF001  there is no public way
+            for key in [key for key in connections if key[1] == channel]:
+                connections.pop(key).close()
+
+    async def to_coordinator(
+        self, group: str, request: Any, *, channel: Any = library.DEFAULT_CHANNEL, within: float | None = None
+    ) -> Any:
+        """Send a request about a group to the broker that coordinates it."""
+        node = self._coordinators.get(group)
+        if node is None:
+            node = self._coordinators[group] = await self._find_coordinator(group)
+        try:
+            return await self.send(request, node=node, channel=channel, within=within)
+        except KafkaError:
+            self.forget_coordinator(group)
+            raise
+
+    async def _find_coordinator(self, group: str) -> int:
+        """The broker makes its record of groups when the first one is asked for: that takes a moment."""
+        until = time.monotonic() + self.settings.operation_timeout
+        while True:
+            response = await self.send(library.FindCoordinator(group, 0))
+            try:
+                check(response.error_code)
+            except Errors.GroupCoordinatorNotAvailableError:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(COORDINATOR_PAUSE)
+            else:
+                return int(response.coordinator_id)
+
+    def forget_coordinator(self, group: str, error: object = None) -> None:
+        """The group may have another coordinator: it is looked for again."""
+        if error is None or isinstance(error, _NO_COORDINATOR):
+            self._coordinators.pop(group, None)
+
+    @contextmanager
+    def translated(self, what: str) -> Generator[None]:
+        """Raise our errors in place of aiokafka's; `what` says what was tried."""
+        try:
+            yield
+        except KafkaError as error:
+            raise translate(error, what, self.settings.address) from error
+
+
+async def close_client(client: Any) -> None:
+    """Aiokafka waits for its connections to be closed, which a hung broker delays: not for long."""
+    await bounded(client.close(), CLOSE_TIMEOUT)
+
+
+async def bounded(closing: Any, within: float) -> None:
+    """Run aiokafka's way of closing something for so long at most.
+
+    It may hang while the broker is down, or leak the cancellation of one of its own tasks; in a task of its own
+    neither reaches us. What our caller is cancelled for is raised when the task has ended.
+    """
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait((task,), timeout=within)
+    finally:
+        task.cancel()
+        await asyncio.wait((task,), timeout=within)
+        if task.done() and not task.cancelled():
+            task.exception()
+
+
+def check(code: int) -> None:
+    """Raise the error of aiokafka that a response's code stands for."""
+    error = library.failure_of(code)
+    if error is not None:
+        raise error
+
+
+def translate(error: Exception, what: str, address: str) -> MessagingError:
+    """An error of aiokafka as one of ours."""
+    if isinstance(error, MessagingError):
+        return error
+    text = _text(error)
+    if isinstance(error, _AUTHENTICATION):
+        return AuthenticationFailed(f"Kafka at {address} refused the credentials: {text}")
+    if isinstance(error, _FORBIDDEN):
+        return ConfigurationError(
+            f"{what}: Kafka at {address} does not allow it: {text}. The documentation lists the ACLs to grant"
+        )
+    if isinstance(error, Errors.UnknownTopicOrPartitionError):
+        return TopicNotFound(f"{what}: Kafka at {address} has no such topic or partition. Declare it first")
+    if isinstance(error, _REFUSED):
+        return ConfigurationError(f"{what}: Kafka at {address} refused it: {text}")
+    return ConnectionFailed(f"{what}: Kafka at {address} did not do it: {text}")
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__

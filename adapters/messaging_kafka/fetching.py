@@ -1,0 +1,342 @@
+"""Reading partitions: one request under way per broker, kept until something comes; batches are parsed when needed.
+
+What a broker sent lies here unparsed, two answers per partition at most. A partition whose reader is slow is left
+out of the next request, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from messaging.errors import MessagingError, TopicNotFound
+from messaging_kafka import library
+from messaging_kafka.brokers import GONE
+from messaging_kafka.connection import translate
+from messaging_kafka.library import Errors, KafkaError, Place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+
+    from messaging_kafka.brokers import Brokers
+
+logger = logging.getLogger("messaging")
+
+PARTITION_BYTES = 1 << 20
+"""What one answer brings of one partition, unless its first batch is larger."""
+ANSWER_BYTES = 16 << 20
+ANSWERS = 2
+"""Answers of a partition that may lie here: one that is being read, one that comes meanwhile."""
+READ_COMMITTED = 1
+BUSY_WAIT = 0.02
+"""Seconds that a broker may wait where a partition was left out, so that it is asked for soon."""
+PAUSE = 0.05
+"""Seconds before a broker that answered with an error is asked again."""
+_MOVED = (
+    *GONE,
+    Errors.NotLeaderForPartitionError,
+    Errors.LeaderNotAvailableError,
+    Errors.ReplicaNotAvailableError,
+    Errors.KafkaStorageError,
+)
+
+
+class Source:
+    """One partition that is read, from `position` on."""
+
+    def __init__(self, place: Place, position: int) -> None:
+        self.place = place
+        self.position = position
+        """Of the next record that is read here."""
+        self.asked = position
+        """Of the next record that is fetched."""
+        self.end = -1
+        """One beyond the last record that the broker had when it last answered; -1 before."""
+        self._answers: deque[Generator[Any]] = deque()
+        self._head: Any = None
+
+    @property
+    def hungry(self) -> bool:
+        return len(self._answers) < ANSWERS
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there may be something to read here."""
+        return self._head is not None or bool(self._answers)
+
+    def read(self, limit: int) -> list[Any]:
+        """Up to `limit` records, in order."""
+        found: list[Any] = []
+        if self._head is not None and limit > 0:
+            found.append(self._head)
+            self._head = None
+        while self._answers and len(found) < limit:
+            wanted = limit - len(found)
+            some = list(islice(self._answers[0], wanted))
+            found += some
+            if len(some) < wanted:
+                self._answers.popleft()
+        return found
+
+    def head(self) -> Any:
+        """The next record, which stays; None where there is none."""
+        if self._head is None:
+            found = self.read(1)
+            self._head = found[0] if found else None
+        return self._head
+
+    def rewind(self, position: int) -> None:
+        """Go on elsewhere; what lies here is forgotten."""
+        self._answers.clear()
+        self._head = None
+        self.position = self.asked = position
+
+    def answered(self, raw: bytes, aborted: Any) -> bool:
+        """Keep what the broker sent from `asked` on; whether there is anything."""
+        batches: list[Any] = []
+        records = library.Batches(raw)
+        while records.has_next():
+            batches.append(records.next_batch())
+        if not batches:
+            return False
+        self._answers.append(self._parse(batches, sorted(aborted or (), key=lambda one: one[1])))
+        self.asked = max(self.asked, batches[-1].next_offset)
+        return True
+
+    def _parse(self, batches: list[Any], aborted: list[tuple[int, int]]) -> Generator[Any]:
+        """The records of committed transactions, and of none."""
+        broken: set[int] = set()
+        for batch in batches:
+            if not batch.validate_crc():
+                raise Errors.CorruptRecordException(f"invalid checksum at {batch.base_offset}")
+            while aborted and aborted[0][1] <= batch.base_offset:
+                broken.add(aborted.pop(0)[0])
+            if batch.is_control_batch:
+                broken.discard(batch.producer_id)
+            elif not (batch.is_transactional and batch.producer_id in broken):
+                start = self.position
+                for record in batch:
+                    if record.offset >= start:
+                        yield record
+            self.position = max(self.position, batch.next_offset)
+
+
+class Fetcher:
+    """Fetches for one reader. `woken()` is called when there is something to read, or an error."""
+
+    def __init__(self, brokers: Brokers, name: str, woken: Callable[[], None]) -> None:
+        self._brokers = brokers
+        self._link = brokers.link
+        self._channel = f"fetch {name}"
+        self._name = name
+        self._woken = woken
+        self._sources: dict[Place, Source] = {}
+        self._polls: dict[int, asyncio.Task[None]] = {}
+        self._finding: asyncio.Task[None] | None = None
+        self._unled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._again = asyncio.Event()
+        self._again.set()
+        self.error: MessagingError | None = None
+        """Why nothing comes at the moment; cleared by `retry`."""
+
+    def add(self, sources: Iterable[Source]) -> None:
+        """Read these too."""
+        for source in sources:
+            self._sources[source.place] = source
+        if self._finding is None:
+            self._finding = asyncio.create_task(self._find(), name="messaging-kafka-leaders")
+        self._unled.set()
+        self._room.set()
+
+    def remove(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self._sources.pop(place, None)
+
+    def hungry(self) -> None:
+        """Something was read: there may be room for more."""
+        self._room.set()
+
+    def retry(self) -> None:
+        """Try again after an error."""
+        self.error = None
+        self._again.set()
+
+    async def close(self) -> None:
+        tasks = [*self._polls.values(), *([self._finding] if self._finding else [])]
+        self._polls.clear()
+        self._finding = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._link.drop_channel(self._channel)
+
+    # --- who leads ---------------------------------------------------------------------------------------------
+
+    async def _find(self) -> None:
+        """Give every broker that leads something a task that asks it."""
+        while True:
+            self._unled.clear()
+            lost = [place for place in self._sources if self._brokers.leader(place) is None]
+            if lost:
+                await self._look(lost)
+            for place in self._sources:
+                node = self._brokers.leader(place)
+                if node is not None and node not in self._polls:
+                    self._polls[node] = asyncio.create_task(self._poll(node), name="messaging-kafka-fetch")
+            await self._unled.wait()
+
+    async def _look(self, lost: list[Place]) -> None:
+        try:
+            await self._brokers.find_leaders(lost)
+            missing = {place.topic for place in lost if self._brokers.leader(place) is None}
+            if missing:
+                there = await self._brokers.partitions(missing)
+                gone = sorted(missing - there.keys())
+                if gone:
+                    raise TopicNotFound(
+                        f"{self._name}: Kafka at {self._link.settings.address} has no topic {', '.join(gone)} "
+                        f"any more: it was deleted"
+                    )
+                await asyncio.sleep(PAUSE)
+                self._unled.set()
+        except (KafkaError, MessagingError) as error:
+            await self._failed(error)
+            self._unled.set()
+
+    # --- ask ---------------------------------------------------------------------------------------------------
+
+    async def _poll(self, node: int) -> None:
+        while True:
+            led = [source for place, source in self._sources.items() if self._brokers.leader(place) == node]
+            wanted = [source for source in led if source.hungry]
+            if not wanted:
+                if not led:
+                    self._polls.pop(node, None)
+                    self._unled.set()
+                    return
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                moved = await self._ask(node, wanted, patient=len(wanted) == len(led))
+            except (KafkaError, MessagingError) as error:
+                for source in wanted:
+                    self._brokers.forget_leader(source.place)
+                await self._failed(error)
+                continue
+            if moved:
+                self._unled.set()
+                await asyncio.sleep(PAUSE)
+
+    async def _failed(self, error: Exception) -> None:
+        """Tell, and wait until somebody wants to try again."""
+        self._again.clear()
+        self.error = translate(error, f"reading {self._name}", self._link.settings.address)
+        self._woken()
+        await self._again.wait()
+
+    async def _ask(self, node: int, wanted: list[Source], *, patient: bool) -> bool:
+        """One request; whether a partition has moved."""
+        settings = self._link.settings
+        topics: dict[str, list[tuple[int, int, int]]] = {}
+        for source in wanted:
+            topic, partition = source.place
+            topics.setdefault(topic, []).append((partition, source.asked, PARTITION_BYTES))
+        wait = settings.fetch_wait if patient else min(BUSY_WAIT, settings.fetch_wait)
+        request = library.Fetch(int(wait * 1000), 1, ANSWER_BYTES, READ_COMMITTED, list(topics.items()))
+        asked = {source.place: (source, source.asked) for source in wanted}
+        response = await self._link.send(
+            request, node=node, channel=self._channel, within=settings.operation_timeout + wait
+        )
+        moved = news = False
+        for topic, partitions in response.topics:
+            for partition, code, end, *rest in partitions:
+                source, position = asked[Place(topic, partition)]
+                if self._sources.get(source.place) is not source or source.asked != position:
+                    continue
+                if code:
+                    moved |= await self._refused(source, code)
+                    continue
+                source.end = end
+                news |= source.answered(rest[-1], rest[2] if response.API_VERSION >= 11 else rest[-2])
+        if news:
+            self._woken()
+        return moved
+
+    async def _refused(self, source: Source, code: int) -> bool:
+        error = library.failure_of(code)
+        assert error is not None
+        if isinstance(error, _MOVED):
+            self._brokers.forget_leader(source.place)
+            return True
+        if isinstance(error, Errors.OffsetOutOfRangeError):
+            await self._out_of_range(source)
+            return False
+        raise error
+
+    async def _out_of_range(self, source: Source) -> None:
+        place = source.place
+        first = (await self._brokers.offsets({place: library.EARLIEST}))[place]
+        if first > source.asked:
+            logger.error(
+                "%d messages of partition %d of %s were deleted by its retention before %s had handled them",
+                first - source.asked,
+                place.partition,
+                place.topic,
+                self._name,
+                extra={"topic": place.topic, "partition": place.partition, "lost": first - source.asked},
+            )
+        else:
+            logger.error(
+                "Partition %d of %s ends before the position of %s: a broker lost messages. It goes on at the "
+                "first that is kept",
+                place.partition,
+                place.topic,
+                self._name,
+                extra={"topic": place.topic, "partition": place.partition},
+            )
+        source.rewind(first)
+
+
+async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> AsyncIterator[Any]:
+    """The records of a partition from `start` to before `end`, without a group. Raises ConnectionFailed."""
+    source = Source(place, start)
+    link = brokers.link
+    what = f"reading partition {place.partition} of {place.topic}"
+    until = time.monotonic() + link.settings.operation_timeout
+    while source.asked < end:
+        with link.translated(what):
+            await brokers.find_leaders([place])
+            node = brokers.leader(place)
+            if node is None:
+                raise Errors.LeaderNotAvailableError(place.topic)
+            ask = [(place.topic, [(place.partition, source.asked, PARTITION_BYTES)])]
+            request = library.Fetch(100, 1, ANSWER_BYTES, READ_COMMITTED, ask)
+            response = await link.send(request, node=node)
+            ((_, ((_, code, _, *rest),)),) = response.topics
+            error = library.failure_of(code)
+            if isinstance(error, Errors.OffsetOutOfRangeError):
+                first = (await brokers.offsets({place: library.EARLIEST}))[place]
+                if first <= source.asked:
+                    return
+                source.rewind(first)
+                continue
+            if error is not None:
+                brokers.forget_leader(place)
+                raise error
+            source.answered(rest[-1], rest[2] if response.API_VERSION >= 11 else rest[-2])
+            records = source.read(1 << 30)
+        if records:
+            until = time.monotonic() + link.settings.operation_timeout
+        elif time.monotonic() > until:
+            return
+        for record in records:
+            if record.offset >= end:
+                return
+            yield record

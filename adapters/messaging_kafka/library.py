@@ -1,0 +1,75 @@
+"""What this adapter uses of aiokafka, all in one place: aiokafka carries no types, and some of this is its inner part.
+
+Connections, requests and record batches are aiokafka's. Its producer, consumer and coordinator are not used: the first
+gives up a partition after one batch that the broker refused, the second delays what lies in its buffer, the third stops
+every partition at each rebalance, retries commits for ever and hangs in `stop` while the broker is down.
+"""
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from aiokafka import abc, client, conn, errors
+from aiokafka.coordinator import protocol as consumer_protocol
+from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce
+from aiokafka.record import default_records, memory_records
+
+Client: Any = client.AIOKafkaClient
+connect: Any = conn.create_conn
+"""One connection to one broker, authenticated; raises why it cannot be had."""
+TokenProvider: Any = abc.AbstractTokenProvider
+
+CreateTopics: Any = admin.CreateTopicsRequest
+DeleteTopics: Any = admin.DeleteTopicsRequest
+DescribeConfigs: Any = admin.DescribeConfigsRequest
+DescribeGroups: Any = admin.DescribeGroupsRequest
+DeleteGroups: Any = admin.DeleteGroupsRequest
+DeleteRecords: Any = admin.DeleteRecordsRequest
+ApiVersions: Any = admin.ApiVersionRequest
+OffsetCommit: Any = commit.OffsetCommitRequest
+OffsetFetch: Any = commit.OffsetFetchRequest
+FindCoordinator: Any = coordination.FindCoordinatorRequest
+JoinGroup: Any = group.JoinGroupRequest
+SyncGroup: Any = group.SyncGroupRequest
+Heartbeat: Any = group.HeartbeatRequest
+LeaveGroup: Any = group.LeaveGroupRequest
+Metadata: Any = metadata.MetadataRequest
+ListOffsets: Any = offset.OffsetRequest
+Fetch: Any = fetch.FetchRequest
+Produce: Any = produce.ProduceRequest
+
+MemberMetadata: Any = consumer_protocol.ConsumerProtocolMemberMetadata
+MemberAssignment: Any = consumer_protocol.ConsumerProtocolMemberAssignment
+BatchBuilder: Any = default_records.DefaultRecordBatchBuilder
+Batches: Any = memory_records.MemoryRecords
+
+Errors: Any = errors
+KafkaError: type[Exception] = errors.KafkaError
+
+DEFAULT_CHANNEL: Any = client.ConnectionGroup.DEFAULT
+GROUP_CHANNEL: Any = client.ConnectionGroup.COORDINATION
+COMMIT_CHANNEL = "commit"
+"""A connection of its own for commits: a join keeps the one that it is sent on waiting."""
+
+ABSENT = -1
+"""The offset of a partition that a group has committed nothing for."""
+LATEST = -1
+EARLIEST = -2
+
+
+class Place(NamedTuple):
+    """A partition of a Kafka topic."""
+
+    topic: str
+    partition: int
+
+
+def failure_of(code: int) -> Exception | None:
+    """The error that a code of the protocol stands for; None for success."""
+    if code == 0:
+        return None
+    error: Exception = errors.for_code(code)()
+    return error

@@ -1,0 +1,349 @@
+"""Membership in a consumer group: join, heartbeats, fenced commits, leaving. Spoken as Kafka's group protocol.
+
+One task keeps the membership; while it waits in a join, everything that is owned goes on, commits included, on a
+connection of their own. A member that was silent for as long as its session has lost all by its own clock, which is
+never later than by the broker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import Lease
+from messaging.errors import AuthenticationFailed, ConnectionFailed, LeaseLost, MessagingError
+from messaging_kafka import assignor, library
+from messaging_kafka.assignor import Claim, Share
+from messaging_kafka.connection import check, translate
+from messaging_kafka.library import Errors, KafkaError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from messaging_kafka.brokers import Brokers, Committed
+    from messaging_kafka.library import Place
+
+logger = logging.getLogger("messaging")
+
+HURRY = 0.05
+"""Seconds between heartbeats while others may still be joining."""
+HURRIED_FOR = 3.0
+"""Seconds after a change of the group for which more may follow."""
+LEAVE_TIMEOUT = 2.0
+_MARGIN = 5.0
+"""Seconds that an answer to a join may take beyond the broker's own bounds."""
+
+_LOST = (Errors.UnknownMemberIdError, Errors.IllegalGenerationError)
+
+
+class Membership:
+    """One member of one group.
+
+    `changed(share)` is awaited with each new share; `lost(reason)` is called when everything is lost. Both come from
+    the task that keeps the membership. `claim` says what is owned now.
+    """
+
+    def __init__(
+        self,
+        brokers: Brokers,
+        group: str,
+        topics: Sequence[str],
+        kinds: Sequence[range],
+        places: Callable[[int], Sequence[Place]],
+        *,
+        where: str,
+        changed: Callable[[Share], Awaitable[None]],
+        lost: Callable[[str], None],
+        claim: Callable[[], tuple[int, ...]],
+    ) -> None:
+        self._brokers = brokers
+        self._link = brokers.link
+        self._settings = brokers.link.settings
+        self._group = group
+        self._topics = list(topics)
+        self._kinds = kinds
+        self._places = places
+        self._where = where
+        self._changed = changed
+        self._lost = lost
+        self._claim = claim
+        self._member = ""
+        self._joined_generation = -1
+        self._rejoin = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._hurry_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.generation = -1
+        self.lease = Lease(0.0)
+        """One for everything that is owned."""
+        self.error: MessagingError | None = None
+        """Why the group was not reached the last time."""
+        self.fatal: MessagingError | None = None
+        """Why the membership has ended for good."""
+        self.busy = False
+        """What the group is told with the next join: this member has no room for messages."""
+        self.alone = True
+        """Whether the group had no other member when it was last joined, by this one or not at all."""
+
+    @property
+    def joined(self) -> bool:
+        return self.generation >= 0
+
+    # --- keep --------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Join, and wait for those who start at the same time; then keep the membership until `leave`.
+
+        Raises ConnectionFailed, AuthenticationFailed or ConfigurationError.
+        """
+        await self._join(patient=True)
+        self._task = asyncio.create_task(self._keep(), name="messaging-kafka-membership")
+
+    async def revive(self) -> None:
+        """One attempt to reach the group after an error. Raises what goes wrong."""
+        await self._beat()
+        if self.error is not None:
+            raise self.error
+
+    def rejoin(self) -> None:
+        """Join again soon: what is owned has changed."""
+        self._rejoin.set()
+
+    async def _keep(self) -> None:
+        try:
+            while True:
+                await self._pause()
+                if self._rejoin.is_set() or not self.joined:
+                    await self._join_again()
+                else:
+                    await self._beat()
+        except MessagingError as error:
+            self.fatal = error
+            self._lost(str(error))
+
+    async def _pause(self) -> None:
+        hurried = time.monotonic() < self._hurry_until and self.error is None
+        interval = min(HURRY, self._settings.heartbeat) if hurried else self._settings.heartbeat
+        if self.joined:
+            interval = min(interval, max(0.05, self.lease.deadline - time.monotonic()))
+        if self._rejoin.is_set() and self.error is None:
+            return
+        try:
+            async with asyncio.timeout(interval):
+                await self._rejoin.wait() if self.error is None else await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+
+    async def _join_again(self) -> None:
+        try:
+            await self._join()
+        except ConnectionFailed as error:
+            self._failed(error)
+
+    async def _beat(self) -> None:
+        sent = time.monotonic()
+        request = library.Heartbeat(self._group, self.generation, self._member)
+        try:
+            response = await self._link.to_coordinator(
+                self._group,
+                request,
+                channel=library.GROUP_CHANNEL,
+                within=max(0.2, min(self._settings.operation_timeout, self.lease.deadline - sent)),
+            )
+            check(response.error_code)
+        except Errors.RebalanceInProgressError:
+            self._rejoin.set()
+        except _LOST:
+            self.drop("the group goes on without it: it was silent for too long, or was put out")
+            return
+        except KafkaError as error:
+            self._link.forget_coordinator(self._group, error)
+            self._failed(translate(error, f"heartbeat of {self._where}", self._settings.address))
+            return
+        self._alive(sent)
+
+    def _alive(self, sent: float) -> None:
+        self.error = None
+        self.lease.deadline = sent + self._settings.session
+
+    def _failed(self, error: MessagingError) -> None:
+        if not isinstance(error, ConnectionFailed) or isinstance(error, AuthenticationFailed):
+            raise error
+        self.error = error
+        if self.joined and self.lease.deadline <= time.monotonic():
+            self.drop("its session ended before the group was reached again")
+
+    def drop(self, reason: str) -> None:
+        """Everything is lost; a new membership begins with the next join."""
+        self.generation, self._member = -1, ""
+        self.lease.deadline = min(self.lease.deadline, time.monotonic())
+        self.lease = Lease(0.0)
+        self._lost(reason)
+        self._rejoin.set()
+
+    # --- join --------------------------------------------------------------------------------------------------
+
+    async def _join(self, *, patient: bool = False) -> None:
+        """One join; a generation that is over before its shares are dealt is followed by the next at once.
+
+        `patient`: whoever is alone gives others a moment, so that nothing has to be given up again.
+        """
+        self._settled.clear()
+        try:
+            with self._link.translated(f"joining group {self._group} for {self._where}"):
+                while True:
+                    self._rejoin.clear()
+                    share = await self._join_once()
+                    if share is not None and not (patient and self.alone and await self._joined_by_others()):
+                        break
+        finally:
+            self._settled.set()
+        self._hurry_until = time.monotonic() + HURRIED_FOR
+        try:
+            await self._changed(share)
+        except MessagingError:
+            self._rejoin.set()  # what could not be taken is dealt out again
+            raise
+
+    async def _joined_by_others(self) -> bool:
+        """Whether somebody else comes within the delay for joining."""
+        until = time.monotonic() + self._settings.join_delay
+        while time.monotonic() < until:
+            await asyncio.sleep(min(HURRY, self._settings.join_delay))
+            request = library.Heartbeat(self._group, self.generation, self._member)
+            response = await self._to_group(request, self._settings.operation_timeout)
+            try:
+                check(response.error_code)
+            except (Errors.RebalanceInProgressError, *_LOST):
+                return True
+        return False
+
+    async def _join_once(self) -> Share | None:
+        settings = self._settings
+        sent = time.monotonic()
+        claim = Claim(self._claim(), self._joined_generation, self.busy)
+        metadata = library.MemberMetadata(1, self._topics, assignor.encode_claim(claim)).encode()
+        session = int(settings.session * 1000)
+        request = library.JoinGroup(
+            self._group, session, session, self._member, None, "consumer", [(assignor.NAME, metadata)]
+        )
+        patience = 2 * settings.session + _MARGIN
+        try:
+            response = await self._to_group(request, patience)
+            if isinstance(library.failure_of(response.error_code), Errors.MemberIdRequired):
+                self._member = response.member_id
+                return None
+            check(response.error_code)
+            self._member, self.generation = response.member_id, response.generation_id
+            self.alone = len(response.members) == 1
+            shares = self._deal(response) if response.leader_id == response.member_id else []
+            sent = time.monotonic()
+            synced = await self._to_group(
+                library.SyncGroup(self._group, self.generation, self._member, None, shares), patience
+            )
+            check(synced.error_code)
+        except Errors.RebalanceInProgressError:
+            return None
+        except _LOST:
+            self.drop("the group went on without it")
+            return None
+        except KafkaError as error:
+            self._link.forget_coordinator(self._group, error)
+            self._rejoin.set()
+            raise
+        self._joined_generation = self.generation
+        self._alive(sent)
+        if not synced.member_assignment:
+            return Share()
+        assignment = library.MemberAssignment.decode(synced.member_assignment)
+        return assignor.decode_share(assignment.user_data)
+
+    async def _to_group(self, request: Any, within: float) -> Any:
+        return await self._link.to_coordinator(
+            self._group, request, channel=library.GROUP_CHANNEL, within=within
+        )
+
+    def _deal(self, response: Any) -> list[tuple[str, bytes]]:
+        claims: dict[str, Claim] = {}
+        for member in response.members:
+            metadata = library.MemberMetadata.decode(member[-1])
+            claims[member[0]] = assignor.decode_claim(metadata.user_data)
+        return [
+            (member, self._assignment(share)) for member, share in assignor.deal(claims, self._kinds).items()
+        ]
+
+    def _assignment(self, share: Share) -> bytes:
+        """Other tools show the partitions; members read the units."""
+        partitions: dict[str, list[int]] = {}
+        for unit in sorted(share.units):
+            for topic, partition in self._places(unit):
+                partitions.setdefault(topic, []).append(partition)
+        user_data = assignor.encode_share(share)
+        encoded: bytes = library.MemberAssignment(1, list(partitions.items()), user_data).encode()
+        return encoded
+
+    # --- commit, leave -----------------------------------------------------------------------------------------
+
+    async def commit(self, positions: Mapping[Place, Committed]) -> None:
+        """Commit as this member. Raises LeaseLost when the group goes on without it, ConnectionFailed."""
+        until = time.monotonic() + self._settings.operation_timeout
+        while True:
+            if not self.joined:
+                raise LeaseLost(f"{self._where}: this process is no member of its group any more")
+            generation = self.generation
+            sent = time.monotonic()
+            try:
+                await self._brokers.commit(
+                    self._group, positions, generation=generation, member=self._member, within=until - sent
+                )
+            except (Errors.RebalanceInProgressError, *_LOST) as error:
+                if await self._moved_on(generation, until):
+                    continue
+                if isinstance(error, _LOST):
+                    self.drop("the group refused its commit")
+                    raise LeaseLost(
+                        f"{self._where}: Kafka refused the commit, the group goes on without it"
+                    ) from error
+                raise self._uncommitted(error) from error
+            except KafkaError as error:
+                raise self._uncommitted(error) from error
+            self.lease.deadline = max(self.lease.deadline, sent + self._settings.session)
+            return
+
+    async def _moved_on(self, generation: int, until: float) -> bool:
+        """Whether the generation has changed since, so that the same commit may be taken now."""
+        if self._settled.is_set() and self.generation == generation:
+            # The broker may be ahead of us: the heartbeat will say so.
+            self._rejoin.set()
+            self._settled.clear()
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                await self._settled.wait()
+        except TimeoutError:
+            return False
+        return self.joined and self.generation != generation
+
+    def _uncommitted(self, error: Exception) -> MessagingError:
+        return translate(error, f"committing for {self._where}", self._settings.address)
+
+    async def leave(self) -> None:
+        """End the membership; what is owned must have been committed. Bounded, and no error if it fails."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        if not self.joined:
+            return
+        member, self.generation = self._member, -1
+        try:
+            await self._link.to_coordinator(
+                self._group, library.LeaveGroup(self._group, member), within=LEAVE_TIMEOUT
+            )
+        except KafkaError as error:
+            logger.warning(
+                "Leaving %s on Kafka failed: %s. Its partitions go to others after %g s.",
+                self._where,
+                error,
+                self._settings.session,
+            )

@@ -1,0 +1,288 @@
+"""What a member owns: units of partitions, their progress, and how they come and go.
+
+A unit is taken by reading what was committed and committing at once that it has an owner, so that a member that dies is
+told from one that leaves (3). It is given up when its handlers have ended: a last commit, then the group deals it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
+
+from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
+from messaging_kafka import progress, tiers
+from messaging_kafka.brokers import Committed
+from messaging_kafka.fetching import Source
+from messaging_kafka.library import Place
+from messaging_kafka.membership import Membership
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from messaging.adapter import GroupSpec, Lease, Ownership, RawDelivery
+    from messaging_kafka.assignor import Share
+    from messaging_kafka.background import Background
+    from messaging_kafka.progress import Progress
+    from messaging_kafka.session import Session
+
+logger = logging.getLogger("messaging")
+
+COMMIT_AGAIN = 0.2
+"""Seconds between attempts at the last commit of a unit."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One Kafka partition of a unit, while it is owned."""
+
+    place: Place
+    source: Source
+    progress: Progress
+    copies: bool
+    """Its records are copies that we wrote."""
+    tier: float | None
+    """How long its records wait, in seconds, where it is a tier of the ladder."""
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """What has one owner at a time."""
+
+    number: int
+    """The partition of its deliveries."""
+    parts: list[Part]
+    fence: int
+    lease: Lease
+    draining: bool = False
+    dirty: set[Part] = field(default_factory=set[Part])
+    """Whose progress is not committed yet."""
+
+    def oldest(self) -> float:
+        """When the first of its deliveries that are not settled was handed out; infinite where there is none."""
+        times = [
+            entry.delivery.token.handed
+            for part in self.parts
+            for entry in part.progress.unfinished.values()
+            if entry.delivery is not None
+        ]
+        return min(times, default=inf)
+
+
+class Partitions:
+    """The units of one member. `woken()` is called when there is something new to look at."""
+
+    def __init__(
+        self,
+        session: Session,
+        group: GroupSpec,
+        ownership: Ownership,
+        background: Background,
+        *,
+        topic: str,
+        count: int,
+        sources: Callable[[Iterable[Source]], None],
+        gone: Callable[[Unit], None],
+        woken: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._group = group
+        self._ownership = ownership
+        self._background = background
+        self._topic = topic
+        self._count = count
+        self._sources = sources
+        self._gone = gone
+        self._woken = woken
+        names = session.names
+        self._beside = names.redrive(group) if group.ordered else names.retry(group)
+        kinds = [range(count)] if group.ordered else [range(count), range(count, count + tiers.TIERS)]
+        self.where = f"{group.topic.name}/{group.name}"
+        self.owned: dict[int, Unit] = {}
+        self.relief = False
+        """Whether another member has room for what is too much for this one."""
+        self._committing = asyncio.Lock()
+        self.membership = Membership(
+            session.brokers,
+            names.group(group),
+            [topic, self._beside],
+            kinds,
+            self.places,
+            where=self.where,
+            changed=self._share,
+            lost=self._lost,
+            claim=self._claim,
+        )
+
+    def places(self, unit: int) -> list[Place]:
+        """The partitions of a unit."""
+        if self._group.ordered:
+            return [Place(self._topic, unit), Place(self._beside, unit)]
+        if unit < self._count:
+            return [Place(self._topic, unit)]
+        return [Place(self._beside, unit - self._count)]
+
+    def owner(self, delivery: RawDelivery) -> Unit | None:
+        """The unit that the delivery came from, while it is owned without a break."""
+        unit: Unit = delivery.token.unit
+        return unit if self.owned.get(unit.number) is unit else None
+
+    @property
+    def owns_first_tier(self) -> bool:
+        """Whether what is sent on without a delay would come back to this member."""
+        return self._count in self.owned
+
+    def _claim(self) -> tuple[int, ...]:
+        """What is owned; first that of which something has been in this process for longest: it may be long to end."""
+        return tuple(sorted(self.owned, key=lambda number: self.owned[number].oldest()))
+
+    # --- come --------------------------------------------------------------------------------------------------
+
+    async def _share(self, share: Share) -> None:
+        self.relief = share.relief
+        missing = self.owned.keys() - share.units
+        if missing:
+            self._drop([self.owned[number] for number in missing], "the group gave it to another member")
+        gained = sorted(share.units - self.owned.keys())
+        if gained:
+            await self._take(gained)
+        going = [unit for number in sorted(share.give_up) if (unit := self.owned.get(number)) is not None]
+        going = [unit for unit in going if not unit.draining]
+        if going:
+            for unit in going:
+                unit.draining = True
+            self._background.start(self._give_up(going), name="messaging-kafka-give-up")
+        self._woken()
+
+    async def _take(self, numbers: Collection[int]) -> None:
+        brokers = self._session.brokers
+        all_places = [place for number in numbers for place in self.places(number)]
+        committed = await brokers.committed(self._session.names.group(self._group), all_places)
+        units: list[Unit] = []
+        for number in numbers:
+            parts: list[Part] = []
+            for place in self.places(number):
+                position = committed.get(place)
+                if position is None:
+                    if place.topic == self._topic:
+                        raise self._session.topology.expired(self._group)
+                    position = Committed(0)
+                copies = place.topic == self._beside
+                tier = tiers.delay_of(place.partition) if copies and not self._group.ordered else None
+                known = progress.resume(position)
+                parts.append(Part(place, Source(place, position.offset), known, copies, tier))
+            unit = Unit(number, parts, self.membership.generation, self.membership.lease)
+            unit.dirty.update(parts)
+            units.append(unit)
+        _explain([part.progress for unit in units for part in unit.parts])
+        await self._commit(units)
+        for unit in units:
+            self.owned[unit.number] = unit
+        self._sources(part.source for unit in units for part in unit.parts)
+
+    # --- commit ------------------------------------------------------------------------------------------------
+
+    async def commit(self, units: Iterable[Unit]) -> None:
+        """Commit what has changed in these, in one request with all else. Raises LeaseLost or ConnectionFailed."""
+        wanted = list(units)
+        async with self._committing:
+            if any(unit.dirty for unit in wanted):
+                await self._commit([unit for unit in self.owned.values() if unit.dirty])
+
+    async def _commit(self, units: Collection[Unit], *, leaving: bool = False) -> None:
+        taken = [(unit, set(unit.dirty)) for unit in units]
+        positions: dict[Place, Committed] = {}
+        for unit, parts in taken:
+            unit.dirty.clear()
+            for part in parts:
+                positions[part.place] = part.progress.committed(leaving=leaving)
+        try:
+            await self.membership.commit(positions)
+        except BaseException:
+            for unit, parts in taken:
+                unit.dirty |= parts
+            raise
+
+    # --- go ----------------------------------------------------------------------------------------------------
+
+    async def _give_up(self, units: Collection[Unit]) -> None:
+        deadline = time.monotonic() + self._session.settings.drain
+        await self._ownership.on_revoke([unit.number for unit in units], deadline)
+        ours = [unit for unit in units if self.owned.get(unit.number) is unit]
+        await self._hand_over(ours)
+        for unit in ours:
+            self._remove(unit)
+        self.membership.rejoin()
+
+    async def _hand_over(self, units: Collection[Unit]) -> None:
+        """The last commit, tried while it may be taken: without it the units look like those of a dead member."""
+        for unit in units:
+            unit.dirty.update(unit.parts)
+        while any(self.owned.get(unit.number) is unit for unit in units):
+            try:
+                async with self._committing:
+                    await self._commit(units, leaving=True)
+            except LeaseLost:
+                return
+            except ConnectionFailed:
+                await asyncio.sleep(COMMIT_AGAIN)
+            else:
+                return
+
+    def _remove(self, unit: Unit) -> None:
+        if self.owned.get(unit.number) is unit:
+            del self.owned[unit.number]
+            self._gone(unit)
+
+    def _lost(self, reason: str) -> None:
+        self._drop(list(self.owned.values()), reason)
+        self._woken()
+
+    def _drop(self, units: Collection[Unit], reason: str) -> None:
+        held = [
+            entry.delivery
+            for unit in units
+            for part in unit.parts
+            for entry in part.progress.unfinished.values()
+            if entry.delivery is not None
+        ]
+        for unit in units:
+            self._remove(unit)
+        if held:
+            self._ownership.on_lost(held, reason)
+
+    async def leave(self) -> None:
+        """Give everything up and leave the group."""
+        membership = self.membership
+        try:
+            if membership.joined and self.owned:
+                units = list(self.owned.values())
+                for unit in units:
+                    unit.dirty.update(unit.parts)
+                async with asyncio.timeout(self._session.settings.operation_timeout):
+                    async with self._committing:
+                        await self._commit(units, leaving=True)
+        except (MessagingError, TimeoutError) as error:
+            logger.warning(
+                "The last commit of %s on Kafka failed: %s. What was in this process is handled again.",
+                self.where,
+                error,
+                extra={"topic": self._group.topic.name, "group": self._group.name},
+            )
+        for unit in list(self.owned.values()):
+            self._remove(unit)
+        await membership.leave()
+
+
+def _explain(taken: Collection[Progress]) -> None:
+    """What ran alone when its process died explains the crashes: its neighbours are suspected no more (3)."""
+    if not any(entry.alone for one in taken for entry in one.unfinished.values()):
+        return
+    for one in taken:
+        one.returns = 0
+        for entry in one.unfinished.values():
+            if not entry.alone:
+                entry.returns = 0

@@ -1,0 +1,144 @@
+"""Publishing: a batch of messages becomes a batch per partition, written at once."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from messaging.adapter import Unrouted
+from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishError
+from messaging.message import Receipt
+from messaging.partition import partition_of
+from messaging_kafka.records import parcel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import Outgoing, TopicSpec
+    from messaging_kafka.records import Parcel
+    from messaging_kafka.session import Session
+    from messaging_kafka.topology import TopicState
+
+GROUPS_KNOWN_FOR = 5.0
+"""Seconds for which a topic counts as having a group, or as having none where nobody insists, without a look."""
+SMALL = 300 * 1024
+"""Bytes that headers and key cannot exceed together."""
+
+
+class Publisher:
+    """The publishing half of the adapter."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._max_bytes = session.settings.max_message_bytes
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        results: list[Receipt | PublishError] = [_PENDING] * len(messages)
+        states = await self._states(messages)
+        failed: dict[tuple[str, int], PublishError] = {}
+        parcels: list[Parcel] = []
+        sent: list[int] = []
+        for at, one in enumerate(messages):
+            state = states[one.topic.name, one.topic.native]
+            error = state if isinstance(state, PublishError) else None
+            if error is None and failed:
+                error = failed.get((one.topic.name, one.partition))
+            if error is None:
+                assert not isinstance(state, PublishError)
+                try:
+                    parcels.append(self._parcel(one, state))
+                    sent.append(at)
+                    continue
+                except PublishError as invalid:
+                    error = invalid
+                    if one.topic.ordered:
+                        failed[one.topic.name, one.partition] = _behind(one, invalid)
+            results[at] = error
+        for at, packed, fate in zip(sent, parcels, await self._session.writer.write(parcels), strict=True):
+            one = messages[at]
+            if isinstance(fate, PublishError):
+                results[at] = _told(one, fate)
+                self._forget(one.topic)
+                continue
+            state = states[one.topic.name, one.topic.native]
+            assert not isinstance(state, PublishError)
+            kind = Receipt if state.routed else Unrouted
+            results[at] = kind(one.message.id, packed.partition, f"{packed.partition}/{fate}")
+        return results
+
+    async def _states(
+        self, messages: Sequence[Outgoing]
+    ) -> dict[tuple[str, str | None], TopicState | PublishError]:
+        states: dict[tuple[str, str | None], TopicState | PublishError] = {}
+        for one in messages:
+            key = (one.topic.name, one.topic.native)
+            if key not in states:
+                mandatory = any(other.mandatory for other in messages if other.topic is one.topic)
+                states[key] = await self._state(one.topic, mandatory=mandatory)
+        return states
+
+    async def _state(self, topic: TopicSpec, *, mandatory: bool) -> TopicState | PublishError:
+        try:
+            state = await self._session.topology.state(topic)
+            fresh = time.monotonic() - state.looked <= GROUPS_KNOWN_FOR
+            if not fresh or (mandatory and not state.routed):
+                await self._look(state)
+        except PublishError as error:
+            return error
+        except MessagingError as error:
+            unsent = PublishError(f"nothing was published to topic {topic.name}: {error}")
+            unsent.__cause__ = error
+            return unsent
+        return state
+
+    async def _look(self, state: TopicState) -> None:
+        """Whether the topic has a group. A topic of another program may have groups that we do not know."""
+        if state.spec.native is not None:
+            state.routed = True
+        else:
+            await self._session.topology.registry.refresh()
+            state.routed = self._session.topology.registered(state.spec)
+        state.looked = time.monotonic()
+
+    def _forget(self, topic: TopicSpec) -> None:
+        """What failed may be gone: look again."""
+        state = self._session.topology.topics.get((topic.name, topic.native))
+        if state is not None:
+            state.found = False
+
+    def _parcel(self, one: Outgoing, state: TopicState) -> Parcel:
+        message = one.message
+        if one.mandatory and not state.routed:
+            raise NoGroup(
+                f"message {message.id} was not published: no group subscribes to topic {one.topic.name}. "
+                f"Declare one, or publish without mandatory=True."
+            )
+        partition = one.partition
+        if state.partitions != one.topic.partitions:
+            # An adopted topic has as many partitions as it has.
+            key = message.key
+            partition = partition % state.partitions if key is None else partition_of(key, state.partitions)
+        packed = parcel(message, state.physical, partition, reply_to=one.reply_to)
+        if len(message.body) + SMALL > self._max_bytes and (size := packed.size) > self._max_bytes:
+            raise MessageTooLarge(
+                f"message {message.id} for topic {one.topic.name} has {size} bytes with its headers; at most "
+                f"{self._max_bytes} fit (option max_message_bytes of the Kafka adapter)"
+            )
+        return packed
+
+
+_PENDING = PublishError("not sent")
+
+
+def _behind(one: Outgoing, error: PublishError) -> PublishError:
+    return PublishError(
+        f"not sent, because an earlier message of partition {one.partition} of ordered topic {one.topic.name} "
+        f"failed: {error}"
+    )
+
+
+def _told(one: Outgoing, fate: PublishError) -> PublishError:
+    told = type(fate)(f"message {one.message.id} for topic {one.topic.name}: {fate}")
+    told.__cause__ = fate.__cause__
+    return told

@@ -1,0 +1,198 @@
+"""Settling: copies are written and confirmed first, then one commit for all that was settled (1).
+
+A record that is done leaves the partition's progress. If the commit fails, only the commit is made again: what was
+copied is not copied twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from messaging.adapter import DONE, Hold, SettleError
+from messaging.envelope import NOT_BEFORE
+from messaging.errors import ConnectionFailed, LeaseLost, MessagingError, PublishError
+from messaging.message import Ack, Reject, Release, Retry
+from messaging_kafka import tiers
+from messaging_kafka.records import attempts, copy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import GroupSpec, RawDelivery, Settled, Settlement
+    from messaging_kafka.partitions import Part, Partitions, Unit
+    from messaging_kafka.progress import Entry
+    from messaging_kafka.records import Parcel
+    from messaging_kafka.session import Session
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """Where a delivery came from."""
+
+    unit: Unit
+    part: Part
+    offset: int
+    entry: Entry
+    handed: float = inf
+    """When it was handed out, in monotonic seconds."""
+    known: bool = False
+    """That it was handed out is committed."""
+    done: bool = False
+    """It is finished here; its commit may still be under way."""
+
+
+class Settler:
+    """Settles for one member."""
+
+    def __init__(self, session: Session, group: GroupSpec, partitions: Partitions) -> None:
+        self._session = session
+        self._group = group
+        self._partitions = partitions
+        self._writing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """One result each, in order. Cancelled, it still marks what was copied: that is never copied twice."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+        results: list[Settled] = [DONE] * len(settlements)
+        units: dict[Unit, list[int]] = {}
+        copies: list[tuple[int, Parcel]] = []
+        for at, settlement in enumerate(settlements):
+            delivery = settlement.delivery
+            token: Token = delivery.token
+            unit = token.unit
+            if self._partitions.owner(delivery) is None:
+                if not token.done or unit.dirty:
+                    results[at] = self._lost(delivery)
+                continue
+            if token.done:
+                if token.part in unit.dirty:
+                    units.setdefault(unit, []).append(at)
+                continue
+            parcel = self._copy(settlement)
+            if parcel is not None:
+                copies.append((at, parcel))
+                continue
+            if isinstance(settlement.outcome, Ack):
+                self._finish(token)
+            else:
+                results[at] = self._hold(settlement)
+                if isinstance(settlement.outcome, Release):
+                    continue
+            units.setdefault(unit, []).append(at)
+        if copies:
+            self._writing = asyncio.create_task(self._write(copies, settlements, results, units))
+            await asyncio.shield(self._writing)
+        await self._commit(settlements, results, units)
+        return results
+
+    def _copy(self, settlement: Settlement) -> Parcel | None:
+        """What is written before the record is done; None where nothing is."""
+        delivery, outcome = settlement.delivery, settlement.outcome
+        if isinstance(outcome, Reject):
+            control = attempts(delivery.attempt, settlement.failure)
+            return copy(delivery.native, delivery, self._session.names.dead(self._group), 0, control)
+        if isinstance(outcome, Retry) and not self._group.ordered:
+            control = attempts(delivery.attempt + 1, settlement.failure)
+            return self._delayed(delivery, time.time() + settlement.after, control)
+        return None
+
+    def _delayed(self, delivery: RawDelivery, due: float, control: dict[str, str]) -> Parcel:
+        control = {**control, NOT_BEFORE: f"{due:.3f}"}
+        tier = tiers.tier_for(due - time.time())
+        return copy(delivery.native, delivery, self._session.names.retry(self._group), tier, control)
+
+    async def _write(
+        self,
+        copies: Sequence[tuple[int, Parcel]],
+        settlements: Sequence[Settlement],
+        results: list[Settled],
+        units: dict[Unit, list[int]],
+    ) -> None:
+        fates = await self._session.writer.write([parcel for _, parcel in copies])
+        for (at, _), fate in zip(copies, fates, strict=True):
+            delivery = settlements[at].delivery
+            token: Token = delivery.token
+            if isinstance(fate, PublishError):
+                results[at] = SettleError(
+                    ConnectionFailed(
+                        f"message {delivery.message.id} of {self._partitions.where}: its copy was not stored: {fate}"
+                    )
+                )
+            elif self._partitions.owner(delivery) is None:
+                results[at] = self._lost(delivery)
+            else:
+                self._finish(token)
+                units.setdefault(token.unit, []).append(at)
+
+    def _finish(self, token: Token) -> None:
+        token.done = True
+        token.part.progress.finish(token.offset)
+        token.unit.dirty.add(token.part)
+
+    def _hold(self, settlement: Settlement) -> Settled:
+        token: Token = settlement.delivery.token
+        if isinstance(settlement.outcome, Retry):
+            entry = token.entry
+            entry.attempt = settlement.delivery.attempt + 1
+            entry.returns, entry.alone = 0, False
+            entry.due = time.time() + settlement.after
+            token.unit.dirty.add(token.part)
+        return Hold(self._session.clock.monotonic() + settlement.after)
+
+    async def _commit(
+        self, settlements: Sequence[Settlement], results: list[Settled], units: dict[Unit, list[int]]
+    ) -> None:
+        if not units:
+            return
+        try:
+            await self._partitions.commit(units)
+        except LeaseLost:
+            for places in units.values():
+                for at in places:
+                    results[at] = self._lost(settlements[at].delivery)
+        except MessagingError as error:
+            for places in units.values():
+                for at in places:
+                    results[at] = SettleError(error)
+
+    def _lost(self, delivery: RawDelivery) -> SettleError:
+        return SettleError(
+            LeaseLost(
+                f"message {delivery.message.id} of {self._partitions.where}: partition {delivery.partition} has "
+                f"another owner on Kafka"
+            )
+        )
+
+    async def move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
+        """Write these to the tier for when they are due, seconds since the epoch, 0 for at once; then they are done
+        here. Returns those that were not written.
+        """
+        ours: list[RawDelivery] = []
+        parcels: list[Parcel] = []
+        for delivery, due in zip(deliveries, dues, strict=True):
+            if self._partitions.owner(delivery) is not None:
+                ours.append(delivery)
+                parcels.append(self._delayed(delivery, due, attempts(delivery.attempt, delivery.failure)))
+        left: list[RawDelivery] = []
+        units: set[Unit] = set()
+        for delivery, fate in zip(ours, await self._session.writer.write(parcels), strict=True):
+            if isinstance(fate, PublishError):
+                left.append(delivery)
+            elif self._partitions.owner(delivery) is not None:
+                self._finish(delivery.token)
+                units.add(delivery.token.unit)
+        if units:
+            with suppress(MessagingError):  # the next commit of these partitions says it too
+                await self._partitions.commit(units)
+        return left

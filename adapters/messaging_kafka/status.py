@@ -1,0 +1,68 @@
+"""What the brokers tell of groups: how much waits, who is a member, how many dead letters there are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from messaging.adapter import GroupInfo, GroupSpec
+from messaging.errors import TopicNotFound
+from messaging_kafka import library
+from messaging_kafka.library import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from messaging.adapter import DeadLetterStore
+    from messaging_kafka.session import Session
+
+
+async def group_infos(
+    session: Session, letters: Callable[[GroupSpec], DeadLetterStore], *, registered: bool
+) -> Sequence[GroupInfo]:
+    """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps."""
+    topology = session.topology
+    groups = dict(topology.groups)
+    if registered:
+        await topology.registry.refresh()
+        for state in list(topology.topics.values()):
+            for name, record in topology.registry.groups(state.spec.name).items():
+                known = groups.get((state.spec.name, name), GroupSpec(state.spec, name))
+                ordered = bool(record.fields.get("ordered"))
+                groups[state.spec.name, name] = replace(known, ordered=ordered)
+        groups = {
+            key: group
+            for key, group in groups.items()
+            if group.native is not None or topology.registry.get(("group", *key)) is not None
+        }
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(_info(session, group, letters(group))) for group in groups.values()]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [info for one in asked if (info := one.result()) is not None]
+
+
+async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) -> GroupInfo | None:
+    """None where the group is gone."""
+    try:
+        state = await session.topology.state(group.topic)
+        name = session.names.group(group)
+        beside = session.names.redrive(group) if group.ordered else session.names.retry(group)
+        there = await session.brokers.partitions([state.physical, beside])
+        places = [Place(topic, number) for topic, count in there.items() for number in range(count)]
+        committed = await session.brokers.committed(name, places)
+        ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
+        lag = sum(
+            end - (committed[place].offset if place in committed else 0)
+            for place, end in ends.items()
+            if place in committed or place.topic == beside
+        )
+        members = await session.brokers.members([name])
+        dead = await letters.count()
+    except TopicNotFound:
+        return None
+    return GroupInfo(
+        group.topic.name, group.name, lag=lag, members=len(members.get(name, ())), dead_letters=dead
+    )

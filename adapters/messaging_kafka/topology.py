@@ -1,0 +1,298 @@
+"""Topics and groups on the broker: created, verified, compared, remembered, deleted.
+
+The number of partitions is Kafka's own record; order, groups and their beginnings are in the registry. A group's first
+position is committed when it is declared, so that it misses nothing from then on; a group whose position has expired is
+an error, never a silent jump (18).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from messaging.adapter import Topology
+from messaging.errors import ConfigurationError, TopicNotFound
+from messaging_kafka import library, tiers
+from messaging_kafka.brokers import Committed, NewTopic
+from messaging_kafka.connection import translate
+from messaging_kafka.library import Errors, KafkaError, Place
+from messaging_kafka.registry import age
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import GroupSpec, Start, TopicSpec, TopologyMode
+    from messaging_kafka.brokers import Brokers
+    from messaging_kafka.names import Names
+    from messaging_kafka.registry import Fields, Name, Record, Registry
+    from messaging_kafka.settings import KafkaSettings
+
+COPY_ROOM = 256 * 1024
+"""Bytes that a copy may be larger than its original: failure record and control headers."""
+DEAD_PARTITIONS = 2
+"""The letters, and the marks of those that were redriven or purged."""
+EXPIRY_BOUND = 86400.0
+"""Seconds within which no broker forgets a group's position (`offsets.retention.minutes` is a week)."""
+SAFE_COPIES = 3
+
+
+@dataclass(slots=True)
+class TopicState:
+    """What this process knows about one topic."""
+
+    spec: TopicSpec
+    physical: str
+    mode: TopologyMode
+    partitions: int
+    found: bool = False
+    """The broker is known to have it."""
+    routed: bool = False
+    """It had a group when it was last looked at."""
+    looked: float = -1e9
+    """When that was (monotonic seconds)."""
+
+
+class TopologyKeeper:
+    """All topics and groups that this adapter was told of."""
+
+    def __init__(self, brokers: Brokers, names: Names, registry: Registry, settings: KafkaSettings) -> None:
+        self._brokers = brokers
+        self._names = names
+        self._settings = settings
+        self.registry = registry
+        self.topics: dict[tuple[str, str | None], TopicState] = {}
+        self.groups: dict[tuple[str, str], GroupSpec] = {}
+        self._ready: set[str] = set()
+
+    # --- topics ------------------------------------------------------------------------------------------------
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        for group in topology.groups:
+            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+        states = [
+            TopicState(topic, self._names.topic(topic), topology.mode, topic.partitions)
+            for topic in topics.values()
+        ]
+        if topology.mode != "off":
+            await self._topics(states, topology)
+        for state in states:
+            self.topics[state.spec.name, state.spec.native] = state
+        if topology.mode != "off":
+            await self._groups(topology)
+        for group in topology.groups:
+            self.groups[group.topic.name, group.name] = group
+
+    async def state(self, topic: TopicSpec) -> TopicState:
+        """The topic, declared or looked for now. Raises what `declare` raises, and TopicNotFound."""
+        state = self.topics.get((topic.name, topic.native))
+        if state is None:
+            await self.declare(Topology(topics=(topic,)))
+            state = self.topics[topic.name, topic.native]
+        if not state.found:
+            there = await self._brokers.partitions([state.physical])
+            if state.physical not in there:
+                raise self._missing(state)
+            state.partitions, state.found = there[state.physical], True
+        return state
+
+    def _missing(self, state: TopicState) -> TopicNotFound:
+        return TopicNotFound(
+            f"topic {state.spec.name} does not exist: Kafka at {self._settings.address} has no topic "
+            f"{state.physical}. Declare it first, or let the topology setting declare it."
+        )
+
+    async def _topics(self, states: Sequence[TopicState], topology: Topology) -> None:
+        wanted = {
+            state.physical: NewTopic(state.physical, state.spec.partitions, self._config(state.spec))
+            for state in states
+            if state.spec.native is None
+        }
+        if topology.mode == "declare":
+            for group in topology.groups:
+                wanted |= {one.name: one for one in self._companions(group)}
+            if wanted:
+                wanted[self.registry.topic.name] = self.registry.topic
+        names = list(dict.fromkeys([*wanted, *(state.physical for state in states)]))
+        there = await self._brokers.partitions(names)
+        if topology.mode == "declare":
+            missing = [one for name, one in wanted.items() if name not in there]
+            if missing:
+                await self._create(missing)
+                there |= await self._brokers.partitions([one.name for one in missing])
+        for state in states:
+            if state.physical not in there:
+                raise self._missing(state)
+            self._compare_partitions(state, there[state.physical])
+            state.found = True
+        await self._compare_order([state for state in states if state.spec.native is None], topology.mode)
+
+    async def _create(self, topics: Sequence[NewTopic]) -> None:
+        if await self._brokers.replication() >= SAFE_COPIES:
+            topics = [
+                NewTopic(one.name, one.partitions, {**one.config, "min.insync.replicas": "2"})
+                for one in topics
+            ]
+        await self._brokers.create(topics)
+
+    def _config(self, topic: TopicSpec, *, room: int = 64 * 1024, forever: bool = False) -> dict[str, str]:
+        retention = self._settings.retention if topic.retention is None else topic.retention
+        return {
+            "retention.ms": "-1" if forever else str(max(1, int(retention * 1000))),
+            "max.message.bytes": str(self._settings.max_message_bytes + room),
+        }
+
+    def _companions(self, group: GroupSpec) -> list[NewTopic]:
+        """What a group has beside its topic."""
+        names, topic = self._names, group.topic
+        passing = self._config(topic, room=COPY_ROOM)
+        dead = NewTopic(names.dead(group), DEAD_PARTITIONS, self._config(topic, room=COPY_ROOM, forever=True))
+        if group.ordered:
+            return [dead, NewTopic(names.redrive(group), topic.partitions, passing)]
+        return [dead, NewTopic(names.retry(group), tiers.TIERS, passing)]
+
+    def _compare_partitions(self, state: TopicState, stored: int) -> None:
+        state.partitions = stored
+        if stored != state.spec.partitions and state.spec.native is None:
+            raise ConfigurationError(
+                f"topic {state.spec.name} has {stored} partitions on Kafka, and this program asks for "
+                f"{state.spec.partitions}: the broker's record counts. Set the same in the topic or its settings, or "
+                f"use another topic name. A topic that was grown by hand has lost the order of its keys."
+            )
+
+    async def _compare_order(self, states: Sequence[TopicState], mode: TopologyMode) -> None:
+        if not states:
+            return
+        await self.registry.refresh()
+        if mode == "declare":
+            await self.registry.add(
+                {
+                    ("topic", state.spec.name): _topic_fields(state.spec)
+                    for state in states
+                    if self.registry.get(("topic", state.spec.name)) is None
+                }
+            )
+        for state in states:
+            record = self.registry.get(("topic", state.spec.name))
+            if record is not None and bool(record.fields.get("ordered")) != state.spec.ordered:
+                asked, stored = _spoken(state.spec.ordered), _spoken(not state.spec.ordered)
+                raise ConfigurationError(
+                    f"topic {state.spec.name} is {stored} on Kafka, and this program asks for {asked}: the broker's "
+                    f"record counts. Correct the program, or use another topic name."
+                )
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    async def _groups(self, topology: Topology) -> None:
+        if not topology.groups:
+            return
+        await self.registry.refresh()
+        if topology.mode == "declare":
+            new: dict[Name, Fields] = {}
+            for group in topology.groups:
+                if self.registry.get(_name(group)) is None:
+                    new[_name(group)] = {"ordered": group.ordered, "starts": await self._starts(group)}
+            await self.registry.add(new)
+        for group in topology.groups:
+            record = self.registry.get(_name(group))
+            if record is None and topology.mode == "verify" and group.native is None:
+                raise TopicNotFound(
+                    f"group {group.name} of topic {group.topic.name} does not exist on Kafka at "
+                    f"{self._settings.address}: declare it first, or let the topology setting declare it."
+                )
+            if record is not None:
+                _compare_group(group, record)
+                if topology.mode == "declare":
+                    await self._begin(group, record)
+            state = self.topics[group.topic.name, group.topic.native]
+            state.routed, state.looked = True, time.monotonic()
+
+    async def _starts(self, group: GroupSpec) -> list[int]:
+        """Where the group begins, for each partition of its topic."""
+        state = self.topics[group.topic.name, group.topic.native]
+        places = [Place(state.physical, number) for number in range(state.partitions)]
+        latest = await self._brokers.offsets(dict.fromkeys(places, library.LATEST))
+        found = await self._brokers.offsets(dict.fromkeys(places, _moment(group.start)))
+        return [found[place] if found[place] >= 0 else latest[place] for place in places]
+
+    async def _begin(self, group: GroupSpec, record: Record) -> None:
+        """Commit the first positions, where that was not done."""
+        topic = self._names.topic(group.topic)
+        name = self._names.group(group)
+        starts = [int(one) for one in record.fields.get("starts", ())]
+        places = [Place(topic, number) for number in range(len(starts))]
+        committed = await self._brokers.committed(name, places)
+        absent = {
+            place: Committed(start)
+            for place, start in zip(places, starts, strict=True)
+            if place not in committed
+        }
+        if not absent:
+            return
+        if age(record) > EXPIRY_BOUND:
+            raise self.expired(group)
+        try:
+            await self._brokers.commit(name, absent)
+        except (Errors.UnknownMemberIdError, Errors.IllegalGenerationError):
+            return  # it has members: whoever declared it with us has committed
+        except KafkaError as error:
+            raise translate(error, f"declaring group {group.name}", self._settings.address) from error
+
+    def expired(self, group: GroupSpec) -> ConfigurationError:
+        """The error for a group whose position the broker has forgotten."""
+        return ConfigurationError(
+            f"group {group.name} of topic {group.topic.name} was declared, but Kafka has no position of it any more: "
+            f"no member was there for offsets.retention.minutes. Delete the group and declare it again with the "
+            f"start that is right."
+        )
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`. Of an adopted consumer group, only what is ours beside it."""
+        names = self._names
+        await self.registry.refresh()
+        if group.native is None:
+            await self._brokers.delete_group(names.group(group))
+        companions = [names.dead(group), names.retry(group), names.redrive(group)]
+        there = await self._brokers.partitions(companions)
+        await self._brokers.delete(list(there))
+        if self.registry.get(_name(group)) is not None:
+            await self.registry.remove(_name(group))
+        self.groups.pop((group.topic.name, group.name), None)
+        state = self.topics.get((group.topic.name, group.topic.native))
+        if state is not None:
+            state.routed = False
+            state.looked = -1e9
+
+    def registered(self, topic: TopicSpec) -> bool:
+        """Whether the topic has a group, as far as the registry was read."""
+        return bool(self.registry.groups(topic.name))
+
+
+def _name(group: GroupSpec) -> Name:
+    return ("group", group.topic.name, group.name)
+
+
+def _topic_fields(topic: TopicSpec) -> Fields:
+    return {"ordered": topic.ordered, "partitions": topic.partitions}
+
+
+def _moment(start: Start) -> int:
+    if isinstance(start, datetime):
+        return max(0, int(start.timestamp() * 1000))
+    return library.EARLIEST if start == "earliest" else library.LATEST
+
+
+def _compare_group(group: GroupSpec, record: Record) -> None:
+    if bool(record.fields.get("ordered")) != group.ordered:
+        asked, stored = _spoken(group.ordered), _spoken(not group.ordered)
+        raise ConfigurationError(
+            f"group {group.name} of topic {group.topic.name} is {stored} on Kafka, and this program asks for {asked}: "
+            f"subscribe alike, or delete the group, or use another group name"
+        )
+
+
+def _spoken(ordered: bool) -> str:
+    return "ordered" if ordered else "unordered"

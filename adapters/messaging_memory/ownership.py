@@ -7,7 +7,6 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging.adapter import DONE
 from messaging.errors import LeaseLost
 from messaging_memory.group import Entry, Group
 
@@ -233,13 +232,8 @@ class OwnedGroup(Group):
         return self._hold(delivery, entry, after, member)
 
     def _release(self, delivery: RawDelivery, entry: Entry, after: float, member: Member) -> Settled:
-        if after > 0:  # given back, it would be overtaken by its key's next message
-            return self._hold(delivery, entry, after, member)
-        del member.held[delivery]
-        delivery.token = None
-        self._put_back([entry])
-        self.wake()
-        return DONE
+        # Given back, it would be overtaken by its key's next message, which the member may hold already (7).
+        return self._hold(delivery, entry, after, member)
 
     def _lapse(self, member: Member, deliveries: Sequence[RawDelivery]) -> None:
         """The partition goes with the lease: what is left of it must not overtake what came back."""

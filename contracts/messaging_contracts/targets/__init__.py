@@ -31,6 +31,10 @@ def target_of(url: str, *, store: str | None = None) -> Target:
         from messaging_contracts.targets import kafka
 
         return kafka.target(url, store)
+    if scheme == "sqs":
+        from messaging_contracts.targets import sqs
+
+        return sqs.target(url, store)
     return Target(url=url, short_lease_url=url, store=store)
 
 

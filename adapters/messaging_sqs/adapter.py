@@ -1,0 +1,153 @@
+"""SQS and SNS behind the SPI."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.errors import MessagingError
+from messaging_sqs.connection import Connection
+from messaging_sqs.consumer import SharedConsumer
+from messaging_sqs.dead_letters import SQSDeadLetters
+from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
+from messaging_sqs.fifo import OrderedConsumer
+from messaging_sqs.publisher import Publisher
+from messaging_sqs.replies import SQSInbox, send_replies
+from messaging_sqs.settings import LONGEST_LEASE, SQSSettings
+from messaging_sqs.topology import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import (
+        AdapterContext,
+        Consumer,
+        DeadLetterStore,
+        GroupInfo,
+        GroupSpec,
+        Outgoing,
+        Ownership,
+        ReplyInbox,
+        Subscription,
+        Topology,
+    )
+    from messaging.errors import PublishError
+    from messaging.message import Message, Receipt
+
+_HEALTH_BOUND = 0.9
+_HOLD_SHARE = 0.9
+"""Of the longest lease; the rest is for the handler."""
+
+
+class SQSAdapter(Adapter):
+    """Topics as SNS topics, groups as SQS queues. `native` has boto3's clients: `sqs`, `sns`."""
+
+    name: ClassVar[str] = "sqs"
+
+    def __init__(self, settings: SQSSettings, member: str) -> None:
+        self._settings = settings
+        self._member = member or "member"
+        self._connection = Connection(settings)
+        self._topics = Topics(self._connection)
+        self._publisher = Publisher(self._connection, self._topics)
+
+    def __repr__(self) -> str:
+        return f"SQSAdapter({self._settings.address!r})"
+
+    @classmethod
+    def from_url(cls, url: str, context: AdapterContext) -> SQSAdapter:
+        """See `Adapter.from_url`."""
+        return cls(SQSSettings.from_url(url, context.options, namespace=context.namespace), context.member)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Adapter.capabilities`."""
+        client = self._settings.fanout == "client"
+        return Capabilities(
+            broker="SQS" if client else "SQS and SNS",
+            groups=Capability("emulated", "one send for each group's queue; not atomic")
+            if client
+            else Capability("native", "an SNS topic for each topic, an SQS queue for each group"),
+            order=Capability(
+                "native",
+                "FIFO topics and queues with the key as message group; failed messages are held by the member",
+            ),
+            delayed_retry=Capability("emulated", "a delayed copy; beyond 900 s in several steps"),
+            dead_letters=Capability("native", "a queue for each group"),
+            redrive=Capability("emulated", "sent to the group's queue, then removed"),
+            requests=Capability("emulated", "a queue for each requester"),
+            history=Capability(
+                "unsupported",
+                "a queue keeps nothing that was handled; declare the group before the first publish",
+            ),
+            no_group=Capability("emulated", "the list of groups is looked at beside publishing"),
+            crash_guard=Capability("emulated", "SQS counts hand-overs; the mark is a tag of the queue"),
+            max_delay=LONGEST_DELAY,
+            lateness=1.0,
+            max_hold=LONGEST_LEASE * _HOLD_SHARE,
+            max_message_bytes=min(self._settings.max_message_bytes, LARGEST - ROOM),
+            durability="power loss" if self._settings.is_aws else "unknown",
+            fenced=True,
+        )
+
+    @property
+    def native(self) -> Any:
+        """The clients of boto3, as `native.sqs` and `native.sns`. They block."""
+        return self._connection.clients
+
+    async def open(self) -> None:
+        """See `Adapter.open`. Credentials that are missing or wrong are found here."""
+        await self._connection.open()
+
+    async def close(self) -> None:
+        """See `Adapter.close`."""
+        self._connection.close()
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        await self._topics.declare(topology)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        return await self._publisher.publish(messages)
+
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        """See `Adapter.consumer`."""
+        kind = OrderedConsumer if subscription.group.ordered else SharedConsumer
+        return kind(self._connection, self._topics, subscription, ownership, self._member)
+
+    async def reply_inbox(self) -> ReplyInbox:
+        """See `Adapter.reply_inbox`."""
+        inbox = SQSInbox(self._connection, self._topics)
+        await inbox.open()
+        return inbox
+
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
+        """See `Adapter.reply`."""
+        return await send_replies(self._connection, self._topics, replies)
+
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        """See `Adapter.dead_letters`."""
+        return SQSDeadLetters(self._connection, self._topics, group)
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        """See `Adapter.groups`."""
+        return await self._topics.infos()
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`."""
+        await self._topics.delete(group)
+
+    async def health(self) -> BrokerHealth:
+        """See `Adapter.health`."""
+        try:
+            async with asyncio.timeout(_HEALTH_BOUND):
+                groups = await self._topics.infos()
+        except TimeoutError:
+            error = f"SQS at {self._settings.address} gave no answer within {_HEALTH_BOUND:g} s"
+            return BrokerHealth(False, error=error)
+        except MessagingError as error:
+            return BrokerHealth(False, error=str(error))
+        failed = self._connection.failed
+        return BrokerHealth(failed is None, groups, failed)

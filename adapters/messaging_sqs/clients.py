@@ -1,0 +1,120 @@
+"""The clients of boto3: made once, in a thread, with settings that fit how this adapter uses them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from messaging.errors import AuthenticationFailed, ConfigurationError
+
+if TYPE_CHECKING:
+    from messaging_sqs.settings import SQSSettings
+
+# boto3 has no types: imported by name, so that all of it is `Any` here and nowhere else.
+boto3: Any = import_module("boto3")
+_config: Any = import_module("botocore.config")
+_credentials: Any = import_module("botocore.credentials")
+_session: Any = import_module("botocore.session")
+botocore_errors: Any = import_module("botocore.exceptions")
+
+_ATTEMPTS = 3
+"""Of one call, throttling and lost connections included. A FIFO resend has the same deduplication id."""
+_POLL_CONNECTIONS = 256
+"""More polls than that open a connection each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """One client for each use: a receive waits longer than any other call and is never repeated by itself."""
+
+    region: str
+    partition: str
+    """`aws`, `aws-cn`, `aws-us-gov`: the second part of an ARN."""
+    sqs: Any
+    polls: Any
+    sns: Any
+    sts: Any
+
+
+def make_clients(settings: SQSSettings) -> Clients:
+    """Read the chain of credentials and make the clients; blocks. No call to a service, except for a role's
+    credentials when they are first needed.
+
+    Raises AuthenticationFailed when the chain has no credentials, ConfigurationError without a region.
+    """
+    session = settings.session or _new_session(settings)
+    region = settings.region or session.region_name or os.environ.get("AWS_REGION")
+    if not region:
+        raise ConfigurationError(
+            "no region: name it in the URL, as sqs://eu-central-1, or set AWS_DEFAULT_REGION, or one in the profile"
+        )
+    if settings.sqs_client is None and session.get_credentials() is None:
+        raise AuthenticationFailed(
+            "no AWS credentials were found by the AWS chain (environment, profile, web identity, container, "
+            "instance): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile, or give the process a role"
+        )
+    if settings.role is not None:
+        session = _assumed(settings, session, region)
+
+    def client(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = _ATTEMPTS) -> Any:
+        return session.client(
+            service,
+            region_name=region,
+            endpoint_url=endpoint or settings.endpoint_url,
+            verify=settings.ca,
+            config=_configuration(settings, wait=wait, attempts=attempts),
+        )
+
+    return Clients(
+        region=region,
+        partition=session.get_partition_for_region(region),
+        sqs=settings.sqs_client or client("sqs", settings.sqs_endpoint_url),
+        polls=settings.sqs_client
+        or client("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
+        sns=settings.sns_client or client("sns", settings.sns_endpoint_url),
+        sts=client("sts", settings.sts_endpoint_url),
+    )
+
+
+def _new_session(settings: SQSSettings) -> Any:
+    try:
+        return boto3.Session(profile_name=settings.profile, region_name=settings.region)
+    except botocore_errors.ProfileNotFound as error:
+        raise ConfigurationError(f"AWS profile {settings.profile!r} was not found: {error}") from None
+
+
+def _configuration(settings: SQSSettings, *, wait: float, attempts: int) -> Any:
+    return _config.Config(
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.operation_timeout + wait,
+        max_pool_connections=_POLL_CONNECTIONS if wait else settings.threads,
+        # What is sent is checked here already, where an error can name the message.
+        parameter_validation=False,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        tcp_keepalive=True,
+    )
+
+
+def _assumed(settings: SQSSettings, session: Any, region: str) -> Any:
+    """A session with the credentials of the role, which are renewed when they are about to end."""
+
+    def client(*args: Any, **options: Any) -> Any:
+        options.setdefault("endpoint_url", settings.sts_endpoint_url or settings.endpoint_url)
+        options.setdefault("verify", settings.ca)
+        options["region_name"] = region
+        return session.client(*args, **options)
+
+    fetcher = _credentials.AssumeRoleCredentialFetcher(
+        client_creator=client,
+        source_credentials=session.get_credentials(),
+        role_arn=settings.role,
+        extra_args={"RoleSessionName": settings.prefix},
+    )
+    inner = _session.Session()
+    # There is no public way to give a session credentials that renew themselves.
+    inner._credentials = _credentials.DeferredRefreshableCredentials(  # noqa: SLF001
+        refresh_using=fetcher.fetch_credentials, method="assume-role"
+    )
+    return boto3.Session(botocore_session=inner, region_name=region)

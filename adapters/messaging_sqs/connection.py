@@ -1,0 +1,269 @@
+"""The connection to SQS and SNS: every call in a thread, and every error translated, once.
+
+There is no connection that could be lost: each call is a request of its own. `failed` is the last error of one.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessagingError,
+)
+from messaging_sqs.clients import Clients, botocore_errors, make_clients
+from messaging_sqs.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from messaging_sqs.settings import SQSSettings
+
+T = TypeVar("T")
+Service: TypeAlias = Literal["sqs", "sns", "sts"]
+
+_AUTHENTICATION = frozenset(
+    {
+        "InvalidClientTokenId",
+        "InvalidClientToken",
+        "UnrecognizedClientException",
+        "SignatureDoesNotMatch",
+        "InvalidSignatureException",
+        "InvalidAccessKeyId",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidSecurity",
+        "MissingAuthenticationToken",
+        "IncompleteSignature",
+        "OptInRequired",
+    }
+)
+_DENIED = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "AuthorizationErrorException"}
+)
+_ABSENT = frozenset(
+    {
+        "AWS.SimpleQueueService.NonExistentQueue",
+        "QueueDoesNotExist",
+        "NotFound",
+        "NotFoundException",
+        "ResourceNotFound",
+        "ResourceNotFoundException",
+    }
+)
+_THROTTLED = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "Throttled",
+        "ThrottledException",
+        "RequestThrottled",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+        "KMSThrottlingException",
+        "KmsThrottled",
+        "OverLimit",
+    }
+)
+_UNSENT = (
+    botocore_errors.EndpointConnectionError,
+    botocore_errors.ConnectTimeoutError,
+    botocore_errors.ProxyConnectionError,
+    botocore_errors.SSLError,
+)
+"""No request has reached the service."""
+_NO_CREDENTIALS = (
+    botocore_errors.NoCredentialsError,
+    botocore_errors.PartialCredentialsError,
+    botocore_errors.CredentialRetrievalError,
+    botocore_errors.TokenRetrievalError,
+    botocore_errors.UnauthorizedSSOTokenError,
+)
+
+
+class Absent(MessagingError):
+    """The queue, topic or subscription does not exist."""
+
+
+class Exists(MessagingError):
+    """It exists already, with other attributes."""
+
+
+class DeletedRecently(MessagingError):
+    """A queue of this name was deleted within the last minute."""
+
+
+class Interrupted(ConnectionFailed):
+    """The request may have reached the service: what it did with it is unknown."""
+
+
+class Connection:
+    """The clients, and the threads in which they block."""
+
+    def __init__(self, settings: SQSSettings) -> None:
+        self.settings = settings
+        self._clients: Clients | None = None
+        self._threads = Threads("messaging-sqs", settings.threads)
+        self._polls: set[Threads] = set()
+        self._account = settings.account
+        self._queues: str | None = None
+        self.failed: str | None = None
+
+    @property
+    def clients(self) -> Clients:
+        if self._clients is None:
+            raise Closed(f"the connection to {self.settings.address} is not open")
+        return self._clients
+
+    async def open(self) -> None:
+        """Find credentials and ask both services once.
+
+        Raises AuthenticationFailed, ConnectionFailed (naming where, and how long it waited) or ConfigurationError.
+        """
+        settings = self.settings
+        started = time.monotonic()
+        try:
+            self._clients = await self._threads.run(partial(make_clients, settings))
+            try:
+                await self.call("sqs", "get_queue_url", QueueName=f"{settings.prefix}-none")
+            except Absent:
+                pass
+            except ConfigurationError:
+                pass  # the credentials are known, and may not ask for this one name
+            if settings.fanout == "sns" and self._account is None:
+                self._account = (await self.call("sts", "get_caller_identity"))["Account"]
+        except ConnectionFailed as error:
+            if isinstance(error, AuthenticationFailed):
+                raise
+            raise ConnectionFailed(
+                f"cannot reach SQS at {settings.address} (gave up after {time.monotonic() - started:.1f} s): {error}"
+            ) from error
+
+    def close(self) -> None:
+        """No further call. Those that run end by themselves; their threads hold up nothing."""
+        self._threads.close()
+        for threads in self._polls:
+            threads.close()
+
+    # --- names -------------------------------------------------------------------------------------------------
+
+    def topic_arn(self, name: str) -> str:
+        clients = self.clients
+        return f"arn:{clients.partition}:sns:{clients.region}:{self._account}:{name}"
+
+    def remember(self, url: str) -> str:
+        """A queue's URL tells those of the others."""
+        self._queues = url.rpartition("/")[0]
+        return url
+
+    async def queue_url(self, name: str) -> str:
+        """Raises Absent."""
+        return self.remember((await self.call("sqs", "get_queue_url", QueueName=name))["QueueUrl"])
+
+    async def likely_url(self, name: str) -> str:
+        """The URL that a queue of this name in this account has, if there is one."""
+        if self._queues is None:
+            return await self.queue_url(name)
+        return f"{self._queues}/{name}"
+
+    # --- calls -------------------------------------------------------------------------------------------------
+
+    def poll_threads(self, size: int) -> Threads:
+        """Threads for the receives of one consumer, which must not keep others waiting."""
+        threads = Threads("messaging-sqs-poll", size)
+        self._polls.add(threads)
+        return threads
+
+    def release(self, threads: Threads) -> None:
+        """These threads are needed no more."""
+        threads.close()
+        self._polls.discard(threads)
+
+    async def call(self, service: Service, operation: str, /, **parameters: Any) -> Any:
+        """One request and its answer. Cancelling leaves the request to end by itself.
+
+        Raises Absent, Exists, DeletedRecently, ConfigurationError (not permitted), AuthenticationFailed,
+        ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (refused for another reason).
+        """
+        request = partial(getattr(getattr(self.clients, service), operation), **parameters)
+        return await self._run(request, operation, self._threads)
+
+    async def poll(
+        self, threads: Threads, abandoned: Callable[[], bool], **parameters: Any
+    ) -> tuple[Sequence[dict[str, Any]], float]:
+        """The messages of one receive, and when they came, in monotonic seconds.
+
+        Where they are `abandoned` by then, they go back at once. Raises as `call` does.
+        """
+        client = self.clients.polls
+
+        def receive() -> tuple[Sequence[dict[str, Any]], float]:
+            messages = client.receive_message(**parameters).get("Messages") or ()
+            came = time.monotonic()
+            if messages and abandoned():
+                # The last first: the order of a message group is kept.
+                entries = [
+                    {"Id": str(at), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0}
+                    for at, message in enumerate(reversed(messages))
+                ]
+                client.change_message_visibility_batch(QueueUrl=parameters["QueueUrl"], Entries=entries)
+            return messages, came
+
+        return await self._run(receive, "receive_message", threads)
+
+    async def _run(self, request: Callable[[], T], operation: str, threads: Threads) -> T:
+        try:
+            answer = await threads.run(request)
+        except Exception as error:
+            raise self.translated(error, _spoken(operation)) from error
+        self.failed = None
+        return answer
+
+    def translated(self, error: Exception, what: str) -> MessagingError:
+        """Any error of boto3 as one of ours; `what` names the call."""
+        where = f"{what} at {self.settings.address}"
+        if isinstance(error, MessagingError):
+            return error
+        if isinstance(error, _NO_CREDENTIALS):
+            return AuthenticationFailed(f"{where}: the AWS chain has no usable credentials: {error}")
+        if isinstance(error, botocore_errors.ClientError):
+            return self._refused(error, where)
+        if isinstance(error, (*_UNSENT, botocore_errors.HTTPClientError, OSError)):
+            unsent = isinstance(error, _UNSENT)
+            self.failed = f"{where} had no answer: {error}"
+            return ConnectionFailed(self.failed) if unsent else Interrupted(self.failed)
+        return MessagingError(f"{where} failed: {error!r}")
+
+    def _refused(self, error: Any, where: str) -> MessagingError:
+        details: dict[str, Any] = error.response.get("Error", {})
+        code, text = str(details.get("Code", "")), str(details.get("Message", ""))
+        query_code = str(details.get("QueryErrorCode", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        if code in _AUTHENTICATION or query_code in _AUTHENTICATION:
+            return AuthenticationFailed(f"{where}: the credentials were refused: {code}")
+        if code in _DENIED:
+            return ConfigurationError(
+                f"{where} is not permitted: {text}. The documentation lists the least policy to grant"
+            )
+        if code in _ABSENT or query_code in _ABSENT:
+            return Absent(f"{where}: {text}")
+        if code.endswith("QueueDeletedRecently") or query_code == "QueueDeletedRecently":
+            return DeletedRecently(f"{where}: {text}")
+        if "QueueNameExists" in (code, query_code) or "already exists with different" in text:
+            return Exists(f"{where}: {text}")
+        if code in _THROTTLED or query_code in _THROTTLED:
+            self.failed = f"{where} was refused for now: {code} {text}"
+            return ConnectionFailed(self.failed)
+        if status >= 500:
+            self.failed = f"{where} failed in the service: {code} {text}"
+            return Interrupted(self.failed)
+        return MessagingError(f"{where} was refused: {code} {text}")
+
+
+def _spoken(operation: str) -> str:
+    return operation.title().replace("_", "")

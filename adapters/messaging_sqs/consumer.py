@@ -1,0 +1,444 @@
+"""Members of a group: what waiting, settling and leaving have in common, and the members that share a standard queue.
+
+A delivery is ours until its lease ends by our own clock: the service takes a late settlement for a good one, so it is
+refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound
+from messaging.message import Ack, Reject, Release
+from messaging_sqs import copies
+from messaging_sqs.batches import Refused, in_batches
+from messaging_sqs.connection import Absent
+from messaging_sqs.entries import Entry, Token, control_headers, unpack
+from messaging_sqs.guard import SUSPECT_AFTER, Marks
+from messaging_sqs.polling import Polls
+from messaging_sqs.settings import LONGEST_LEASE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Coroutine, Sequence
+
+    from messaging.adapter import Ownership, Settled, Settlement, Subscription
+    from messaging_sqs.connection import Connection
+    from messaging_sqs.topology import Topics
+
+T = TypeVar("T")
+
+HELD_HERE = 1.0
+"""The last seconds of a delay are waited for in the member: the service counts whole ones."""
+_PAUSED = 5
+"""Seconds for which a message of a partition that must yield nothing goes back."""
+
+
+class Member(Consumer):
+    """What every member does alike."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        topics: Topics,
+        subscription: Subscription,
+        ownership: Ownership,
+        member: str,
+    ) -> None:
+        self.connection = connection
+        self.topics = topics
+        self.group = subscription.group
+        self.ownership = ownership
+        self.lease = connection.settings.lease
+        self.where = f"{self.group.topic.name}/{self.group.name}"
+        self.marks = Marks(connection, member)
+        self.url = ""
+        self._polls = Polls(
+            connection,
+            number=connection.settings.pollers,
+            lease=connection.settings.lease,
+            take=self._take_in,
+            changed=self._changed,
+        )
+        self._ready: list[RawDelivery] = []
+        self._held: dict[RawDelivery, None] = {}
+        """Everything that is ours, in the order it came."""
+        self._arrived = asyncio.Event()
+        self._settling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tending: asyncio.Task[None] | None = None
+        self._connected = False
+        self._closed = False
+
+    # --- receive -----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
+        """See `Consumer.receive`. The polls that a cancelled call began go on; the next call gets what they bring."""
+        self._check_open()
+        until = time.monotonic() + wait
+        if not self.url:
+            await self._join()
+        while True:
+            if taken := self._take(limit, paused):
+                return taken
+            if self._polls.failure is not None:
+                raise self._failed()
+            self._polls.start(self.url, limit - len(self._ready) - self._polls.requested)
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return ()
+            self._check_open()
+
+    async def _join(self) -> None:
+        self.url = await self.topics.queue_url(self.group)
+        self._connected = True
+        if self._tending is None:
+            self._tending = asyncio.create_task(self._tend(), name="messaging-sqs-tend")
+
+    def _failed(self) -> MessagingError:
+        error, self._polls.failure = self._polls.failure, None
+        assert error is not None
+        self._connected = False
+        if isinstance(error, Absent):
+            self.url = ""
+            return TopicNotFound(f"the queue of {self.where} is gone: was the group deleted? {error}")
+        return error
+
+    def _take(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
+        if not self._ready:
+            return []
+        now = time.monotonic()
+        taken: list[RawDelivery] = []
+        left: list[RawDelivery] = []
+        unwanted: list[RawDelivery] = []
+        for delivery in self._ready:
+            if delivery.lease.deadline <= now:
+                self.forget(delivery)
+            elif delivery.partition in paused:
+                unwanted.append(delivery)
+            elif len(taken) < limit:
+                taken.append(delivery)
+            else:
+                left.append(delivery)
+        self._ready = left
+        if unwanted:
+            _ = self._own(self._give_back(unwanted, _PAUSED))
+        return taken
+
+    async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
+        """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""
+        self._connected = True
+        deliveries = self.unpacked(messages, came)
+        suspects = [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
+        if suspects:
+            await self.marks.judge(self.url, suspects)
+        early: list[RawDelivery] = []
+        now = time.time()
+        for delivery in deliveries:
+            token: Token = delivery.token
+            self._held[delivery] = None
+            if token.due and (left := token.due - now) > 0:
+                if left > HELD_HERE:
+                    early.append(delivery)
+                    continue
+                delivery.hold = left
+            self._ready.append(delivery)
+        if early:
+            await self._step(early)
+
+    def unpacked(self, messages: Sequence[dict[str, Any]], came: float) -> list[RawDelivery]:
+        return [unpack(raw, self.group, Lease(came + self.connection.settings.lease)) for raw in messages]
+
+    async def _step(self, early: list[RawDelivery]) -> None:
+        """The next step of a long delay; what cannot be sent on hides for as long as it may."""
+        entries = [
+            copies.delayed(delivery, delivery.token.due, control_headers(delivery)) for delivery in early
+        ]
+        errors = await copies.store(self.connection, self.url, entries)
+        stored = [delivery for delivery, error in zip(early, errors, strict=True) if error is None]
+        left = [delivery for delivery, error in zip(early, errors, strict=True) if error is not None]
+        await self._remove(stored)
+        await self._give_back(left, copies.LONGEST_DELAY)
+
+    def _changed(self) -> None:
+        self._arrived.set()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"this member of {self.where} is closed: make a new one")
+
+    # --- settle ------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """See `Consumer.settle`."""
+        return await asyncio.shield(self._own(self._settle(settlements)))
+
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it to its end even if whoever asks is cancelled: a copy and its removal belong together."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it, or is gone
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        async with self._settling:
+            results: list[Settled] = [DONE] * len(settlements)
+            removed: list[int] = []
+            hidden: list[tuple[int, float]] = []
+            copied: dict[str, list[tuple[int, tuple[Entry, dict[str, Any]]]]] = {}
+            seen: set[RawDelivery] = set()
+            now = time.monotonic()
+            for index, settlement in enumerate(settlements):
+                delivery = settlement.delivery
+                token: Token = delivery.token
+                if token.done or delivery in seen:
+                    continue
+                seen.add(delivery)
+                if delivery.lease.deadline <= now:
+                    results[index] = self.lost(delivery)
+                elif isinstance(settlement.outcome, Ack) or token.copied:
+                    removed.append(index)
+                else:
+                    try:
+                        plan = await self.plan(settlement)
+                    except MessagingError as error:
+                        results[index] = SettleError(error)
+                        continue
+                    if isinstance(plan, Hold):
+                        results[index] = plan
+                    elif isinstance(plan, (int, float)):
+                        hidden.append((index, plan))
+                    else:
+                        url, copy = plan
+                        copied.setdefault(url, []).append((index, copy))
+            await asyncio.gather(
+                *(self._copy(url, parcels, settlements, removed, results) for url, parcels in copied.items())
+            )
+            await self._conclude(settlements, removed, hidden, results)
+            return results
+
+    async def _copy(
+        self,
+        url: str,
+        parcels: Sequence[tuple[int, tuple[Entry, dict[str, Any]]]],
+        settlements: Sequence[Settlement],
+        removed: list[int],
+        results: list[Settled],
+    ) -> None:
+        errors = await copies.store(self.connection, url, [copy for _, copy in parcels])
+        for (index, _), error in zip(parcels, errors, strict=True):
+            if error is None:
+                settlements[index].delivery.token.copied = True
+                removed.append(index)
+            else:
+                results[index] = SettleError(error)
+
+    async def _conclude(
+        self,
+        settlements: Sequence[Settlement],
+        removed: Sequence[int],
+        hidden: Sequence[tuple[int, float]],
+        results: list[Settled],
+    ) -> None:
+        finished = [settlements[index].delivery for index in removed]
+        given_back = [settlements[index].delivery for index, _ in hidden]
+        for delivery in (*finished, *given_back):
+            if delivery.guard != "none":
+                await self.unmark(delivery)
+        errors, refusals = await asyncio.gather(
+            self._remove(finished), self._hide(given_back, [seconds for _, seconds in hidden])
+        )
+        for index, error in zip(
+            (*removed, *(index for index, _ in hidden)), (*errors, *refusals), strict=True
+        ):
+            if error is None:
+                continue
+            delivery = settlements[index].delivery
+            results[index] = self.lost(delivery) if _is_gone(error) else SettleError(error)
+
+    async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, tuple[Entry, dict[str, Any]]]:
+        """How to settle what is not an Ack: hold it, hide it for so many seconds, or store a copy in a queue."""
+        delivery, outcome, after = settlement.delivery, settlement.outcome, settlement.after
+        if isinstance(outcome, Reject):
+            url = await self.topics.dead_url(self.group)
+            return url, copies.dead(delivery, url, settlement.failure)
+        if not isinstance(outcome, Release):
+            return self.url, copies.failed(delivery, after, settlement.failure)
+        # The service counts releases, and has a bound: a copy starts a new count.
+        many = delivery.token.count > self.connection.settings.max_receives // 2
+        if many or after > LONGEST_LEASE / 2:
+            return self.url, copies.released(delivery, after)
+        return after
+
+    async def unmark(self, delivery: RawDelivery) -> None:
+        """It is settled, or given back: it has not ended this process."""
+        try:
+            await self.marks.remove(self.url, delivery)
+        except MessagingError:
+            return  # if it comes back, it comes back suspected
+
+    async def _remove(self, deliveries: Sequence[RawDelivery]) -> list[MessagingError | None]:
+        if not deliveries:
+            return []
+        entries = [{"ReceiptHandle": delivery.token.handle} for delivery in deliveries]
+        fates = await in_batches(self.connection, "sqs", "delete_message_batch", entries, QueueUrl=self.url)
+        return self._told(deliveries, fates)
+
+    async def _hide(
+        self, deliveries: Sequence[RawDelivery], seconds: Sequence[float]
+    ) -> list[MessagingError | None]:
+        """Give these back, each after so many seconds; in this order, and one batch after the other."""
+        if not deliveries:
+            return []
+        entries = [
+            {"ReceiptHandle": delivery.token.handle, "VisibilityTimeout": math.ceil(after)}
+            for delivery, after in zip(deliveries, seconds, strict=True)
+        ]
+        fates = await in_batches(
+            self.connection,
+            "sqs",
+            "change_message_visibility_batch",
+            entries,
+            in_turn=self.group.ordered,
+            QueueUrl=self.url,
+        )
+        return self._told(deliveries, fates)
+
+    def _told(
+        self, deliveries: Sequence[RawDelivery], fates: Sequence[object]
+    ) -> list[MessagingError | None]:
+        errors = [fate if isinstance(fate, MessagingError) else None for fate in fates]
+        for delivery, error in zip(deliveries, errors, strict=True):
+            if error is None:
+                delivery.token.done = True
+                self.forget(delivery)
+        return errors
+
+    async def _give_back(self, deliveries: Sequence[RawDelivery], after: float) -> None:
+        """Of a message group the last first: its order is kept."""
+        given_back = list(reversed(deliveries))
+        await self._hide(given_back, [after] * len(given_back))
+
+    def lost(self, delivery: RawDelivery) -> SettleError:
+        """Its lease has ended: it belongs to whoever gets it next."""
+        self.forget(delivery)
+        return SettleError(
+            LeaseLost(
+                f"the lease of message {delivery.message.id} of {self.where} ended before it was settled: it is "
+                f"delivered again"
+            )
+        )
+
+    def forget(self, delivery: RawDelivery) -> None:
+        self._held.pop(delivery, None)
+
+    # --- leases ------------------------------------------------------------------------------------------------
+
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+        """See `Consumer.extend`. SQS lends a message for 12 hours at most: then its lease ends."""
+        sent = time.monotonic()
+        ours = [
+            delivery for delivery in deliveries if delivery.lease.deadline > sent and not delivery.token.done
+        ]
+        until = {delivery: min(sent + seconds, delivery.token.received + LONGEST_LEASE) for delivery in ours}
+        entries = [
+            {
+                "ReceiptHandle": delivery.token.handle,
+                "VisibilityTimeout": max(1, math.floor(until[delivery] - sent)),
+            }
+            for delivery in ours
+        ]
+        fates = await in_batches(
+            self.connection, "sqs", "change_message_visibility_batch", entries, QueueUrl=self.url
+        )
+        gone: set[RawDelivery] = set()
+        failed: set[int] = set()
+        for delivery, fate in zip(ours, fates, strict=True):
+            if not isinstance(fate, MessagingError):
+                continue
+            failed.add(id(delivery.lease))
+            if _is_gone(fate) and not delivery.token.done:
+                gone.add(delivery)
+        for delivery in ours:
+            if id(delivery.lease) not in failed:
+                delivery.lease.deadline = until[delivery]
+        kept = set(ours) - gone
+        # What was settled meanwhile is not lost: its settlement answers for it.
+        return [delivery in kept or delivery.token.done for delivery in deliveries]
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        """See `Consumer.isolate`."""
+        if delivery.token.done or delivery.lease.deadline <= time.monotonic():
+            raise LeaseLost(
+                f"the lease of message {delivery.message.id} of {self.where} ended before it was isolated"
+            )
+        await self.marks.add(self.url, delivery)
+        delivery.guard = "alone"
+        return True
+
+    async def _tend(self) -> None:
+        """Keep what waits for the next `receive`: nobody else extends it."""
+        while True:
+            await asyncio.sleep(self.connection.settings.lease / 3)
+            if self._ready:
+                try:
+                    await self.extend(self._ready, self.connection.settings.lease)
+                except ConnectionFailed:
+                    continue  # what cannot be extended ends with its lease
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------
+
+    def status(self) -> ConsumerStatus:
+        """See `Consumer.status`."""
+        return ConsumerStatus(connected=self._connected and not self._closed)
+
+    async def close(self) -> None:
+        """See `Consumer.close`. Waits for the polls that are under way, so that they strand nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._changed()
+        try:
+            await self._polls.close()
+        finally:
+            if self._tending is not None:
+                self._tending.cancel()
+                await asyncio.wait((self._tending,))
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._leave()
+
+    async def _leave(self) -> None:
+        now = time.monotonic()
+        left = [delivery for delivery in self._held if delivery.lease.deadline > now]
+        for delivery in left:
+            if delivery.guard != "none":
+                await self.unmark(delivery)
+        self._ready.clear()
+        await self._give_back(left, 0)
+
+
+class SharedConsumer(Member):
+    """A member that shares a standard queue with the others of its group, in no order."""
+
+
+def _is_gone(error: MessagingError) -> bool:
+    """Whether the service says that the message is no longer ours."""
+    if not isinstance(error, Refused):
+        return False
+    return (
+        error.code.endswith(("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidIdFormat"))
+        or "expired" in error.text
+        or "does not exist" in error.text
+    )

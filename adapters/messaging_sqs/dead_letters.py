@@ -1,0 +1,126 @@
+"""The dead letters of a group: a queue, read without being consumed."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from messaging.adapter import DeadLetterStore, Lease, StoredLetter
+from messaging.errors import ConfigurationError, MessagingError, PublishError, PublishUncertain, TopicNotFound
+from messaging_sqs import copies
+from messaging_sqs.batches import in_batches
+from messaging_sqs.browse import Reading
+from messaging_sqs.connection import Absent, Interrupted
+from messaging_sqs.entries import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from messaging.adapter import GroupSpec
+    from messaging.message import Message
+    from messaging_sqs.connection import Connection
+    from messaging_sqs.topology import Topics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Letter:
+    """Where a letter of an open scan is."""
+
+    reading: Reading
+    handle: str
+
+
+class SQSDeadLetters(DeadLetterStore):
+    """See `DeadLetterStore`. `count` is approximate on AWS, by what the service tells."""
+
+    def __init__(self, connection: Connection, topics: Topics, group: GroupSpec) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._group = group
+
+    async def count(self) -> int:
+        """See `DeadLetterStore.count`."""
+        try:
+            return await self._topics.dead_count(self._group)
+        except (Absent, TopicNotFound) as error:
+            raise ConfigurationError(
+                f"group {self._group.name!r} of topic {self._group.topic.name!r} has no queue for dead letters: "
+                f"declare the group first. {error}"
+            ) from error
+
+    @asynccontextmanager
+    async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
+        """See `DeadLetterStore.scan`."""
+        number = await self.count()
+        reading = Reading(self._connection, await self._topics.dead_url(self._group), number)
+        try:
+            yield self._letters(reading)
+        finally:
+            await reading.end()
+
+    async def _letters(self, reading: Reading) -> AsyncIterator[StoredLetter]:
+        async for raw in reading.messages():
+            delivery = unpack(raw, self._group, Lease(inf))
+            yield StoredLetter(delivery.message, delivery.failure, Letter(reading, raw["ReceiptHandle"]))
+
+    async def redrive(
+        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
+    ) -> Sequence[PublishError | None]:
+        """See `DeadLetterStore.redrive`."""
+        open_letters = [one for one in letters if _is_open(one[0])]
+        url = await self._topics.queue_url(self._group)
+        errors = await copies.store(
+            self._connection,
+            url,
+            [copies.redriven(message, url, failure) for _, message, failure in open_letters],
+        )
+        await self._remove(
+            [letter for (letter, _, _), error in zip(open_letters, errors, strict=True) if error is None]
+        )
+        told = {
+            id(letter): _refused(letter, error)
+            for (letter, _, _), error in zip(open_letters, errors, strict=True)
+            if error is not None
+        }
+        return [told.get(id(letter)) for letter, _, _ in letters]
+
+    async def purge(self, letters: Sequence[StoredLetter]) -> int:
+        """See `DeadLetterStore.purge`."""
+        return await self._remove([letter for letter in letters if _is_open(letter)])
+
+    async def _remove(self, letters: Sequence[StoredLetter]) -> int:
+        """Raises the first error when some could not be removed."""
+        if not letters:
+            return 0
+        handles = [letter.reference.handle for letter in letters]
+        fates = await in_batches(
+            self._connection,
+            "sqs",
+            "delete_message_batch",
+            [{"ReceiptHandle": handle} for handle in handles],
+            QueueUrl=await self._topics.dead_url(self._group),
+        )
+        removed = [
+            handle
+            for handle, fate in zip(handles, fates, strict=True)
+            if not isinstance(fate, MessagingError)
+        ]
+        letters[0].reference.reading.removed(removed)
+        for fate in fates:
+            if isinstance(fate, MessagingError):
+                raise fate
+        return len(removed)
+
+
+def _is_open(letter: StoredLetter) -> bool:
+    reference: Letter = letter.reference
+    return reference.reading.holds(reference.handle)
+
+
+def _refused(letter: StoredLetter, error: MessagingError) -> PublishError:
+    kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
+    refused = kind(f"message {letter.message.id} was not redriven: {error}")
+    refused.__cause__ = error
+    return refused

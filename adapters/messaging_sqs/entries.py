@@ -1,0 +1,264 @@
+"""Messages to and from SQS and SNS: a body of text, and one attribute of ASCII JSON with everything else.
+
+More than ten attributes would make SNS discard a raw delivery, so all headers share one. Both services take XML 1.0
+text only and SNS may lose other text in silence: such a body travels as base64 and says so. Everything is checked
+here, before it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import secrets
+import time
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from itertools import count
+from string import ascii_letters, digits, punctuation
+from typing import TYPE_CHECKING, Any, cast
+
+from messaging.adapter import Lease, RawDelivery
+from messaging.envelope import (
+    ATTEMPT,
+    FAILURE,
+    NOT_BEFORE,
+    REPLY_TO,
+    decode,
+    encode,
+    recorded_attempt,
+    text,
+)
+from messaging.partition import partition_of
+from messaging_sqs.settings import KIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from messaging.adapter import GroupSpec
+    from messaging.message import Key, Message
+
+PREFIX = "ce_"
+ATTRIBUTE = "messaging"
+CONTENT_TYPE = "messaging-content-type"
+ENCODING = "messaging-encoding"
+BASE64 = "base64"
+EMPTY = "empty"
+NOTHING = "-"
+"""What stands for a body without a byte, which the services refuse."""
+LARGEST = MIB
+"""Amazon SQS quotas, "Message size"."""
+ROOM = KIB
+"""What the control headers of a copy may add to a message."""
+LONGEST_DELAY = 365 * 86_400.0
+"""Of a retry, seconds."""
+LONGEST_WAIT = LONGEST_DELAY + 86_400.0
+"""A time before which nothing may run that is further away than this was not written by us."""
+FENCE_STEP = 10_000
+"""More than the times that the service hands over one message."""
+
+SYSTEM_ATTRIBUTES = ("ApproximateReceiveCount", "SentTimestamp", "MessageGroupId", "SequenceNumber")
+
+_NATIVE_CONTENT_TYPES = ("content-type", "contenttype", "content_type")
+_TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+_OVERHEAD = len(ATTRIBUTE) + len("String")
+_GROUP_ID = frozenset(ascii_letters + digits + punctuation)
+_HASHED = "sha256:"
+_unique = secrets.token_hex(8)
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message as it travels; `size` is what the services count, in bytes."""
+
+    body: str
+    attribute: str
+    size: int
+
+    def to_queue(self, **more: Any) -> dict[str, Any]:
+        return {"MessageBody": self.body, "MessageAttributes": self._attributes(), **more}
+
+    def to_topic(self, **more: Any) -> dict[str, Any]:
+        return {"Message": self.body, "MessageAttributes": self._attributes(), **more}
+
+    def _attributes(self) -> dict[str, Any]:
+        return {ATTRIBUTE: {"DataType": "String", "StringValue": self.attribute}}
+
+
+def pack(message: Message, control: Mapping[str, str] | None = None, *, reply_to: str | None = None) -> Entry:
+    """The message with these control headers."""
+    headers = encode(message, prefix=PREFIX)
+    if message.type is None:
+        del headers[PREFIX + "type"]
+    if message.content_type is not None:
+        headers[CONTENT_TYPE] = message.content_type
+    if reply_to is not None:
+        headers[REPLY_TO] = reply_to
+    if control:
+        headers.update(control)
+    body, length = _as_text(message.body)
+    if not message.body:
+        body, length = NOTHING, len(NOTHING)
+        headers[ENCODING] = EMPTY
+    elif body is None:
+        body = b64encode(message.body).decode()
+        length = len(body)
+        headers[ENCODING] = BASE64
+    attribute = json.dumps(headers, separators=(",", ":"))
+    return Entry(body, attribute, length + _OVERHEAD + len(attribute))
+
+
+def _as_text(body: bytes) -> tuple[str | None, int]:
+    """The body as text that arrives as it was sent, if it is such; a carriage return is lost by XML."""
+    try:
+        written = body.decode()
+    except UnicodeDecodeError:
+        return None, 0
+    if not written or not (written.isprintable() or _TEXT.fullmatch(written)):
+        return None, 0
+    return written, len(body)
+
+
+def unique() -> str:
+    """A deduplication id, or a message group, that nothing else has."""
+    return f"{_unique}-{next(_numbers)}"
+
+
+def message_group(key: Key | None) -> str:
+    """The message group of a key: letters, digits and punctuation, at most 128, different for different keys."""
+    if key is None:
+        return unique()
+    if (
+        isinstance(key, str)
+        and 0 < len(key) <= 128
+        and _GROUP_ID.issuperset(key)
+        and not key.startswith(_HASHED)
+    ):
+        return key
+    return _HASHED + hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+@dataclass(slots=True)
+class Token:
+    """What belongs to a received message: where it is, and what was already done about it."""
+
+    message_id: str
+    handle: str
+    group_id: str | None
+    count: int
+    due: float
+    """Not before this time of the wall clock; 0 for most."""
+    received: float
+    """When it came, in monotonic seconds: SQS lends it for 12 hours from then."""
+    copied: bool = False
+    """Its copy is stored: only its removal is left."""
+    done: bool = False
+
+
+def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
+    """What a queue handed over. Never raises, whoever wrote it."""
+    system: dict[str, str] = raw.get("Attributes") or {}
+    headers, content_type, ours = _headers(raw.get("MessageAttributes") or {})
+    received = _number(system.get("ApproximateReceiveCount"), 1)
+    group_id = system.get("MessageGroupId")
+    message = decode(
+        headers,
+        prefix=PREFIX,
+        topic=group.topic.name,
+        body=_body(str(raw.get("Body", "")), headers),
+        position=str(raw["MessageId"]),
+        content_type=content_type,
+        key=group_id if group.ordered and not ours else None,
+    )
+    attempt = recorded_attempt(headers)
+    failure = headers.get(FAILURE)
+    reply_to = headers.get(REPLY_TO)
+    sequence = _number(system.get("SequenceNumber") or system.get("SentTimestamp"), 0)
+    return RawDelivery(
+        message=message,
+        partition=0 if message.key is None else partition_of(message.key, group.topic.partitions),
+        position=str(raw["MessageId"]),
+        attempt=attempt,
+        deliveries=attempt - 1 + received,
+        returns=received - 1,
+        failure=failure if isinstance(failure, str) else None,
+        reply_to=reply_to if isinstance(reply_to, str) else None,
+        fence=sequence * FENCE_STEP + received,
+        lease=lease,
+        native=raw,
+        token=Token(
+            str(raw["MessageId"]), raw["ReceiptHandle"], group_id, received, _due(headers), time.monotonic()
+        ),
+    )
+
+
+def _headers(attributes: dict[str, Any]) -> tuple[dict[str, Any], str | None, bool]:
+    """All headers, the content type, and whether our attribute was there."""
+    headers: dict[str, Any] = {}
+    content_type: str | None = None
+    for name, value in attributes.items():
+        if name == ATTRIBUTE:
+            continue
+        shown = value.get("StringValue", value.get("BinaryValue"))
+        if name.lower() in _NATIVE_CONTENT_TYPES:
+            content_type = text(shown)
+        elif not name.startswith("messaging-"):
+            headers[name] = shown
+    ours = attributes.get(ATTRIBUTE)
+    if ours is None:
+        return headers, content_type, False
+    written = text(ours.get("StringValue", ours.get("BinaryValue")))
+    try:
+        wrapped: object = json.loads(written)
+    except (ValueError, RecursionError):
+        wrapped = None
+    if not isinstance(wrapped, dict):
+        headers[ATTRIBUTE] = written
+        return headers, content_type, False
+    headers.update(cast("dict[str, Any]", wrapped))
+    told = headers.get(CONTENT_TYPE)
+    return headers, text(told) if told is not None else content_type, True
+
+
+def _body(written: str, headers: Mapping[str, Any]) -> bytes:
+    encoding = headers.get(ENCODING)
+    if encoding == EMPTY:
+        return b""
+    if encoding == BASE64:
+        try:
+            return b64decode(written, validate=True)
+        except ValueError:
+            pass  # written by another program: what is there is the body
+    return written.encode("utf-8", "replace")
+
+
+def _due(headers: Mapping[str, Any]) -> float:
+    written = headers.get(NOT_BEFORE)
+    if written is None:
+        return 0.0
+    try:
+        due = float(written)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return due if math.isfinite(due) and due - time.time() <= LONGEST_WAIT else 0.0
+
+
+def _number(value: object, otherwise: int) -> int:
+    try:
+        return max(int(cast("Any", value)), 0)
+    except (TypeError, ValueError):
+        return otherwise
+
+
+def control_headers(delivery: RawDelivery) -> dict[str, str]:
+    """The control headers that keep what is recorded of a delivery."""
+    control: dict[str, str] = {}
+    if delivery.attempt > 1:
+        control[ATTEMPT] = str(delivery.attempt)
+    if delivery.failure is not None:
+        control[FAILURE] = delivery.failure
+    if delivery.reply_to is not None:
+        control[REPLY_TO] = delivery.reply_to
+    return control

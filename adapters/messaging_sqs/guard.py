@@ -1,0 +1,107 @@
+"""The durable marks of the crash guard (3): tags of the group's queue.
+
+A tag names the message that a process runs alone. It is removed when that message is settled or given back; so a
+message that comes back with its mark has ended a process, or was ended with it. Setting a tag takes long enough for
+a process to be killed just then for another reason; so it takes two such ends. Tags are slow and few, as suspects are.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from messaging.errors import ConfigurationError, MessagingError
+
+if TYPE_CHECKING:
+    from messaging.adapter import RawDelivery
+    from messaging_sqs.connection import Connection
+
+logger = logging.getLogger("messaging")
+
+SUSPECT_AFTER = 3
+"""Returns before which no message was ever marked (semantics 3)."""
+_PREFIX = "messaging-guard-"
+_ENDS = 2
+"""Processes that a message must have ended while it ran alone."""
+_MOST = 30
+"""A queue has 50 tags at most; what crashed processes left is removed before they are full."""
+_ILLEGAL = re.compile(r"[^A-Za-z0-9_.:/=+@ -]")
+
+
+class _Mark(NamedTuple):
+    set_at: int
+    times: int
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.set_at}/{self.times}/{self.member}"
+
+    @classmethod
+    def of(cls, value: str) -> _Mark:
+        set_at, _, rest = value.partition("/")
+        times, _, member = rest.partition("/")
+        return cls(int(set_at) if set_at.isdecimal() else 0, int(times) if times.isdecimal() else 1, member)
+
+
+class Marks:
+    """The marks of one queue, and those that this member has set."""
+
+    def __init__(self, connection: Connection, member: str) -> None:
+        self._connection = connection
+        self._member = _ILLEGAL.sub("_", member)[:200]
+        self._mine: set[str] = set()
+        self._denied = False
+
+    async def judge(self, url: str, suspects: list[RawDelivery]) -> None:
+        """Say of messages that came back often what their marks say."""
+        try:
+            marks = await self._read(url)
+        except MessagingError as error:
+            logger.warning("The marks of the crash guard could not be read: %s", error)
+            return
+        for delivery in suspects:
+            # A mark of this process ended nothing: only the lease was lost.
+            if (mark := marks.get(delivery.token.message_id)) and mark.member != self._member:
+                delivery.guard = "tripped" if mark.times >= _ENDS else "none"
+
+    async def add(self, url: str, delivery: RawDelivery) -> None:
+        """Store the mark. Raises ConnectionFailed; without the permission, the message runs alone unmarked."""
+        if self._denied:
+            return
+        message_id = delivery.token.message_id
+        try:
+            marks = await self._read(url)
+            if len(marks) >= _MOST:
+                oldest = sorted(marks, key=lambda name: marks[name].set_at)
+                await self._untag(url, oldest[: len(marks) - _MOST + 1])
+            former = marks.get(message_id)
+            times = 1 if former is None else former.times + (former.member != self._member)
+            value = str(_Mark(int(time.time()), times, self._member))
+            await self._connection.call("sqs", "tag_queue", QueueUrl=url, Tags={_PREFIX + message_id: value})
+        except ConfigurationError as error:
+            self._denied = True
+            logger.warning("A message that may kill its process runs unmarked: %s", error)
+            return
+        self._mine.add(message_id)
+
+    async def remove(self, url: str, delivery: RawDelivery) -> None:
+        """The message is settled, or given back by a process that lives. A no-op for one without a mark."""
+        message_id = delivery.token.message_id
+        if message_id in self._mine or delivery.guard != "none":
+            await self._untag(url, [message_id])
+            self._mine.discard(message_id)
+
+    async def _read(self, url: str) -> dict[str, _Mark]:
+        answer = await self._connection.call("sqs", "list_queue_tags", QueueUrl=url)
+        tags: dict[str, str] = answer.get("Tags") or {}
+        return {
+            tag.removeprefix(_PREFIX): _Mark.of(value)
+            for tag, value in tags.items()
+            if tag.startswith(_PREFIX)
+        }
+
+    async def _untag(self, url: str, message_ids: list[str]) -> None:
+        keys = [_PREFIX + message_id for message_id in message_ids]
+        await self._connection.call("sqs", "untag_queue", QueueUrl=url, TagKeys=keys)

@@ -1,0 +1,294 @@
+"""Publishing: batches of ten side by side; of an ordered topic, one message of a key after the other.
+
+Each entry of a batch may fail alone, and later ones of its key would pass it: so a batch holds one message of a key,
+and the next follows when it is stored (7). Without SNS, or where a message is larger than SNS takes, it is sent to
+each group's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from messaging.adapter import Unrouted
+from messaging.errors import (
+    ConfigurationError,
+    MessageTooLarge,
+    MessagingError,
+    NoGroup,
+    PublishError,
+    PublishUncertain,
+    TopicNotFound,
+)
+from messaging.message import Receipt
+from messaging_sqs.batches import MOST, in_batches
+from messaging_sqs.connection import Absent, Interrupted
+from messaging_sqs.entries import LARGEST, ROOM, Entry, message_group, pack, unique
+from messaging_sqs.names import is_fifo
+from messaging_sqs.settings import SNS_DEFAULT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from messaging.adapter import Outgoing
+    from messaging_sqs.connection import Connection
+    from messaging_sqs.topology import Topics, TopicState
+
+Result: TypeAlias = "Receipt | PublishError"
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    at: int
+    outgoing: Outgoing
+    entry: Entry
+    fifo: dict[str, str]
+    """What makes it one of a FIFO topic or queue."""
+
+
+class Publisher:
+    """Stores batches of messages, one result each."""
+
+    def __init__(self, connection: Connection, topics: Topics) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._settings = connection.settings
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
+        """See `Adapter.publish`."""
+        results: list[Result] = [_PENDING] * len(messages)
+        by_topic: dict[tuple[str, str | None], list[int]] = {}
+        for at, one in enumerate(messages):
+            by_topic.setdefault((one.topic.name, one.topic.native), []).append(at)
+        if len(by_topic) == 1:
+            await self._publish_to(range(len(messages)), messages, results)
+        else:
+            await asyncio.gather(
+                *(self._publish_to(places, messages, results) for places in by_topic.values())
+            )
+        return results
+
+    async def _publish_to(
+        self, places: Sequence[int], messages: Sequence[Outgoing], results: list[Result]
+    ) -> None:
+        state = self._topics.state(messages[places[0]].topic)
+        items = self._checked(places, messages, results)
+        mandatory = any(item.outgoing.mandatory for item in items)
+        try:
+            blind = await self._look(state)
+        except MessagingError as error:
+            for item in items:
+                results[item.at] = _not_sent(item.outgoing, error)
+            return
+        if mandatory and (blind or not state.routed):
+            items = _without_mandatory(items, results, blind=blind)
+        if state.spec.ordered:
+            await self._in_order(state, items, results)
+        else:
+            await self._send(state, items, results)
+
+    def _checked(
+        self, places: Sequence[int], messages: Sequence[Outgoing], results: list[Result]
+    ) -> list[_Item]:
+        """What can be sent: a message that the services would refuse, or lose in silence, is refused here."""
+        most = min(self._settings.max_message_bytes, LARGEST - ROOM)
+        items: list[_Item] = []
+        failed: set[Any] = set()
+        for at in places:
+            one = messages[at]
+            message = one.message
+            entry = pack(message, reply_to=one.reply_to)
+            if message.key in failed:
+                results[at] = _behind(one)
+            elif entry.size > most:
+                results[at] = MessageTooLarge(
+                    f"message {message.id} of topic {message.topic} has {entry.size} bytes as SQS counts them (a body "
+                    f"that is no text travels as base64); at most {most} are allowed. Put large content elsewhere "
+                    f"and send a reference."
+                )
+                if one.topic.ordered:
+                    failed.add(message.key)
+            else:
+                fifo: dict[str, str] = {}
+                if one.topic.ordered:
+                    fifo = {"MessageGroupId": message_group(message.key), "MessageDeduplicationId": unique()}
+                items.append(_Item(at, one, entry, fifo))
+        return items
+
+    async def _look(self, state: TopicState) -> bool:
+        """Know who gets it; True where that cannot be known. No group is never believed for long."""
+        fresh = self._settings.groups_refresh if state.routed else 0.0
+        try:
+            await self._topics.look(state, within=fresh)
+        except ConfigurationError:
+            if state.direct:
+                raise
+            state.routed = True  # this publisher may not list subscriptions, which only mandatory needs
+            return True
+        return False
+
+    # --- send --------------------------------------------------------------------------------------------------
+
+    async def _in_order(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
+        chains: dict[Any, deque[_Item]] = {}
+        for item in items:
+            chains.setdefault(item.outgoing.message.key, deque()).append(item)
+        all_of = list(chains.values())
+        await asyncio.gather(
+            *(self._in_turn(state, all_of[at : at + MOST], results) for at in range(0, len(all_of), MOST))
+        )
+
+    async def _in_turn(self, state: TopicState, chains: list[deque[_Item]], results: list[Result]) -> None:
+        """The first of each key, then the second of each; what follows a failed one fails with it."""
+        while chains:
+            await self._send(state, [chain[0] for chain in chains], results)
+            left: list[deque[_Item]] = []
+            for chain in chains:
+                first = chain.popleft()
+                if isinstance(results[first.at], PublishError):
+                    for item in chain:
+                        results[item.at] = _behind(item.outgoing)
+                elif chain:
+                    left.append(chain)
+            chains = left
+
+    async def _send(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
+        if state.arn is None:
+            await self._to_queues(state, items, results)
+            return
+        large = [item for item in items if item.entry.size > state.limit]
+        if large:
+            items = [item for item in items if item.entry.size <= state.limit]
+            await self._too_large_for_sns(state, large, results)
+        if items:
+            await self._to_topic(state, state.arn, items, results)
+
+    async def _to_topic(
+        self, state: TopicState, arn: str, items: Sequence[_Item], results: list[Result]
+    ) -> None:
+        fates = await in_batches(
+            self._connection,
+            "sns",
+            "publish_batch",
+            [item.entry.to_topic(**item.fifo) for item in items],
+            field="PublishBatchRequestEntries",
+            sizes=[item.entry.size for item in items],
+            most_bytes=SNS_DEFAULT_BYTES,
+            TopicArn=arn,
+        )
+        kind = Receipt if state.routed else Unrouted
+        for item, fate in zip(items, fates, strict=True):
+            if isinstance(fate, MessagingError):
+                results[item.at] = self._failed(state, item, fate)
+            else:
+                one = item.outgoing
+                results[item.at] = kind(
+                    one.message.id, one.partition, fate.get("SequenceNumber") or fate["MessageId"]
+                )
+
+    async def _too_large_for_sns(
+        self, state: TopicState, items: Sequence[_Item], results: list[Result]
+    ) -> None:
+        """Straight to the groups' queues, which take more; in no order with what goes through SNS."""
+        try:
+            await self._topics.look(state, within=0.0)
+            refused = state.strangers or state.spec.ordered
+        except ConfigurationError:
+            refused = True
+        if not refused:
+            await self._to_queues(state, items, results)
+            return
+        for item in items:
+            results[item.at] = MessageTooLarge(
+                f"message {item.outgoing.message.id} of topic {state.spec.name} has {item.entry.size} bytes; its SNS "
+                f"topic takes {state.limit} (MaximumMessageSize)"
+            )
+
+    async def _to_queues(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
+        """One send for each group's queue: not atomic, so what only some have is uncertain."""
+        fates = await asyncio.gather(*(self._to_queue(url, items) for url in state.queues))
+        for number, item in enumerate(items):
+            one = item.outgoing
+            errors = [error for fate in fates if (error := fate[number]) is not None]
+            if not errors:
+                kind = Receipt if state.routed else Unrouted
+                results[item.at] = kind(one.message.id, one.partition)
+            elif len(errors) < len(fates):
+                uncertain = PublishUncertain(
+                    f"message {one.message.id} for topic {state.spec.name!r} is stored for {len(fates) - len(errors)} "
+                    f"of {len(fates)} groups: {errors[0]}. Publish it again with the same id if handlers are "
+                    f"idempotent."
+                )
+                uncertain.__cause__ = errors[0]
+                results[item.at] = uncertain
+            else:
+                interrupted = [error for error in errors if isinstance(error, Interrupted)]
+                results[item.at] = self._failed(state, item, (interrupted or errors)[0])
+
+    async def _to_queue(self, url: str, items: Sequence[_Item]) -> list[MessagingError | None]:
+        fates = await in_batches(
+            self._connection,
+            "sqs",
+            "send_message_batch",
+            [item.entry.to_queue(**(item.fifo if is_fifo(url) else {})) for item in items],
+            sizes=[item.entry.size for item in items],
+            most_bytes=LARGEST,
+            QueueUrl=url,
+        )
+        return [fate if isinstance(fate, MessagingError) else None for fate in fates]
+
+    def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
+        if isinstance(error, Absent):
+            state.looked = -1e9
+            return self._topics.absent(state)
+        if isinstance(error, Interrupted):
+            message = item.outgoing.message
+            uncertain = PublishUncertain(
+                f"the fate of message {message.id} for topic {message.topic!r} is unknown: {error}. Publish it again "
+                f"with the same id if handlers are idempotent."
+            )
+            uncertain.__cause__ = error
+            return uncertain
+        return _not_sent(item.outgoing, error)
+
+
+_PENDING = PublishError("not sent")
+
+
+def _without_mandatory(items: Sequence[_Item], results: list[Result], *, blind: bool) -> list[_Item]:
+    left: list[_Item] = []
+    for item in items:
+        message = item.outgoing.message
+        if not item.outgoing.mandatory:
+            left.append(item)
+        elif blind:
+            results[item.at] = PublishError(
+                f"message {message.id} was not published: whether topic {message.topic} has a group cannot be known "
+                f"without the permission sns:ListSubscriptionsByTopic, which mandatory=True needs"
+            )
+        else:
+            results[item.at] = NoGroup(
+                f"message {message.id} was not published: no group subscribes to topic {message.topic}. "
+                f"Declare one, or publish without mandatory=True."
+            )
+    return left
+
+
+def _behind(outgoing: Outgoing) -> PublishError:
+    return PublishError(
+        f"message {outgoing.message.id} for topic {outgoing.topic.name!r} was not sent: an earlier message of its key "
+        f"failed"
+    )
+
+
+def _not_sent(outgoing: Outgoing, error: MessagingError) -> PublishError:
+    if isinstance(error, TopicNotFound):
+        return error
+    failure = PublishError(
+        f"message {outgoing.message.id} for topic {outgoing.topic.name!r} was not sent: {error}"
+    )
+    failure.__cause__ = error
+    return failure

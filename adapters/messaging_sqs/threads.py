@@ -1,0 +1,74 @@
+"""Threads for calls that block: bounded, made when needed, and never in the way of the interpreter's end.
+
+The threads of `concurrent.futures` are joined when the interpreter ends: one hanging call would hold the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+Job: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]]"
+
+
+class Threads:
+    """Up to `size` daemon threads. More calls than that wait for one."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._started = 0
+        self._unfinished = 0
+        self._closed = False
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """The call's result. Cancelling leaves the call to end by itself; what it returns then is dropped."""
+        if self._closed:
+            raise RuntimeError(f"the threads {self._name} are closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._unfinished += 1
+        self._jobs.put((loop, future, call))
+        if self._started < self._size and self._unfinished > self._started:
+            self._started += 1
+            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+        return await future
+
+    def close(self) -> None:
+        """Let the threads end when their calls do."""
+        if not self._closed:
+            self._closed = True
+            for _ in range(self._started):
+                self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            loop, future, call = job
+            result: Any = None
+            failure: BaseException | None = None
+            try:
+                result = call()
+            except BaseException as error:
+                failure = error
+            try:
+                loop.call_soon_threadsafe(self._tell, future, result, failure)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits any more
+            # Nothing of the last call is kept alive while this thread waits for the next.
+            del job, future, call, result, failure
+
+    def _tell(self, future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+        self._unfinished -= 1
+        if future.done():
+            return
+        if failure is None:
+            future.set_result(result)
+        else:
+            future.set_exception(failure)

@@ -1,0 +1,434 @@
+"""Topics and groups on the services: created, verified, remembered, listed and deleted.
+
+A topic is an SNS topic, or with `fanout=client` a queue that is always empty; its tags are the record of partitions
+and order (16). A group is a queue and one for its dead letters. What exists is compared, never changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from messaging.adapter import GroupInfo, GroupSpec
+from messaging.errors import ConfigurationError, TopicNotFound
+from messaging_sqs.connection import Absent
+from messaging_sqs.names import Names, is_fifo, queue_name, twin
+from messaging_sqs.queues import Queues, delivery_policy
+from messaging_sqs.settings import LONGEST_RETENTION, SHORTEST_RETENTION, SNS_DEFAULT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import TopicSpec, Topology, TopologyMode
+    from messaging_sqs.connection import Connection
+
+PARTITIONS = "messaging-partitions"
+ORDERED = "messaging-ordered"
+FORMAT = "messaging-format"
+TOPIC = "messaging-topic"
+GROUP = "messaging-group"
+_FORMAT = "1"
+
+
+@dataclass(slots=True)
+class TopicState:
+    """What this process knows of one topic."""
+
+    spec: TopicSpec
+    mode: TopologyMode
+    arn: str | None = None
+    """Of the SNS topic; None where messages go to queues."""
+    queue: str | None = None
+    """The URL of the adopted queue that is the topic."""
+    limit: int = SNS_DEFAULT_BYTES
+    """What the SNS topic takes, in bytes."""
+    queues: Sequence[str] = ()
+    """The URLs of the groups' queues."""
+    routed: bool = False
+    """Somebody got what was published when it was last looked."""
+    strangers: bool = False
+    """The SNS topic has subscribers that are no queues."""
+    looked: float = -1e9
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def direct(self) -> bool:
+        """Messages go to queues, without SNS."""
+        return self.arn is None
+
+
+class Topics:
+    """All topics and groups that this adapter was told of."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._settings = connection.settings
+        self.names = Names(connection.settings)
+        self.queues = Queues(connection)
+        self._states: dict[tuple[str, str | None], TopicState] = {}
+        self._groups: dict[tuple[str, str], GroupSpec] = {}
+        self._urls: dict[str, str] = {}
+
+    def state(self, topic: TopicSpec) -> TopicState:
+        """What is known of a topic, declared or not."""
+        state = self._states.get((topic.name, topic.native))
+        if state is None:
+            state = self._states[topic.name, topic.native] = self._new_state(topic, "off")
+        return state
+
+    def _new_state(self, topic: TopicSpec, mode: TopologyMode) -> TopicState:
+        if topic.native is not None or self._settings.fanout == "client":
+            return TopicState(topic, mode)
+        return TopicState(topic, mode, self._connection.topic_arn(self.names.topic(topic)))
+
+    async def queue_url(self, group: GroupSpec) -> str:
+        """Where the group's messages are. Raises TopicNotFound."""
+        return await self._url(group, group.native or self.names.queue(group))
+
+    async def dead_url(self, group: GroupSpec) -> str:
+        """Where the group's dead letters are. Raises TopicNotFound."""
+        if group.native is None:
+            return await self._url(group, self.names.dead(group))
+        policy = (await self.queues.attributes(await self.queue_url(group), "RedrivePolicy")).get(
+            "RedrivePolicy"
+        )
+        if policy is None:
+            raise ConfigurationError(
+                f"the adopted queue {group.native!r} has no queue for dead letters: give it a redrive policy"
+            )
+        return await self._url(group, json.loads(policy)["deadLetterTargetArn"])
+
+    async def _url(self, group: GroupSpec, reference: str) -> str:
+        url = self._urls.get(reference)
+        if url is None:
+            url = await self.queues.find(reference)
+            if url is None:
+                raise self._no_group(group, reference)
+            self._urls[reference] = url
+        return url
+
+    # --- declare -----------------------------------------------------------------------------------------------
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        for group in topology.groups:
+            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+        for key, topic in topics.items():
+            state = self._new_state(topic, topology.mode)
+            if topic.native is not None:
+                await self._adopt_topic(state, topic.native)
+            elif topology.mode != "off":
+                await self._declare_topic(state)
+            self._states[key] = state
+        for group in topology.groups:
+            state = self.state(group.topic)
+            if group.native is not None:
+                await self._adopt_group(group, group.native)
+            elif topology.mode != "off":
+                await self._declare_group(group, state)
+            self._groups[group.topic.name, group.name] = group
+            state.looked = -1e9
+
+    async def _declare_topic(self, state: TopicState) -> None:
+        spec = state.spec
+        wanted = {
+            PARTITIONS: str(spec.partitions),
+            ORDERED: _yes(spec.ordered),
+            FORMAT: _FORMAT,
+            TOPIC: spec.name,
+        }
+        stored = await self._record(state)
+        if stored is None:
+            if state.arn is not None:
+                other = twin(state.arn)
+                if await self.queues.topic(other) is not None:
+                    _compare(spec, await self.queues.topic_tags(other), ordered=is_fifo(other))
+            if state.mode != "declare":
+                raise TopicNotFound(
+                    f"topic {spec.name!r} does not exist at {self._settings.address}, and topology is {state.mode!r}: "
+                    f"declare it first, or use topology='declare'"
+                )
+            if state.arn is None:
+                await self.queues.create(self.names.record(spec), wanted)
+            else:
+                await self.queues.create_topic(self.names.topic(spec), wanted)
+            stored = await self._record(state) or wanted
+        _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
+
+    async def _record(self, state: TopicState) -> dict[str, str] | None:
+        """The tags of a topic, None where there is no topic."""
+        if state.arn is None:
+            url = await self.queues.find(self.names.record(state.spec))
+            return None if url is None else await self.queues.tags(url)
+        attributes = await self.queues.topic(state.arn)
+        if attributes is None:
+            return None
+        if self._settings.is_aws:
+            state.limit = int(attributes.get("MaximumMessageSize", SNS_DEFAULT_BYTES))
+        return await self.queues.topic_tags(state.arn)
+
+    async def _adopt_topic(self, state: TopicState, native: str) -> None:
+        spec = state.spec
+        if spec.ordered != is_fifo(native):
+            raise ConfigurationError(
+                f"topic {spec.name!r} is {_spoken(spec.ordered)} in the program, and {native!r} is "
+                f"{_spoken(is_fifo(native))}: say the same"
+            )
+        if ":sns:" in native:
+            state.arn = native
+            attributes = await self.queues.topic(native)
+            exists = attributes is not None
+            if attributes is not None and self._settings.is_aws:
+                state.limit = int(attributes.get("MaximumMessageSize", SNS_DEFAULT_BYTES))
+        else:
+            state.queue = await self.queues.find(native)
+            exists = state.queue is not None
+        if not exists:
+            raise TopicNotFound(
+                f"there is no {native!r} at {self._settings.address} to adopt: create it first"
+            )
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    async def _declare_group(self, group: GroupSpec, state: TopicState) -> None:
+        name = self.names.queue(group)
+        url = await self.queues.find(name)
+        if url is None:
+            if await self.queues.find(twin(name)) is not None:
+                raise _different_order(group)
+            if state.mode != "declare":
+                raise self._no_group(group, name)
+        dead = await self.queues.find(self.names.dead(group))
+        if dead is None:
+            if state.mode != "declare":
+                raise self._no_group(group, self.names.dead(group))
+            dead = await self.queues.create(self.names.dead(group), self._tags(group))
+        if url is None:
+            url = await self._create_queue(group, state, dead)
+        self._urls[name], self._urls[self.names.dead(group)] = url, dead
+        if state.arn is not None:
+            await self._subscribe(group, state.arn, url, create=state.mode == "declare")
+        elif state.queue is None and self._settings.groups_refresh:
+            await self._until_known(url)
+
+    async def _create_queue(self, group: GroupSpec, state: TopicState, dead: str) -> str:
+        dead_arn = (await self.queues.attributes(dead, "QueueArn"))["QueueArn"]
+        redrive = {"deadLetterTargetArn": dead_arn, "maxReceiveCount": str(self._settings.max_receives)}
+        more = {"RedrivePolicy": json.dumps(redrive)}
+        if state.arn is not None:
+            queue_arn = dead_arn.removesuffix(queue_name(dead)) + self.names.queue(group)
+            more["Policy"] = delivery_policy(queue_arn, state.arn)
+        return await self.queues.create(
+            self.names.queue(group), self._tags(group), retention=self._retention(group.topic), more=more
+        )
+
+    def _tags(self, group: GroupSpec) -> dict[str, str]:
+        return {TOPIC: group.topic.name, GROUP: group.name, ORDERED: _yes(group.ordered)}
+
+    def _retention(self, topic: TopicSpec) -> int:
+        if topic.retention is None:
+            return self._settings.retention
+        if not SHORTEST_RETENTION <= topic.retention <= LONGEST_RETENTION:
+            raise ConfigurationError(
+                f"topic {topic.name!r} asks for a retention of {topic.retention:g} s; SQS keeps messages for "
+                f"{SHORTEST_RETENTION} to {LONGEST_RETENTION} s"
+            )
+        return math.ceil(topic.retention)
+
+    async def _subscribe(self, group: GroupSpec, arn: str, url: str, *, create: bool) -> None:
+        """Without a subscription, publishing would be accepted and reach nobody."""
+        queue_arn = (await self.queues.attributes(url, "QueueArn"))["QueueArn"]
+        subscription = await self.queues.subscription(arn, queue_arn)
+        if subscription is not None:
+            if not await self.queues.delivers_raw(subscription):
+                raise ConfigurationError(
+                    f"the subscription of queue {queue_arn} to {arn} wraps messages: give it RawMessageDelivery"
+                )
+        elif create:
+            await self.queues.subscribe(arn, queue_arn)
+        else:
+            raise TopicNotFound(
+                f"group {group.name!r} gets nothing of topic {group.topic.name!r}: queue {queue_arn} is not "
+                f"subscribed to {arn}. Declare it first, or use topology='declare'"
+            )
+
+    async def _until_known(self, url: str) -> None:
+        """Wait until every publisher has looked for groups since this one was created."""
+        created = int((await self.queues.attributes(url, "CreatedTimestamp")).get("CreatedTimestamp", 0))
+        wait = created + 1 + self._settings.groups_refresh - time.time()
+        await asyncio.sleep(min(max(wait, 0.0), self._settings.groups_refresh + 1))
+
+    async def _adopt_group(self, group: GroupSpec, native: str) -> None:
+        if group.ordered != is_fifo(native):
+            raise ConfigurationError(
+                f"group {group.name!r} is {_spoken(group.ordered)} in the program, and queue {native!r} is "
+                f"{_spoken(is_fifo(native))}: say the same"
+            )
+        await self.queue_url(group)
+        await self.dead_url(group)
+
+    def _no_group(self, group: GroupSpec, reference: str) -> TopicNotFound:
+        return TopicNotFound(
+            f"group {group.name!r} of topic {group.topic.name!r} does not exist: there is no queue "
+            f"{reference!r} at {self._settings.address}. Declare it first, or use topology='declare'"
+        )
+
+    # --- look --------------------------------------------------------------------------------------------------
+
+    async def look(self, state: TopicState, *, within: float) -> None:
+        """Know the topic's queues as they were at most `within` seconds ago. Raises TopicNotFound."""
+        if time.monotonic() - state.looked <= within:
+            return
+        asked = time.monotonic()
+        async with state.looking:
+            if state.looked >= asked:
+                return
+            started = time.monotonic()
+            if state.queue is not None:
+                state.queues, state.routed = (state.queue,), True
+            elif state.arn is not None:
+                await self._look_at_subscriptions(state, state.arn)
+            else:
+                state.queues = [url for url, _ in await self._tagged(state.spec)]
+                state.routed = bool(state.queues)
+                if not state.routed and await self.queues.find(self.names.record(state.spec)) is None:
+                    raise self.absent(state)
+            state.looked = started
+
+    async def _look_at_subscriptions(self, state: TopicState, arn: str) -> None:
+        try:
+            subscriptions = [one async for one in self.queues.subscriptions(arn)]
+        except Absent:
+            raise self.absent(state) from None
+        mine = [one["Endpoint"] for one in subscriptions if one["Protocol"] == "sqs"]
+        state.queues = [await self._connection.likely_url(queue_name(endpoint)) for endpoint in mine]
+        state.strangers = len(mine) < len(subscriptions)
+        state.routed = bool(subscriptions)
+
+    def absent(self, state: TopicState) -> TopicNotFound:
+        return TopicNotFound(
+            f"topic {state.spec.name!r} does not exist at {self._settings.address}: declare it first, or let the "
+            f"topology setting declare it"
+        )
+
+    async def _tagged(self, topic: TopicSpec) -> list[tuple[str, GroupSpec]]:
+        """The queues of the topic's groups, by their tags, in any order of the groups."""
+        urls = await self.queues.named_like(self.names.queues_of(topic))
+        return await self._groups_of(topic, urls)
+
+    async def _groups_of(self, topic: TopicSpec, urls: Sequence[str]) -> list[tuple[str, GroupSpec]]:
+        tags = await asyncio.gather(*(self.queues.tags(url) for url in urls))
+        return [
+            (url, GroupSpec(topic, tag[GROUP], tag.get(ORDERED) == _yes(True)))
+            for url, tag in zip(urls, tags, strict=True)
+            if tag.get(TOPIC) == topic.name and GROUP in tag
+        ]
+
+    async def infos(self) -> list[GroupInfo]:
+        """The groups of the declared topics, as the services know them."""
+        groups = [group for group in self._groups.values() if group.native is not None]
+        for state in list(self._states.values()):
+            if state.spec.native is not None:
+                continue
+            if state.arn is None:
+                found = await self._tagged(state.spec)
+            else:
+                try:
+                    await self._look_at_subscriptions(state, state.arn)
+                except TopicNotFound:
+                    continue
+                found = await self._groups_of(state.spec, state.queues)
+            groups += [group for _, group in found]
+        known = await asyncio.gather(*(self._info(group) for group in groups))
+        return [info for info in known if info is not None]
+
+    async def _info(self, group: GroupSpec) -> GroupInfo | None:
+        try:
+            queue = await self.queues.attributes(
+                await self.queue_url(group),
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesDelayed",
+            )
+            dead = await self.dead_count(group)
+        except (Absent, TopicNotFound):
+            return None
+        return GroupInfo(
+            topic=group.topic.name,
+            group=group.name,
+            lag=sum(int(number) for number in queue.values()),
+            dead_letters=dead,
+        )
+
+    async def dead_count(self, group: GroupSpec) -> int:
+        """All dead letters, those that a scan holds included. Raises Absent or TopicNotFound."""
+        counts = await self.queues.attributes(
+            await self.dead_url(group),
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesNotVisible",
+            "ApproximateNumberOfMessagesDelayed",
+        )
+        return sum(int(number) for number in counts.values())
+
+    # --- delete ------------------------------------------------------------------------------------------------
+
+    async def delete(self, group: GroupSpec) -> None:
+        """See `Adapter.delete_group`. An adopted queue is left alone."""
+        self._groups.pop((group.topic.name, group.name), None)
+        if group.native is not None:
+            return
+        state = self.state(group.topic)
+        for kind in (group, replace(group, ordered=not group.ordered)):
+            for name in (self.names.queue(kind), self.names.dead(kind)):
+                self._urls.pop(name, None)
+                url = await self.queues.find(name)
+                if url is None:
+                    continue
+                if state.arn is not None and name == self.names.queue(kind):
+                    await self._unsubscribe(state.arn, url)
+                await self.queues.delete(url)
+        state.looked = -1e9
+
+    async def _unsubscribe(self, arn: str, url: str) -> None:
+        try:
+            queue_arn = (await self.queues.attributes(url, "QueueArn"))["QueueArn"]
+            subscription = await self.queues.subscription(arn, queue_arn)
+        except Absent:
+            return
+        if subscription is not None:
+            await self.queues.unsubscribe(subscription)
+
+
+def _compare(spec: TopicSpec, stored: dict[str, str], *, ordered: bool | None) -> None:
+    """Raises ConfigurationError naming both sides; what the record does not say is not compared (16)."""
+    partitions = int(stored.get(PARTITIONS, spec.partitions))
+    kept_order = stored.get(ORDERED, _yes(spec.ordered)) == _yes(True) if ordered is None else ordered
+    if (partitions, kept_order) != (spec.partitions, spec.ordered):
+        raise ConfigurationError(
+            f"topic {spec.name!r} has {partitions} partitions and is {_spoken(kept_order)} on the service, and this "
+            f"program asks for {spec.partitions} partitions, {_spoken(spec.ordered)}: the service's record counts. Set "
+            f"the same in the topic or its settings, or use another topic or namespace."
+        )
+    if stored.get(FORMAT, _FORMAT) != _FORMAT:
+        raise ConfigurationError(
+            f"topic {spec.name!r} has format {stored[FORMAT]} on the service; this version writes {_FORMAT}"
+        )
+
+
+def _different_order(group: GroupSpec) -> ConfigurationError:
+    return ConfigurationError(
+        f"group {group.name!r} of topic {group.topic.name!r} is {_spoken(not group.ordered)} on the service, and this "
+        f"program asks for {_spoken(group.ordered)}: subscribe alike, or delete the group, or use another group name"
+    )
+
+
+def _spoken(ordered: bool) -> str:
+    return "ordered" if ordered else "unordered"
+
+
+def _yes(value: bool) -> str:
+    return "true" if value else "false"

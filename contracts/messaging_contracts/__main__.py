@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         "capabilities", help="run the contract suite and write the table of what each broker promises"
     )
     # argparse would look for the empty list among `choices`; an unknown name is refused by `start`.
-    capabilities.add_argument("brokers", nargs="*", metavar="BROKER", help=f"{_names()}; without any, all")
+    capabilities.add_argument(
+        "brokers", nargs="*", metavar="BROKER", help=f"{_names()}; without any, all that have an adapter"
+    )
     capabilities.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the Markdown file to write"
     )
@@ -105,7 +107,7 @@ def _capabilities(options: argparse.Namespace) -> int:
     logging.getLogger("messaging").setLevel(logging.CRITICAL)  # the cases provoke what it would tell
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with ExitStack() as started:
-        running = _start(options.brokers or brokers.NAMES, started)
+        running = _start(options.brokers or brokers.with_an_adapter(), started)
         os.environ.update(_environment(running))
         text, kept = asyncio.run(report(["memory://capabilities", *(broker.url for broker in running)]))
     options.output.write_text(text, encoding="utf-8")

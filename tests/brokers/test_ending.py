@@ -34,7 +34,7 @@ ENDS = {
 
 def environment() -> dict[str, str]:
     # Without Docker: the starter is another process, out of reach of a monkeypatch.
-    hidden = ("DOCKER_HOST", "TC_HOST", "MESSAGING_TEST_REDIS_URL")
+    hidden = ("DOCKER_HOST", "TC_HOST", "MESSAGING_TEST_REDIS_URL", "MESSAGING_TEST_REDIS_IMAGE")
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 

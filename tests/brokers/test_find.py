@@ -1,6 +1,7 @@
 import logging
 import socket
 import time
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,12 @@ def test_a_url_in_the_environment_that_does_not_answer_is_an_error(
     assert "s3cret" not in str(raised.value)
 
 
+def test_a_server_has_an_adapter_when_one_is_installed_for_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = EntryPoints([EntryPoint("redis", "x:X", "messaging.adapters")])
+    monkeypatch.setattr(find, "entry_points", lambda *, group: installed.select(group=group))
+    assert brokers.with_an_adapter() == ("redis",)
+
+
 def test_an_unknown_broker_is_named_with_the_known_ones() -> None:
     with pytest.raises(brokers.BrokerUnavailable, match="redis, rabbitmq"):
         brokers.start("pigeon")
@@ -93,6 +100,7 @@ def test_an_engine_that_does_not_answer_gives_way_to_a_process(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("MESSAGING_TEST_REDIS_URL", raising=False)
+    monkeypatch.delenv("MESSAGING_TEST_REDIS_IMAGE", raising=False)
     monkeypatch.setattr(docker, "ENGINE_TIMEOUT", 1)
     with socket.socket() as engine:
         engine.bind(("127.0.0.1", 0))
@@ -103,6 +111,15 @@ def test_an_engine_that_does_not_answer_gives_way_to_a_process(
         with brokers.start("redis", own=True) as broker:
             assert isinstance(broker, NativeBroker)
         assert time.monotonic() - before < 15
+
+
+@pytest.mark.parametrize("name", brokers.NAMES)
+def test_an_image_named_by_the_environment_never_gives_way_to_a_process(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(docker.image_variable(name), "example/named:9")
+    with pytest.raises(brokers.BrokerUnavailable, match="no engine is in sight.* example/named:9"):
+        brokers.start(name, own=True)
 
 
 def test_data_are_kept_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

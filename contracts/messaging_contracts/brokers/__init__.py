@@ -8,7 +8,7 @@ ever skipped.
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable
 from messaging_contracts.brokers.cluster import RedisCluster, redis_cluster
-from messaging_contracts.brokers.find import NAMES, environment_variable, start
+from messaging_contracts.brokers.find import NAMES, environment_variable, start, with_an_adapter
 
 __all__ = [
     "NAMES",
@@ -18,4 +18,5 @@ __all__ = [
     "environment_variable",
     "redis_cluster",
     "start",
+    "with_an_adapter",
 ]

@@ -97,10 +97,42 @@ def start_container(kind: Kind, options: Options, timeout: float) -> Broker | No
     a container cannot have these options.
 
     The wait for the engine, for the image and for the broker is bounded each.
+
+    :raises BrokerUnavailable: it did not serve in time; or the environment names an image that cannot be run,
+    which must not become another version in silence
     """
     spec = kind.container(options, LOOPBACK, 0)  # host and port do not matter yet
-    if spec is None or not _engine_in_sight():
+    if spec is None:
         return None
+    variable = image_variable(kind.name)
+    try:
+        return _started(kind, options, spec.image, timeout)
+    except _NoContainer as error:
+        if os.environ.get(variable):
+            raise BrokerUnavailable(
+                f"no {kind.name} by Docker: {error}; {variable} names the image {spec.image}: unset it, or see "
+                "that the image can be run"
+            ) from None
+        logger.log(error.level, "no %s by Docker: %s", kind.name, error)
+        return None
+
+
+def image_variable(name: str) -> str:
+    """The variable that names an image for this kind of broker."""
+    return f"MESSAGING_TEST_{name.upper()}_IMAGE"
+
+
+class _NoContainer(Exception):
+    """Why there is no container, and how loudly to say it."""
+
+    def __init__(self, reason: str, level: int = logging.INFO) -> None:
+        super().__init__(reason)
+        self.level = level
+
+
+def _started(kind: Kind, options: Options, image: str, timeout: float) -> Broker:
+    if not _engine_in_sight():
+        raise _NoContainer("no engine is in sight")
     try:
         with warnings.catch_warnings():
             # What these libraries say on import is not about the tests that run with warnings as errors.
@@ -109,29 +141,27 @@ def start_container(kind: Kind, options: Options, timeout: float) -> Broker | No
             from testcontainers.core.config import testcontainers_config
             from testcontainers.core.container import DockerContainer
     except ImportError:
-        logger.info("Docker is in sight, testcontainers is not installed")
-        return None
+        raise _NoContainer("testcontainers is not installed") from None
     try:
         client: Any = docker.from_env(timeout=ENGINE_TIMEOUT)
         try:
             client.ping()
-            if not _image(client, spec.image):
-                return None
+            found = _image(client, image)
             # Without its image the reaper would fail the start; what was started is then ended by `stop`.
-            if not _present(client, testcontainers_config.ryuk_image):
+            if found and not _present(client, testcontainers_config.ryuk_image):
                 testcontainers_config.ryuk_disabled = True
         finally:
             client.close()
     except Exception as error:
-        logger.info("no %s by Docker: %s", kind.name, error)
-        return None
+        raise _NoContainer(str(error)) from error
+    if not found:
+        raise _NoContainer(f"the image {image} is not there and was not pulled within {PULL_TIMEOUT} s")
     try:
-        return ContainerBroker(kind, options, spec.image, timeout, DockerContainer)
+        return ContainerBroker(kind, options, image, timeout, DockerContainer)
     except BrokerUnavailable:
         raise
     except Exception as error:
-        logger.warning("no %s by Docker, although its image is there: %s", kind.name, error)
-        return None
+        raise _NoContainer(f"its image is there, but {error}", logging.WARNING) from error
 
 
 def _engine_in_sight() -> bool:

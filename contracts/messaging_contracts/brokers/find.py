@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable, FoundBroker, Kind, NotReady, Options
 from messaging_contracts.brokers.docker import start_container
 from messaging_contracts.brokers.elasticmq import ElasticMQ
 from messaging_contracts.brokers.fetched import run
 from messaging_contracts.brokers.kafka import Kafka
-from messaging_contracts.brokers.process import start_native
+from messaging_contracts.brokers.process import LOOPBACK, start_native
 from messaging_contracts.brokers.rabbitmq import RabbitMQ
 from messaging_contracts.brokers.redis import Redis
 from messaging_contracts.brokers.sqs import SQS
@@ -32,6 +34,14 @@ logger = logging.getLogger("messaging_contracts.brokers")
 def environment_variable(name: str) -> str:
     """The variable that names a running broker of this kind."""
     return f"MESSAGING_TEST_{name.upper()}_URL"
+
+
+def with_an_adapter() -> tuple[str, ...]:
+    """Those of `NAMES` that an installed adapter takes the URL of."""
+    schemes = entry_points(group="messaging.adapters").names
+    return tuple(
+        name for name, kind in KINDS.items() if urlsplit(kind.url(LOOPBACK, 1, Options())).scheme in schemes
+    )
 
 
 def start(

@@ -14,14 +14,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 BROKERS := redis rabbitmq
 
-.PHONY: help demo test check format coverage clean
+.PHONY: help demo test test-compose check format coverage clean
 
 help:
-	@echo "make demo      the example shop on the memory broker"
-	@echo "make test      unit tests, contract suite and example on memory, Redis and RabbitMQ"
-	@echo "make check     formatting, lint, types"
-	@echo "make format    mend formatting and what lint can mend"
-	@echo "make coverage  branch coverage of the portable layer, at least 95 %"
+	@echo "make demo          the example shop on the memory broker"
+	@echo "make test          unit tests, contract suite and example on memory, Redis and RabbitMQ"
+	@echo "make test-compose  the same on the servers of docker-compose.yml, which go on running"
+	@echo "make check         formatting, lint, types"
+	@echo "make format        mend formatting and what lint can mend"
+	@echo "make coverage      branch coverage of the portable layer, at least 95 %"
 
 $(BIN)/python:
 	@usable='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; \
@@ -51,6 +52,11 @@ demo: $(STAMP)
 # `run` finds or starts the brokers, hands their URLs to the command by environment, and ends what it started.
 test: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
+
+test-compose: $(STAMP_DEV)
+	@docker compose up --detach --wait $(BROKERS)
+	@set -a; . ./compose.env; set +a; \
+	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP_DEV)
 	@$(BIN)/ruff format --check .

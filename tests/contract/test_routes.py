@@ -24,7 +24,7 @@ from messaging import (
 )
 from messaging_contracts import brokers
 
-REAL = brokers.with_an_adapter()
+REAL = tuple(name for name in brokers.with_an_adapter() if name != "elasticmq")  # it is queues alone, without SNS
 BROKERS = ("memory", *REAL)
 KEYS = ("ann", "bob", "cas")
 

@@ -308,8 +308,20 @@ class StoredLetter:
     """The adapter's own: where it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The letter is not there any more: somebody else redrove or purged it."""
+
+
+GONE = Gone()
+
+
 class DeadLetterStore(ABC):
-    """The dead letters of one group of one topic."""
+    """The dead letters of one group of one topic.
+
+    Every method raises TopicNotFound where the topic is absent, and ConfigurationError where the group is, or where
+    the broker's record of partitions or order differs from the group given (16): nothing is moved then.
+    """
 
     @abstractmethod
     async def count(self) -> int:
@@ -325,11 +337,11 @@ class DeadLetterStore(ABC):
     @abstractmethod
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         """Put each message at the tail of this group only, confirmed, then remove the letter (11).
 
         Each item is the letter, the message to deliver, and the failure record that goes with it (counters of
-        earlier lives). The message starts at attempt 1.
+        earlier lives). The message starts at attempt 1. None: moved. Gone: it was not there, nothing was done.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
 
+from messaging.adapter import Gone
 from messaging.clock import Clock, sleep
 from messaging.envelope import check_headers
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
@@ -112,6 +113,7 @@ class DeadLetters:
         dry_run: bool = False,
     ) -> int:
         """Put letters back to this group's tail, each confirmed before its letter is removed; how many (11).
+        A letter that somebody else took meanwhile is not counted.
 
         No other group sees them again. Their attempts start anew; the counters of the record go on. Order
         against messages of the same key that were handled meanwhile is not restored: `dry_run=True` sends
@@ -145,7 +147,7 @@ class DeadLetters:
             self._report_redrive(tried, keyed, results, dry_run=dry_run)
         if any(isinstance(result, PublishError) for result in results):
             raise PublishManyError(results)
-        return tried
+        return tried if dry_run else len(results)
 
     async def purge(self, *, ids: Collection[str] | None = None, where: Where | None = None) -> int:
         """Delete letters for good; how many. `ids` and `where` choose; without them all that are there now.
@@ -177,6 +179,7 @@ class DeadLetters:
         return [
             Receipt(message.id) if result is None else result
             for message, result in zip(messages, results, strict=True)
+            if not isinstance(result, Gone)
         ]
 
     async def _pages(

@@ -144,7 +144,11 @@ class MemoryAdapter(Adapter):
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         return MemoryDeadLetters(
-            self._connection, self._declarer, group, maximum=self._settings.max_message_bytes
+            self._connection,
+            self._ensure,
+            self._declarer,
+            group,
+            maximum=self._settings.max_message_bytes,
         )
 
     async def groups(self) -> Sequence[GroupInfo]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from messaging.adapter import DeadLetterStore, StoredLetter
-from messaging.errors import InvalidMessage, MessageTooLarge, PublishError
+from messaging.adapter import GONE, DeadLetterStore, StoredLetter
+from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.partition import partition_of
 from messaging_memory.log import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from messaging.adapter import GroupSpec
+    from messaging.adapter import Gone, GroupSpec
+    from messaging.errors import PublishError
     from messaging.message import Message
     from messaging_memory.broker import Connection
     from messaging_memory.group import DeadLetter, Group
@@ -31,10 +32,19 @@ class _Scan:
 
 
 class MemoryDeadLetters(DeadLetterStore):
-    """See `messaging.adapter.DeadLetterStore`. Each call raises ConnectionFailed or TopicNotFound."""
+    """See `messaging.adapter.DeadLetterStore`. Each call raises Closed or ConnectionFailed too."""
 
-    def __init__(self, connection: Connection, declarer: Declarer, group: GroupSpec, *, maximum: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        ensure: Callable[[], None],
+        declarer: Declarer,
+        group: GroupSpec,
+        *,
+        maximum: int,
+    ) -> None:
         self._connection = connection
+        self._ensure = ensure
         self._declarer = declarer
         self._spec = group
         self._maximum = maximum
@@ -60,7 +70,7 @@ class MemoryDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         group = self._group()
         results = [self._redrive(group, *item) for item in letters]
         self._connection.broker.touch()
@@ -68,12 +78,10 @@ class MemoryDeadLetters(DeadLetterStore):
 
     def _redrive(
         self, group: Group, stored: StoredLetter, message: Message, failure: str | None
-    ) -> PublishError | None:
+    ) -> PublishError | Gone | None:
         letter = self._letter(stored)
         if group.dead.get(letter.number) is not letter:
-            return PublishError(
-                f"dead letter {message.id} of group {group.name} is gone: somebody else took it"
-            )
+            return GONE
         partition = letter.record.partition
         if message.key is not None:
             partition = partition_of(message.key, len(group.topic.partitions))
@@ -107,5 +115,5 @@ class MemoryDeadLetters(DeadLetterStore):
         return letter
 
     def _group(self) -> Group:
-        self._connection.ensure()
-        return self._declarer.group(self._spec)
+        self._ensure()
+        return self._declarer.declared_group(self._spec)

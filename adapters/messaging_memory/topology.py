@@ -73,6 +73,18 @@ class Declarer:
         _same(f"group {spec.name} of topic {spec.topic.name}", "ordered", spec.ordered, group.ordered)
         return group
 
+    def declared_group(self, spec: GroupSpec) -> Group:
+        """The group, for a program that only looks. Raises TopicNotFound, or ConfigurationError where the topic has
+        no such group or the broker's record of either differs.
+        """
+        self._check_topic(spec.topic, create=False)
+        if physical_group(spec) not in self.topic(spec.topic).groups:
+            raise ConfigurationError(
+                f"topic {spec.topic.name!r} has no group {spec.name!r} on memory broker {self._broker.name!r}: "
+                f"declare it, or correct the name"
+            )
+        return self.group(spec)
+
     def _check_topic(self, spec: TopicSpec, *, create: bool) -> None:
         if (
             create

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from messaging.adapter import DeadLetterStore, StoredLetter
+from messaging.adapter import GONE, DeadLetterStore, StoredLetter
 from messaging.envelope import FAILURE
 from messaging.errors import ConfigurationError, PublishError, UnsupportedCapability
 from messaging.partition import partition_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel
 
-    from messaging.adapter import GroupSpec
+    from messaging.adapter import Gone, GroupSpec
     from messaging.message import Message
     from messaging_rabbitmq.session import Session
 
@@ -55,6 +55,8 @@ class RabbitMQDeadLetters(DeadLetterStore):
         self._queue = session.names.dead(group)
 
     async def count(self) -> int:
+        # A group of another shape than the broker's has other queues.
+        await self._session.topology.check(self._group)
         async with self._session.consuming.throwaway(f"counting queue {self._queue}") as channel:
             try:
                 return (await channel.queue_declare(self._queue, passive=True)).message_count or 0
@@ -82,12 +84,14 @@ class RabbitMQDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
-        results: list[PublishError | None] = [None] * len(letters)
+    ) -> Sequence[PublishError | Gone | None]:
+        await self._session.topology.check(self._group)
+        results: list[PublishError | Gone | None] = [None] * len(letters)
         parcels: list[Parcel] = []
         sent: list[int] = []
         for index, (letter, message, failure) in enumerate(letters):
             if letter.reference.removed:
+                results[index] = GONE
                 continue
             try:
                 parcels.append(self._parcel(message, failure))
@@ -120,6 +124,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
         return Parcel("", queue, outgoing(message, limit=limit, extra=control), message.body)
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
+        await self._session.topology.check(self._group)
         purged = 0
         for letter in letters:
             purged += await self._remove(letter)

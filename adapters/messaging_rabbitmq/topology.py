@@ -56,11 +56,13 @@ class TopologyKeeper:
         self._modes: dict[tuple[str, str], TopologyMode] = {}
         self._known_exchanges: set[str] = set()
         self._known_queues: set[str] = set()
+        self._known_shapes: set[str] = set()
 
     def forget(self) -> None:
         """Check again what was known to exist."""
         self._known_exchanges.clear()
         self._known_queues.clear()
+        self._known_shapes.clear()
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
@@ -237,6 +239,27 @@ class TopologyKeeper:
                         f"group {group.name} of topic {group.topic.name} does not exist: RabbitMQ at "
                         f"{self._link.address} has no queue {queue!r}. Declare it first."
                     ) from None
+
+    async def check(self, group: GroupSpec) -> None:
+        """Raises TopicNotFound or ConfigurationError where the broker has no such topic or group, or of another shape.
+
+        Asked of the broker once a connection for each shape.
+        """
+        place = f"{self._names.alternate(group.topic)} {self._names.dead(group)} {group.ordered}"
+        if place in self._known_shapes:
+            return
+        self._known_exchanges.discard(self._names.exchange(group.topic))
+        await self.exchange_exists(group.topic)
+        await self._topic(group.topic, "verify")
+        known = (await self.registry.groups(self._names.registry(group.topic))).get(group.name)
+        if known is None:
+            raise ConfigurationError(
+                f"topic {group.topic.name} has no group {group.name} at RabbitMQ {self._link.address}: declare it, "
+                f"or correct the name"
+            )
+        if known != group.ordered:
+            raise _different_order(group, stored=known)
+        self._known_shapes.add(place)
 
     async def _queue(self, channel: AbstractChannel, queue: str, arguments: dict[str, Any]) -> None:
         try:

@@ -116,14 +116,17 @@ class RedisAdapter(Adapter):
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
+        self._connection.check_open()
         await self._topics.declare(topology)
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         """See `Adapter.publish`."""
+        self._connection.check_open()
         return await self._publisher.publish(messages)
 
     def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
         """See `Adapter.consumer`."""
+        self._connection.check_open()
         if subscription.group.ordered:
             return PartitionedConsumer(
                 self._connection, self._topics, self._trimmer, subscription, ownership, self._member
@@ -132,10 +135,12 @@ class RedisAdapter(Adapter):
 
     async def reply_inbox(self) -> ReplyInbox:
         """See `Adapter.reply_inbox`."""
+        self._connection.check_open()
         return await self._replies.inbox()
 
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
         """See `Adapter.reply`."""
+        self._connection.check_open()
         return await self._replies.send(replies)
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
@@ -144,11 +149,15 @@ class RedisAdapter(Adapter):
 
     async def groups(self) -> Sequence[GroupInfo]:
         """See `Adapter.groups`."""
+        self._connection.check_open()
         return await self._topics.infos()
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`."""
-        await self._topics.delete(group)
+        topic = await self._topics.delete(group)
+        if topic is not None:
+            # Nobody else does, where that was the last group; what it had not handled is needed by nobody now.
+            await self._trimmer.trim(topic, now=True)
 
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`."""

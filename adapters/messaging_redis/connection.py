@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from redis import exceptions as redis_errors
 
-from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessagingError,
+)
 from messaging_redis.clients import Clients
 from messaging_redis.scripts import with_source
 
@@ -74,14 +80,21 @@ class RedisConnection:
         """The client of redis-py."""
         return self._opened.native
 
+    def check_open(self) -> None:
+        """Raises Closed after `close`."""
+        if self._closed:
+            raise Closed(f"the connection to Redis at {self.settings.address} was closed by this program")
+
     @property
     def _opened(self) -> Clients:
+        self.check_open()
         if self._clients is None:
             raise ConnectionFailed(f"the connection to Redis at {self.settings.address} is not open")
         return self._clients
 
     async def open(self) -> None:
         """Connect once. Raises ConnectionFailed or AuthenticationFailed."""
+        self._closed = False
         clients = Clients(self.settings)
         started = time.monotonic()
         try:
@@ -99,6 +112,7 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Close all connections. A second call is a no-op."""
+        self._closed = True
         clients, self._clients = self._clients, None
         if clients is not None:
             with contextlib.suppress(*_FAULTS):
@@ -191,6 +205,7 @@ class RedisConnection:
         async with pool.slots:
             connection = await self._connected(clients, pool.connections)
             try:
+                self.check_open()  # it may have been closed while this connection was made
                 async with asyncio.timeout(patience):
                     replies = await _converse(connection, commands, each)
             except BaseException as error:
@@ -200,6 +215,8 @@ class RedisConnection:
                     raise self._interrupted(error, patience) from error
                 raise
             finally:
+                if self._closed:
+                    await connection.disconnect(nowait=True)
                 await pool.connections.release(connection)
         self.failed = None
         return replies

@@ -325,6 +325,8 @@ class SharedConsumer(Consumer):
                 await self._reap()
             except ConnectionFailed:
                 pass
+            except Closed:
+                return
             except MessagingError as error:
                 logger.warning(
                     "Looking after %s on Redis failed: %s", self._where, error, extra=self._extra()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from messaging.adapter import DeadLetterStore, StoredLetter
+from messaging.adapter import GONE, DeadLetterStore, StoredLetter
 from messaging.errors import MessagingError, PublishError, PublishUncertain
 from messaging.partition import partition_of
 from messaging_redis.connection import Interrupted, translate
@@ -15,7 +15,7 @@ from messaging_redis.scripts import REDRIVE
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from messaging.adapter import GroupSpec
+    from messaging.adapter import Gone, GroupSpec
     from messaging.message import Message
     from messaging_redis.connection import Argument, Command, RedisConnection
     from messaging_redis.topology import Topics
@@ -28,16 +28,19 @@ class RedisDeadLetters(DeadLetterStore):
 
     def __init__(self, connection: RedisConnection, topics: Topics, group: GroupSpec) -> None:
         self._connection = connection
+        self._topics = topics
         self._group = group
         self._keys = topics.group_keys(group)
 
     async def count(self) -> int:
         """See `DeadLetterStore.count`."""
+        await self._topics.check(self._group)
         return int(await self._connection.call(self._keys.dead, "XLEN", self._keys.dead))
 
     @asynccontextmanager
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
         """See `DeadLetterStore.scan`."""
+        await self._topics.check(self._group)
         newest = await self._connection.call(
             self._keys.dead, "XREVRANGE", self._keys.dead, "+", "-", "COUNT", 1
         )
@@ -66,16 +69,18 @@ class RedisDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`. Each letter is one atomic step: a copy and no letter, or the letter."""
-        results: list[PublishError | None] = []
+        # A group of another shape than the broker's has other streams, which nobody reads.
+        await self._topics.check(self._group)
+        results: list[PublishError | Gone | None] = []
         for start in range(0, len(letters), _PAGE):
             results += await self._redrive(letters[start : start + _PAGE])
         return results
 
     async def _redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> list[PublishError | None]:
+    ) -> list[PublishError | Gone | None]:
         commands: list[Command] = []
         for letter, message, failure in letters:
             id, origin = letter.reference
@@ -106,14 +111,15 @@ class RedisDeadLetters(DeadLetterStore):
         """See `DeadLetterStore.purge`."""
         if not letters:
             return 0
+        await self._topics.check(self._group)
         ids = [letter.reference[0] for letter in letters]
         return int(await self._connection.call(self._keys.dead, "XDEL", self._keys.dead, *ids))
 
 
-def _result(what: str, reply: Any) -> PublishError | None:
+def _result(what: str, reply: Any) -> PublishError | Gone | None:
     if isinstance(reply, Exception):
         return PublishError(f"{what}: {translate(reply, 'redrive')}")
     (state,) = reply
     if state == b"gone":
-        return PublishError(f"{what} is not there any more: somebody else redrove or purged it")
+        return GONE
     return PublishError(f"{what}: Redis refused it: {state.decode()}") if state else None

@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from messaging.adapter import Lease
-from messaging.errors import ConnectionFailed, MessagingError
+from messaging.errors import Closed, ConnectionFailed, MessagingError
 from messaging_redis.scripts import HEARTBEAT
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Partitions:
             except MessagingError as error:
                 self.error = error
                 self.changed.set()
+                if isinstance(error, Closed):
+                    return
 
     async def beat(self) -> None:
         """One heartbeat. Raises ConnectionFailed; leases that end meanwhile are lost."""

@@ -83,7 +83,7 @@ class Publisher:
                 results[item.at] = _not_sent(item.outgoing, error)
         for shard_items in by_shard.values():
             await self._send(shard_items, results)
-        for spec in {item.outgoing.topic for item in items if item.outgoing.topic.retention is not None}:
+        for spec in {item.outgoing.topic for item in items if _ours_to_trim(item)}:
             # Where no group has a member, nobody else bounds what is kept.
             with contextlib.suppress(MessagingError):
                 await self._trimmer.trim(spec)
@@ -172,6 +172,10 @@ class Publisher:
 
 
 _NOT_SENT = PublishError("not sent: an earlier message of the same partition failed")
+
+
+def _ours_to_trim(item: _Item) -> bool:
+    return item.outgoing.topic.retention is not None or not item.state.routed
 
 
 def _known(state: TopicState) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -112,12 +112,7 @@ class Topics:
                 f"topic {spec.name!r} does not exist on Redis ({state.keys.record}), and topology is "
                 f"{state.mode!r}: declare it first, or use topology='declare'"
             )
-        for (name, ours), theirs in zip(wanted.items(), stored, strict=True):
-            if theirs is not None and theirs.decode() != ours:
-                raise ConfigurationError(
-                    f"topic {spec.name!r} has {name} {_shown(name, theirs.decode())} on Redis, but the program says "
-                    f"{_shown(name, ours)}: correct the program, or use another topic or namespace"
-                )
+        _compare_topic(spec, wanted, stored)
         state.found = True
 
     async def _declare_group(self, group: GroupSpec, mode: TopologyMode) -> None:
@@ -258,9 +253,51 @@ class Topics:
             oldest=None if oldest < 0 else max(0.0, (now - oldest) / 1000),
         )
 
-    async def delete(self, group: GroupSpec) -> None:
-        """See `Adapter.delete_group`. The streams of an adopted topic keep what other programs made."""
-        keys = self.group_keys(group)
+    async def check(self, group: GroupSpec) -> None:
+        """Raises TopicNotFound or ConfigurationError where the broker has no such topic or group, or of another shape.
+
+        Asked of the broker each time: what a program declared long ago may be gone.
+        """
+        state = self._state(group.topic, "off")
+        if group.topic.native is not None or group.native is not None:
+            there = await self._stream_groups(state)
+            if group.native is not None:
+                if group.native not in there:
+                    raise _no_group(group)
+                return
+        command = ("HMGET", state.keys.record, "partitions", "ordered")
+        shape, record = await self._connection.exchange(
+            state.keys.record, (command, ("HGET", state.keys.groups, group.name))
+        )
+        for reply in (shape, record):
+            if isinstance(reply, Exception):
+                raise translate(reply, "reading the record of a topic")
+        if group.topic.native is None:
+            if shape[0] is None:
+                raise TopicNotFound(
+                    f"topic {group.topic.name!r} does not exist on Redis ({state.keys.record}): declare it first"
+                )
+            wanted = {"partitions": str(group.topic.partitions), "ordered": str(int(group.topic.ordered))}
+            _compare_topic(group.topic, wanted, shape)
+        if record is None:
+            raise _no_group(group)
+        _compare_group(group, _record(record))
+
+    async def _recorded(self, topic: TopicSpec) -> TopicSpec | None:
+        """The topic as the broker knows it: its partitions decide which keys there are."""
+        if topic.native is not None:
+            return topic
+        record = self._state(topic, "off").keys.record
+        partitions = await self._connection.call(record, "HGET", record, "partitions")
+        return None if partitions is None else replace(topic, partitions=int(partitions))
+
+    async def delete(self, group: GroupSpec) -> TopicSpec | None:
+        """See `Adapter.delete_group`. The streams of an adopted topic keep what other programs made.
+
+        Returns the topic, where there is one.
+        """
+        topic = await self._recorded(group.topic)
+        keys = GroupKeys(TopicKeys(self._settings, topic or group.topic), group)
         streams = [] if group.native is not None else keys.topic.streams
         await self._connection.run(
             DELETE_GROUP, [keys.topic.groups, *streams, *keys.own], [group.name, keys.name, len(streams)]
@@ -268,6 +305,7 @@ class Topics:
         self._groups.pop((group.topic.name, group.name), None)
         if (state := self.known(group.topic)) is not None:
             state.routed = False
+        return topic
 
 
 def _record(stored: bytes) -> dict[str, Any]:
@@ -298,6 +336,22 @@ def _first_id(start: Start) -> str:
         milliseconds = int(start.timestamp() * 1000)
         return "0" if milliseconds <= 0 else f"{milliseconds - 1}-{_BEFORE}"
     return "$" if start == "latest" else "0"
+
+
+def _compare_topic(spec: TopicSpec, wanted: dict[str, str], stored: Sequence[bytes | None]) -> None:
+    for (name, ours), theirs in zip(wanted.items(), stored, strict=True):
+        if theirs is not None and theirs.decode() != ours:
+            raise ConfigurationError(
+                f"topic {spec.name!r} has {name} {_shown(name, theirs.decode())} on Redis, but the program says "
+                f"{_shown(name, ours)}: correct the program, or use another topic or namespace"
+            )
+
+
+def _no_group(group: GroupSpec) -> ConfigurationError:
+    name = group.name if group.native is None else group.native
+    return ConfigurationError(
+        f"topic {group.topic.name!r} has no group {name!r} on Redis: declare it, or correct the name"
+    )
 
 
 def _compare_group(group: GroupSpec, stored: dict[str, Any]) -> None:

@@ -26,20 +26,20 @@ class Trimmer:
         self.lost = 0
         """Messages that the retention removed before every group had handled them."""
 
-    async def trim(self, topic: TopicSpec) -> None:
-        """Trim the topic if it is due. An adopted stream is left alone: its owner decides what it keeps."""
-        now = time.monotonic()
+    async def trim(self, topic: TopicSpec, *, now: bool = False) -> None:
+        """Trim the topic if it is due, or now. An adopted stream is left alone: its owner decides what it keeps."""
+        started = time.monotonic()
         settings = self._connection.settings
-        if topic.native is not None or now < self._next.get(topic.name, 0.0):
+        if topic.native is not None or (not now and started < self._next.get(topic.name, 0.0)):
             return
-        self._next[topic.name] = now + settings.trim_interval
+        self._next[topic.name] = started + settings.trim_interval
         keys = self._topics.keys(topic)
         retention = -1 if topic.retention is None else int(topic.retention * 1000)
         history = settings.history if topic.retention is None else min(settings.history, topic.retention)
         lost = await self._connection.run(
             TRIM,
             [keys.trimmed, *keys.streams],
-            [int(settings.trim_interval * 1000 * 0.9), int(history * 1000), retention],
+            [0 if now else int(settings.trim_interval * 1000 * 0.9), int(history * 1000), retention],
         )
         if lost > 0:
             self.lost += lost

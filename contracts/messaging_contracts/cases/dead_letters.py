@@ -8,10 +8,23 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from messaging import Ack, App, Delivery, Message, Outcome, Reject, RetryPolicy, Topic, fixed
+from messaging import (
+    Ack,
+    App,
+    ConfigurationError,
+    Delivery,
+    Message,
+    MessagingError,
+    Outcome,
+    Reject,
+    RetryPolicy,
+    Topic,
+    TopicNotFound,
+    fixed,
+)
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
-from messaging_contracts.under_test import BrokerUnderTest
+from messaging_contracts.under_test import BrokerUnderTest, one_key_per_partition
 
 ONCE = RetryPolicy(1)
 
@@ -200,6 +213,73 @@ async def a_redrive_takes_what_was_chosen(broker: BrokerUnderTest) -> None:
         await ledger.quiet()
     ledger.assert_each_once([ids[0], ids[2]])
     assert {letter.id for letter in await broker.letters(topic)} == {ids[1], ids[3]}
+
+
+@proves("dead_letters")
+async def what_is_absent_has_no_dead_letters_and_is_named(broker: BrokerUnderTest) -> None:
+    """A topic that is absent raises TopicNotFound, a group that is absent ConfigurationError; both are named."""
+    topic, absent = broker.topic(), broker.topic("absent")
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    async with broker.another_bus() as operator:
+        for spec, group, kind, named in (
+            (absent, "billing", TopicNotFound, absent.name),
+            (topic, "nobody", ConfigurationError, "nobody"),
+        ):
+            dead = operator.dead_letters(spec, group=group)
+            for look in (dead.count, dead.redrive, dead.purge):
+                refused: Exception | None = None
+                try:
+                    await look()
+                except MessagingError as error:
+                    refused = error
+                assert type(refused) is kind, f"{look.__name__}: {refused!r}"
+                assert named in str(refused)
+
+
+@proves("redrive")
+async def a_program_that_has_the_topic_wrong_moves_no_letter(broker: BrokerUnderTest) -> None:
+    """Other partitions, or another order, than the broker's: a redrive is refused, and every letter stays (16)."""
+    topic = broker.topic(ordered=True, partitions=3)
+    keys = one_key_per_partition(3)
+    ledger, after = Ledger(), Ledger()
+    async with broker.running(broker.app(topic, ledger, then=reject)):
+        ids = [(await broker.bus.publish(topic, 1, key=key)).id for key in keys]
+        await broker.letters(topic, count=3)
+    for wrong in (
+        Topic(topic.name, ordered=True, partitions=8),
+        Topic(topic.name, ordered=False, partitions=3),
+    ):
+        async with broker.another_bus() as operator:
+            refused = False
+            try:
+                await operator.dead_letters(wrong, group="billing").redrive()
+            except ConfigurationError:
+                refused = True
+            assert refused, repr(wrong)
+    assert await broker.bus.dead_letters(topic, group="billing").redrive() == 3
+    async with broker.running(broker.app(topic, after)):
+        await after.handled(3)
+    after.assert_each_once(ids)
+
+
+@proves("redrive")
+async def two_who_redrive_at_once_move_each_letter_once(broker: BrokerUnderTest) -> None:
+    """What another took is not counted and is no error; together they have moved all, each once (11)."""
+    topic = broker.topic()
+    ids = await make_dead(broker, topic, list(range(8)))
+    dead = broker.bus.dead_letters(topic, group="billing")
+    after = Ledger()
+    async with broker.another_bus() as other:
+        moved = await asyncio.gather(  # the slow one has looked before the other takes
+            dead.redrive(rate=20), other.dead_letters(topic, group="billing").redrive()
+        )
+    left = await dead.redrive()
+    assert sum(moved) + left == len(ids), (moved, left)
+    async with broker.running(broker.app(topic, after)):
+        await after.handled(len(ids))
+        await after.quiet()
+    after.assert_each_once(ids)
 
 
 @proves("redrive")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import messaging_memory.publisher
 import messaging_memory.topology
+from messaging.adapter import GONE, Topology
 from messaging.dead_letters import DeadLetters
 from messaging.errors import TopicNotFound
 from messaging.message import Receipt
@@ -406,6 +407,39 @@ def mixes_the_dead_letters_of_groups_up():
         return next(iter(self._declarer.topic(self._spec.topic).groups.values()))
 
     with patched(MemoryDeadLetters, _group=first):
+        yield
+
+
+@killed_by("a_program_that_has_the_topic_wrong_moves_no_letter")
+def believes_any_shape_of_a_topic():
+    def found(self, spec):
+        return self._broker.group(self.topic(spec.topic), spec.name)
+
+    with patched(Declarer, declared_group=found):
+        yield
+
+
+@killed_by("what_is_absent_has_no_dead_letters_and_is_named")
+def makes_what_dead_letters_are_asked_of():
+    original = Declarer.declared_group
+
+    def made(self, spec):
+        self.declare(Topology(groups=[spec]))
+        return original(self, spec)
+
+    with patched(Declarer, declared_group=made):
+        yield
+
+
+@killed_by("two_who_redrive_at_once_move_each_letter_once")
+def counts_what_another_has_redriven():
+    original = MemoryDeadLetters._redrive
+
+    def counted(self, *item):
+        result = original(self, *item)
+        return None if result is GONE else result
+
+    with patched(MemoryDeadLetters, _redrive=counted):
         yield
 
 

@@ -1,6 +1,7 @@
 """Opening, refusing, losing and finding the connection."""
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -9,9 +10,9 @@ import pytest
 from messaging.adapter import Done, GroupSpec, TopicSpec, Topology
 from messaging.errors import (
     AuthenticationFailed,
+    Closed,
     ConfigurationError,
     ConnectionFailed,
-    PublishError,
 )
 from messaging.message import Ack, Receipt, Reject, Release, Retry
 from messaging_contracts.brokers.process import free_port
@@ -275,8 +276,8 @@ async def test_a_server_that_goes_away_does_not_hold_up_close(own):
     await adapter.close()
 
     assert time.monotonic() - started < 3
-    (result,) = await adapter.publish([bench.outgoing(group.topic, 1)])
-    assert isinstance(result, PublishError)
+    with pytest.raises(Closed):
+        await adapter.publish([bench.outgoing(group.topic, 1)])
 
 
 async def test_a_unix_socket_serves_as_well(own, tmp_path):
@@ -284,3 +285,42 @@ async def test_a_unix_socket_serves_as_well(own, tmp_path):
     _, bench = await own(config={"unixsocket": str(path)})
 
     await everything(bench, await bench.adapter(f"unix://{path}"))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_member_of_a_closed_adapter_ends_with_closed(bench, ordered):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=ordered)
+    fresh, joined = bench.consumer(adapter, group), bench.consumer(adapter, group)
+    await joined.receive(1, 0.01)
+
+    await adapter.close()
+
+    with contextlib.suppress(ConnectionFailed, Closed):  # a read that was under way
+        await joined.receive(1, 1.0)
+    for consumer in (joined, fresh):
+        with pytest.raises(Closed):
+            await consumer.receive(1, 1.0)
+
+
+async def test_every_call_after_the_close_says_so(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    inbox, letters = await adapter.reply_inbox(), adapter.dead_letters(group)
+    await adapter.close()
+
+    for call in (
+        lambda: adapter.declare(Topology()),
+        lambda: adapter.publish([bench.outgoing(group.topic, 1)]),
+        lambda: adapter.reply([("nowhere", bench.message(1))]),
+        adapter.reply_inbox,
+        adapter.groups,
+        lambda: adapter.delete_group(group),
+        lambda: inbox.receive(1, 0.1),
+        letters.count,
+    ):
+        with pytest.raises(Closed):
+            await call()
+    with pytest.raises(Closed):
+        bench.consumer(adapter, group)
+    assert not (await adapter.health()).connected

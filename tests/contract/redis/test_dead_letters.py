@@ -1,6 +1,11 @@
 """Counting, browsing, redriving and purging."""
 
-from messaging.errors import PublishError
+from dataclasses import replace
+
+import pytest
+
+from messaging.adapter import GONE
+from messaging.errors import ConfigurationError, TopicNotFound
 from messaging.message import Message, Reject
 
 
@@ -83,7 +88,7 @@ async def test_a_letter_is_redriven_once_even_when_two_try(bench):
     got = await bench.drain(consumer, 1)
 
     assert first == [None]
-    assert isinstance(second[0], PublishError)
+    assert second == [GONE]
     assert len(got) == 1
     assert await consumer.receive(5, 0.2) == []
 
@@ -111,3 +116,39 @@ async def test_a_letter_of_another_program_is_shown_as_it_is(bench):
     (letter,) = await letters_of(adapter.dead_letters(group))
 
     assert (letter.message.body, letter.failure) == (b"odd", None)
+
+
+async def test_a_group_of_another_shape_than_the_brokers_moves_no_letter(bench):
+    adapter, operator = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, ordered=True, partitions=3)
+    await dead(bench, adapter, group, 12)
+    wrong = [
+        replace(group, topic=replace(group.topic, partitions=8)),
+        replace(group, topic=replace(group.topic, ordered=False)),
+        replace(group, ordered=False),
+    ]
+    letters = await letters_of(adapter.dead_letters(group))
+
+    for spec in wrong:
+        store = operator.dead_letters(spec)
+        moves = (
+            store.count(),
+            letters_of(store),
+            store.redrive([(letter, letter.message, None) for letter in letters]),
+            store.purge(letters),
+        )
+        for move in moves:
+            with pytest.raises(ConfigurationError, match=r"(3.*8|True.*False)"):
+                await move
+
+    assert await adapter.dead_letters(group).count() == 12
+
+
+async def test_an_absent_topic_or_group_has_no_dead_letters_and_says_so(bench):
+    adapter, operator = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+
+    with pytest.raises(TopicNotFound, match="absent"):
+        await operator.dead_letters(replace(group, topic=replace(group.topic, name="absent"))).count()
+    with pytest.raises(ConfigurationError, match="'nobody'"):
+        await operator.dead_letters(replace(group, name="nobody")).count()

@@ -205,3 +205,41 @@ async def test_trimming_removes_what_all_groups_have_handled_and_nothing_else(be
     assert before == 30
     assert after <= 1
     assert adapter.lost_to_retention == 0
+
+
+async def entries_of(adapter, group):
+    keys = adapter._topics.group_keys(group).topic.streams
+    return sum([await adapter.native.xlen(key) for key in keys])
+
+
+async def test_a_topic_without_a_group_keeps_no_more_than_its_history(bench):
+    adapter = await bench.adapter(trim_interval=0.05, history=0)
+    topic = TopicSpec("orders", partitions=4)
+    group = GroupSpec(topic, "billing")
+
+    for _ in range(5):
+        await bench.publish(adapter, topic, 100)
+        await asyncio.sleep(0.06)
+
+    assert await entries_of(adapter, group) <= 200
+
+
+async def test_deleting_the_last_group_frees_what_was_kept_for_it(bench):
+    adapter = await bench.adapter(history=0)
+    group = await bench.group(adapter)
+    await bench.publish(adapter, group.topic, 100)
+    await asyncio.sleep(0.01)
+
+    await adapter.delete_group(group)
+
+    assert await entries_of(adapter, group) == 0
+
+
+async def test_deleting_one_of_two_groups_keeps_what_the_other_has_not_handled(bench):
+    adapter = await bench.adapter(history=0)
+    group, other = await bench.group(adapter), await bench.group(adapter, name="search")
+    await bench.publish(adapter, group.topic, 100)
+
+    await adapter.delete_group(group)
+
+    assert len(await bench.drain(bench.consumer(adapter, other), 100)) == 100

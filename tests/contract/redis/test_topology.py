@@ -101,6 +101,7 @@ async def test_groups_are_listed_with_their_state_and_deleted_with_all_they_have
     await adapter.delete_group(group)
     await adapter.delete_group(group)
     assert [info.group for info in await adapter.groups()] == ["audit"]
+    await adapter.declare(Topology(groups=(group,)))
     assert await adapter.dead_letters(group).count() == 0
 
 
@@ -185,3 +186,21 @@ async def test_namespaces_and_names_never_meet(bench):
         (delivery,) = await bench.drain(bench.consumer(adapter, group), 1)
         assert delivery.message.id == f"m{n}"
         assert await bench.consumer(other, group).receive(5, 0.1) == []
+
+
+async def test_a_group_is_deleted_whole_by_a_program_that_knows_fewer_partitions(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, partitions=8)
+
+    await (await bench.adapter()).delete_group(GroupSpec(TopicSpec("orders", partitions=2), group.name))
+
+    streams = adapter._topics.group_keys(group).topic.streams
+    assert [await adapter.native.xinfo_groups(stream) for stream in streams] == [[]] * 8
+
+
+async def test_deleting_a_group_of_an_absent_topic_leaves_nothing_behind(bench):
+    adapter = await bench.adapter()
+
+    await adapter.delete_group(GroupSpec(TopicSpec("orders"), "billing"))
+
+    assert [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*")] == []

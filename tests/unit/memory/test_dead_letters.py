@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from messaging.adapter import GroupSpec, Settlement
-from messaging.errors import InvalidMessage, MessageTooLarge, PublishError
+from messaging.adapter import GONE, GroupSpec, Settlement
+from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.message import Ack, Reject
 
 
@@ -40,7 +40,7 @@ async def test_redrive_reaches_this_group_alone_with_the_edit_and_a_first_attemp
         first = await anext(letters)
         edited = replace(first.message, body=b"corrected", headers={"by": "hand"})
         assert await dead.redrive([(first, edited, '{"lives":1}')]) == [None]
-        assert isinstance((await dead.redrive([(first, edited, None)]))[0], PublishError)
+        assert await dead.redrive([(first, edited, None)]) == [GONE]
 
     (delivery,) = await consumer.receive(10, 0)
     assert (delivery.message.id, delivery.message.body, delivery.message.headers) == (

@@ -175,7 +175,7 @@ async def test_deleting_a_group_ends_its_members_and_all_it_kept(world):
         with pytest.raises(TopicNotFound):
             await consumer.receive(1, 0)
     assert await world.adapter.groups() == []
-    with pytest.raises(TopicNotFound):
+    with pytest.raises(ConfigurationError):
         await world.adapter.dead_letters(world.group).count()
 
 

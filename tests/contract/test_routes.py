@@ -24,7 +24,9 @@ from messaging import (
 )
 from messaging_contracts import brokers
 
-REAL = tuple(name for name in brokers.with_an_adapter() if name != "elasticmq")  # it is queues alone, without SNS
+REAL = tuple(
+    name for name in brokers.with_an_adapter() if name != "elasticmq"
+)  # it is queues alone, without SNS
 BROKERS = ("memory", *REAL)
 KEYS = ("ann", "bob", "cas")
 

@@ -205,8 +205,9 @@ class Hold:
 class SettleError:
     """The settlement was not taken.
 
-    LeaseLost: the message has another owner, the delivery is over here. Any other error: nothing is known to be
-    settled; the dispatcher settles again, with growing waits, until the delivery is reported lost or its lease ends.
+    LeaseLost: the message has another owner, the delivery is over here; on an ordered group so is what this member
+    received of the same key with the same fence. Any other error: nothing is known to be settled; the dispatcher
+    settles again, with growing waits, until the delivery is reported lost or its lease ends.
     """
 
     error: MessagingError
@@ -227,7 +228,10 @@ class Ownership(Protocol):
         ...
 
     def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
-        """These are already gone: running handlers are cancelled, nothing of them is settled."""
+        """These are already gone: running handlers are cancelled, nothing of them is settled.
+
+        On an ordered group so is what was received of the same key with the same fence (7).
+        """
         ...
 
 
@@ -282,7 +286,8 @@ class Consumer(ABC):
         """Store durably that this delivery is now run alone (3).
 
         True: the mark is stored, run it now. False: the broker keeps a marked copy, which will be handed over
-        with `guard="alone"`; this delivery is over. Raises ConnectionFailed or LeaseLost: it is over, unmarked.
+        with `guard="alone"`; this delivery is over. Raises LeaseLost: it is over here. Raises ConnectionFailed: the
+        mark may be stored or not; the dispatcher asks again while the delivery is ours. Marking twice is a no-op.
         """
 
     @abstractmethod

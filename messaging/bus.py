@@ -76,8 +76,14 @@ class Bus:
     """Use it as `async with bus:`, on one event loop (semantics 24). Made by `connect`."""
 
     def __init__(
-        self, settings: Settings, *, publish_middleware: Sequence[PublishMiddleware], clock: Clock
+        self,
+        settings: Settings,
+        *,
+        publish_middleware: Sequence[PublishMiddleware] = (),
+        clock: Clock,
+        wrap: Callable[[Adapter], Adapter] | None = None,
     ) -> None:
+        """`wrap` puts something between the bus and its adapter: what injects faults, for instance."""
         if settings.url is None:
             raise ConfigurationError(
                 "No broker was named: give connect() a URL or set MESSAGING_URL, for instance "
@@ -87,7 +93,9 @@ class Bus:
         self.clock = clock
         self.member = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-12:]}"
         self.source = settings.source or "messaging"
-        self._routing = Routing(settings, settings.url, clock=clock, source=self.source, member=self.member)
+        self._routing = Routing(
+            settings, settings.url, clock=clock, source=self.source, member=self.member, wrap=wrap
+        )
         self.namespace = self._routing.default.namespace
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
         self._catalogue = Catalogue(self._routing, settings)

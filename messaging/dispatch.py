@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Adapter, Consumer, RawDelivery, Settled
     from messaging.binding import Binding
     from messaging.clock import Clock, Timer
-    from messaging.message import Message, Outcome
+    from messaging.message import Key, Message, Outcome
 
 logger = logging.getLogger("messaging")
 
@@ -305,7 +305,7 @@ class Dispatcher:
 
     def _forget_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
         lost = 0
-        for delivery in deliveries:
+        for delivery in self._lost_with(deliveries):
             if delivery not in self._lanes or delivery in self._lost:
                 continue
             lost += 1
@@ -328,6 +328,23 @@ class Dispatcher:
                 reason,
                 extra=self._extra(),
             )
+
+    def _lost_with(self, deliveries: Collection[RawDelivery]) -> Collection[RawDelivery]:
+        """These, and on an ordered group what this member holds behind them: the same key by the same ownership.
+
+        Whoever has the key now handles the lost ones first: their successors must not start here (7).
+        """
+        if not self._lanes.ordered:
+            return deliveries
+        broken = {_lane_of(one) for one in deliveries if one.message.key is not None and one in self._lanes}
+        return (
+            deliveries
+            if not broken
+            else [
+                *deliveries,
+                *(one for one in self._lanes.held if _lane_of(one) in broken and one not in deliveries),
+            ]
+        )
 
     def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
         for delivery in self._workers.withdraw_suspects(unwanted):
@@ -436,6 +453,10 @@ class Dispatcher:
     def _extra(self) -> dict[str, str]:
         group = self._subscription.group
         return {"topic": group.topic.name, "group": group.name}
+
+
+def _lane_of(delivery: RawDelivery) -> tuple[int, int, Key | None]:
+    return delivery.partition, delivery.fence, delivery.message.key
 
 
 def _any_of(deliveries: Collection[RawDelivery], partitions: Collection[int]) -> bool:

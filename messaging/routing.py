@@ -19,7 +19,7 @@ from messaging.registry import adapter_class, adapter_for, redact, split_namespa
 from messaging.requests import Requester
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from messaging.adapter import Adapter, Capabilities
     from messaging.clock import Clock
@@ -73,8 +73,18 @@ class Broker:
 class Routing:
     """The brokers of one bus, and which of them a topic lives on. Makes the adapters; no I/O before `open`."""
 
-    def __init__(self, settings: Settings, url: str, *, clock: Clock, source: str, member: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        *,
+        clock: Clock,
+        source: str,
+        member: str,
+        wrap: Callable[[Adapter], Adapter] | None = None,
+    ) -> None:
         self._settings = settings
+        self._wrap = wrap
         self._clock = clock
         self._source = source
         self._member = member
@@ -161,6 +171,8 @@ class Routing:
                 options=options,
             ),
         )
+        if self._wrap is not None:
+            adapter = self._wrap(adapter)
         broker = Broker(name, url, namespace, adapter, self._clock)
         self._options[broker] = options
         return broker

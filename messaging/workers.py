@@ -10,8 +10,10 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+from messaging.backoff import Backoff
 from messaging.binding import current_delivery
-from messaging.errors import DecodeError, MessagingError
+from messaging.clock import sleep
+from messaging.errors import ConnectionFailed, DecodeError, MessagingError
 from messaging.message import Delivery, Reject, Release
 
 if TYPE_CHECKING:
@@ -227,15 +229,21 @@ class Workers:
             current_delivery.reset(token)
 
     async def _isolated(self, suspect: RawDelivery) -> bool:
-        """Whether the durable mark is stored and the suspect may run now; else it is over here."""
-        try:
-            marked = await self._consumer.isolate(suspect)
-        except MessagingError as error:
-            self._lose(suspect, str(error))
-            return False
-        if not marked:
-            self._lanes.finish(suspect)
-        return marked
+        """Whether the durable mark is stored and the suspect may run now; else it is over here, or given back."""
+        backoff = Backoff()
+        while not self._stopped and self._leased(suspect):
+            try:
+                marked = await self._consumer.isolate(suspect)
+            except ConnectionFailed:
+                await sleep(self._clock, backoff.next())
+            except MessagingError as error:
+                self._lose(suspect, str(error))
+                return False
+            else:
+                if not marked:
+                    self._lanes.finish(suspect)
+                return marked
+        return False
 
     def _log_abandoned(self) -> None:
         for delivery in self._running:

@@ -115,6 +115,17 @@ class MemoryAdapter(Adapter):
         """Die as a process does that is killed: nothing is handed over, nothing is told. For tests."""
         self._broker.crash(self._connection)
 
+    def cut(self) -> None:
+        """Lose the connection, as a network does; the next call connects again. For tests."""
+        self._connection.drop()
+        self._broker.touch()
+
+    def lapse(self) -> None:
+        """End all leases that this adapter's members hold, as if they had not been extended. For tests."""
+        for member in list(self._connection.members):
+            member.group.lapse(member)
+        self._broker.touch()
+
     async def declare(self, topology: Topology) -> None:
         self._ensure()
         self._declarer.declare(topology)

@@ -35,8 +35,8 @@ class Connection:
         self.alive = False
         self.dead = False
         """Its process has crashed: it never connects again."""
-        self.members: set[Member] = set()
-        self.inboxes: set[MemoryReplyInbox] = set()
+        self.members: dict[Member, None] = {}
+        self.inboxes: dict[MemoryReplyInbox, None] = {}
 
     def ensure(self) -> None:
         """One attempt to connect where the connection is lost. Raises ConnectionFailed."""
@@ -62,7 +62,7 @@ class Connection:
         self, member: Member, reason: MessagingError, *, counted: bool = False, told: bool = True
     ) -> None:
         """End one membership."""
-        self.members.discard(member)
+        self.members.pop(member, None)
         deliveries = member.group.leave(member, reason, counted=counted)
         if told and deliveries:
             member.ownership.on_lost(deliveries, str(reason))
@@ -81,7 +81,7 @@ class Broker:
         self.clock: Clock = clock or SystemClock()
         self.topics: dict[str, TopicLog] = {}
         self.inboxes: dict[str, MemoryReplyInbox] = {}
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}
         self.reachable = True
         self.dropped_replies = 0
         """Replies whose inbox was gone or full."""
@@ -110,13 +110,13 @@ class Broker:
             for topic in self.topics.values():
                 for group in topic.groups.values():
                     group.resume()
-        self.connections.add(connection)
+        self.connections[connection] = None
         if registered:
             self._named[self.name] = self
 
     def disconnected(self, connection: Connection) -> None:
         """A connection was closed for good."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         if not self.connections:
             for topic in self.topics.values():
                 for group in topic.groups.values():

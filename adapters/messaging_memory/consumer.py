@@ -168,7 +168,7 @@ class MemoryConsumer(Consumer):
         member = self._member
         if member is not None and member.gone is not None:
             self._member = None
-            self._connection.members.discard(member)
+            self._connection.members.pop(member, None)
             if not isinstance(member.gone, LeaseLost):
                 raise member.gone
         if self._member is None:
@@ -182,7 +182,7 @@ class MemoryConsumer(Consumer):
         member = Member(
             group, topic=spec.topic.name, lease=self._lease, ownership=self._ownership, revoke=self._revoke
         )
-        self._connection.members.add(member)
+        self._connection.members[member] = None
         group.join(member)
         return member
 

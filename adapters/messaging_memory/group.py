@@ -274,6 +274,13 @@ class Group(ABC):
 
     # Leases
 
+    def lapse(self, member: Member) -> None:
+        """End the leases of all that this member holds and is not handing over."""
+        if ended := [one for one in member.held if one.partition not in member.revoking]:
+            self.lapsed += len(ended)
+            self._lapse(member, ended)
+            self.wake()
+
     def watch(self, deadline: float) -> None:
         """Look at the leases at `deadline`, or before."""
         if deadline < self._timer_at:

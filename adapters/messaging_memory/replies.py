@@ -95,12 +95,12 @@ class MemoryReplyInbox(ReplyInbox):
 
     def _attach(self) -> None:
         self._connection.broker.inboxes[self.address] = self
-        self._connection.inboxes.add(self)
+        self._connection.inboxes[self] = None
 
     def _detach(self) -> None:
         self._connection.broker.inboxes.pop(self.address, None)
         if self._closed:
-            self._connection.inboxes.discard(self)
+            self._connection.inboxes.pop(self, None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

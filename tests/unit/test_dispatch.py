@@ -412,10 +412,10 @@ async def test_a_lost_delivery_is_cancelled_and_not_settled_and_its_key_waits_fo
     started = []
     bench = Bench(slow_to_end)
     async with bench.running():
-        await bench.put(first := raw("a1", "a"), raw("a2", "a"))
+        await bench.put(first := raw("a1", "a"))
         bench.dispatcher.on_lost([first, raw("stranger")], "gone")
         bench.dispatcher.on_lost([first], "gone")
-        await bench.clock.settle()
+        await bench.put(raw("a2", "a"))
         assert started == ["a1"]
 
         ended.set()
@@ -425,6 +425,26 @@ async def test_a_lost_delivery_is_cancelled_and_not_settled_and_its_key_waits_fo
         assert bench.consumer.outcomes() == ["a2"]
         assert bench.counters.lost == 1
         assert bench.health.held == 0
+
+
+async def test_what_waits_behind_a_lost_delivery_of_its_key_is_lost_with_it():
+    work = Work()
+    bench = Bench(work, lease=30)
+
+    async def settle(settlements):
+        return [SettleError(LeaseLost("taken")) for _ in settlements]
+
+    bench.consumer.on_settle = settle
+    async with bench.running():
+        await bench.put(raw("a1", "a", fence=1), raw("a2", "a", fence=1), raw("b1", "b", fence=1))
+        work.finish("a1", Retry())
+        await bench.clock.settle()
+        assert work.started == ["a1", "b1"]
+        assert bench.health.held == 1
+
+        await bench.put(raw("a1", "a", fence=2))
+        assert work.started == ["a1", "b1", "a1"]
+        work.finish("b1")
 
 
 async def test_a_lost_delivery_that_waits_or_is_parked_is_forgotten():

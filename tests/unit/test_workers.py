@@ -284,13 +284,50 @@ async def test_a_suspect_whose_marked_copy_is_with_the_broker_is_over_here():
         work.finish("1")
 
 
-@pytest.mark.parametrize("error", [ConnectionFailed("cut"), LeaseLost("taken")])
-async def test_a_suspect_that_cannot_be_marked_is_lost_and_the_others_go_on(error):
+async def test_a_suspect_is_marked_again_until_the_broker_answers():
+    work = Work()
+    bench = Bench(work)
+    answers = [ConnectionFailed("cut"), ConnectionFailed("cut")]
+
+    async def fail_twice(delivery):
+        if answers:
+            raise answers.pop()
+        return True
+
+    bench.consumer.on_isolate = fail_twice
+    async with bench.running():
+        await bench.put(suspect("s"), raw("1"))
+        assert work.started == []
+        await bench.clock.advance(1)
+        assert work.started == ["s"]
+        work.finish("s")
+        await bench.clock.settle()
+        assert bench.consumer.isolated == ["s", "s", "s"]
+        work.finish("1")
+
+
+async def test_a_suspect_that_cannot_be_marked_goes_back_when_the_member_leaves():
+    work = Work()
+    bench = Bench(work)
+
+    async def fail(delivery):
+        raise ConnectionFailed("cut")
+
+    bench.consumer.on_isolate = fail
+    async with bench.running():
+        await bench.put(suspect("s"))
+        bench.dispatcher.stop()
+        await bench.clock.advance(10)
+    assert work.started == []
+    assert bench.consumer.outcomes(Release) == ["s"]
+
+
+async def test_a_suspect_that_another_member_has_is_lost_and_the_others_go_on():
     work = Work()
     bench = Bench(work)
 
     async def refuse(delivery):
-        raise error
+        raise LeaseLost("taken")
 
     bench.consumer.on_isolate = refuse
     async with bench.running():

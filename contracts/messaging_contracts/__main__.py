@@ -71,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="FILE", help="the Markdown file to write"
     )
     capabilities.set_defaults(run=_capabilities)
+
+    simulation = commands.add_parser(
+        "simulate", help="run random histories with faults in memory and virtual time, each made by its seed"
+    )
+    simulation.add_argument("--seed", type=int, metavar="N", help="replay this one and show its events")
+    simulation.add_argument("--first", type=int, default=0, metavar="N", help="the first seed (default 0)")
+    simulation.add_argument("--number", type=int, metavar="N", help="how many seeds (default: by time)")
+    simulation.add_argument(
+        "--seconds", type=float, metavar="S", help="stop after so long (default 60, unless --number is given)"
+    )
+    simulation.set_defaults(run=_simulate)
     return parser
 
 
@@ -112,6 +123,15 @@ def _capabilities(options: argparse.Namespace) -> int:
         text, kept = asyncio.run(report(["memory://capabilities", *(broker.url for broker in running)]))
     options.output.write_text(text, encoding="utf-8")
     return 0 if kept else 1
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from messaging_contracts.simulation.report import many, replay
+
+    if options.seed is not None:
+        return replay(options.seed, print)
+    seconds = 60.0 if options.seconds is None and options.number is None else options.seconds
+    return many(options.first, options.number, seconds, print)
 
 
 def _start(names: Sequence[str], started: ExitStack) -> list[Broker]:

@@ -13,7 +13,7 @@ EVENTS = [
     Published(at=1.0, fate="sent", id="m", key="k", sequence=3, publisher="p"),
     Begun(at=2.0, handling="a-1", id="m", group="g", member="a", key="k", sequence=3, attempt=2, fence=7),
     Ended(at=3.0, handling="a-1", how="failed", after=0.5),
-    Struck(at=4.0, kind="killed", member="a", fatal=True),
+    Struck(at=4.0, kind="killed", member="a", fatal=True, ids=("m",)),
     Buried(at=5.0, id="m", group="g", reason="no", cause="rejected", attempts=3, failed_at=4.5),
 ]
 

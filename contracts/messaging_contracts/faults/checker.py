@@ -48,7 +48,7 @@ class Verdict:
     bare_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters without reason, cause, attempts or time."""
     innocent_dead_letters: list[str] = field(default_factory=list[str])
-    """Dead letters that no handler rejected and of which no process died."""
+    """Dead letters that no handler rejected and with which no member was lost."""
 
     messages: int = 0
     handlings: int = 0
@@ -84,6 +84,10 @@ class Verdict:
 @dataclass(slots=True)
 class _Handling:
     begun: Begun
+    first: int
+    """Where in the history it began: more exact than its time."""
+    last: float = inf
+    """Where it ended."""
     end: float = inf
     how: str = "running"
     after: float = 0.0
@@ -157,23 +161,25 @@ class _Check:
         self.verdict.dead_letters = len(self._buried)
 
     def _read(self, events: Iterable[Event]) -> None:
-        for event in events:
+        for place, event in enumerate(events):
             if isinstance(event, Published):
                 self._publishing(event)
             elif isinstance(event, Begun):
-                self._handlings[event.handling] = _Handling(event)
+                self._handlings[event.handling] = _Handling(event, place)
             elif isinstance(event, Ended):
                 one = self._handlings[event.handling]
-                one.end, one.how, one.after = event.at, event.how, event.after
+                one.last, one.end, one.how, one.after = place, event.at, event.how, event.after
             elif isinstance(event, Struck):
                 self._faults.append(event)
+                if event.fatal:
+                    self._died(event, place)
             else:
                 self._buried[event.group, event.id] = event
-        for fault in self._faults:
-            if fault.fatal:
-                for one in self._handlings.values():
-                    if one.begun.member == fault.member and one.how == "running" and one.begun.at <= fault.at:
-                        one.end, one.how = fault.at, "died"
+
+    def _died(self, fault: Struck, place: int) -> None:
+        for one in self._handlings.values():
+            if one.begun.member == fault.member and one.how == "running":
+                one.last, one.end, one.how = place, fault.at, "died"
 
     def _publishing(self, event: Published) -> None:
         message = self._messages.setdefault(event.id, _Message(event))
@@ -239,14 +245,14 @@ class _Check:
                     self.verdict.undercounted += 1
                 else:
                     self.verdict.attempts_went_back.append(f"{id}: {one} after attempt {highest}")
-            failures = sum(other.how == "failed" and other.end <= one.begun.at for other in handlings)
+            failures = sum(other.how == "failed" and other.last < one.first for other in handlings)
             if attempt > 1 + failures:
                 self.verdict.attempts_overcounted.append(f"{id}: {one} after {failures} failures")
             highest = max(highest, attempt)
 
     def _judge_return(self, id: str, former: _Handling, one: _Handling, *, several: bool) -> None:
         at = one.begun.at
-        if former.how in {"failed", "released"} and former.end <= at and not several:
+        if former.how in {"failed", "released"} and former.last < one.first and not several:
             counted = one.begun.attempt > former.begun.attempt
             if former.how == "released" or counted:
                 caused = former.how == "released" and self._cause(former, at)
@@ -258,7 +264,7 @@ class _Check:
                 self.verdict.undercounted += 1
             else:
                 self.verdict.failures_uncounted.append(f"{id}: {one} after {former}")
-        elif former.concluded or former.end > at or former.how == "died":
+        elif former.concluded or former.last > one.first or former.how == "died":
             if several or self._cause(former, at):
                 self.verdict.duplicates += former.how != "died"
             else:
@@ -273,34 +279,32 @@ class _Check:
                 lanes[sent.publisher, sent.key].append(sent)
         for lane in lanes.values():
             lane.sort(key=lambda sent: sent.sequence)
-            done_at, latest = -inf, None
-            succeeded_at, last = -inf, None
+            done, latest = -inf, ""
+            succeeded, last = -inf, ""
             for sent in lane:
                 handlings = by_id.get(sent.id, ())
-                if handlings and handlings[0].begun.at < done_at and latest is not None:
-                    self.verdict.disorder.append(
-                        f"{_name(sent)} began at {handlings[0].begun.at:.3f}, "
-                        f"{_name(latest)} was done with at {done_at:.3f}"
-                    )
-                done = self._done_at(group, sent.id, handlings)
-                if done > done_at:
-                    done_at, latest = done, sent
-                success = min((one.end for one in handlings if one.how == "succeeded"), default=None)
-                if success is not None:
-                    if success < succeeded_at and last is not None:
-                        self.verdict.successes_out_of_order.append(
-                            f"{_name(sent)} succeeded at {success:.3f}, {_name(last)} at {succeeded_at:.3f}"
-                        )
-                    succeeded_at, last = max(success, succeeded_at), sent
+                if handlings and handlings[0].first < done:
+                    self.verdict.disorder.append(f"{_name(sent)}, {handlings[0]}, before {latest}")
+                place, how = self._done(group, sent.id, handlings)
+                if place > done:
+                    done, latest = place, f"{_name(sent)}, {how}"
+                success = min((one for one in handlings if one.concluded), key=_end, default=None)
+                if success is not None and success.how == "succeeded":
+                    if success.last < succeeded:
+                        self.verdict.successes_out_of_order.append(f"{_name(sent)}, {success}, before {last}")
+                    else:
+                        succeeded, last = success.last, f"{_name(sent)}, {success}"
 
-    def _done_at(self, group: str, id: str, handlings: Sequence[_Handling]) -> float:
-        """When the message was first done with; of one that the guard gave up, when it was last begun."""
-        ends = [one.end for one in handlings if one.concluded]
-        if ends:
-            return min(ends)
-        if (group, id) in self._buried:
-            return max((one.begun.at for one in handlings), default=-inf)
-        return -inf  # lost: told as such
+    def _done(self, group: str, id: str, handlings: Sequence[_Handling]) -> tuple[float, _Handling | str]:
+        """Where the message was first done with; of one that the guard gave up, where it was last begun."""
+        concluded = [one for one in handlings if one.concluded]
+        if concluded:
+            first = min(concluded, key=_end)
+            return first.last, first
+        message = self._messages.get(id)
+        if (group, id) in self._buried and handlings and (message is None or message.copies <= 1):
+            return handlings[-1].first, handlings[-1]
+        return -inf, "never begun"  # if it is lost, that is told as such
 
     def _judge_overlaps(self, by_id: dict[str, list[_Handling]]) -> None:
         lanes: dict[tuple[str, str], list[_Handling]] = defaultdict(list)
@@ -316,7 +320,7 @@ class _Check:
             lane.sort(key=_begin)
             running: list[_Handling] = []
             for one in lane:
-                running = [other for other in running if other.end > one.begun.at]
+                running = [other for other in running if other.last > one.first]
                 for other in running:
                     if self._cause(other, one.begun.at):
                         self.verdict.overlaps_after_lost_leases += 1
@@ -338,8 +342,12 @@ class _Check:
         if missing:
             self.verdict.bare_dead_letters.append(f"{letter.id} has no {', '.join(missing)}")
         rejected = any(one.how == "rejected" for one in handlings)
-        died = any(one.how == "died" for one in handlings)
-        if not (rejected or (died and letter.cause == "lease_lost")):
+        # A crash after the handler's success, before its settlement, looks like one of the handler's doing.
+        gone = letter.cause == "lease_lost" and (
+            any(self._cause(one, letter.at) for one in handlings)
+            or any(fault.ids is not None and letter.id in fault.ids for fault in self._faults)
+        )
+        if not (rejected or gone):
             seen = "; ".join(map(str, handlings)) or "never handled"
             self.verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {seen}")
 
@@ -347,6 +355,7 @@ class _Check:
         """Whether a fault hit the member of this handling, or the broker, between its begin and `at`."""
         return any(
             fault.member in {None, former.begun.member}
+            and (fault.ids is None or former.begun.id in fault.ids)
             and fault.at <= at
             and (fault.at if fault.until is None else fault.until) >= former.begun.at
             for fault in self._faults
@@ -354,7 +363,11 @@ class _Check:
 
 
 def _begin(one: _Handling) -> float:
-    return one.begun.at
+    return one.first
+
+
+def _end(one: _Handling) -> float:
+    return one.last
 
 
 def _name(sent: Published) -> str:

@@ -76,6 +76,8 @@ class Struck:
     """None: it was over at once."""
     fatal: bool = False
     """The member's process ended: what it was handling ended with it."""
+    ids: tuple[str, ...] | None = None
+    """The messages that it hit, where that is known; None: all that the member had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,8 @@ def now() -> float:
 
 def _event(fields: dict[str, Any]) -> Event:
     kind = _KINDS[fields.pop("event")]
+    if fields.get("ids") is not None:
+        fields["ids"] = tuple(fields["ids"])
     return kind(**fields)
 
 

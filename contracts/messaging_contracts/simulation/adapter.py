@@ -1,0 +1,325 @@
+"""An adapter around another that fails as the SPI allows it to: before or after the deed, in part, late.
+
+It breaks no promise of the SPI itself: what goes wrong above it is a defect of the portable layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from messaging.adapter import Adapter, Consumer, SettleError
+from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
+from messaging_contracts.faults import Published, Struck
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from messaging.adapter import (
+        AdapterContext,
+        BrokerHealth,
+        Capabilities,
+        ConsumerStatus,
+        DeadLetterStore,
+        GroupInfo,
+        GroupSpec,
+        Outgoing,
+        Ownership,
+        RawDelivery,
+        ReplyInbox,
+        Settled,
+        Settlement,
+        Subscription,
+        Topology,
+    )
+    from messaging.message import Message, Receipt
+    from messaging_contracts.simulation.faults import Faults
+    from messaging_contracts.simulation.loop import ProcessClock
+
+
+class FaultyAdapter(Adapter):
+    """One process's connection. `cut` loses it, `lapse` ends all leases that the process holds."""
+
+    name: ClassVar[str] = "faulty"
+
+    def __init__(
+        self,
+        inner: Adapter,
+        faults: Faults,
+        clock: ProcessClock,
+        member: str,
+        *,
+        window: int,
+        cut: Callable[[], None],
+        lapse: Callable[[], None],
+    ) -> None:
+        self.inner = inner
+        self.faults = faults
+        self.clock = clock
+        self.member = member
+        self.window = window
+        self.cut = cut
+        self.lapse = lapse
+        self.consumers: list[FaultyConsumer] = []
+
+    @classmethod
+    def from_url(cls, url: str, context: AdapterContext) -> Adapter:
+        raise NotImplementedError("it is put around an adapter")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    @property
+    def native(self) -> Any:
+        return self.inner.native
+
+    async def there(self) -> None:
+        """The way to the broker. What hits the connection may hit it here."""
+        await self.clock.awake()
+        if self.faults.strikes("cut"):
+            self.cut()
+        if self.faults.strikes("lapse"):
+            self.lapse()
+        await self.faults.latency(self.clock)
+
+    async def back(self) -> None:
+        """The way back."""
+        await self.faults.latency(self.clock)
+        await self.clock.awake()
+
+    async def open(self) -> None:
+        await self.inner.open()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def declare(self, topology: Topology) -> None:
+        await self.there()
+        if self.faults.strikes("declare_fails"):
+            raise ConnectionFailed("simulated: not declared")
+        await self.inner.declare(topology)
+        await self.back()
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        await self.there()
+        faults = self.faults
+        if faults.strikes("publish_refused"):
+            return [PublishError("simulated: refused") for _ in messages]
+        if faults.strikes("publish_partly"):
+            results = await self._partly(messages)
+        else:
+            if faults.strikes("publish_twice"):
+                await self._twice(messages)
+            results = await self.inner.publish(messages)
+        await self.back()
+        if faults.strikes("publish_raises"):
+            raise ConnectionFailed("simulated: the connection was lost")
+        if faults.strikes("publish_uncertain"):
+            return [PublishUncertain("simulated: no confirmation") for _ in messages]
+        return results
+
+    async def _twice(self, messages: Sequence[Outgoing]) -> None:
+        """A client that sends again what it has sent. Not of a part: order would break within the batch."""
+        for outgoing in messages:
+            self.faults.recorder.record(
+                Published(at=self.clock.monotonic(), fate="sent", id=outgoing.message.id)
+            )
+        await self.inner.publish(messages)
+
+    async def _partly(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """Some are refused, some vanish or arrive without a word; of an ordered partition, with all behind them (7)."""
+        kept: list[Outgoing] = []
+        failed: dict[int, PublishError] = {}
+        silent: set[int] = set()
+        broken: set[tuple[str, int]] = set()
+        for number, (outgoing, hit) in enumerate(zip(messages, self.faults.some(len(messages)), strict=True)):
+            lane = (outgoing.topic.name, outgoing.partition)
+            if outgoing.topic.ordered and lane in broken:
+                failed[number] = PublishError("simulated: behind one that failed")
+                continue
+            if hit:
+                broken.add(lane)
+                how = self.faults.random.choice(("refused", "vanished", "silent"))
+                if how == "refused":
+                    failed[number] = PublishError("simulated: refused")
+                elif how == "vanished":
+                    failed[number] = PublishUncertain("simulated: vanished")
+                else:
+                    silent.add(number)
+            if number not in failed:
+                kept.append(outgoing)
+        stored = iter(await self.inner.publish(kept))
+        results: list[Receipt | PublishError] = []
+        for number in range(len(messages)):
+            result = failed.get(number) or next(stored)
+            results.append(PublishUncertain("simulated: silent") if number in silent else result)
+        return results
+
+    def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
+        watching = _Watching(self, ownership)
+        consumer = FaultyConsumer(self, self.inner.consumer(subscription, watching), subscription)
+        watching.consumer = consumer
+        self.consumers.append(consumer)
+        return consumer
+
+    async def reply_inbox(self) -> ReplyInbox:
+        return await self.inner.reply_inbox()
+
+    async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
+        return await self.inner.reply(replies)
+
+    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+        return self.inner.dead_letters(group)
+
+    async def groups(self) -> Sequence[GroupInfo]:
+        return await self.inner.groups()
+
+    async def delete_group(self, group: GroupSpec) -> None:
+        await self.inner.delete_group(group)
+
+    async def health(self) -> BrokerHealth:
+        return await self.inner.health()
+
+
+class _Watching:
+    """Between a consumer and its dispatcher: records what was really lost, and tells it late, or never.
+
+    A dispatcher that is not told learns it when it settles or extends.
+    """
+
+    consumer: FaultyConsumer
+
+    def __init__(self, adapter: FaultyAdapter, told: Ownership) -> None:
+        self._adapter = adapter
+        self._told = told
+
+    async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
+        await self._adapter.back()
+        self.consumer.withdraw(partitions)
+        await self._told.on_revoke(partitions, deadline)
+        await self._adapter.there()
+
+    def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
+        faults, clock, consumer = self._adapter.faults, self._adapter.clock, self.consumer
+
+        def tell() -> None:
+            consumer.lost(deliveries, reason)
+            self._told.on_lost(deliveries, reason)
+
+        if reason.startswith("the lease ended") and faults.strikes("slow"):
+            # A broker need not tell of a lease that ended: the member learns it when it settles or extends.
+            consumer.lost(deliveries, reason, lasts=faults.lease)
+        elif clock.frozen:
+            consumer.lost(deliveries, reason)
+            clock.call_later(0.0, tell)
+        else:
+            tell()
+
+
+class FaultyConsumer(Consumer):
+    """See `FaultyAdapter`."""
+
+    def __init__(self, adapter: FaultyAdapter, inner: Consumer, subscription: Subscription) -> None:
+        self._adapter = adapter
+        self._faults = adapter.faults
+        self._inner = inner
+        self._ordered = subscription.group.ordered
+        self._arrived: list[RawDelivery] = []
+        self._doubtful: set[str] = set()
+        self.isolating: str | None = None
+        """What is being marked to run alone: a crash now looks as if it had run."""
+        self.lapses = 0
+        self.lease = inner.lease
+        self.window = adapter.window
+
+    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
+        await self._adapter.there()
+        if self._faults.strikes("receive_fails"):
+            raise ConnectionFailed("simulated: nothing was received")
+        if not self._arrived:
+            received = list(await self._inner.receive(limit, wait, paused))
+            if not self._ordered and not self._faults.calm:
+                self._faults.random.shuffle(received)
+            # Kept here while they are on their way: cancelling loses nothing.
+            self._arrived = received
+        await self._adapter.back()
+        batch, self._arrived = self._arrived[:limit], self._arrived[limit:]
+        return batch
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        await self._adapter.there()
+        if self._faults.strikes("settle_refused"):
+            return [self._unsettled(one) for one in settlements]
+        if self._faults.strikes("settle_partly"):
+            hit = self._faults.some(len(settlements))
+            taken = [one for one, failed in zip(settlements, hit, strict=True) if not failed]
+            answers = iter(await self._inner.settle(taken))
+            results = [
+                self._unsettled(one) if failed else next(answers)
+                for one, failed in zip(settlements, hit, strict=True)
+            ]
+        else:
+            results = list(await self._inner.settle(settlements))
+        for one, result in zip(settlements, results, strict=True):
+            if not isinstance(result, SettleError):
+                self._doubtful.discard(one.delivery.message.id)
+        await self._adapter.back()
+        if self._faults.strikes("settle_unknown"):
+            return [SettleError(ConnectionFailed("simulated: no answer")) for _ in settlements]
+        return results
+
+    def _unsettled(self, settlement: Settlement) -> Settled:
+        self._doubtful.add(settlement.delivery.message.id)
+        return SettleError(ConnectionFailed("simulated: not settled"))
+
+    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
+        await self._adapter.there()
+        if self._faults.strikes("extend_fails"):
+            raise ConnectionFailed("simulated: not extended")
+        results = await self._inner.extend(deliveries, seconds)
+        await self._adapter.back()
+        return results
+
+    async def isolate(self, delivery: RawDelivery) -> bool:
+        await self._adapter.there()
+        if self._faults.strikes("isolate_fails"):
+            raise ConnectionFailed("simulated: not marked")
+        self.isolating = delivery.message.id
+        marked = await self._inner.isolate(delivery)
+        await self._adapter.back()
+        if self._faults.strikes("isolate_fails"):
+            raise ConnectionFailed("simulated: nobody knows whether it is marked")
+        self.isolating = None
+        return marked
+
+    def status(self) -> ConsumerStatus:
+        return self._inner.status()
+
+    async def close(self) -> None:
+        await self._adapter.clock.awake()
+        if self._doubtful:
+            self._strike("closed unsettled", sorted(self._doubtful))
+        await self._inner.close()
+
+    def withdraw(self, partitions: Collection[int]) -> None:
+        """What is on its way from these partitions does not arrive any more; it goes back with them."""
+        self._arrived = [one for one in self._arrived if one.partition not in partitions]
+
+    def lost(self, deliveries: Collection[RawDelivery], reason: str, *, lasts: float = 0.0) -> None:
+        """The broker took these: a cause for what is handled again. `lasts`: until the member must have noticed."""
+        gone = set(deliveries)
+        self._arrived = [delivery for delivery in self._arrived if delivery not in gone]
+        ids = [delivery.message.id for delivery in deliveries]
+        if reason == "the partition was handed over":
+            # What had been handled by then was settled, unless its settlement failed: else there is no cause.
+            ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in self._doubtful]
+        elif reason.startswith("the lease ended"):
+            self.lapses += 1
+        self._strike(reason, ids, lasts)
+
+    def _strike(self, kind: str, ids: Sequence[str], lasts: float = 0.0) -> None:
+        if ids:
+            at, member = self._adapter.clock.monotonic(), self._adapter.member
+            self._faults.recorder.record(
+                Struck(at=at, kind=kind, member=member, until=at + lasts, ids=tuple(ids))
+            )

@@ -1,0 +1,77 @@
+"""Which faults a simulated history has, and when: drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from messaging.clock import sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from random import Random
+
+    from messaging.clock import Clock
+    from messaging_contracts.faults import Recorder
+
+KINDS = (
+    "publish_refused",
+    "publish_uncertain",
+    "publish_raises",
+    "publish_partly",
+    "publish_twice",
+    "receive_fails",
+    "settle_refused",
+    "settle_unknown",
+    "settle_partly",
+    "extend_fails",
+    "isolate_fails",
+    "declare_fails",
+    "cut",
+    "lapse",
+    "slow",
+    "stuck",
+)
+"""Faults of single calls to the SPI; see `simulation.adapter`."""
+LATENCIES = (0.0, 0.0, 0.0, 0.001, 0.01, 0.05)
+
+
+@dataclass(slots=True)
+class Faults:
+    """Draws, for one history. Nothing strikes once `calm` is set."""
+
+    random: Random
+    recorder: Recorder
+    rates: dict[str, float] = field(default_factory=dict[str, float])
+    lease: float = 10.0
+    calm: bool = False
+
+    def strikes(self, kind: str) -> bool:
+        """Whether this fault happens now."""
+        rate = self.rates.get(kind)
+        return rate is not None and not self.calm and self.random.random() < rate
+
+    def some(self, number: int) -> Sequence[bool]:
+        """Which of so many items are hit: at least one."""
+        hit = [self.random.random() < 0.4 for _ in range(number)]
+        if number:
+            hit[self.random.randrange(number)] = True
+        return hit
+
+    async def latency(self, clock: Clock) -> None:
+        """The time that one way to the broker takes."""
+        delay = 0.0 if self.calm else self.random.choice(LATENCIES)
+        if self.strikes("slow"):
+            delay = self.random.uniform(0.1, self.lease / 8)
+        if self.strikes("stuck"):
+            delay = self.random.uniform(self.lease / 2, self.lease * 2)
+        if delay > 0:
+            await sleep(clock, delay)
+
+
+def drawn(random: Random) -> dict[str, float]:
+    """Some kinds of faults, each with its rate: histories with few kinds find what others hide."""
+    if random.random() < 0.1:
+        return {}
+    share = random.choice((0.15, 0.4, 0.8))
+    return {kind: random.choice((0.01, 0.05, 0.2)) for kind in KINDS if random.random() < share}

@@ -1,0 +1,214 @@
+"""One simulated process: a member of the group with a bus, a clock and a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from messaging import App, Bus, Delivery, Outcome, Reject, Release, Retry, RetryPolicy, fixed
+from messaging.clock import sleep
+from messaging.errors import ConnectionFailed
+from messaging_contracts.faults import Begun, Ended, Event, Struck
+from messaging_contracts.simulation.adapter import FaultyAdapter
+from messaging_contracts.simulation.loop import ProcessClock
+
+if TYPE_CHECKING:
+    from messaging.adapter import Adapter
+    from messaging_contracts.faults.history import End
+    from messaging_contracts.simulation.world import World
+
+GROUP = "billing"
+STUBBORN = 2.0
+"""Seconds for which a stubborn handler ignores its cancellation."""
+
+
+class Process:
+    """A simulated process with a bus; `crash` ends it as kill -9 does, `freeze` and `thaw` as SIGSTOP and SIGCONT."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.clock = ProcessClock(world.loop)
+        self.bus = Bus(world.settings, clock=self.clock, wrap=self._wrap)
+        self.dead = False
+
+    def _wrap(self, _: Adapter) -> Adapter:
+        world = self.world
+        inner = world.memory(ProcessClock(world.loop))
+        self.inner = inner
+        self.adapter = FaultyAdapter(
+            inner,
+            world.faults,
+            self.clock,
+            self.name,
+            window=world.scenario.window,
+            cut=self._living(inner.cut),
+            lapse=self._living(inner.lapse),
+        )
+        return self.adapter
+
+    def _living(self, strike: Any) -> Any:
+        def struck() -> None:
+            if not self.dead:
+                strike()
+
+        return struck
+
+    def record(self, event: Event) -> None:
+        """Into the history; the dead record nothing."""
+        if not self.dead:
+            self.world.history.record(event)
+
+    def now(self) -> float:
+        return self.clock.monotonic()
+
+
+class Member(Process):
+    """A process that runs the app. `stop` makes it drain and leave."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._stop = asyncio.Event()
+        self._handlings = 0
+        self.running = 0
+        self.task = asyncio.create_task(self._live(), name=f"member-{name}")
+
+    @property
+    def alive(self) -> bool:
+        """Neither dead nor leaving."""
+        return not (self.dead or self._stop.is_set() or self.task.done())
+
+    async def _live(self) -> None:
+        scenario = self.world.scenario
+        app = App(GROUP, retry=RetryPolicy(scenario.attempts, fixed(scenario.delay)))
+        app.subscribe(
+            self.world.topic,
+            concurrency=scenario.concurrency,
+            prefetch=scenario.prefetch,
+            timeout=scenario.timeout,
+        )(self._handle)
+        try:
+            async with self.bus, app.running(self.bus):
+                await self._stop.wait()
+        except ConnectionFailed:
+            self._stop.set()  # it could not start; as a service would, it ends and is started again
+        except Exception as error:
+            if not self.dead:
+                self.world.problem(f"{self.name} ended with {error!r}")
+
+    def stop(self) -> None:
+        """Leave in an orderly way."""
+        self._stop.set()
+
+    def crash(self) -> None:
+        """End without a word."""
+        if self.dead or self.task.done():
+            return
+        self.record(Struck(at=self.now(), kind="crash", member=self.name, fatal=True))
+        isolating = tuple(one.isolating for one in self.adapter.consumers if one.isolating is not None)
+        self.record(Struck(at=self.now(), kind="crash while isolating", member=self.name, ids=isolating))
+        self.dead = True
+        self.inner.crash()
+        self.clock.thaw()
+        self.task.cancel()
+        self.world.deaths += 1
+
+    async def _handle(self, payload: Any, delivery: Delivery[Any]) -> Outcome | None:
+        self._handlings += 1
+        name = f"{self.name}/{self._handlings}"
+        self.record(
+            Begun(
+                at=self.now(),
+                handling=name,
+                id=delivery.message.id,
+                group=GROUP,
+                member=self.name,
+                key=str(delivery.key),
+                sequence=payload[1],
+                attempt=delivery.attempt,
+                deliveries=delivery.deliveries,
+                partition=delivery.partition,
+                fence=delivery.fence,
+            )
+        )
+        self.running += 1
+        if self.running > self.world.scenario.concurrency and not self.dead:
+            self.world.problem(f"{self.name} runs {self.running} handlers")
+        begun = self.now()
+        try:
+            outcome = await self._behave(delivery)
+        except asyncio.CancelledError:
+            timeout, task = self.world.scenario.timeout, asyncio.current_task()
+            late = timeout is not None and self.now() > begun + timeout - 1e-6
+            # Cancelled twice: by its timeout, and because the member gives the message up.
+            if late and task is not None and task.cancelling() == 1:
+                self._ended(name, *self._failure(delivery, None))
+            else:
+                self._ended(name, "cancelled")
+            raise
+        except Exception:
+            self._ended(name, *self._failure(delivery, None))
+            raise
+        finally:
+            self.running -= 1
+        if isinstance(outcome, Reject):
+            self._ended(name, "rejected")
+        elif isinstance(outcome, Retry):
+            self._ended(name, *self._failure(delivery, outcome))
+        elif isinstance(outcome, Release):
+            self._ended(name, "released", float(outcome.after or 0.0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
+        else:
+            self._ended(name, "succeeded")
+        return outcome
+
+    def _failure(self, delivery: Delivery[Any], retry: Retry | None) -> tuple[End, float]:
+        scenario = self.world.scenario
+        if delivery.attempt >= scenario.attempts:
+            return "rejected", 0.0
+        if retry is None or retry.after is None:
+            return "failed", scenario.delay
+        return "failed", float(retry.after)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
+
+    def _ended(self, name: str, how: End, after: float = 0.0) -> None:
+        self.record(Ended(at=self.now(), handling=name, how=how, after=after))
+
+    async def _behave(self, delivery: Delivery[Any]) -> Outcome | None:
+        world = self.world
+        if delivery.message.id == world.poison:
+            self.crash()
+            await asyncio.Event().wait()
+        random = world.random
+        if world.faults.calm:
+            return None
+        if random.random() < 0.5:
+            await sleep(self.clock, random.choice((0.0, 0.01, 0.3)))
+        for name, rate in world.scenario.behaviours.items():
+            if random.random() < rate:
+                return await self._misbehave(name)
+        return None
+
+    async def _misbehave(self, name: str) -> Outcome | None:
+        random = self.world.random
+        if name == "raise":
+            raise RuntimeError("simulated")
+        if name == "retry":
+            return Retry("simulated", after=random.choice((None, 0.0, 0.5, 4.0)))
+        if name == "reject":
+            return Reject("simulated")
+        if name == "release":
+            return Release()
+        if name == "release_later":
+            return Release(after=random.choice((0.1, 3.0)))
+        if name == "slow":
+            await sleep(self.clock, random.uniform(0.0, self.world.scenario.lease * 1.5))
+        elif name == "hang":
+            await sleep(self.clock, self.world.scenario.lease * 4)
+        else:
+            await self._ignore_cancellation(random.uniform(0.0, self.world.scenario.lease))
+        return None
+
+    async def _ignore_cancellation(self, seconds: float) -> None:
+        try:
+            await sleep(self.clock, seconds)
+        except asyncio.CancelledError:
+            await sleep(self.clock, STUBBORN)

@@ -1,0 +1,74 @@
+"""What happens in one simulated history: drawn from its seed, few kinds of trouble at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from messaging_contracts.simulation.faults import drawn
+
+BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
+"""What a handler may do instead of succeeding; `stubborn` ignores its cancellation for a while."""
+UPHEAVALS = ("join", "leave", "crash", "freeze", "restart", "outage")
+"""What may happen to the members and to the broker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Durations in virtual seconds."""
+
+    ordered: bool
+    partitions: int
+    keys: int
+    publishers: int
+    messages: int
+    """Of each publisher and key."""
+    burst: float
+    """How often several messages of a key are published at once."""
+    impatience: float
+    """How often a publish has a short timeout, or is cancelled."""
+    members: int
+    concurrency: int
+    prefetch: int
+    window: int
+    lease: float
+    attempts: int
+    delay: float
+    timeout: float | None
+    grace: float
+    behaviours: dict[str, float]
+    upheavals: tuple[str, ...]
+    faults: dict[str, float]
+    poison: bool
+    """One message crashes each process that handles it."""
+
+
+def scenario(seed: int) -> Scenario:
+    """The scenario of this seed."""
+    random = Random(seed)
+    lease = random.choice((2.0, 10.0, 30.0))
+    share = random.choice((0.0, 0.3, 0.8))
+    behaviours = {name: random.choice((0.02, 0.1, 0.25)) for name in BEHAVIOURS if random.random() < share}
+    share = random.choice((0.0, 0.3, 0.8))
+    return Scenario(
+        ordered=random.random() < 0.7,
+        partitions=random.randint(1, 4),
+        keys=random.randint(1, 4),
+        publishers=random.randint(1, 2),
+        messages=random.randint(1, 12),
+        burst=random.choice((0.0, 0.0, 0.3, 1.0)),
+        impatience=random.choice((0.0, 0.0, 0.1)),
+        members=random.randint(1, 3),
+        concurrency=random.choice((1, 2, 4, 16)),
+        prefetch=random.choice((1, 2, 5, 32)),
+        window=random.choice((1, 3, 1000)),
+        lease=lease,
+        attempts=random.choice((1, 2, 3, 3, 5)),
+        delay=random.choice((0.0, 0.1, 1.0, 7.0)),
+        timeout=random.choice((None, None, 0.5, 5.0)),
+        grace=random.choice((0.0, 1.0, 30.0)),
+        behaviours=behaviours,
+        upheavals=tuple(name for name in UPHEAVALS if random.random() < share),
+        faults=drawn(random),
+        poison=random.random() < 0.08,
+    )

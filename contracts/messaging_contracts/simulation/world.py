@@ -1,0 +1,255 @@
+"""One simulated history from its beginning to its end: publishers, members, upheavals, then calm and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random as global_random
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from messaging import Bus, Settings, Topic
+from messaging.adapter import AdapterContext
+from messaging_contracts.faults import Begun, Buried, Ended, Event, History, Published, Verdict, check
+from messaging_contracts.faults.history import line
+from messaging_contracts.simulation.faults import Faults
+from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
+from messaging_contracts.simulation.process import GROUP, Member
+from messaging_contracts.simulation.publisher import Publisher
+from messaging_contracts.simulation.scenario import Scenario, scenario
+from messaging_memory import MemoryAdapter
+from messaging_memory.broker import Broker
+from messaging_memory.settings import Settings as MemorySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PATIENCE = 900.0
+"""Virtual seconds in which everything has to be handled once the faults are over."""
+MOST_MEMBERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one seed. It held when there are neither violations nor problems."""
+
+    seed: int
+    scenario: Scenario
+    verdict: Verdict
+    problems: Sequence[str]
+    events: Sequence[Event]
+    seconds: float
+    """Virtual seconds that passed."""
+
+    @property
+    def held(self) -> bool:
+        """Whether all promises were kept."""
+        return not (self.problems or self.verdict.violations)
+
+    @property
+    def digest(self) -> str:
+        """The same for the same history."""
+        return sha256(b"".join(map(line, self.events))).hexdigest()[:16]
+
+
+def simulate(seed: int) -> Result:
+    """Run the history of this seed; the same seed gives the same history."""
+    logger = logging.getLogger("messaging")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # a history provokes what it would tell
+    state = global_random.getstate()
+    global_random.seed(seed)  # jitter
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        world = World(seed, loop)
+        loop.set_exception_handler(world.unhandled)
+        try:
+            loop.run_until_complete(world.run())
+        except Stalled as error:
+            world.problem(str(error))
+        gc.collect()  # errors that nobody looked at are told now
+        verdict = check(world.history.events, ordered=world.scenario.ordered, groups=[GROUP])
+        return Result(seed, world.scenario, verdict, tuple(world.problems), world.history.events, loop.time())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+        global_random.setstate(state)
+        logger.setLevel(level)
+
+
+class _Done(History):
+    """A history that knows which messages are done with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confirmed: dict[str, None] = {}
+        self.done: set[str] = set()
+        self._handlings: dict[str, str] = {}
+
+    def record(self, event: Event) -> None:
+        super().record(event)
+        if isinstance(event, Published):
+            if event.fate == "confirmed":
+                self.confirmed[event.id] = None
+        elif isinstance(event, Ended):
+            if event.how in {"succeeded", "rejected"}:
+                self.done.add(self._handlings[event.handling])
+        elif isinstance(event, Begun):
+            self._handlings[event.handling] = event.id
+
+    @property
+    def open(self) -> list[str]:
+        """What was confirmed and is not done with."""
+        return [id for id in self.confirmed if id not in self.done]
+
+
+class World:
+    """All that one history consists of."""
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.loop = loop
+        self.scenario = scenario(seed)
+        self.random = Random(seed + 1)
+        self.history = _Done()
+        self.faults = Faults(self.random, self.history, self.scenario.faults, self.scenario.lease)
+        self.settings = Settings(
+            url="memory://", drain_timeout=self.scenario.grace, connect_timeout=60, publish_timeout=30
+        )
+        self.topic: Topic[Any] = Topic(
+            "orders", ordered=self.scenario.ordered, partitions=self.scenario.partitions
+        )
+        self.problems: list[str] = []
+        self.members: list[Member] = []
+        self.deaths = 0
+        self.poison: str | None = None
+        self._names = count(1)
+        self._broker = Broker("simulated", clock=ProcessClock(loop))
+
+    def problem(self, text: str) -> None:
+        """Something that no checker of histories sees."""
+        self.problems.append(text)
+
+    def unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that nobody awaited."""
+        self.problem(f"{context.get('message')}: {context.get('exception')!r}")
+
+    def memory(self, clock: ProcessClock) -> MemoryAdapter:
+        """A new connection to the one broker of this world."""
+        return MemoryAdapter(
+            AdapterContext(clock=clock), MemorySettings(lease=self.scenario.lease), broker=self._broker
+        )
+
+    async def run(self) -> None:
+        """Live through it."""
+        observer = Bus(
+            self.settings, clock=ProcessClock(self.loop), wrap=lambda _: self.memory(ProcessClock(self.loop))
+        )
+        async with observer:
+            await observer.declare(self.topic, groups=[GROUP])
+            for _ in range(self.scenario.members):
+                self.join()
+            upheavals = asyncio.create_task(self._upheave(), name="upheavals")
+            publishers = [Publisher(self, f"p{number}") for number in range(self.scenario.publishers)]
+            await asyncio.gather(*(publisher.run() for publisher in publishers))
+            upheavals.cancel()
+            await asyncio.wait([upheavals])
+            self._calm_down()
+            await self._everything_done(observer)
+            await self._end(observer)
+        await asyncio.sleep(1.0)
+        left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        if left:
+            self.problem(f"tasks are left: {sorted(left)}")
+
+    def join(self) -> None:
+        """One member more."""
+        self.members.append(Member(self, f"m{next(self._names)}"))
+
+    @property
+    def alive(self) -> list[Member]:
+        return [member for member in self.members if member.alive]
+
+    async def _upheave(self) -> None:
+        kinds = self.scenario.upheavals
+        while kinds:
+            await asyncio.sleep(self.random.choice((0.1, 1.0, 5.0)) * self.random.random())
+            await self._upheaval(self.random.choice(kinds))
+            if not self.alive:
+                self.join()
+
+    async def _upheaval(self, kind: str) -> None:
+        alive = self.alive
+        if kind == "join" and len(alive) < MOST_MEMBERS:
+            self.join()
+        elif kind == "restart":
+            self._broker.restart()
+        elif kind == "outage":
+            self._broker.disconnect()
+            try:
+                await asyncio.sleep(self.random.uniform(0.0, 2 * self.scenario.lease))
+            finally:
+                self._broker.reconnect()
+        elif alive:
+            member = self.random.choice(alive)
+            if kind == "leave":
+                member.stop()
+            elif kind == "crash":
+                member.crash()
+            elif kind == "freeze":
+                member.clock.freeze()
+                delay = self.random.uniform(0.0, 3 * self.scenario.lease)
+                self.loop.call_later(delay, member.clock.thaw)
+
+    def _calm_down(self) -> None:
+        self.faults.calm = True
+        self._broker.reconnect()
+        for member in self.members:
+            member.clock.thaw()
+
+    async def _everything_done(self, observer: Bus) -> None:
+        deadline = self.loop.time() + PATIENCE
+        letters = observer.dead_letters(self.topic, group=GROUP)
+        while self.history.open or not await self._empty(observer):
+            if not self.alive:
+                self.join()
+            if self.loop.time() > deadline:
+                self.problem(
+                    f"not done after {PATIENCE:g} s of calm: {self.history.open[:5]}; {await observer.groups()}"
+                )
+                return
+            await asyncio.sleep(1.0)
+            self.history.done.update([letter.id async for letter in letters.browse()])
+        await asyncio.sleep(10.0 + 3 * self.scenario.lease)  # until calls that are stuck have come back
+
+    async def _empty(self, observer: Bus) -> bool:
+        return all(not info.lag for info in await observer.groups())
+
+    async def _end(self, observer: Bus) -> None:
+        for member in self.alive:
+            health = await member.bus.health()
+            for one in health.subscriptions:
+                if not one.receiving or one.held or one.parked or one.running or health.status == "red":
+                    self.problem(f"{member.name} is not at rest: {health}")
+        for member in self.members:
+            member.stop()
+        await asyncio.wait([member.task for member in self.members])
+        for info in await observer.groups():
+            if info.lag or info.members:
+                self.problem(f"left on the broker: {info}")
+        async for letter in observer.dead_letters(self.topic, group=GROUP).browse():
+            self.history.record(
+                Buried(
+                    at=self.loop.time(),
+                    id=letter.id,
+                    group=GROUP,
+                    reason=letter.reason,
+                    cause=letter.cause,
+                    attempts=letter.attempts,
+                    failed_at=None if letter.last_failed_at is None else letter.last_failed_at.timestamp(),
+                )
+            )

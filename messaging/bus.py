@@ -33,7 +33,7 @@ from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 

@@ -16,12 +16,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from messaging import App, Bus, Delivery, RetryPolicy, Topic, connect, fixed
+from messaging import App, Bus, Delivery, Reject, RetryPolicy, Topic, connect, fixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Behaviour: TypeAlias = Literal["record", "slow", "hang", "poison", "fail_then_hang"]
+Behaviour: TypeAlias = Literal["record", "slow", "hang", "poison", "fail_then_hang", "give_up"]
 
 POISON = "poison"
 """The payload of which a member with the behaviour `poison` dies."""
@@ -80,8 +80,12 @@ async def play(part: Part, bus: Bus, tell: Tell, die: Callable[[], None]) -> Non
 
 async def behave(behaviour: Behaviour, delivery: Delivery[Any], die: Callable[[], None]) -> None:
     """Handle one delivery as the behaviour says."""
-    if behaviour == "slow":
+    if behaviour in {"slow", "give_up"}:
         await asyncio.sleep(0.02)
+    if behaviour == "give_up" and delivery.payload % 2 == 0:
+        raise Reject("an even number")
+    if behaviour == "give_up" and delivery.attempt == 1:
+        raise RuntimeError("the first attempt fails")
     if behaviour == "poison" and delivery.payload == POISON:
         die()
         await asyncio.Event().wait()

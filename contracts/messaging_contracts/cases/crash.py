@@ -6,7 +6,7 @@ import asyncio
 import signal
 from typing import Any
 
-from messaging import Ack, Delivery, Outcome
+from messaging import Ack, Delivery, Outcome, Reject
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
 from messaging_contracts.member import POISON
@@ -58,6 +58,31 @@ async def order_survives_a_killed_member(broker: BrokerUnderTest) -> None:
             await ledger.quiet()
     ledger.assert_each_once(ids, duplicates=PREFETCH + 4)
     ledger.assert_order(keys)
+
+
+@proves("crash", processes=True)
+async def what_a_killed_member_was_giving_up_is_kept(broker: BrokerUnderTest) -> None:
+    """The copy of a retry or of a dead letter is stored before its message is given up, so kill -9 loses none (1)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    receipts = await broker.bus.publish_many(topic, list(range(60)))
+    rejected, retried = {one.id for one in receipts[::2]}, {one.id for one in receipts[1::2]}
+
+    async def give_up(delivery: Delivery[Any]) -> Outcome | None:
+        return Reject("an even number") if delivery.payload % 2 == 0 else None
+
+    async with broker.process(
+        ledger, topic, member="killed", behaviour="give_up", prefetch=PREFETCH
+    ) as process:
+        await ledger.begun(20)
+        await process.kill()
+    async with broker.running(broker.app(topic, ledger, member="other", then=give_up), short_lease=True):
+        await ledger.until(lambda: {one.id for one in ledger.done} >= retried)
+        letters = await broker.letters(topic, count=len(rejected))
+        await ledger.quiet()
+    assert {letter.id for letter in letters} == rejected
+    assert len(letters) <= len(rejected) + PREFETCH
 
 
 @proves("attempts", processes=True)

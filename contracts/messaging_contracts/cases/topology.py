@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from messaging import ConfigurationError, NoGroup, Receipt, Topic, TopicNotFound
+from messaging import ConfigurationError, Delivery, NoGroup, Outcome, Receipt, Reject, Topic, TopicNotFound
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
 from messaging_contracts.under_test import BrokerUnderTest
@@ -115,6 +115,37 @@ async def groups_can_be_listed_and_deleted(broker: BrokerUnderTest) -> None:
         new = await bus.publish_many(topic, ["new"] * topic.partitions)
         await ledger.handled(len(new))
     ledger.assert_each_once([receipt.id for receipt in new])
+
+
+@proves("topology")
+async def what_waits_in_a_group_can_be_told(broker: BrokerUnderTest) -> None:
+    """`groups` and `health` tell, where the broker can, what waits, who reads, and what died (26)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing", "search")
+    await broker.bus.declare(topic, groups=["billing", "search"])
+    await broker.bus.publish_many(topic, list(range(5)))
+
+    async def told(group: str, **wanted: int) -> bool:
+        (info,) = [one for one in await broker.bus.groups() if (one.topic, one.group) == (topic.name, group)]
+        found = {name: getattr(info, name) for name in wanted}
+        return all(found[name] in {value, None} for name, value in wanted.items())
+
+    async def reject(_: Delivery[Any]) -> Outcome:
+        return Reject("no")
+
+    await broker.eventually(lambda: told("billing", lag=5, members=0, dead_letters=0), "five wait for nobody")
+    async with broker.running(broker.app(topic, ledger, then=reject)) as (bus,):
+        await broker.letters(topic, count=5)
+        await broker.eventually(lambda: told("billing", lag=0, members=1, dead_letters=5), "five are dead")
+        assert await told("search", lag=5, members=0, dead_letters=0)
+        health = await bus.health()
+        assert health.status == "green", health
+        (mine,) = health.subscriptions
+        assert (mine.received, mine.rejected, mine.held, mine.dead_letters) in {
+            (5, 5, 0, 5),
+            (5, 5, 0, None),
+        }, mine
+        assert f"{topic.name}/billing" not in health.groups_without_members
 
 
 @proves("topology")

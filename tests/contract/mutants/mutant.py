@@ -12,6 +12,8 @@ class Mutant:
     cases: tuple[str, ...]
     """Each of these must fail on it."""
     applied: Callable[[], AbstractContextManager[None]]
+    broker: str | None = None
+    """Where the cases run on it; None is memory."""
 
     def __str__(self) -> str:
         return self.name
@@ -20,11 +22,13 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def killed_by(*cases: str) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
+def killed_by(
+    *cases: str, broker: str | None = None
+) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
     """Register a generator function that applies a mutation, yields, and needs no undoing of its own patches."""
 
     def register(mutation: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
-        MUTANTS.append(Mutant(mutation.__name__, cases, contextmanager(mutation)))
+        MUTANTS.append(Mutant(mutation.__name__, cases, contextmanager(mutation), broker))
         return mutation
 
     return register

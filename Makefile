@@ -38,7 +38,7 @@ $(BIN)/python:
 
 $(STAMP): $(INPUTS) | $(BIN)/python
 	@echo "installing messaging into $(VENV) ..."
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[redis,rabbitmq]'
 	@touch $@
 
 $(STAMP_DEV): $(INPUTS) | $(BIN)/python

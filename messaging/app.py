@@ -230,9 +230,10 @@ class App:
         """Handle messages while the body runs, then drain.
 
         At exit nothing new starts, what runs is finished within the drain timeout and settled, the rest goes back
-        uncounted. A fatal error of a subscription cancels the body and is raised (semantics 25). `provide` replaces
-        what the lifespan would yield; `middleware` is added to every subscription's, innermost. Raises
-        UnsupportedCapability or ConfigurationError before anything runs.
+        uncounted. A handler that ignores its cancellation then, or a synchronous one that goes on, is given ten
+        seconds more and left behind. A fatal error of a subscription cancels the body and is raised (semantics 25).
+        `provide` replaces what the lifespan would yield; `middleware` is added to every subscription's, innermost.
+        Raises UnsupportedCapability or ConfigurationError before anything runs.
         """
         bus.check_open()
         family = self._family()

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import Start, TopologyMode, Unrouted
@@ -153,6 +154,12 @@ class Bus:
         """Raises Closed unless the bus is open and this is its event loop."""
         if self._state != "open":
             raise Closed(f"{self!r} is not open: use it inside `async with bus:`")
+        self.check_loop()
+
+    def check_loop(self) -> None:
+        """Raises Closed on another event loop than the one it was opened on (24)."""
+        if self._loop is None:
+            return
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:  # another thread, a synchronous handler's for instance
@@ -249,27 +256,40 @@ class Bus:
     ) -> Sequence[Receipt | PublishError]:
         self.check_open()
         messages = [self._preparation.message(topic, payload, options) for payload in payloads]
-        spec = self._catalogue.declared(topic) or await self._catalogue.declare_topic(topic)
+        remaining = self.settings.publish_timeout if within is None else _checked_timeout(within)
+        spec = self._catalogue.declared(topic)
+        if spec is None:
+            spec, remaining = await self._declare_within(topic, remaining)
         if not self._publish_middleware:
-            return await self._deliver(spec, messages, options, within)
+            return await self._deliver(spec, messages, options, remaining)
 
         async def send(message: Message) -> Receipt:
-            (result,) = await self._deliver(spec, (message,), options, within)
+            (result,) = await self._deliver(spec, (message,), options, remaining)
             if isinstance(result, PublishError):
                 raise result
             return result
 
         return await publish_through(self._publish_middleware, send, messages, ordered=spec.ordered)
 
+    async def _declare_within(self, topic: Topic[Any], within: float) -> tuple[TopicSpec, float]:
+        """The first use of a topic, as a part of the call's time; what is left of it."""
+        start = self.clock.monotonic()
+        try:
+            async with timeout(self.clock, within):
+                spec = await self._catalogue.declare_topic(topic)
+        except TimeoutError:
+            raise PublishError(
+                f"Nothing was sent to {topic.name}: {self.broker(topic).name} did not declare it within {within:g} s"
+            ) from None
+        return spec, max(0.0, within - (self.clock.monotonic() - start))
+
     async def _deliver(
-        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: Duration | None
+        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
     ) -> Sequence[Receipt | PublishError]:
         broker = self._routing.of(spec.name)
         most = broker.capabilities.max_message_bytes
         outgoing = [self._preparation.outgoing(spec, message, options, most) for message in messages]
-        results = await broker.publisher.publish(
-            outgoing, self.settings.publish_timeout if within is None else seconds(within)
-        )
+        results = await broker.publisher.publish(outgoing, within)
         for result in results:
             if isinstance(result, Unrouted):
                 self._catalogue.warn_unrouted(spec.name)
@@ -294,7 +314,7 @@ class Bus:
         """
         self.check_open()
         topic = endpoint.topic
-        within = self.settings.request_timeout if timeout is None else seconds(timeout)
+        within = self.settings.request_timeout if timeout is None else _checked_timeout(timeout)
 
         async def send(reply_to: str, correlation_id: str) -> None:
             options = Options(
@@ -354,12 +374,28 @@ class Bus:
             for made in what.plans(self):
                 await self._catalogue.declare([made.group], [made.group.topic], made.topology)
 
-    def dead_letters(self, topic: Topic[Any] | str, *, group: str) -> DeadLetters:
-        """The dead letters of one group."""
+    def dead_letters(
+        self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
+    ) -> DeadLetters:
+        """The dead letters of one group. `ordered=False` is for a group that gives up its topic's order."""
         self.check_open()
-        spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
-        store = self._routing.of(spec.topic.name).adapter.dead_letters(spec)
-        return DeadLetters(store, clock=self.clock, topic=spec.topic.name, group=group)
+        spec = self._catalogue.known_group(self._known(topic), group, ordered)
+        broker = self._routing.of(spec.topic.name)
+
+        async def ready() -> None:
+            self.check_open()
+            # With other partitions than the broker's, a redrive would put messages where nobody looks.
+            mode: TopologyMode = "off" if self.settings.topology == "off" else "verify"
+            await self._catalogue.declare([spec], [spec.topic], mode)
+
+        return DeadLetters(
+            broker.adapter.dead_letters(spec),
+            clock=self.clock,
+            topic=spec.topic.name,
+            group=group,
+            most=broker.capabilities.max_message_bytes,
+            ready=ready,
+        )
 
     async def groups(self) -> Sequence[GroupInfo]:
         """The groups of the topics that this bus has declared, as their brokers know them."""
@@ -406,7 +442,8 @@ class Bus:
         return self._routing.default.native
 
     async def health(self) -> Health:
-        """Never raises, never waits for longer than about a second."""
+        """Raises nothing but Closed, on another event loop; never waits for longer than about a second."""
+        self.check_loop()
         brokers = self._routing.brokers
         found = await asyncio.gather(*(broker.adapter.health() for broker in brokers))
         return assess(
@@ -422,3 +459,15 @@ class Bus:
         if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
             raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")
         return topic
+
+
+def _checked_timeout(given: Duration) -> float:
+    try:
+        within = seconds(given)
+    except (TypeError, ValueError):
+        within = nan
+    if not 0 < within < inf:
+        raise InvalidMessage(
+            f"timeout={given!r}: it takes a number of seconds greater than 0, or a timedelta"
+        )
+    return within

@@ -33,7 +33,7 @@ class Catalogue:
         self._declared: dict[str, TopicSpec] = {}
         self._groups: set[GroupSpec] = set()
         self._warned: set[str] = set()
-        self._declaring = asyncio.Lock()
+        self._declaring: dict[Broker, asyncio.Lock] = {}
         self._first_uses: Counter[str] = Counter()
         """Topics by who waits to hear that they are declared."""
 
@@ -83,6 +83,15 @@ class Catalogue:
             native=native,
         )
 
+    def known_group(self, topic: Topic[Any], name: str, ordered: bool | None) -> GroupSpec:
+        """The group as this bus has declared it; else as the topic and `ordered` describe it."""
+        spec = self.spec(topic)
+        if ordered is None:
+            for known in self._groups:
+                if (known.topic.name, known.name) == (spec.name, name):
+                    return known
+        return self.group(spec, name, ordered=ordered)
+
     def untyped(self, name: str) -> Topic[Any]:
         """The topic of this name as a plain string names it: untyped payloads, otherwise as already described."""
         topic = self._untyped.get(name)
@@ -122,20 +131,20 @@ class Catalogue:
         self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec], mode: TopologyMode | None = None
     ) -> None:
         """Declare on the broker what was not declared before; `mode` goes before the settings' topology."""
-        async with self._declaring:
-            new_topics = {spec.name: spec for spec in (*topics, *(group.topic for group in groups))}
-            new_topics = {name: spec for name, spec in new_topics.items() if name not in self._declared}
-            new_groups = [group for group in groups if group not in self._groups]
-            mode = mode or self._settings.topology or "declare"
-            new: dict[Broker, tuple[list[TopicSpec], list[GroupSpec]]] = {}
-            for spec in new_topics.values():
-                new.setdefault(self._routing.of(spec.name), ([], []))[0].append(spec)
-            for group in new_groups:
-                new.setdefault(self._routing.of(group.topic.name), ([], []))[1].append(group)
-            for broker, (its_topics, its_groups) in new.items():
-                await broker.adapter.declare(Topology(tuple(its_topics), tuple(its_groups), mode))
-                self._declared.update((spec.name, spec) for spec in its_topics)
-                self._groups.update(its_groups)
+        mode = mode or self._settings.topology or "declare"
+        wanted: dict[Broker, tuple[dict[str, TopicSpec], list[GroupSpec]]] = {}
+        for spec in (*topics, *(group.topic for group in groups)):
+            wanted.setdefault(self._routing.of(spec.name), ({}, []))[0][spec.name] = spec
+        for group in groups:
+            wanted[self._routing.of(group.topic.name)][1].append(group)
+        for broker, (its_topics, its_groups) in wanted.items():
+            async with self._declaring.setdefault(broker, asyncio.Lock()):
+                new_topics = tuple(spec for name, spec in its_topics.items() if name not in self._declared)
+                new_groups = tuple(group for group in its_groups if group not in self._groups)
+                if new_topics or new_groups:
+                    await broker.adapter.declare(Topology(new_topics, new_groups, mode))
+                    self._declared.update((spec.name, spec) for spec in new_topics)
+                    self._groups.update(new_groups)
 
     def forget(self, group: GroupSpec) -> None:
         """The group was deleted."""

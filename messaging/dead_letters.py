@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import Gone
 from messaging.clock import Clock, sleep
-from messaging.envelope import check_headers
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import Cause, Failure, parse, redriven
 from messaging.message import Message, Receipt
+from messaging.prepare import corrected
 
 if TYPE_CHECKING:
     from messaging.adapter import DeadLetterStore, StoredLetter
@@ -67,10 +67,25 @@ Edit: TypeAlias = Callable[[Message], Message]
 
 
 class DeadLetters:
-    """The dead letters of one group of one topic."""
+    """The dead letters of one group of one topic. Made by `Bus.dead_letters`.
 
-    def __init__(self, store: DeadLetterStore, *, clock: Clock, topic: str, group: str) -> None:
+    Before anything is read the broker is asked whether the group is there, and of the shape that the program says
+    (16): each of these raises TopicNotFound or ConfigurationError where it is not, and Closed on a closed bus.
+    """
+
+    def __init__(
+        self,
+        store: DeadLetterStore,
+        *,
+        clock: Clock,
+        topic: str,
+        group: str,
+        most: int,
+        ready: Callable[[], Awaitable[None]],
+    ) -> None:
         self._store = store
+        self._most = most
+        self._ready = ready
         self._clock = clock
         self._topic = topic
         self._group = group
@@ -80,6 +95,7 @@ class DeadLetters:
 
     async def count(self) -> int:
         """How many there are now. Raises ConnectionFailed."""
+        await self._ready()
         return await self._store.count()
 
     async def browse(
@@ -92,6 +108,7 @@ class DeadLetters:
         """
         if limit is not None and limit <= 0:
             return
+        await self._ready()
         found = 0
         async with self._store.scan() as letters:
             async for stored in letters:
@@ -124,11 +141,13 @@ class DeadLetters:
         its id and topic stay. `rate` is in messages per second.
 
         Raises PublishManyError, after all were tried, when some could not be sent: those stay dead letters.
-        InvalidMessage for an edit that changes id or topic or cannot be carried, whatever `edit` and `where`
-        raise, and ConnectionFailed end it at once; what was redriven before stays so, the rest stays dead.
+        InvalidMessage for an edit that changes id or topic or cannot be carried, MessageTooLarge, whatever `edit`
+        and `where` raise, and ConnectionFailed end it at once; what was redriven before stays so, the rest stays
+        dead.
         """
         if rate is not None and not (rate > 0 and isfinite(rate)):
             raise ConfigurationError(f"rate is {rate!r}; it must be a positive number of messages per second")
+        await self._ready()
         size = PAGE if rate is None else max(1, min(PAGE, int(rate * _RATE_STEP)))
         start = self._clock.monotonic()
         results: list[Receipt | PublishError] = []
@@ -136,7 +155,7 @@ class DeadLetters:
         try:
             async with aclosing(self._pages(size, ids, where)) as pages:
                 async for page in pages:
-                    messages = [_edited(stored.message, edit) for stored in page]
+                    messages = [_edited(stored.message, edit, self._most) for stored in page]
                     if not dry_run:
                         if rate is not None and tried:
                             await sleep(self._clock, start + tried / rate - self._clock.monotonic())
@@ -154,6 +173,7 @@ class DeadLetters:
 
         Raises ConnectionFailed; what was deleted before stays so.
         """
+        await self._ready()
         purged = 0
         try:
             async with aclosing(self._pages(PAGE, ids, where)) as pages:
@@ -242,7 +262,7 @@ class DeadLetters:
         return {"topic": self._topic, "group": self._group}
 
 
-def _edited(message: Message, edit: Edit | None) -> Message:
+def _edited(message: Message, edit: Edit | None, most: int) -> Message:
     if edit is None:
         return message
     edited = edit(message)
@@ -255,6 +275,4 @@ def _edited(message: Message, edit: Edit | None) -> Message:
         raise InvalidMessage(
             f"the edit of message {message.id} of {message.topic} changed its id or topic; both must stay"
         )
-    if edited.headers is not message.headers:
-        check_headers(edited.headers)
-    return edited
+    return message if edited is message else corrected(message, edited, most)

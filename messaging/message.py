@@ -12,6 +12,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from messaging.codec import Codec
 from messaging.names import check_topic
+from messaging.stack import reason_of
 
 T = TypeVar("T", default=Any)
 Q = TypeVar("Q", default=Any)
@@ -106,24 +107,37 @@ class Release:
 
 
 class Retry(Exception):
-    """A failure: handled again after `after`, or after the retry policy's delay. Returned or raised."""
+    """A failure: handled again after `after`, or after the retry policy's delay. Returned or raised.
 
-    def __init__(self, reason: str = "", *, after: Duration | None = None) -> None:
+    The reason is a text; an exception given in its place is shown as `Type: message`.
+    """
+
+    reason: str = ""
+    after: Duration | None = None
+
+    def __init__(self, reason: str | BaseException = "", *, after: Duration | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = reason_of(reason)
         self.after = after
 
 
 class Reject(Exception):
-    """Never to be handled again: it becomes a dead letter with this reason. Returned or raised."""
+    """Never to be handled again: it becomes a dead letter with this reason. Returned or raised.
 
-    def __init__(self, reason: str = "", *, cause: str = "rejected") -> None:
+    The reason is a text; an exception given in its place is shown as `Type: message`.
+    """
+
+    reason: str = ""
+    cause: str = "rejected"
+
+    def __init__(self, reason: str | BaseException = "", *, cause: str = "rejected") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = reason_of(reason)
         self.cause = cause
 
 
 Outcome: TypeAlias = Ack | Release | Retry | Reject
+OUTCOMES = (Ack, Release, Retry, Reject)
 Handler: TypeAlias = Callable[[Delivery[Any]], Awaitable[Outcome]]
 Middleware: TypeAlias = Callable[[Handler], Handler]
 

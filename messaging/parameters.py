@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_origin
 
 from messaging.errors import ConfigurationError
-from messaging.message import Ack, Delivery, Reject, Release, Retry
+from messaging.message import OUTCOMES, Ack, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from messaging.clock import Clock
     from messaging.message import Handler, Outcome
 
-OUTCOMES = (Ack, Release, Retry, Reject)
 _DELIVERY = object()
 
 

@@ -5,7 +5,7 @@ Runs in the caller's task, so that one bad value fails one call, before anything
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from messaging.clock import Clock
     from messaging.message import Duration, Key, Topic
 
+_LONGEST_CONTENT_TYPE = 255
 INHERITED = ("traceparent", "tracestate")
 """Headers that a message published by a handler takes from the message being handled (W3C Trace Context)."""
 
@@ -95,13 +96,47 @@ class Preparation:
             if turn is None:
                 turn = self._turns[spec.name] = count()
             partition = next(turn) % spec.partitions
-        size = _size(message)
-        if size > most:
-            raise MessageTooLarge(
-                f"Message {message.id} for {spec.name} has {size} bytes with its headers; the broker takes {most}. "
-                "Store the content elsewhere and publish a reference to it"
-            )
+        _check_size(message, most)
         return Outgoing(spec, message, partition, options.mandatory, options.reply_to)
+
+
+def corrected(former: Message, message: Message, most: int) -> Message:
+    """The message as a program has changed it, with its key in its one form.
+
+    Raises InvalidMessage for a change that no broker carries, MessageTooLarge beyond `most` bytes. What was not
+    changed is let through: another program may have sent it.
+    """
+    if not isinstance(message.body, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        raise InvalidMessage(
+            f"The body of message {message.id} of {message.topic} is a {type(message.body).__name__}; it must be bytes"
+        )
+    kind = message.content_type
+    if kind != former.content_type and not _is_content_type(kind):
+        raise InvalidMessage(f"{kind!r} is no content type for message {message.id} of {message.topic}")
+    if message.headers is not former.headers:
+        check_headers(message.headers)
+    key = message.key if message.key == former.key else _checked_key(message.topic, message.key)
+    message = replace(message, key=key)
+    _check_size(message, most)
+    return message
+
+
+def _is_content_type(value: object) -> bool:
+    return value is None or (
+        isinstance(value, str)
+        and 0 < len(value) <= _LONGEST_CONTENT_TYPE
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def _check_size(message: Message, most: int) -> None:
+    size = _size(message)
+    if size > most:
+        raise MessageTooLarge(
+            f"Message {message.id} for {message.topic} has {size} bytes with its headers; the broker takes {most}. "
+            "Store the content elsewhere and publish a reference to it"
+        )
 
 
 def _size(message: Message) -> int:

@@ -11,7 +11,7 @@ from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding
 from messaging.dispatch import Dispatcher
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
-from messaging.message import T
+from messaging.message import OUTCOMES, T
 from messaging.middleware.retry import RetryPolicy, retrying
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Pull(Generic[T]):
 
     async def __aenter__(self) -> Self:
         """Declare the group and join it. Raises UnsupportedCapability where the broker cannot do what is asked."""
+        self._bus.check_open()
         broker = self._bus.broker(self._topic)
         capabilities = broker.capabilities
         wanted = {"order": self._group.ordered, "history": self._group.start != "latest"}
@@ -123,9 +124,12 @@ class Pull(Generic[T]):
     async def settle(self, delivery: Delivery[T], outcome: Outcome) -> None:
         """Settle; returns when the broker has taken it. Settling twice is a no-op.
 
-        Raises LeaseLost when the delivery is no longer ours: its message is delivered again. Cancelling leaves it
-        open whether the broker takes it.
+        Raises TypeError for what is no outcome: the delivery stays open. Raises LeaseLost when the delivery is no
+        longer ours: its message is delivered again. Cancelling leaves it open whether the broker takes it.
         """
+        self._bus.check_open()
+        if not isinstance(outcome, OUTCOMES):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+            raise TypeError(f"settle takes Ack, Release, Retry or Reject, not {outcome!r}")
         entry = self._open.get(id(delivery))
         if entry is None:
             gone = self._gone.pop(id(delivery), None)

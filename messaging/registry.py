@@ -131,6 +131,13 @@ def known_schemes(group: str) -> list[str]:
     return sorted({point.name for point in _registered(group)})
 
 
+def known_adapters() -> set[str]:
+    """What an adapter may be called in the settings, as far as can be told without loading any."""
+    points = _registered(ADAPTERS)
+    packages = {point.module.partition(".")[0].removeprefix("messaging_") for point in points}
+    return packages | {point.name for point in points} | set(_EXTRAS.values())
+
+
 def _registered(group: str, name: str | None = None) -> EntryPoints:
     from importlib.metadata import entry_points
 

@@ -15,7 +15,7 @@ from messaging.adapter import AdapterContext
 from messaging.clock import timeout
 from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging.publish import Publisher
-from messaging.registry import adapter_class, adapter_for, redact, split_namespace
+from messaging.registry import adapter_class, adapter_for, known_adapters, redact, split_namespace
 from messaging.requests import Requester
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Routing:
         base, named = split_namespace(url)
         self.default = self._made(_named(base), base, named or settings.namespace, {})
         """The broker of every topic that no route names."""
+        self._check_sections()
         routes = {pattern: self._routed(pattern, target) for pattern, target in settings.routes.items()}
         self._exact = {pattern: broker for pattern, broker in routes.items() if not pattern.endswith("*")}
         prefixes = [pattern for pattern in routes if pattern.endswith("*")]
@@ -132,6 +133,27 @@ class Routing:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    def _check_sections(self) -> None:
+        """Refuse options for a broker that there is not: they would be lost in silence."""
+        from messaging.sources import CODE, dotted, nearest  # slow to import; loaded with the settings by now
+
+        known = known_adapters() | {self.default.adapter.name} | set(self._settings.named_brokers())
+        for name, options in self._settings.broker.items():
+            if name not in known:
+                origins = self._settings.origins()
+                origin = next(
+                    (
+                        origins[key]
+                        for key in (dotted(("broker", name, o)) for o in options)
+                        if key in origins
+                    ),
+                    CODE,
+                )
+                raise ConfigurationError(
+                    f"{origin}: {dotted(('broker', name))} is neither an adapter nor a broker with a url"
+                    f"{nearest(name, sorted(known))}"
+                )
 
     def _routed(self, pattern: str, target: str) -> Broker:
         """The broker that a route names: by URL, or by the name of a `[broker.<name>]` that has a URL."""

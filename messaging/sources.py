@@ -71,6 +71,7 @@ def environment_layer(settings: type[BaseSettings]) -> Layer:
     """The variables. Raises ConfigurationError naming one that cannot be read."""
     origins: dict[KeyPath, str] = {}
     for variable in sorted(os.environ):
+        _check_short(settings, variable)
         if variable.upper().startswith(PREFIX):
             path = tuple(variable[len(PREFIX) :].lower().split("__"))
             origins[path] = f"{variable} (environment)"
@@ -86,6 +87,19 @@ def environment_layer(settings: type[BaseSettings]) -> Layer:
             values[key] = os.environ[variable]
             origins[key,] = f"{variable} (environment)"
     return Layer(values, origins)
+
+
+def _check_short(settings: type[BaseSettings], variable: str) -> None:
+    """Refuse what was surely meant for us and is not read; other programs may have variables that begin as ours do."""
+    name = variable.upper().removeprefix("MESSAGING_")
+    if name == variable.upper() or name.startswith("_") or name.lower() in SHORT or variable == FILE_VARIABLE:
+        return
+    if name.lower() in settings.model_fields:
+        raise ConfigurationError(f"{variable} is not read: set {PREFIX}{name}")
+    from difflib import get_close_matches
+
+    if close := get_close_matches(name, [key.upper() for key in SHORT], n=1, cutoff=0.8):
+        raise ConfigurationError(f"unknown variable {variable}; did you mean MESSAGING_{close[0]}?")
 
 
 def _check_variable(settings: type[BaseSettings], variable: str, path: KeyPath) -> None:

@@ -56,6 +56,18 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def reason_of(given: object) -> str:
+    """What a handler gave as its reason, as text; never raises."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, BaseException):
+        return summary(given)
+    try:
+        return "" if given is None else str(given)
+    except Exception:
+        return f"(a {type(given).__name__} that cannot be read)"
+
+
 def message_of(error: BaseException) -> str:
     """The exception's own text, bounded, also where its `__str__` fails."""
     try:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from messaging.adapter import Subscription
 from messaging.binding import Binding, Counters
 from messaging.errors import ConfigurationError, UnsupportedCapability
-from messaging.message import Ack, Endpoint, Message, Topic, seconds
+from messaging.message import OUTCOMES, Ack, Endpoint, Message, Topic, seconds
 from messaging.middleware.expiry import expiring
 from messaging.middleware.idempotency import idempotent
 from messaging.middleware.retry import Delay, RetryPolicy, retrying
 from messaging.middleware.timeout import timing_out
-from messaging.parameters import OUTCOMES, bind, concluded, name_of
+from messaging.parameters import bind, concluded, name_of
 from messaging.requests import Answer, answering
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def idempotent(
         async def handle(delivery: Delivery[Any]) -> Outcome:
             nonlocal away
             message = delivery.message
-            name = f"{scope}:{message.id if key is None else key(message)}"
+            name = f"{scope}:{message.id if key is None else _checked_key(key(message))}"
             try:
                 begun = await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
             except IdempotencyConflict as conflict:
@@ -88,6 +88,13 @@ def idempotent(
         return handle
 
     return middleware
+
+
+def _checked_key(value: object) -> str:
+    """What the key function returned: one key for all that has none would take them for one message."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"the idempotency key of a message is a str that is not empty, not {value!r}")
+    return value
 
 
 class _Entry:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random as _random
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
-from messaging.message import Duration, Reject, Retry, seconds
+from messaging.message import OUTCOMES, Ack, Duration, Reject, Retry, seconds
 from messaging.stack import leaves_of, summary
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class RetryPolicy:
         return self.delay.before_jitter(self.attempts - 1) if self.attempts > 1 else 0.0
 
     def retries(self, error: BaseException) -> bool:
-        """Whether this exception, no group, deserves another attempt."""
+        """Whether this exception, no group, deserves another attempt. One beside Exception is judged as one."""
+        if not isinstance(error, Exception):
+            return Exception in self.retry_on
         return isinstance(error, self.retry_on) and not isinstance(error, self.reject_on)
 
 
@@ -115,7 +118,8 @@ def retrying(
     that it comes from, where there was one. An exception group is judged by its leaves: one that must not be
     retried rejects the message; else it is retried, after the longest `after` of its leaves.
     `on_exhausted="hold_key"` goes on retrying for ever, with the policy's longest delay, instead of skipping
-    the message (11). Cancellation, and what else is no Exception, passes untouched.
+    the message (11). Anything else that is raised or returned is a failure: one message never ends its subscription.
+    Only cancellation and the end of the process (KeyboardInterrupt, SystemExit, GeneratorExit) pass untouched.
     """
 
     def conclude(delivery: Delivery[Any], outcome: Retry, origin: BaseException | None) -> Outcome:
@@ -133,7 +137,7 @@ def retrying(
             return _from(origin, Reject(text, cause="delay_unsupported"))
         return _from(origin, Retry(reason, after=after))
 
-    def judge(delivery: Delivery[Any], error: Exception) -> Outcome:
+    def judge(delivery: Delivery[Any], error: BaseException) -> Outcome:
         leaves = list(leaves_of(error))
         for leaf in leaves:
             if isinstance(leaf, Reject):
@@ -151,15 +155,27 @@ def retrying(
         async def handle(delivery: Delivery[Any]) -> Outcome:
             try:
                 outcome = await next(delivery)
-            except Exception as error:
+            except BaseException as error:
+                if _ends_more_than_the_handler(error):
+                    raise
                 return judge(delivery, error)
+            if isinstance(outcome, Ack):
+                return outcome
             if isinstance(outcome, Retry):
                 return conclude(delivery, outcome, outcome.__cause__)
+            if not isinstance(outcome, OUTCOMES):  # pyright: ignore[reportUnnecessaryIsInstance]  a forgotten return
+                said = f"middleware returned {type(outcome).__name__}, which is no outcome: return what `next` returned"
+                return judge(delivery, TypeError(said))
             return outcome
 
         return handle
 
     return middleware
+
+
+def _ends_more_than_the_handler(error: BaseException) -> bool:
+    ends = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+    return not isinstance(error, Exception) and any(isinstance(leaf, ends) for leaf in leaves_of(error))
 
 
 def _origin(raised: BaseException, leaf: BaseException) -> BaseException:

@@ -321,17 +321,41 @@ class Fatal(BaseException):
     pass
 
 
-async def test_what_is_no_exception_leaves_the_app_as_it_is(bus, clock):
-    app = App("a")
+async def forgetful(delivery):
+    """A middleware without `return`."""
 
-    @app.subscribe(jobs)
+
+@pytest.mark.parametrize(
+    "slip",
+    [
+        Fatal("f"),
+        BaseExceptionGroup("g", [Fatal("f"), ValueError("v")]),
+        Retry(ValueError("x")),
+        Reject(ValueError("x")),
+        Reject(None),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        Reject(b"x"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        forgetful,
+    ],
+    ids=repr,
+)
+async def test_no_slip_in_a_handler_ends_more_than_its_message(bus, clock, slip):
+    app, handled = App("a", retry=RetryPolicy(2)), []
+
+    @app.subscribe(jobs, middleware=[lambda _: slip] if slip is forgetful else [])
     async def handle(job: str):
-        raise Fatal
+        raise slip
 
-    with pytest.raises(Fatal):
-        async with app.running(bus):
-            await bus.publish(jobs, "x")
-            await asyncio.Event().wait()
+    @app.subscribe(jobs, group="b")
+    async def go_on(job: str):
+        handled.append(job)
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.advance(60)
+        assert await bus.dead_letters(jobs, group="a").count() == 1
+        await bus.publish(jobs, "y")
+        await clock.settle()
+    assert handled == ["x", "y"]
 
 
 def test_a_handler_that_exits_ends_the_program_and_the_message_goes_back():

@@ -96,7 +96,11 @@ def clock():
 
 def face(clock, letters):
     store = Store(letters, clock)
-    return store, DeadLetters(store, clock=clock, topic="orders", group="billing")
+
+    async def ready():
+        """The group is there, and of this shape."""
+
+    return store, DeadLetters(store, clock=clock, topic="orders", group="billing", most=1000, ready=ready)
 
 
 async def ids(letters, **options):
@@ -221,6 +225,11 @@ async def test_redrive_can_correct_the_message(clock):
         lambda message: None,
         lambda message: replace(message, headers={"messaging-attempt": "1"}),
         lambda message: replace(message, headers={"a": "\x00"}),
+        lambda message: replace(message, body="text"),
+        lambda message: replace(message, body=b"x" * 1001),
+        lambda message: replace(message, key=5),
+        lambda message: replace(message, content_type="x" * 500),
+        lambda message: replace(message, content_type="caf\u00e9/json"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -163,6 +163,16 @@ async def test_the_key_may_be_a_function_of_the_message(store):
     assert [handled.message.id for handled in handler.handled] == ["a", "c"]
 
 
+@pytest.mark.parametrize("nothing", [None, "", 5])
+async def test_a_key_that_is_none_is_a_failure_and_not_shared_by_all_that_have_none(store, nothing):
+    handler = protect(store, always(Ack()), key=lambda message: nothing)
+
+    with pytest.raises(TypeError, match="idempotency key"):
+        await handler(delivery())
+
+    assert store.entries == {}
+
+
 async def test_two_payloads_under_one_key_are_rejected(store):
     handle = protect(store, handler := always(Ack()), key=lambda message: "same")
 

@@ -313,3 +313,15 @@ async def test_only_so_many_lost_deliveries_are_remembered(bus, clock, monkeypat
         await clock.settle()
 
         assert len(pull._gone) == 1
+
+
+async def test_what_is_no_outcome_is_refused_and_the_delivery_stays_open(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        for nonsense in (None, "ack", Ack):
+            with pytest.raises(TypeError, match="Ack, Release, Retry or Reject"):
+                await pull.settle(delivery, nonsense)
+        await pull.settle(delivery, Ack())
+
+    assert await lag(bus) == 0

@@ -279,3 +279,13 @@ def _noting(close, closed):
         await close()
 
     return noted
+
+
+@pytest.mark.parametrize(("section", "hint"), [("rabitmq", "did you mean rabbitmq"), ("zzz", "known are")])
+def test_options_of_a_broker_that_there_is_not_are_refused(section, hint):
+    with pytest.raises(ConfigurationError, match=f"broker.{section}.*{hint}"):
+        connect(Settings(url="memory://", broker={section: {"history": 1}}))
+
+
+def test_options_of_brokers_that_this_program_does_not_use_may_stay():
+    connect(Settings(url="memory://", broker={"redis": {"history": 1}, "rabbitmq": {}, "kafka": {}}))

@@ -248,6 +248,8 @@ def test_a_mistake_in_the_file_is_named_with_the_file(text: str, said: str) -> N
         ("MESSAGING__APP__CONCURRENCY__MAX", "1", "MAX is below a single value"),
         ("MESSAGING__APP__NOTHING__MAX", "1", "MAX is below a single value"),
         ("MESSAGING__URL", "redis://", "set MESSAGING_URL"),
+        ("MESSAGING_TOPOLOGY", "off", "set MESSAGING__TOPOLOGY"),
+        ("MESSAGING_NAMESPCE", "staging", "did you mean MESSAGING_NAMESPACE?"),
         ("MESSAGING__TOPICS__ORDERS__PARTITIONS", "1", "put JSON into MESSAGING__TOPICS"),
         ("MESSAGING__TOPICS", "{", "is no JSON"),
         ("MESSAGING__TOPICS", '{"orders": {"partitions": 0}}', "topics.orders.partitions: Input should be"),
@@ -265,6 +267,13 @@ def test_a_mistake_in_a_variable_is_named_with_the_variable(
 
     assert variable in str(raised.value)
     assert said in str(raised.value)
+
+
+def test_variables_of_other_programs_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MESSAGING_SERVICE_HOST", "MESSAGING_PORT", "MESSAGING_PORT_5672_TCP_ADDR"):
+        monkeypatch.setenv(variable, "10.0.0.1")
+
+    assert Settings.load().url is None
 
 
 def test_a_mistake_in_code_is_named_as_such() -> None:

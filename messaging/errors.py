@@ -51,7 +51,7 @@ class MessageTooLarge(InvalidMessage):
 
 
 class TopicNotFound(PublishError):
-    """The topic does not exist and the topology setting forbids creating it."""
+    """The topic, or the group, does not exist and the topology setting forbids creating it."""
 
 
 class PublishUncertain(PublishError):

@@ -29,6 +29,7 @@ from pamqp.exceptions import PAMQPException
 from pamqp.frame import unmarshal
 from yarl import URL
 
+from messaging.adapter import Lease
 from messaging.errors import (
     AuthenticationFailed,
     Closed,
@@ -85,13 +86,38 @@ class BatchingWriter(asyncio.StreamWriter):
 
 
 class KeepingReader(asyncio.StreamReader):
-    """Keeps what came last."""
+    """Keeps what came last, and tells that something came."""
 
     last: bytes = b""
+    came: Callable[[], None] | None = None
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        if self.came is not None:
+            self.came()
         self.last = bytes(data)
         super().feed_data(self.last)
+
+
+class Life:
+    """For how long the broker certainly leaves us what this connection was given (9).
+
+    It gives it to others two heartbeats after our last sign of life at the earliest, and we show one in every half
+    heartbeat. Each of its own moves the deadline, but never one that has passed: a member that stood still finds what
+    the broker sent before it gave up, and must not take that for life.
+    """
+
+    def __init__(self, heartbeat: int, expired: Callable[[], None]) -> None:
+        self._bound = 1.9 * heartbeat - max(1, heartbeat // 2)
+        self._expired = expired
+        self.lease = Lease(time.monotonic() + self._bound)
+
+    def sign(self) -> None:
+        """The broker has sent something."""
+        now = time.monotonic()
+        if now < self.lease.deadline:
+            self.lease.deadline = now + self._bound
+        else:
+            self._expired()
 
 
 class BatchingTransport(TransportFactory):
@@ -101,6 +127,11 @@ class BatchingTransport(TransportFactory):
         self._context = context
         self.transport: asyncio.Transport | None = None
         self._reader: KeepingReader | None = None
+
+    def tell(self, came: Callable[[], None]) -> None:
+        """Call this for everything that comes from now on."""
+        assert self._reader is not None
+        self._reader.came = came
 
     def farewell(self) -> Connection.Close | None:
         """The frame by which the broker refused the connection: aiormq loses it when it came in place of another."""
@@ -174,6 +205,8 @@ class Link:
         self._settings = settings
         self._purpose = purpose
         self._current: PlainConnection | None = None
+        self.lease = Lease()
+        """Of what the newest connection was given."""
         self._transport: asyncio.Transport | None = None
         self._attempt: asyncio.Task[PlainConnection] | None = None
         self._context: ssl.SSLContext | None = None
@@ -245,6 +278,11 @@ class Link:
             ) from error
         self._transport = transport.transport
         self._current = connection
+        assert transport.transport is not None
+        # Aborted, it gives back what was dropped because its lease had ended.
+        life = Life(settings.heartbeat, transport.transport.abort)
+        self.lease = life.lease
+        transport.tell(life.sign)
         when_closed(connection, lambda: self._lost(connection))
         return connection
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
+from messaging.adapter import Lease
 from messaging.errors import TopicNotFound
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 from messaging_rabbitmq.properties import unique_id
@@ -52,10 +53,12 @@ class Intake:
         self._arrived = arrived
         self._lost = lost
         self._channel: AbstractChannel | None = None
+        self._lease = Lease()
 
     async def open(self, link: Link, prefetch: int) -> None:
         """Consume. Raises TopicNotFound when the queue does not exist."""
         self._channel = channel = await link.channel(buffer=1024)
+        self._lease = link.lease
         opened = False
         try:
             with translated(f"consuming queue {self.queue}", link.address):
@@ -94,6 +97,7 @@ class Intake:
     def hand_out(self, delivery: RawDelivery, tag: int) -> RawDelivery:
         """Remember who has it."""
         delivery.token = Claim(self, tag)
+        delivery.lease = self._lease
         self._outstanding[tag] = delivery
         return delivery
 

@@ -31,8 +31,10 @@ class RabbitMQSettings(BaseModel):
     virtual_host: str = "/"
     namespace: str | None = None
 
-    heartbeat: int = Field(default=15, ge=1, le=600)
-    """A silent peer is given up after about two of these."""
+    heartbeat: int = Field(default=15, ge=2, le=600)
+    """A silent peer is given up after about two of these, and a member that stands still for longer than about one
+    loses what it holds. With one second there is no time between a sign of life that is due and one that is late.
+    """
     connect_timeout: float = Field(default=5.0, gt=0)
     operation_timeout: float = Field(default=10.0, gt=0)
     """For one declaration or another single exchange with the broker."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from typing import Any
 
-from messaging import Ack, Delivery, Outcome, Reject
+from messaging import Ack, Delivery, Outcome, Reject, Topic
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
 from messaging_contracts.member import POISON
@@ -198,3 +199,33 @@ async def a_frozen_member_loses_its_messages_and_spoils_nothing(broker: BrokerUn
     assert {one.id for one in receipts} <= {one.id for one in ledger.by("other")}
     ledger.assert_each_once([one.id for one in (*receipts, *last)], duplicates=2)
     assert await broker.letters(topic) == []
+
+
+@proves("leases", processes=True)
+async def a_woken_member_starts_nothing_that_others_have_handled(broker: BrokerUnderTest) -> None:
+    """What a frozen member had fetched and others have handled is not begun by it when it wakes (9, 15)."""
+    for ordered in (False, True):
+        await _freeze_and_wake(broker, broker.topic("ordered" if ordered else "shared", ordered=ordered))
+
+
+async def _freeze_and_wake(broker: BrokerUnderTest, topic: Topic[Any]) -> None:
+    ledger, last = Ledger(), list[str]()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    texts = [f"{key} {number}" for number in range(25) for key in "abcd"]
+    ids = {(await broker.bus.publish(topic, text, key=text[0])).id for text in texts}
+    async with broker.process(ledger, topic, member="frozen", behaviour="slow", concurrency=2) as frozen:
+        await ledger.begun(4)
+        if not isinstance(frozen, MemberProcess) or not broker.capabilities.fenced:
+            return  # as above
+        frozen.signal(signal.SIGSTOP)
+        async with broker.running(broker.app(topic, ledger, member="other"), short_lease=True):
+            await ledger.until(lambda: ids <= {one.id for one in ledger.done})
+            handled = {one.id for one in ledger.by("other") if one.end is not None}
+            woken = time.monotonic()
+            frozen.signal(signal.SIGCONT)
+            last.append((await broker.bus.publish(topic, "last", key="a")).id)
+            await ledger.until(lambda: last[0] in ledger.ids)
+            await ledger.quiet()
+    late = [one.payload for one in ledger.by("frozen") if one.begin > woken and one.id in handled]
+    assert not late, f"begun after others had handled them: {late}"

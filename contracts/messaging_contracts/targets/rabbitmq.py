@@ -27,7 +27,7 @@ def target(url: str, store: str | None) -> Target:
     """A connection is what a lease is elsewhere: a member that no longer beats has lost its messages."""
     return Target(
         url=url,
-        short_lease_url=targets.with_options(url, heartbeat=1),
+        short_lease_url=targets.with_options(url, heartbeat=2),
         store=store or STORE,
         foreign=ForeignToRabbitMQ(),
     )

@@ -308,3 +308,30 @@ async def test_closing_is_quick_without_a_broker(bench: Bench) -> None:
     await adapter.close()
 
     assert time.monotonic() - started < 12
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Bench, ordered: bool) -> None:
+    proxy, adapter = await proxied(bench, heartbeat=2)
+    topic = TopicSpec("orders", ordered=ordered, partitions=1)
+    group = await bench.group(adapter, topic)
+    recorder = Recorder()
+    consumer = bench.consumer(adapter, group, recorder)
+    await publish(adapter, topic, "m1", key="k")
+    (held,) = await receive(consumer, 1)
+    first = held.lease.deadline
+
+    await publish(adapter, topic, "m2", key="k")
+    (other,) = await receive(consumer, 1)
+    assert time.monotonic() < first < held.lease.deadline == other.lease.deadline < time.monotonic() + 3
+
+    proxy.stall()
+    # The broker gives it to others after four seconds at the earliest.
+    await asyncio.sleep(held.lease.deadline - time.monotonic() + 0.05)
+    ended = held.lease.deadline
+    proxy.flow()
+    with pytest.raises(ConnectionFailed):
+        while True:
+            await consumer.receive(1, 5.0)
+    assert held.lease.deadline == ended < time.monotonic()
+    assert set(ids(recorder.lost)) == {"m1", "m2"}

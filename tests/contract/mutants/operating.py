@@ -171,7 +171,11 @@ def is_never_seen_receiving():
 # --- on a real broker --------------------------------------------------------------------------------------------
 
 
-@killed_by("a_frozen_member_loses_its_messages_and_spoils_nothing", broker="redis")
+@killed_by(
+    "a_frozen_member_loses_its_messages_and_spoils_nothing",
+    "a_woken_member_starts_nothing_that_others_have_handled",
+    broker="redis",
+)
 def waits_for_a_frozen_member_for_ever():
     async def nothing(self, limit):
         return []

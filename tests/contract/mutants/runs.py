@@ -30,6 +30,7 @@ SLOW = {
     "a_release_waits_as_long_as_it_says": 1.0,
     "a_retry_is_never_early_and_hardly_late": 1.8,
     "a_slow_handler_keeps_its_message": 3.2,
+    "a_woken_member_starts_nothing_that_others_have_handled": 3.0,
     "an_attempt_survives_the_member_that_failed": 1.6,
     "failing_messages_do_not_stall_the_others": 0.9,
     "members_of_a_group_share_its_messages": 1.0,

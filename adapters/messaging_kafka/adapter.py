@@ -69,6 +69,7 @@ class KafkaAdapter(Adapter):
         )
         self._publisher = Publisher(self._session)
         self._replies = KafkaReplies(self._session)
+        self._capabilities = _capabilities(settings)
         self._marks: dict[tuple[str, str], Marks] = {}
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ class KafkaAdapter(Adapter):
     @property
     def capabilities(self) -> Capabilities:
         """See `Adapter.capabilities`."""
-        return _capabilities(self._settings)
+        return self._capabilities
 
     @property
     def native(self) -> Any:

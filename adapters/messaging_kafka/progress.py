@@ -11,6 +11,7 @@ returned once, and from then on what is handed out is committed first, until the
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
@@ -18,8 +19,6 @@ from typing import TYPE_CHECKING
 from messaging_kafka.brokers import Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from messaging.adapter import RawDelivery
 
 METADATA_LIMIT = 4096
@@ -54,6 +53,8 @@ class Progress:
     """One beyond the last record that was read."""
     unfinished: dict[int, Entry] = field(default_factory=dict[int, Entry])
     """By offset, rising."""
+    expected: deque[int] = field(default_factory=deque[int])
+    """Of the unfinished, those that a former owner left and that were not read yet."""
     done_below: int = 0
     """Records below this that are not among the unfinished are done: a former owner finished them."""
     returns: int = 0
@@ -73,8 +74,11 @@ class Progress:
 
     def take(self, offset: int) -> Entry | None:
         """A record was read: its entry, or None where it is done already."""
-        for gone in [old for old, entry in self._before(offset) if entry.delivery is None]:
-            del self.unfinished[gone]  # it was deleted from the partition: nobody can handle it any more
+        expected = self.expected
+        while expected and expected[0] <= offset:
+            # What was skipped was deleted from the partition: nobody can handle it any more.
+            if (skipped := expected.popleft()) != offset:
+                del self.unfinished[skipped]
         entry = self.unfinished.get(offset)
         if entry is not None:
             self.high = max(self.high, offset + 1)
@@ -88,12 +92,6 @@ class Progress:
             entry.returns = self.returns
         self.unfinished[offset] = entry
         return entry
-
-    def _before(self, offset: int) -> Iterator[tuple[int, Entry]]:
-        for old, entry in self.unfinished.items():
-            if old >= offset:
-                return
-            yield old, entry
 
     def finish(self, offset: int) -> None:
         """The record is done."""
@@ -175,6 +173,7 @@ def _decode(watermark: int, text: str) -> Progress:
             entry.due = due / DUE_UNITS
         entry.returns += crashed
         progress.unfinished[offset] = entry
+        progress.expected.append(offset)
     progress.returns, progress.suspect_from, progress.suspect_until = returns, suspect_from, suspect_until
     if crashed and not careful:
         progress.returns = 1

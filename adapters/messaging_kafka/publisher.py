@@ -10,6 +10,7 @@ from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishEr
 from messaging.message import Receipt
 from messaging.partition import partition_of
 from messaging_kafka.records import parcel
+from messaging_kafka.topology import TopicState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from messaging.adapter import Outgoing, TopicSpec
     from messaging_kafka.records import Parcel
     from messaging_kafka.session import Session
-    from messaging_kafka.topology import TopicState
 
 GROUPS_KNOWN_FOR = 5.0
 """Seconds for which a topic counts as having a group, or as having none where nobody insists, without a look."""
@@ -40,42 +40,36 @@ class Publisher:
         parcels: list[Parcel] = []
         sent: list[int] = []
         for at, one in enumerate(messages):
-            state = states[one.topic.name, one.topic.native]
-            error = state if isinstance(state, PublishError) else None
-            if error is None and failed:
-                error = failed.get((one.topic.name, one.partition))
-            if error is None:
-                assert not isinstance(state, PublishError)
-                try:
-                    parcels.append(self._parcel(one, state))
-                    sent.append(at)
-                    continue
-                except PublishError as invalid:
-                    error = invalid
-                    if one.topic.ordered:
-                        failed[one.topic.name, one.partition] = _behind(one, invalid)
-            results[at] = error
+            state = states[id(one.topic)]
+            try:
+                if isinstance(state, PublishError):
+                    raise state
+                if failed and (earlier := failed.get((one.topic.name, one.partition))) is not None:
+                    raise earlier
+                parcels.append(self._parcel(one, state))
+                sent.append(at)
+            except PublishError as error:
+                results[at] = error
+                if one.topic.ordered:
+                    failed.setdefault((one.topic.name, one.partition), _behind(one, error))
         for at, packed, fate in zip(sent, parcels, await self._session.writer.write(parcels), strict=True):
             one = messages[at]
-            if isinstance(fate, PublishError):
+            if isinstance(fate, int):
+                state = states[id(one.topic)]
+                kind = Receipt if isinstance(state, TopicState) and state.routed else Unrouted
+                results[at] = kind(one.message.id, packed.partition, f"{packed.partition}/{fate}")
+            else:
                 results[at] = _told(one, fate)
                 self._forget(one.topic)
-                continue
-            state = states[one.topic.name, one.topic.native]
-            assert not isinstance(state, PublishError)
-            kind = Receipt if state.routed else Unrouted
-            results[at] = kind(one.message.id, packed.partition, f"{packed.partition}/{fate}")
         return results
 
-    async def _states(
-        self, messages: Sequence[Outgoing]
-    ) -> dict[tuple[str, str | None], TopicState | PublishError]:
-        states: dict[tuple[str, str | None], TopicState | PublishError] = {}
+    async def _states(self, messages: Sequence[Outgoing]) -> dict[int, TopicState | PublishError]:
+        """By the identity of what the messages call their topic: of most batches it is one object."""
+        states: dict[int, TopicState | PublishError] = {}
         for one in messages:
-            key = (one.topic.name, one.topic.native)
-            if key not in states:
+            if id(one.topic) not in states:
                 mandatory = any(other.mandatory for other in messages if other.topic is one.topic)
-                states[key] = await self._state(one.topic, mandatory=mandatory)
+                states[id(one.topic)] = await self._state(one.topic, mandatory=mandatory)
         return states
 
     async def _state(self, topic: TopicSpec, *, mandatory: bool) -> TopicState | PublishError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.envelope import (
@@ -55,12 +56,24 @@ class Parcel:
         return int(BatchBuilder.estimate_size_in_bytes(self.key, self.value, self.headers)) + RECORD_OVERHEAD
 
 
+_REPEATED = frozenset(PREFIX + name for name in ("specversion", "messagingformat", "type", "source"))
+"""Headers that many messages have alike."""
+
+
+@lru_cache(maxsize=1024)
+def _repeated(name: str, value: str) -> tuple[str, bytes]:
+    return name, value.encode()
+
+
 def encode_headers(message: Message, control: Mapping[str, str] | None = None) -> Headers:
     """The headers of a message of ours. The first `content-type` is the message's own, whatever headers it has."""
     headers: Headers = []
     if message.content_type is not None or CONTENT_TYPE in message.headers:
-        headers.append((CONTENT_TYPE, (message.content_type or "").encode()))
-    headers += [(name, value.encode()) for name, value in encode(message, prefix=PREFIX).items()]
+        headers.append(_repeated(CONTENT_TYPE, message.content_type or ""))
+    headers += [
+        _repeated(name, value) if name in _REPEATED else (name, value.encode())
+        for name, value in encode(message, prefix=PREFIX).items()
+    ]
     if control:
         headers += [(name, value.encode()) for name, value in control.items()]
     return headers

@@ -100,14 +100,24 @@ class Brokers:
         described = [(one.name, one.partitions, copies, anywhere, list(one.config.items())) for one in topics]
         created: set[str] = set()
         names = ", ".join(one.name for one in topics)
+        until = time.monotonic() + wait
         with self._link.translated(f"creating topics {names}"):
-            response = await self._link.send(library.CreateTopics(described, int(wait * 1000), False))
-            for name, code, message in response.topic_errors:
-                error = library.failure_of(code)
-                if error is None:
-                    created.add(name)
-                elif not isinstance(error, Errors.TopicAlreadyExistsError):
-                    raise type(error)(f"{name}: {message or error}")
+            while described:
+                response = await self._link.send(library.CreateTopics(described, int(wait * 1000), False))
+                again: set[str] = set()
+                for name, code, message in response.topic_errors:
+                    error = library.failure_of(code)
+                    if error is None:
+                        created.add(name)
+                    elif isinstance(error, Errors.InvalidReplicationFactorError) and time.monotonic() < until:
+                        again.add(
+                            name
+                        )  # a broker that just started, or was slow, is not counted for a moment
+                    elif not isinstance(error, Errors.TopicAlreadyExistsError):
+                        raise type(error)(f"{name}: {message or error}")
+                described = [one for one in described if one[0] in again]
+                if described:
+                    await asyncio.sleep(LOOK_AGAIN * 5)
             await self._until_led([one.name for one in topics])
             # A broker may be named as the leader before it knows.
             places = [Place(one.name, number) for one in topics for number in range(one.partitions)]

@@ -1,0 +1,48 @@
+"""A real Kafka, and topics of each test's own."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from messaging_contracts.brokers import Broker, start
+from tests.contract.kafka.support import Bench
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "contract/kafka" in item.path.as_posix():
+            item.add_marker(pytest.mark.kafka)
+
+
+@pytest.fixture(scope="session")
+def kafka_url() -> Iterator[str]:
+    """From the environment, else a broker that is started for this run."""
+    if url := os.environ.get("MESSAGING_TEST_KAFKA_URL"):
+        yield url
+        return
+    with start("kafka") as broker:
+        yield broker.url
+
+
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[Broker]:
+    """A broker that the tests of a module may stop, kill and pause; each leaves it running."""
+    with start("kafka", own=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def bench(kafka_url: str) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        bench = Bench(kafka_url, stack)
+        stack.push_async_callback(bench.clean)
+        yield bench
+
+
+@pytest.fixture
+async def fragile(own_broker: Broker) -> AsyncIterator[Bench]:
+    """The same on the module's own broker; what it leaves goes with the broker."""
+    async with AsyncExitStack() as stack:
+        yield Bench(own_broker.url, stack)

@@ -1,0 +1,392 @@
+"""Members: what they own, hand over, redo, hold; and that no one of them blocks another."""
+
+import asyncio
+import time
+
+import pytest
+
+from messaging.adapter import DONE, Hold, RawDelivery, SettleError, TopicSpec
+from messaging.errors import LeaseLost
+from messaging.message import Ack, Reject, Release, Retry
+from tests.contract.kafka.support import (
+    QUICK,
+    Bench,
+    Recorder,
+    ack,
+    brokers_of,
+    ids,
+    nothing,
+    outgoing,
+    owned,
+    publish,
+    receive,
+    settle,
+)
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+ONE = TopicSpec("orders", ordered=True, partitions=1)
+
+
+async def test_a_handed_over_partition_redoes_only_what_was_not_done(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, *map(str, range(10)))
+    first = bench.consumer(adapter, group)
+    deliveries = await receive(first, 8)
+    await ack(first, [deliveries[at] for at in (0, 1, 3, 4, 6)])
+    await first.close()
+
+    again = await receive(bench.consumer(adapter, group), 5)
+
+    assert ids(again) == ["2", "5", "7", "8", "9"]
+    assert {(one.attempt, one.returns, one.guard) for one in again} == {(1, 0, "none")}
+
+
+async def test_after_a_crash_what_was_committed_is_not_redone_and_the_rest_is_counted(bench: Bench) -> None:
+    adapter = await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, *map(str, range(5)))
+    dead = bench.consumer(adapter, group)
+    deliveries = await receive(dead, 5)
+    await ack(dead, [deliveries[0], deliveries[2]])
+    await silence(dead)
+
+    again = await receive(bench.consumer(await bench.adapter(**QUICK), group), 3)
+
+    assert ids(again) == ["1", "3", "4"]
+    assert {(one.attempt, one.returns) for one in again} == {(1, 1)}
+
+
+async def silence(consumer) -> None:
+    """Make it a dead member: no heartbeat, no word."""
+    task = consumer._partitions.membership._task
+    task.cancel()
+    await asyncio.wait((task,))
+    await consumer._fetcher.close()
+
+
+async def test_a_dead_member_is_fenced(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, "one")
+    ownership = Recorder()
+    dead = bench.consumer(adapter, group, ownership)
+    (delivery,) = await receive(dead, 1)
+    await silence(dead)
+    heir = bench.consumer(other, group)
+    (again,) = await receive(heir, 1)
+    dead._partitions.membership.lease.deadline = time.monotonic() + 100  # as if its clock had stood still
+
+    (result,) = await settle(dead, [delivery], Ack())
+    await ack(heir, [again])
+
+    assert isinstance(result, SettleError)
+    assert isinstance(result.error, LeaseLost)
+    assert again.fence > delivery.fence
+    await nothing(heir)
+
+
+async def test_a_member_that_joins_takes_its_part_without_stopping_the_rest(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    topic = TopicSpec("orders", ordered=True, partitions=4)
+    group = await bench.group(adapter, topic)
+    ownership = Recorder()
+    first = bench.consumer(adapter, group, ownership)
+    assert len(await owned(first, 4)) == 4
+    second = bench.consumer(other, group)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(owned(second, 2))
+        assert len(await owned(first, 2)) == 2
+
+    assert len(ownership.revoked) == 2
+    assert ownership.lost == []
+    kept = set(await owned(first)) - set(ownership.revoked)
+    assert kept == set(range(4)) - set(ownership.revoked)
+
+
+async def test_settling_during_a_rebalance_deadlocks_nobody(bench: Bench) -> None:
+    """A lock that is held across the poll and wanted in the revocation stops both members for good."""
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *map(str, range(20)), partition=0)
+    await publish(adapter, ORDERED, *map(str, range(20, 40)), partition=1)
+    ownership = Recorder()
+    first = bench.consumer(adapter, group, ownership)
+    held = await receive(first, 40)
+
+    async def settle_what_is_going(partitions) -> None:
+        going = [one for one in held if one.partition in partitions]
+        results = await settle(first, going, Ack())
+        assert results == [DONE] * len(going)
+
+    ownership.on_revoked = settle_what_is_going
+    receiving = asyncio.create_task(first.receive(1, 20))
+    second = bench.consumer(other, group)
+    await owned(second, 1)
+    receiving.cancel()
+    await asyncio.wait((receiving,))
+
+    assert len(ownership.revoked) == 1
+    await nothing(second)
+
+
+async def test_a_handler_that_never_ends_delays_a_hand_over_by_the_drain_at_most(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, "one", partition=0)
+    await publish(adapter, ORDERED, "two", partition=1)
+    ownership = Recorder()
+    deadlines: list[float] = []
+
+    async def wait_for_ever(partitions) -> None:
+        deadlines.append(time.monotonic())
+        await asyncio.sleep(0.5)
+
+    ownership.on_revoked = wait_for_ever
+    first = bench.consumer(adapter, group, ownership)
+    await receive(first, 2)
+    second = bench.consumer(other, group)
+
+    (again,) = await receive(second, 1)
+
+    assert again.partition in ownership.revoked
+    assert time.monotonic() - deadlines[0] < 5
+    assert (again.attempt, again.returns) == (1, 0)
+
+
+async def test_a_held_retry_keeps_its_attempt_and_its_delay_at_the_next_owner(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, "one", "two", key="ann")
+    first = bench.consumer(adapter, group)
+    one, _ = await receive(first, 2)
+
+    (held,) = await settle(first, [one], Retry(), after=60.0, failure="{}")
+    await first.close()
+    one, two = await receive(bench.consumer(adapter, group), 2)
+
+    assert isinstance(held, Hold)
+    assert (one.message.id, one.attempt) == ("one", 2)
+    assert 50 < one.hold <= 60
+    assert (two.message.id, two.attempt, two.hold) == ("two", 1, 0.0)
+
+
+async def test_a_release_is_not_counted_wherever_it_ends(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, "one")
+    for _ in range(3):
+        consumer = bench.consumer(adapter, group)
+        (one,) = await receive(consumer, 1)
+        (held,) = await settle(consumer, [one], Release())
+        assert isinstance(held, Hold)
+        await consumer.close()
+    (one,) = await receive(bench.consumer(adapter, group), 1)
+
+    assert (one.attempt, one.returns, one.hold) == (1, 0, 0.0)
+
+
+async def test_many_settlements_are_one_commit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    for partition in (0, 1):
+        await publish(adapter, ORDERED, *map(str, range(50)), partition=partition)
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 100)
+    commits: list[int] = []
+    commit = brokers_of(adapter).commit
+
+    async def counted(name, positions, **more) -> None:
+        commits.append(len(positions))
+        await commit(name, positions, **more)
+
+    monkeypatch.setattr(brokers_of(adapter), "commit", counted)
+
+    await ack(consumer, deliveries[::-1])
+
+    assert commits == [2]
+
+
+async def test_settling_twice_is_a_no_op_and_copies_nothing_twice(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, "one", "two")
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 2)
+
+    for _ in range(3):
+        assert await settle(consumer, deliveries, Reject("unwanted"), failure="{}") == [DONE, DONE]
+
+    assert await adapter.dead_letters(group).count() == 2
+
+
+async def test_a_settlement_that_is_cancelled_copies_nothing_twice(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, *map(str, range(30)))
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 30)
+
+    for delivery in deliveries:
+        task = asyncio.create_task(settle(consumer, [delivery], Reject("unwanted"), failure="{}"))
+        for _ in range(int(delivery.message.id) % 10):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+    await settle(consumer, deliveries, Reject("unwanted"), failure="{}")
+
+    assert await adapter.dead_letters(group).count() == 30
+    await consumer.close()
+    await nothing(bench.consumer(adapter, group))
+
+
+async def test_a_cancelled_receive_loses_nothing(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    consumer = bench.consumer(adapter, group)
+    await owned(consumer)
+    got: list[RawDelivery] = []
+    for number in range(20):
+        task = asyncio.create_task(consumer.receive(5, 5))
+        await asyncio.sleep(0)
+        await publish(adapter, ONE, str(number))
+        await asyncio.sleep(0.002 * (number % 4))
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            got += task.result()
+    got += await receive(consumer, 20 - len(got))
+
+    assert ids(got) == [str(number) for number in range(20)]
+
+
+async def test_a_paused_partition_yields_nothing_and_the_other_goes_on(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    consumer = bench.consumer(adapter, group)
+    await owned(consumer, 2)
+    for partition in (0, 1):
+        await publish(
+            adapter, ORDERED, *[f"{partition}-{number}" for number in range(5)], partition=partition
+        )
+    got: list[RawDelivery] = []
+    async with asyncio.timeout(10):
+        while len(got) < 5:
+            got += await consumer.receive(10, 0.2, paused={0})
+    assert {one.partition for one in got} == {1}
+
+    assert {one.partition for one in await receive(consumer, 5)} == {0}
+
+
+async def test_a_new_message_arrives_soon_beside_a_partition_that_waits(bench: Bench) -> None:
+    """What lies unread of one partition must not delay another's (aiokafka: 350 ms)."""
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=4)
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await owned(consumer, 4)
+    body = b"x" * 50_000
+    for _ in range(10):
+        await publish(adapter, topic, *map(str, range(10)), partition=0, body=body)
+    await nothing_of(consumer, paused={0})
+    late: list[float] = []
+    for number in range(5):
+        await publish(adapter, topic, f"new {number}", partition=1)
+        started = time.monotonic()
+        assert ids(await consumer.receive(10, 5, paused={0})) == [f"new {number}"]
+        late.append(time.monotonic() - started)
+        await asyncio.sleep(0.03)
+
+    assert sorted(late)[2] < 0.2
+
+
+async def nothing_of(consumer, paused) -> None:
+    assert list(await consumer.receive(10, 0.5, paused=paused)) == []
+
+
+async def test_a_marked_message_that_comes_back_after_a_crash_trips_the_guard_alone(bench: Bench) -> None:
+    adapter = await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, "poison", "neighbour")
+    consumer = bench.consumer(adapter, group)
+    poison, neighbour = await receive(consumer, 2)
+    assert await consumer.isolate(poison)
+    assert poison.guard == "alone"
+    await silence(consumer)
+
+    poison, neighbour = await receive(bench.consumer(await bench.adapter(**QUICK), group), 2)
+
+    assert (poison.message.id, poison.guard) == ("poison", "tripped")
+    assert (neighbour.message.id, neighbour.guard, neighbour.returns) == ("neighbour", "none", 0)
+
+
+async def test_a_member_without_room_lets_others_have_what_waits(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    topic = TopicSpec("jobs", partitions=1)
+    group = await bench.group(adapter, topic)
+    stuck = bench.consumer(adapter, group)
+    await owned(stuck)
+    await publish(adapter, topic, *map(str, range(10)))
+    (held,) = await receive(stuck, 1)  # and nothing more is asked for
+
+    free = bench.consumer(other, group)
+    deliveries = await receive(free, 9)
+
+    assert set(ids(deliveries)) == set(map(str, range(10))) - {held.message.id}
+    assert {one.attempt for one in deliveries} == {1}
+    await ack(free, deliveries)
+    assert await settle(stuck, [held], Ack()) == [DONE]
+
+
+async def test_records_of_aborted_transactions_and_markers_are_skipped(bench: Bench) -> None:
+    import aiokafka
+
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    name = adapter._session.names.topic(ONE)
+    host = bench.url.removeprefix("kafka://").partition("?")[0]
+    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=host, transactional_id=bench.namespace)
+    await producer.start()
+    try:
+        for value in (b"kept", b"aborted", b"kept too"):
+            await producer.begin_transaction()
+            await producer.send_and_wait(name, value, partition=0)
+            await (producer.abort_transaction() if value == b"aborted" else producer.commit_transaction())
+    finally:
+        await producer.stop()
+    await publish(adapter, ONE, "ours")
+    consumer = bench.consumer(adapter, group)
+
+    deliveries = await receive(consumer, 3)
+    await ack(consumer, deliveries)
+    await consumer.close()
+
+    assert [one.message.body for one in deliveries] == [b"kept", b"kept too", b"ours"]
+    await nothing(bench.consumer(adapter, group))
+
+
+async def test_keys_go_where_other_programs_put_them(bench: Bench) -> None:
+    import aiokafka
+
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=8)
+    group = await bench.group(adapter, topic)
+    keys = ["21", "foobar", "a-little-bit-long-string", "", "ключ", "customer-7"]
+    for key in keys:
+        await adapter.publish([outgoing(topic, f"ours {key}", key=key)])
+    host = bench.url.removeprefix("kafka://").partition("?")[0]
+    producer = aiokafka.AIOKafkaProducer(bootstrap_servers=host)
+    await producer.start()
+    try:
+        for key in keys:
+            await producer.send_and_wait(adapter._session.names.topic(topic), b"theirs", key=key.encode())
+    finally:
+        await producer.stop()
+
+    deliveries = await receive(bench.consumer(adapter, group), 2 * len(keys))
+
+    places: dict[object, set[int]] = {}
+    for one in deliveries:
+        places.setdefault(one.message.key, set()).add(one.partition)
+    assert {key: len(partitions) for key, partitions in places.items()} == dict.fromkeys(keys, 1)

@@ -1,0 +1,206 @@
+"""Topics and groups: created as declared, compared, begun where they should."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.errors import ConfigurationError, TopicNotFound
+from messaging_kafka import library
+from messaging_kafka.brokers import NewTopic
+from messaging_kafka.library import Place
+from messaging_kafka.records import Parcel
+from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, topics_of
+
+TOPIC = TopicSpec("orders", partitions=3)
+
+
+async def test_a_topic_has_the_partitions_that_were_declared(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    await bench.group(adapter, TOPIC)
+    names = adapter._session.names
+    group = GroupSpec(TOPIC, "billing")
+
+    found = await brokers_of(adapter).partitions(
+        [names.topic(TOPIC), names.retry(group), names.dead(group), names.redrive(group)]
+    )
+
+    assert found == {names.topic(TOPIC): 3, names.retry(group): 16, names.dead(group): 2}
+
+
+async def test_a_topic_that_exists_with_another_count_raises_and_names_both(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    await brokers_of(adapter).create([NewTopic(adapter._session.names.topic(TOPIC), 5)])
+
+    with pytest.raises(ConfigurationError, match=r"orders has 5 partitions.*asks for 3"):
+        await bench.group(adapter, TOPIC)
+
+
+async def test_two_that_declare_different_things_at_once_agree_on_the_first(bench: Bench) -> None:
+    one, two = await bench.adapter(), await bench.adapter()
+    plain, ordered = TopicSpec("orders", partitions=3), TopicSpec("orders", ordered=True, partitions=3)
+    await bench.group(one, TopicSpec("other", partitions=1))  # so that the registry is there
+
+    results = await asyncio.gather(
+        one.declare(Topology(topics=[plain])), two.declare(Topology(topics=[ordered])), return_exceptions=True
+    )
+
+    refused = [result for result in results if isinstance(result, ConfigurationError)]
+    assert len(refused) == 1
+    assert results.count(None) == 1
+    late = await bench.adapter()
+    winner = plain if results[0] is None else ordered
+    await late.declare(Topology(topics=[winner]))
+
+
+async def test_a_group_misses_nothing_that_comes_after_its_declaration(bench: Bench) -> None:
+    """A consumer of aiokafka that begins at the latest misses what comes while it starts."""
+    adapter = await bench.adapter()
+    await adapter.declare(Topology(topics=[TOPIC]))
+    await publish(adapter, TOPIC, "before")
+
+    group = await bench.group(adapter, TOPIC)
+    await publish(adapter, TOPIC, "after")
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["after"]
+
+
+async def test_a_group_may_begin_at_the_earliest_or_at_a_time(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    await adapter.declare(Topology(topics=[TOPIC]))
+    for partition in range(3):
+        await publish(adapter, TOPIC, f"old {partition}", partition=partition)
+    await asyncio.sleep(0.01)
+    moment = datetime.now(UTC)
+    await publish(adapter, TOPIC, "new", partition=1)
+
+    early = await bench.group(adapter, TOPIC, "early", start="earliest")
+    late = await bench.group(adapter, TOPIC, "late", start=moment)
+    later = await bench.group(adapter, TOPIC, "later", start=datetime(2100, 1, 1, tzinfo=UTC))
+
+    assert set(ids(await receive(bench.consumer(adapter, early), 4))) == {"old 0", "old 1", "old 2", "new"}
+    assert ids(await receive(bench.consumer(adapter, late), 1)) == ["new"]
+    await nothing(bench.consumer(adapter, later))
+
+
+async def test_declaring_again_moves_no_group(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    await publish(adapter, TOPIC, "one", "two", partition=0)
+    consumer = bench.consumer(adapter, group)
+    await ack(consumer, (await receive(consumer, 2))[:1])
+    await consumer.close()
+
+    for start in ("latest", "earliest"):
+        other = await bench.adapter()
+        await bench.group(other, TOPIC, start=start)  # type: ignore[arg-type]
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["two"]
+
+
+async def test_a_position_that_the_broker_has_forgotten_is_an_error_and_no_jump(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    await brokers_of(adapter).delete_group(adapter._session.names.group(group))
+
+    with pytest.raises(ConfigurationError, match=r"billing of topic orders.*no position"):
+        await bench.consumer(adapter, group).receive(1, 0.1)
+
+
+async def test_what_another_program_wrote_into_the_registry_stops_nobody(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    await bench.group(adapter, TOPIC)
+    registry = adapter._session.names.registry
+    rubbish = [
+        (None, b"x"),
+        (b"\xff", None),
+        (b"group/a", b"{}"),
+        (b"topic/orders", b"[]"),
+        (b"group/a/b", b"{"),
+    ]
+    await adapter._session.writer.write([Parcel(registry, 0, key, value, []) for key, value in rubbish])
+
+    other = await bench.adapter()
+    await bench.group(other, TOPIC)
+    assert [info.group for info in await other.groups()] == ["billing"]
+
+
+async def test_nothing_is_made_where_topology_is_only_verified(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = GroupSpec(TOPIC, "billing")
+
+    with pytest.raises(TopicNotFound, match="orders"):
+        await adapter.declare(Topology(groups=[group], mode="verify"))
+    await adapter.declare(Topology(topics=[TOPIC]))
+    with pytest.raises(TopicNotFound, match="billing"):
+        await adapter.declare(Topology(groups=[group], mode="verify"))
+
+    assert not [
+        name for name in await topics_of(adapter, f"messaging.{bench.namespace}.") if "billing" in name
+    ]
+
+
+async def test_an_adopted_topic_is_used_as_it_is(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    native = f"messaging.{bench.namespace}.their-own"
+    await brokers_of(adapter).create([NewTopic(native, 5)])
+    topic = TopicSpec("orders", native=native)
+
+    group = await bench.group(adapter, topic)
+    await publish(adapter, topic, *map(str, range(10)), partition=7)
+    deliveries = await receive(bench.consumer(adapter, group), 10)
+
+    assert {one.partition for one in deliveries} == {7 % 5}
+    assert await brokers_of(adapter).partitions([native]) == {native: 5}
+
+
+async def test_an_adopted_consumer_group_goes_on_where_it_is(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    await adapter.declare(Topology(topics=[topic]))
+    await publish(adapter, topic, "handled", "next", partition=0)
+    place = Place(adapter._session.names.topic(topic), 0)
+    from messaging_kafka.brokers import Committed
+
+    theirs = f"{bench.namespace}-theirs"
+    await brokers_of(adapter).commit(
+        theirs, {place: Committed(1, "theirs"), Place(place.topic, 1): Committed(0)}
+    )
+
+    group = GroupSpec(topic, "billing", native=theirs)
+    await adapter.declare(Topology(groups=[group]))
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["next"]
+
+
+async def test_a_deleted_group_leaves_nothing_and_may_be_made_again(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, TOPIC, "old")
+    await receive(consumer, 1)
+    await consumer.close()
+
+    await adapter.delete_group(group)
+    await adapter.delete_group(group)
+
+    name = adapter._session.names.group(group)
+    assert await brokers_of(adapter).committed(name) == {}
+    assert await adapter.groups() == []
+    await bench.group(adapter, TOPIC)
+    await publish(adapter, TOPIC, "new")
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["new"]
+
+
+async def test_a_first_position_is_committed_for_every_partition(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    names = adapter._session.names
+
+    committed = await brokers_of(adapter).committed(names.group(group))
+
+    places = {Place(names.topic(TOPIC), number) for number in range(3)}
+    assert places <= committed.keys()
+    ends = await brokers_of(adapter).offsets(dict.fromkeys(places, library.LATEST))
+    assert all(committed[place].offset == ends[place] for place in places)

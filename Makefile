@@ -12,13 +12,13 @@ STAMP_DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt
 # The first of these that is Python 3.11 or newer and can make a virtual environment.
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
-BROKERS := redis rabbitmq
+BROKERS := redis rabbitmq kafka
 
 .PHONY: help demo test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
-	@echo "make test          unit tests, contract suite and example on memory, Redis and RabbitMQ"
+	@echo "make test          unit tests, contract suite and example on memory, Redis, RabbitMQ and Kafka"
 	@echo "make test-compose  the same on the servers of docker-compose.yml, which go on running"
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"

@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--messaging-broker",
         metavar="NAMES",
         help="run tests that use `bus` or `messaging_url` on these brokers, by name or URL, separated by commas: "
-        "memory, redis, rabbitmq (default: what the mark messaging_brokers of the test says, else memory)",
+        "memory, redis, rabbitmq, kafka (default: what the mark messaging_brokers of the test says, else memory)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Our adapters keep every promise: the suite on memory, Redis and RabbitMQ, or on what --messaging-broker names."""
+"""Our adapters keep every promise: the suite on each of them, or on what --messaging-broker names."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from messaging_contracts import BrokerContract, Target
 from messaging_contracts.targets import target_of
 
 
-@pytest.mark.messaging_brokers("memory", "redis", "rabbitmq")
+@pytest.mark.messaging_brokers("memory", "redis", "rabbitmq", "kafka")
 class TestContract(BrokerContract):
     @pytest.fixture
     def target(self, messaging_broker: str) -> Target:

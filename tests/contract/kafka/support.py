@@ -23,6 +23,7 @@ from messaging.message import Ack, Message, Receipt
 from messaging.partition import partition_of
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.brokers import Brokers
+from messaging_kafka.consumer import KafkaConsumer
 
 QUICK = {"session": 1, "heartbeat": 0.2, "join_delay": 0, "operation_timeout": 2}
 """Options of members that notice deaths soon."""
@@ -87,9 +88,10 @@ class Bench:
         ownership: Recorder | None = None,
         *,
         prefetch: int = 100,
-    ) -> Consumer:
+    ) -> KafkaConsumer:
         subscription = Subscription(group, prefetch, concurrency=10)
         consumer = adapter.consumer(subscription, ownership or Recorder())
+        assert isinstance(consumer, KafkaConsumer)
         self.stack.push_async_callback(consumer.close)
         return consumer
 

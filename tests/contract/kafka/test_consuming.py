@@ -8,6 +8,7 @@ import pytest
 from messaging.adapter import DONE, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
+from messaging_kafka.consumer import KafkaConsumer
 from tests.contract.kafka.support import (
     QUICK,
     Bench,
@@ -57,9 +58,11 @@ async def test_after_a_crash_what_was_committed_is_not_redone_and_the_rest_is_co
     assert {(one.attempt, one.returns) for one in again} == {(1, 1)}
 
 
-async def silence(consumer) -> None:
+async def silence(consumer: KafkaConsumer) -> None:
     """Make it a dead member: no heartbeat, no word."""
+    assert consumer._partitions is not None
     task = consumer._partitions.membership._task
+    assert task is not None
     task.cancel()
     await asyncio.wait((task,))
     await consumer._fetcher.close()
@@ -75,6 +78,7 @@ async def test_a_dead_member_is_fenced(bench: Bench) -> None:
     await silence(dead)
     heir = bench.consumer(other, group)
     (again,) = await receive(heir, 1)
+    assert dead._partitions is not None
     dead._partitions.membership.lease.deadline = time.monotonic() + 100  # as if its clock had stood still
 
     (result,) = await settle(dead, [delivery], Ack())

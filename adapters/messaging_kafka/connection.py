@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import ssl
 import time
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,10 +18,12 @@ from messaging.errors import (
     MessagingError,
     TopicNotFound,
 )
+from messaging.tls import client_context
 from messaging_kafka import library
 from messaging_kafka.library import Errors, KafkaError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Generator
 
     from messaging_kafka.settings import KafkaSettings
@@ -86,14 +87,13 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ca)
-        if settings.cert is not None:
-            context.load_cert_chain(settings.cert, settings.key)
-    except OSError as error:
-        raise ConfigurationError(f"the certificates for Kafka cannot be read: {error}") from None
-    context.check_hostname = settings.check_hostname
-    return context
+    return client_context(
+        f"Kafka at {settings.address}",
+        ca=settings.ca,
+        cert=settings.cert,
+        key=settings.key,
+        check_hostname=settings.check_hostname,
+    )
 
 
 def _token_provider(settings: KafkaSettings) -> Any:

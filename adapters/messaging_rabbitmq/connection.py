@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
@@ -37,8 +36,10 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
+from messaging.tls import client_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 
     from aiormq.abc import AbstractChannel
@@ -369,13 +370,10 @@ def _refused(close: Connection.Close | None, error: Exception, settings: RabbitM
 
 
 def _tls_context(settings: RabbitMQSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.cafile)
-        if settings.certfile:
-            context.load_cert_chain(settings.certfile, settings.keyfile)
-    except OSError as error:
-        raise ConfigurationError(f"the TLS files for RabbitMQ cannot be read: {error}") from error
-    if not settings.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    return client_context(
+        f"RabbitMQ at {settings.address}",
+        ca=settings.ca,
+        cert=settings.cert,
+        key=settings.key,
+        check_hostname=settings.check_hostname,
+    )

@@ -51,10 +51,11 @@ class RabbitMQSettings(BaseModel):
     adopted_queues: Literal["refuse", "limited"] = "refuse"
     """`limited` accepts what cannot be promised for a queue that is not ours: see the adapter's documentation."""
 
-    cafile: str | None = None
-    certfile: str | None = None
-    keyfile: str | None = None
-    verify: bool = True
+    ca: str | None = None
+    """A file of certificate authorities, PEM."""
+    cert: str | None = None
+    key: str | None = None
+    check_hostname: bool = True
 
     @property
     def address(self) -> str:

@@ -12,6 +12,8 @@ from redis.asyncio import cluster, connection, sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from messaging.tls import client_context
+
 if TYPE_CHECKING:
     from messaging_redis.settings import RedisSettings
 
@@ -49,6 +51,16 @@ class Clients:
 
     async def open(self) -> None:
         settings = self._settings
+        if settings.tls:
+            # redis-py reads the files at each connection, where one that cannot be read looks like a lost server.
+            await asyncio.to_thread(
+                client_context,
+                f"Redis at {settings.address}",
+                ca=settings.ca,
+                cert=settings.cert,
+                key=settings.key,
+                check_hostname=settings.check_hostname,
+            )
         if settings.mode == "cluster":
             nodes = [_cluster.ClusterNode(host, port) for host, port in settings.hosts]
             options = self._options()

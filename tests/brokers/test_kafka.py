@@ -42,15 +42,13 @@ MECHANISMS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[NativeBroker]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)
-        second = listener("SECOND", free_port(), advertised=f"127.0.0.1:{ADVERTISED}")
-        broker = brokers.start("kafka", user="shop", password=PASSWORD, config=second)
-        assert isinstance(broker, NativeBroker)
-        yield broker
-        broker.stop()
-        assert not left_behind(broker.home)
-        assert not broker.home.exists()
+    second = listener("SECOND", free_port(), advertised=f"127.0.0.1:{ADVERTISED}")
+    broker = brokers.start("kafka", native=True, user="shop", password=PASSWORD, config=second)
+    assert isinstance(broker, NativeBroker)
+    yield broker
+    broker.stop()
+    assert not left_behind(broker.home)
+    assert not broker.home.exists()
 
 
 @asynccontextmanager

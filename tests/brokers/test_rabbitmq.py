@@ -16,10 +16,9 @@ pytestmark = pytest.mark.rabbitmq
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[NativeBroker]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)
         # Settings meant for another broker must not reach ours.
         patch.setenv("RABBITMQ_NODENAME", "another")
-        broker = brokers.start("rabbitmq", user="shop", password="s3/cr@t")
+        broker = brokers.start("rabbitmq", native=True, user="shop", password="s3/cr@t")
         assert isinstance(broker, NativeBroker)
         yield broker
         broker.stop()

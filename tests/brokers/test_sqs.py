@@ -19,14 +19,12 @@ pytestmark = pytest.mark.sqs
 
 
 def own(name: str) -> Iterator[NativeBroker]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("messaging_contracts.brokers.docker._engine_in_sight", lambda: False)
-        broker = brokers.start(name, own=True)
-        assert isinstance(broker, NativeBroker)
-        yield broker
-        broker.stop()
-        assert not left_behind(broker.home)
-        assert not broker.home.exists()
+    broker = brokers.start(name, native=True)
+    assert isinstance(broker, NativeBroker)
+    yield broker
+    broker.stop()
+    assert not left_behind(broker.home)
+    assert not broker.home.exists()
 
 
 @pytest.fixture(scope="module")

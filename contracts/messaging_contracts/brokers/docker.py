@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable, Kind, Options
-from messaging_contracts.brokers.process import LOOPBACK, free_port, wait_until_ready
+from messaging_contracts.brokers.process import LOOPBACK, free_port, wait_until_ready, what_went_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,9 @@ class ContainerBroker(Broker):
         self._container.kill()
 
     def restart(self) -> None:
+        self._container.reload()
+        if self._container.status == "paused":
+            self._container.unpause()
         self._container.restart(timeout=15)
         self._wait()
 
@@ -88,8 +91,16 @@ class ContainerBroker(Broker):
 
     def _wait(self) -> None:
         self.version = wait_until_ready(
-            self.name, lambda limit: self._kind.version(self.url, limit), time.sleep, self._timeout
+            self.name, lambda limit: self._kind.version(self.url, limit), self._watch, self._timeout
         )
+
+    def _watch(self, seconds: float) -> None:
+        """Let time pass, but not beyond the end of the container."""
+        time.sleep(seconds)
+        self._container.reload()
+        if self._container.status in {"exited", "dead"}:
+            said = what_went_wrong(self._container.logs(tail=50).decode(errors="replace"))
+            raise BrokerUnavailable(f"{self.name} ended in its container: {said}")
 
 
 def start_container(kind: Kind, options: Options, timeout: float) -> Broker | None:

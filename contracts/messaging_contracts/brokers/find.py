@@ -48,6 +48,7 @@ def start(
     name: str,
     *,
     own: bool = False,
+    native: bool = False,
     user: str = "",
     password: str = "",
     config: Mapping[str, str] | None = None,
@@ -57,9 +58,11 @@ def start(
 
     A broker named by the environment is used as it is, unless `own` is set: a test that kills, pauses or
     configures its broker needs one that nobody else uses. Giving a user, a password or configuration sets
-    `own`.
+    `own`, and so does `native`.
 
     :param own: never use a broker named by the environment
+    :param native: never in a container: for configuration that names files or ports of this machine, which are out
+    of a container's reach
     :param user: its one user; Redis without one has the default user, RabbitMQ `guest`; SQS has none
     :param password: that user's password; Redis and Kafka without one ask for none, RabbitMQ has `guest`
     :param config: lines for the server's own file: redis.conf, rabbitmq.conf, server.properties,
@@ -74,9 +77,9 @@ def start(
     kind = KINDS[name]
     options = Options(user, password, dict(config or {}))
     url = os.environ.get(environment_variable(name))
-    if url and not own and options == Options():
+    if url and not own and not native and options == Options():
         return _found(kind, url)
-    container = start_container(kind, options, timeout)
+    container = None if native else start_container(kind, options, timeout)
     if container is not None:
         return container
     return start_native(kind, native_program(kind), options, timeout)

@@ -282,7 +282,7 @@ async def test_a_server_that_goes_away_does_not_hold_up_close(own):
 
 async def test_a_unix_socket_serves_as_well(own, tmp_path):
     path = tmp_path / "redis.sock"
-    _, bench = await own(config={"unixsocket": str(path)})
+    _, bench = await own(native=True, config={"unixsocket": str(path)})
 
     await everything(bench, await bench.adapter(f"unix://{path}"))
 

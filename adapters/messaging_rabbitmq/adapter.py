@@ -14,7 +14,7 @@ from messaging_rabbitmq.dead_letters import RabbitMQDeadLetters
 from messaging_rabbitmq.names import Names
 from messaging_rabbitmq.partitioned import PartitionedConsumer
 from messaging_rabbitmq.properties import Parcel, outgoing
-from messaging_rabbitmq.publisher import Publisher
+from messaging_rabbitmq.publisher import Fate, Publisher
 from messaging_rabbitmq.replies import RabbitMQInbox, send_replies
 from messaging_rabbitmq.session import Session
 from messaging_rabbitmq.settings import read_settings
@@ -63,6 +63,8 @@ class RabbitMQAdapter(Adapter):
             clock=context.clock,
             member=context.member,
         )
+        self._careful: set[str] = set()
+        """Ordered topics of which a message was once not confirmed."""
         # What was deleted together with the broker's data must be looked for again.
         consuming.on_loss.add(lambda _: self._session.topology.forget())
         self._capabilities = _capabilities(settings)
@@ -124,19 +126,19 @@ class RabbitMQAdapter(Adapter):
                             f"{one.topic.name} failed: {invalid}"
                         )
             results[index] = error
-        for index, fate in zip(sent, await self._session.publisher.send(parcels), strict=True):
-            one = messages[index]
-            if isinstance(fate, PublishError):
-                results[index] = fate
-            elif fate == "stored":
-                results[index] = Receipt(one.message.id, one.partition)
-            elif one.mandatory:
-                results[index] = NoGroup(
-                    f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "
-                    f"Declare one, or publish without mandatory=True."
-                )
-            else:
-                results[index] = Unrouted(one.message.id, one.partition)
+        stopped: set[tuple[str, str | bytes | None]] = set()
+        for wave in self._waves(messages, sent):
+            going = [at for at in wave if _lane(messages[sent[at]]) not in stopped]
+            for at in wave:
+                if _lane(messages[sent[at]]) in stopped:
+                    results[sent[at]] = _behind(messages[sent[at]])
+            fates = await self._session.publisher.send([parcels[at] for at in going])
+            for at, fate in zip(going, fates, strict=True):
+                one = messages[sent[at]]
+                results[sent[at]] = _result(one, fate)
+                if one.topic.ordered and isinstance(fate, PublishError):
+                    stopped.add(_lane(one))
+                    self._careful.add(one.topic.name)
         return results
 
     async def _missing_topics(self, topics: dict[str, TopicSpec]) -> dict[str, PublishError]:
@@ -151,6 +153,25 @@ class RabbitMQAdapter(Adapter):
                 unsent.__cause__ = error
                 missing[name] = unsent
         return missing
+
+    def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> list[list[int]]:
+        """Places in `sent`, to be handed over wave by wave.
+
+        The broker may refuse one message (basic.nack: a full queue) and take the next that is already on its way. Of
+        an ordered topic where that has happened, a key's next message waits until the one before it is confirmed (7).
+        """
+        waves: list[list[int]] = [[]]
+        depth: dict[tuple[str, str | bytes | None], int] = {}
+        for at, index in enumerate(sent):
+            one = messages[index]
+            wave = 0
+            if one.topic.ordered and (self._settings.confirm_each or one.topic.name in self._careful):
+                wave = depth.get(_lane(one), 0)
+                depth[_lane(one)] = wave + 1
+            if wave == len(waves):
+                waves.append([])
+            waves[wave].append(at)
+        return waves
 
     def _parcel(self, one: Outgoing) -> Parcel:
         topic = one.topic
@@ -200,6 +221,30 @@ class RabbitMQAdapter(Adapter):
 
 
 _PENDING = PublishError("not sent")
+
+
+def _lane(one: Outgoing) -> tuple[str, str | bytes | None]:
+    return one.topic.name, one.message.key
+
+
+def _behind(one: Outgoing) -> PublishError:
+    return PublishError(
+        f"message {one.message.id} was not sent, because an earlier message of its key on ordered topic "
+        f"{one.topic.name} was not confirmed"
+    )
+
+
+def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:
+    if isinstance(fate, PublishError):
+        return fate
+    if fate == "stored":
+        return Receipt(one.message.id, one.partition)
+    if one.mandatory:
+        return NoGroup(
+            f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "
+            f"Declare one, or publish without mandatory=True."
+        )
+    return Unrouted(one.message.id, one.partition)
 
 
 def _capabilities(settings: RabbitMQSettings, version: str = "") -> Capabilities:

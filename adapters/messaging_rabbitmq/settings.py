@@ -42,6 +42,11 @@ class RabbitMQSettings(BaseModel):
     """How long a publish waits for its place and its confirm: a broker short of memory or disk confirms nothing."""
     max_message_bytes: int = Field(default=MIB, ge=1024, le=16 * MIB)
     """RabbitMQ 4 refuses more than 16 MiB (`max_message_size`) by closing the channel."""
+    confirm_each: bool = False
+    """A key's next message on an ordered topic waits for the confirm of the one before it, from the start. Without it
+    that begins when the broker first did not confirm one, and in that first batch a later message of the key may have
+    been stored. Set it where a policy makes queues refuse messages (`reject-publish`).
+    """
     consumer_timeout: float = Field(default=1800.0, gt=0)
     """What the broker is configured with (`consumer_timeout`): it takes back what is unacknowledged for longer."""
     outstanding: int = Field(default=4096, ge=1)

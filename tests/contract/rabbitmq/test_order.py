@@ -4,10 +4,22 @@ import asyncio
 import time
 from collections.abc import Collection
 
+import pytest
+
 from messaging.adapter import Consumer, Done, Hold, RawDelivery, SettleError, TopicSpec
-from messaging.errors import ConnectionFailed, LeaseLost
-from messaging.message import Ack, Reject, Release, Retry
-from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, nothing, publish, receive, settle
+from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain
+from messaging.message import Ack, Receipt, Reject, Release, Retry
+from tests.contract.rabbitmq.support import (
+    Bench,
+    Recorder,
+    ack,
+    ids,
+    nothing,
+    outgoing,
+    publish,
+    receive,
+    settle,
+)
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=4)
 
@@ -249,3 +261,34 @@ async def test_a_member_that_leaves_while_it_hands_over_leaves_no_lock_behind(be
 
         await owns(two, 4)
         await two.close()
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_nothing_of_a_key_is_sent_behind_a_message_that_the_broker_refused(
+    bench: Bench, known: bool
+) -> None:
+    topic = TopicSpec("orders", ordered=True, partitions=1)
+    adapter = await bench.adapter(confirm_each=not known)
+    await bench.group(adapter, topic)
+    channel = await adapter.native.channel()
+    full = f"{bench.namespace}-full"
+    arguments = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    await channel.queue_declare(full, durable=True, arguments=arguments)
+    await channel.queue_bind(full, adapter._session.names.exchange(topic), "0")
+    try:
+        filled: list[Receipt | PublishError] = []
+        while not any(
+            isinstance(one, PublishError) for one in filled
+        ):  # a few are taken before it says "full"
+            filled += await adapter.publish([outgoing(topic, f"fill-{n}", key="other") for n in range(20)])
+
+        first, *behind, other = await adapter.publish(
+            [*(outgoing(topic, f"m{number}", key="k") for number in range(5)), outgoing(topic, "o", key="k2")]
+        )
+    finally:
+        await channel.queue_delete(full)
+
+    assert isinstance(first, PublishUncertain)
+    assert {type(result) for result in behind} == {PublishError}
+    assert isinstance(other, PublishUncertain)
+    assert all(isinstance(one, Receipt) for one in await adapter.publish([outgoing(topic, "m", key="k")]))

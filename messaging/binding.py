@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from messaging.message import Ack, Release, Retry
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,17 @@ class Counters:
     lost: int = 0
     expired: int = 0
     reconnects: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """One delivery was settled with this outcome."""
+        if isinstance(outcome, Ack):
+            self.acked += 1
+        elif isinstance(outcome, Release):
+            self.released += 1
+        elif isinstance(outcome, Retry):
+            self.retried += 1
+        else:
+            self.rejected += 1
 
 
 class Observer(Protocol):

@@ -255,7 +255,7 @@ class Bus:
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
     ) -> Sequence[Receipt | PublishError]:
         self.check_open()
-        messages = [self._preparation.message(topic, payload, options) for payload in payloads]
+        messages = self._preparation.messages(topic, payloads, options)
         remaining = self.settings.publish_timeout if within is None else _checked_timeout(within)
         spec = self._catalogue.declared(topic)
         if spec is None:
@@ -288,7 +288,7 @@ class Bus:
     ) -> Sequence[Receipt | PublishError]:
         broker = self._routing.of(spec.name)
         most = broker.capabilities.max_message_bytes
-        outgoing = [self._preparation.outgoing(spec, message, options, most) for message in messages]
+        outgoing = self._preparation.outgoing(spec, messages, options, most)
         results = await broker.publisher.publish(outgoing, within)
         for result in results:
             if isinstance(result, Unrouted):

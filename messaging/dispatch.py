@@ -29,7 +29,7 @@ from messaging.settlement import Settler
 from messaging.workers import ABANDON_AFTER, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from messaging.adapter import Adapter, Consumer, RawDelivery, Settled
     from messaging.binding import Binding
@@ -51,6 +51,7 @@ class Dispatcher:
         self._clock = clock
         self._consumer: Consumer = adapter.consumer(binding.subscription, self)
         self._lanes = Lanes(ordered=binding.subscription.group.ordered, window=self._consumer.window)
+        self._held = self._lanes.held
         self._settler = Settler(
             settle=self._consumer.settle,
             reply=adapter.reply,
@@ -172,9 +173,10 @@ class Dispatcher:
         await sleep(self._clock, wait)
 
     def _take_in(self, deliveries: Collection[RawDelivery]) -> None:
-        for delivery in deliveries:
-            if delivery.partition not in self._revoked:
-                self._lanes.add(delivery)
+        revoked = self._revoked
+        self._lanes.add(
+            [one for one in deliveries if one.partition not in revoked] if revoked else deliveries
+        )
         self._binding.counters.received += len(deliveries)
         self._workers.wake(len(deliveries))
 
@@ -182,7 +184,7 @@ class Dispatcher:
 
     def _conclude(self, delivery: RawDelivery, outcome: Outcome) -> None:
         """Hand the outcome of one handling to the settler."""
-        if delivery in self._lost or delivery not in self._lanes:
+        if delivery in self._lost or delivery not in self._held:
             self._forget(delivery)
             self._workers.end_alone(delivery)
             return
@@ -192,7 +194,7 @@ class Dispatcher:
             if answer is not None and delivery.reply_to is not None:
                 reply = (delivery.reply_to, answer)
         if isinstance(outcome, Ack):
-            if delivery is not self._workers.alone:
+            if self._lanes.ordered and delivery is not self._workers.alone:
                 self._lanes.advance(delivery)
             settlement = Settlement(delivery, outcome)
         elif isinstance(outcome, Release):
@@ -227,21 +229,34 @@ class Dispatcher:
             _log_dead_letter(delivery, outcome, cause, self._extra())
         return Settlement(delivery, outcome, after=after, failure=record)
 
-    def _settled(self, settlement: Settlement, result: Settled) -> None:
-        delivery = settlement.delivery
-        if delivery not in self._lanes or delivery in self._lost:
-            return
-        if isinstance(result, SettleError):
-            self._forget_lost((delivery,), str(result.error))
-        else:
-            self._count(settlement.outcome)
-            if self._binding.observer is not None:
-                self._binding.observer.settled(delivery, result)
-            if isinstance(result, Hold) and not self._draining and delivery.partition not in self._revoked:
-                self._hold(settlement, result.until)
+    def _settled(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
+        held, lost, observer = self._held, self._lost, self._binding.observer
+        acked = 0
+        for settlement, result in zip(settlements, results, strict=True):
+            delivery = settlement.delivery
+            if delivery not in held or delivery in lost:
+                continue
+            if isinstance(result, SettleError):
+                self._forget_lost((delivery,), str(result.error))
             else:
-                self._forget(delivery)
-        self._workers.end_alone(delivery)
+                if observer is not None:
+                    observer.settled(delivery, result)
+                if isinstance(settlement.outcome, Ack):
+                    acked += 1
+                else:
+                    self._binding.counters.count(settlement.outcome)
+                if (
+                    isinstance(result, Hold)
+                    and not self._draining
+                    and delivery.partition not in self._revoked
+                ):
+                    self._hold(settlement, result.until)
+                else:
+                    self._lanes.finish(delivery)
+            if self._workers.lonely:
+                self._workers.end_alone(delivery)
+        self._binding.counters.acked += acked
+        self._freed(len(settlements))
 
     def _hold(self, settlement: Settlement, until: float) -> None:
         """Park a delivery that stays with this member; its failure is recorded, so its returns start anew."""
@@ -263,23 +278,16 @@ class Dispatcher:
         self._changed()
         self._schedule_wake()
 
-    def _count(self, outcome: Outcome) -> None:
-        counters = self._binding.counters
-        if isinstance(outcome, Ack):
-            counters.acked += 1
-        elif isinstance(outcome, Release):
-            counters.released += 1
-        elif isinstance(outcome, Retry):
-            counters.retried += 1
-        else:
-            counters.rejected += 1
-
     def _forget(self, delivery: RawDelivery) -> None:
         self._lost.discard(delivery)
         self._lanes.finish(delivery)
+        self._freed(1)
+
+    def _freed(self, most: int) -> None:
+        """Deliveries were finished, `most` at most: there is room, and their lanes may go on."""
         self._changed()
         if self._lanes.ordered:
-            self._workers.wake(1)
+            self._workers.wake(most)
 
     # --- ownership ---------------------------------------------------------------------------------------------
 
@@ -306,7 +314,7 @@ class Dispatcher:
     def _forget_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
         lost = 0
         for delivery in self._lost_with(deliveries):
-            if delivery not in self._lanes or delivery in self._lost:
+            if delivery not in self._held or delivery in self._lost:
                 continue
             lost += 1
             if self._binding.observer is not None:
@@ -350,13 +358,15 @@ class Dispatcher:
         for delivery in self._workers.withdraw_suspects(unwanted):
             self._forget(delivery)
 
-    def _still_ours(self, delivery: RawDelivery) -> bool:
-        if delivery not in self._lanes or delivery in self._lost:
-            return False
-        if delivery.lease.deadline <= self._clock.monotonic():
-            self._forget_lost((delivery,), "its lease ended before it was settled")
-            return False
-        return True
+    def _still_ours(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Those whose delivery is still ours; the others are lost."""
+        held, lost, now = self._held, self._lost, self._clock.monotonic()
+        ours = [one for one in settlements if one.delivery in held and one.delivery not in lost]
+        ended = [one.delivery for one in ours if one.delivery.lease.deadline <= now]
+        if ended:
+            self._forget_lost(ended, "its lease ended before it was settled")
+            ours = [one for one in ours if one.delivery.lease.deadline > now]
+        return ours
 
     async def _keep_leases(self) -> None:
         """Extend what is held, at a third of the lease (15)."""

@@ -91,10 +91,18 @@ class Lanes:
     def unparked(self) -> int:
         return len(self._held) - self.parked if self._parked else len(self._held)
 
-    def add(self, delivery: RawDelivery) -> None:
-        """Hold a delivery that has just been received."""
+    def add(self, deliveries: Collection[RawDelivery]) -> None:
+        """Hold deliveries that have just been received."""
+        if self.ordered:
+            for delivery in deliveries:
+                self._add_to_lane(delivery)
+        else:
+            self._held.update(dict.fromkeys(deliveries))
+            self._ready.extend(deliveries)
+
+    def _add_to_lane(self, delivery: RawDelivery) -> None:
         key = delivery.message.key
-        if not self.ordered or key is None:
+        if key is None:
             self._held[delivery] = None
             self._ready.append(delivery)
             return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from messaging.message import Handler, Outcome
 
 _DELIVERY = object()
+_ACK = Ack()
 
 
 def bind(
@@ -99,7 +100,7 @@ def _check_asked(function: Callable[..., Any], error: asyncio.CancelledError) ->
 def concluded(result: Any) -> Outcome:
     """The outcome of a subscriber: None is Ack. Anything else is a mistake in the handler."""
     if result is None:
-        return Ack()
+        return _ACK
     if isinstance(result, OUTCOMES):
         return result
     raise TypeError(

@@ -9,7 +9,8 @@ _M = 0x5BD1E995
 _SEED = 0x9747B28C
 _MASK = 0xFFFFFFFF
 _WORDS = [Struct(f"<{count}I") for count in range(17)]
-_CACHED_KEY_BYTES = 64
+_CACHED_KEY = 64
+"""Characters or bytes: the partitions of longer keys are not remembered."""
 
 
 def murmur2(data: bytes) -> int:
@@ -30,12 +31,12 @@ def murmur2(data: bytes) -> int:
 
 def partition_of(key: str | bytes, partitions: int) -> int:
     """The partition of a key, in `range(partitions)`. A str and its UTF-8 bytes share one."""
+    return _remembered(key, partitions) if len(key) <= _CACHED_KEY else _partition_of(key, partitions)
+
+
+def _partition_of(key: str | bytes, partitions: int) -> int:
     data = key.encode() if isinstance(key, str) else key
-    if len(data) <= _CACHED_KEY_BYTES:
-        return _partition_of_short_key(data, partitions)
     return (murmur2(data) & 0x7FFFFFFF) % partitions
 
 
-@lru_cache(maxsize=16_384)
-def _partition_of_short_key(data: bytes, partitions: int) -> int:
-    return (murmur2(data) & 0x7FFFFFFF) % partitions
+_remembered = lru_cache(maxsize=16_384)(_partition_of)

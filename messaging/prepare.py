@@ -15,15 +15,15 @@ from messaging.binding import current_delivery
 from messaging.envelope import check_headers
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
-from messaging.message import Message, seconds
+from messaging.message import make_message, seconds
 from messaging.partition import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from messaging.adapter import TopicSpec
     from messaging.clock import Clock
-    from messaging.message import Duration, Key, Topic
+    from messaging.message import Duration, Key, Message, Topic
 
 _LONGEST_CONTENT_TYPE = 255
 INHERITED = ("traceparent", "tracestate")
@@ -51,12 +51,8 @@ class Preparation:
     source: str
     _turns: dict[str, Iterator[int]] = field(default_factory=dict[str, "Iterator[int]"])
 
-    def message(self, topic: Topic[Any], payload: Any, options: Options) -> Message:
-        """Encode. Raises InvalidMessage for a payload, key or header that cannot be carried."""
-        body, content_type = topic.codec.encode(payload)
-        key = (
-            options.key if options.key is not None else topic.key(payload) if topic.key is not None else None
-        )
+    def messages(self, topic: Topic[Any], payloads: Iterable[Any], options: Options) -> list[Message]:
+        """Encode these. Raises InvalidMessage for a payload, key or header that cannot be carried."""
         headers = check_headers(options.headers) if options.headers else {}
         correlation_id, causation_id = options.correlation_id, None
         parent = current_delivery.get()
@@ -67,37 +63,57 @@ class Preparation:
                 if name in parent.message.headers:
                     headers.setdefault(name, parent.message.headers[name])
         now = datetime.fromtimestamp(self.clock.time(), UTC)
-        return Message(
-            id=_checked_id(options.id) if options.id is not None else new_id(),
-            topic=topic.name,
-            body=body,
-            key=_checked_key(topic.name, key),
-            headers=headers,
-            content_type=content_type,
-            type=topic.name,
-            source=self.source,
-            time=now,
-            expires_at=_expiry(options.expires, now),
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-        )
+        expires_at = _expiry(options.expires, now)
+        given_id = None if options.id is None else _checked_id(options.id)
+        given_key, key_of = options.key, topic.key
+        name, source = topic.name, self.source
+        encode = topic.codec.encode
+        messages: list[Message] = []
+        for payload in payloads:
+            body, content_type = encode(payload)
+            key = given_key if given_key is not None else None if key_of is None else key_of(payload)
+            messages.append(
+                make_message(
+                    new_id() if given_id is None else given_id,
+                    name,
+                    body,
+                    _checked_key(name, key),
+                    headers.copy(),
+                    content_type,
+                    name,
+                    source,
+                    now,
+                    expires_at,
+                    correlation_id,
+                    causation_id,
+                )
+            )
+        return messages
 
-    def outgoing(self, spec: TopicSpec, message: Message, options: Options, most: int) -> Outgoing:
-        """Choose the partition and check the bounds: `most` bytes in all."""
-        if message.key is not None:
-            partition = partition_of(message.key, spec.partitions)
-        elif spec.ordered:
+    def outgoing(
+        self, spec: TopicSpec, messages: Iterable[Message], options: Options, most: int
+    ) -> list[Outgoing]:
+        """Choose the partition of each and check the bounds: `most` bytes in all."""
+        partitions, mandatory, reply_to = spec.partitions, options.mandatory, options.reply_to
+        prepared: list[Outgoing] = []
+        for message in messages:
+            key = message.key
+            partition = self._turn(spec, message) if key is None else partition_of(key, partitions)
+            _check_size(message, most)
+            prepared.append(Outgoing(spec, message, partition, mandatory, reply_to))
+        return prepared
+
+    def _turn(self, spec: TopicSpec, message: Message) -> int:
+        """The next partition for a message without a key."""
+        if spec.ordered:
             raise InvalidMessage(
                 f"Message {message.id} for {spec.name} has no key, and the topic is ordered by key: "
                 "give Topic(key=...) or publish(key=...)"
             )
-        else:
-            turn = self._turns.get(spec.name)
-            if turn is None:
-                turn = self._turns[spec.name] = count()
-            partition = next(turn) % spec.partitions
-        _check_size(message, most)
-        return Outgoing(spec, message, partition, options.mandatory, options.reply_to)
+        turn = self._turns.get(spec.name)
+        if turn is None:
+            turn = self._turns[spec.name] = count()
+        return next(turn) % spec.partitions
 
 
 def corrected(former: Message, message: Message, most: int) -> Message:
@@ -141,8 +157,8 @@ def _check_size(message: Message, most: int) -> None:
 
 def _size(message: Message) -> int:
     size = len(message.body) + 512  # the attributes are short and of bounded length
-    if message.key:
-        size += _bytes(message.key)
+    if key := message.key:
+        size += _bytes(key)
     if message.headers:
         size += sum(_bytes(name) + _bytes(value) for name, value in message.headers.items())
     return size
@@ -162,8 +178,8 @@ def _checked_id(value: str) -> str:
 
 def _checked_key(topic: str, key: Key | None) -> Key | None:
     """The key as every broker gives it back: bytes that are UTF-8 are a str."""
-    if key is None:
-        return None
+    if key is None or (type(key) is str and key.isascii()):
+        return key
     if not isinstance(key, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
         raise InvalidMessage(
             f"The key {key!r} for {topic} is a {type(key).__name__}; it must be a str or bytes"

@@ -31,8 +31,8 @@ BATCH = 512
 class Settler:
     """Takes outcomes one by one, settles them in batches, and tells the result of each.
 
-    What the broker does not take is settled again, with growing waits, for as long as `wanted` says that the
-    delivery is still ours (see `SettleError`). Bounded by what the dispatcher holds.
+    What the broker does not take is settled again, with growing waits, for as long as `wanted`, which picks those
+    whose delivery is still ours, picks it (see `SettleError`). Bounded by what the dispatcher holds.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Settler:
         *,
         settle: Callable[[Sequence[Settlement]], Awaitable[Sequence[Settled]]],
         reply: Callable[[Sequence[tuple[str, Message]]], Awaitable[Sequence[PublishError | None]]],
-        settled: Callable[[Settlement, Settled], None],
-        wanted: Callable[[RawDelivery], bool],
+        settled: Callable[[Sequence[Settlement], Sequence[Settled]], None],
+        wanted: Callable[[Sequence[Settlement]], Sequence[Settlement]],
         clock: Clock,
     ) -> None:
         self._settle = settle
@@ -85,21 +85,23 @@ class Settler:
     async def _settle_batch(self) -> bool:
         """Settle what is there; False when the broker did not take all of it."""
         taken = self._pending[:BATCH]
-        batch = [one for one in taken if self._wanted(one.delivery)]
+        batch = self._wanted(taken)
         if self._replies and not await self._send(taken, batch):
             return False
         # What is cancelled midway stays pending: settling twice is a no-op.
-        results = await self._settle(batch) if batch else ()
+        results: Sequence[Settled] = await self._settle(batch) if batch else ()
         del self._pending[: len(taken)]  # others may have come meanwhile
-        failed: list[tuple[Settlement, MessagingError]] = []
-        for settlement, result in zip(batch, results, strict=True):
-            if isinstance(result, SettleError) and not isinstance(result.error, LeaseLost):
-                failed.append((settlement, result.error))
-            else:
-                self._settled(settlement, result)
+        failed = {
+            settlement: result.error
+            for settlement, result in zip(batch, results, strict=True)
+            if isinstance(result, SettleError) and not isinstance(result.error, LeaseLost)
+        }
         if failed:
-            self._pending[:0] = [settlement for settlement, _ in failed]
-            _log_unsettled(failed)
+            self._pending[:0] = failed
+            _log_unsettled(list(failed.items()))
+            results = [result for one, result in zip(batch, results, strict=True) if one not in failed]
+            batch = [one for one in batch if one not in failed]
+        self._settled(batch, results)
         return not failed
 
     async def _send(self, taken: Sequence[Settlement], batch: Sequence[Settlement]) -> bool:

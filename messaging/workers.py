@@ -79,6 +79,11 @@ class Workers:
         """Whether a worker waits for something to run."""
         return bool(self._waiting)
 
+    @property
+    def lonely(self) -> bool:
+        """Whether a suspect runs alone, or waits to."""
+        return self.alone is not None or bool(self._suspects)
+
     async def run(self) -> None:
         """Work until cancelled; raises what ends a worker, which never ends by itself."""
         self._tasks = [
@@ -158,7 +163,8 @@ class Workers:
                 outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
             finally:
                 del self._running[delivery]
-            self._interrupted.discard(delivery)
+            if self._interrupted:
+                self._interrupted.discard(delivery)
             while task.cancelling():
                 task.uncancel()
             self._conclude(delivery, outcome)
@@ -179,6 +185,8 @@ class Workers:
                 return None
             if not self._leased(delivery):
                 continue
+            if not (delivery.hold or delivery.returns or delivery.guard != "none"):
+                return delivery
             if delivery.hold > 0:
                 self._park(delivery)
             elif delivery.guard == "tripped":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.clock import SystemClock
 from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
-from messaging_memory.log import Record, TopicLog
+from messaging_memory.log import TopicLog
 from messaging_memory.ownership import OwnedGroup
 from messaging_memory.shared import SharedGroup
 
@@ -230,10 +230,11 @@ class Broker:
     ) -> str:
         """Publish to a physical name as a program without this library would; returns the position."""
         log = self.topic(topic)
-        record = Record(body, dict(headers or {}), content_type, reply_to, partition, self.clock.time())
-        log.partitions[partition].append(record)
+        position = log.partitions[partition].append(
+            (self.clock.time(), body, content_type, reply_to, dict(headers or {}))
+        )
         self.stored(log, 1)
-        return record.position
+        return position
 
     def stored(self, topic: TopicLog, most: int) -> None:
         """There are new messages, `most` at most: let waiting members look."""

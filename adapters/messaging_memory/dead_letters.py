@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import GONE, DeadLetterStore, StoredLetter
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.partition import partition_of
-from messaging_memory.log import Record
+from messaging_memory.record import Record, row_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -86,12 +86,13 @@ class MemoryDeadLetters(DeadLetterStore):
         if message.key is not None:
             partition = partition_of(message.key, len(group.topic.partitions))
         now = self._connection.broker.clock.time()
-        record = Record.of(message, partition, now, letter.record.reply_to)
-        if (size := record.size(self._maximum)) > self._maximum:
+        row, size = row_of(message, now, letter.record.reply_to, self._maximum)
+        if size > self._maximum:
             return MessageTooLarge(
                 f"dead letter {message.id} was not redriven: it has {size} bytes, the memory broker carries "
                 f"{self._maximum} (option max_message_bytes)"
             )
+        record = Record(row, partition)
         record.position = f"{letter.record.position}-r{letter.number}"
         group.redrive(record, failure)
         del group.dead[letter.number]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import DONE, GroupInfo, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Retry
+from messaging_memory.record import Record
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Ownership, Settled, Settlement
     from messaging.clock import Clock, Timer
     from messaging.errors import MessagingError
-    from messaging_memory.log import Record, TopicLog
+    from messaging_memory.log import TopicLog
 
 
 class Entry:
@@ -339,6 +340,13 @@ class Group(ABC):
 
     # Handing over
 
+    def _read(self, number: int, stop: int) -> list[Record]:
+        """Take what the log of this partition has before the offset `stop`."""
+        cursor = self.cursors[number]
+        rows = self.topic.partitions[number].read(cursor, stop)
+        self.cursors[number] = cursor + len(rows)
+        return [Record(row, number, offset) for offset, row in enumerate(rows, cursor)]
+
     def _first(
         self, member: Member, records: Sequence[Record], fence: int, lease: Lease
     ) -> list[RawDelivery]:
@@ -354,7 +362,7 @@ class Group(ABC):
                 0,
                 "none",
                 None,
-                record.reply_to,
+                record.row[3],
                 fence,
                 lease,
                 record,
@@ -418,5 +426,5 @@ class Group(ABC):
         stored = [entry.record.stored_at for entry in waiting]
         stored += [delivery.token.stored_at for member in self.members for delivery in member.held]
         for partition, cursor in zip(self.topic.partitions, self.cursors, strict=True):
-            stored += [record.stored_at for record in partition.read(cursor, cursor + 1)]
+            stored += [row[0] for row in partition.read(cursor, cursor + 1)]
         return max(self.clock.time() - min(stored), 0.0) if stored else None

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from messaging.clock import Clock, Timer
     from messaging.errors import MessagingError
     from messaging_memory.group import Member
-    from messaging_memory.log import Record, TopicLog
+    from messaging_memory.log import TopicLog
+    from messaging_memory.record import Record
 
 
 class Owned:
@@ -150,10 +151,9 @@ class OwnedGroup(Group):
             stop = cursor + room
             if owned.redriven:
                 stop = min(stop, owned.redriven[0].record.offset + 1)
-            records = self.topic.partitions[number].read(cursor, stop)
+            records = self._read(number, stop)
             if not records:
                 return []
-            self.cursors[number] += len(records)
             if owned.parked:
                 records = [
                     record for record in records if not self._parked(owned, Entry(record, deliveries=0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import Unrouted
 from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
 from messaging.message import Receipt
-from messaging_memory.log import Record
+from messaging_memory.record import row_of
 from messaging_memory.topology import physical_topic
 
 if TYPE_CHECKING:
@@ -66,15 +66,15 @@ class Publisher:
             raise NoGroup(
                 f"message {message.id} was not published: no group takes topic {outgoing.topic.name}; declare one"
             )
-        record = Record.of(message, partition, now, outgoing.reply_to)
-        if (size := record.size(self._maximum)) > self._maximum:
+        row, size = row_of(message, now, outgoing.reply_to, self._maximum)
+        if size > self._maximum:
             raise MessageTooLarge(
                 f"message {message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
                 f"carries {self._maximum} (option max_message_bytes): send a reference to the data instead"
             )
-        topic.partitions[partition].append(record)
+        position = topic.partitions[partition].append(row)
         kind = Receipt if topic.groups else Unrouted
-        return kind(message.id, partition, record.position)
+        return kind(message.id, partition, position)
 
     def _not_found(self, outgoing: Outgoing) -> TopicNotFound:
         return TopicNotFound(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessageTooLarge, PublishError
-from messaging_memory.log import Record
+from messaging_memory.record import Record, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,14 +131,14 @@ class Replier:
             return InvalidMessage(
                 f"reply {message.id} was not sent: {address[:80]!r} is no reply address of this namespace"
             )
-        record = Record.of(message, 0, self._broker.clock.time())
-        if (size := record.size(self._maximum)) > self._maximum:
+        row, size = row_of(message, self._broker.clock.time(), None, self._maximum)
+        if size > self._maximum:
             return MessageTooLarge(
                 f"reply {message.id} has {size} bytes, the memory broker carries {self._maximum} "
                 f"(option max_message_bytes)"
             )
         inbox = self._broker.inboxes.get(address)
-        if inbox is None or not inbox.put(record):
+        if inbox is None or not inbox.put(Record(row, 0)):
             self._broker.dropped_replies += 1
             logger.info("a reply was dropped: its inbox is gone or full", extra={"message_id": message.id})
         return None

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from messaging.adapter import RawDelivery, Settled
     from messaging.clock import Clock, Timer
     from messaging_memory.group import Member
-    from messaging_memory.log import Record, TopicLog
+    from messaging_memory.log import TopicLog
+    from messaging_memory.record import Record
 
 
 class SharedGroup(Group):
@@ -53,8 +54,7 @@ class SharedGroup(Group):
             number = (self._turn + step) % len(partitions)
             if number in member.paused:
                 continue
-            if records := partitions[number].read(self.cursors[number], self.cursors[number] + room):
-                self.cursors[number] += len(records)
+            if records := self._read(number, self.cursors[number] + room):
                 batch += self._first(member, records, 0, lease)
         self._turn = (self._turn + 1) % len(partitions)
         return batch
@@ -64,7 +64,7 @@ class SharedGroup(Group):
         if self._back and (not paused or any(entry.record.partition not in paused for entry in self._back)):
             return True
         return any(
-            partition.base + len(partition.records) > cursor and partition.number not in paused
+            partition.base + len(partition.rows) > cursor and partition.number not in paused
             for partition, cursor in zip(self.topic.partitions, self.cursors, strict=True)
         )
 

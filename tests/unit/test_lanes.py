@@ -9,7 +9,7 @@ from tests.unit.scripted import ids, raw
 def filled(*deliveries, ordered=True, window=100):
     lanes = Lanes(ordered=ordered, window=window)
     for delivery in deliveries:
-        lanes.add(delivery)
+        lanes.add([delivery])
     return lanes
 
 
@@ -71,7 +71,7 @@ def test_a_parked_lane_waits_with_its_successors_and_counts_against_the_window_a
 
     lanes.park(first, 10)
     assert (lanes.parked, lanes.unparked, lanes.full) == (2, 1, set())
-    lanes.add(raw("4", "a"))
+    lanes.add([raw("4", "a")])
     assert (lanes.parked, lanes.unparked, lanes.full) == (3, 1, {0})
 
     assert taken(lanes) == ["3"]
@@ -112,7 +112,7 @@ def test_a_lane_that_emptied_before_it_started_is_forgotten():
     lanes = filled(one := raw("1", "a"))
 
     lanes.finish(one)
-    lanes.add(raw("2", "a"))
+    lanes.add([raw("2", "a")])
 
     assert taken(lanes) == ["2"]
 
@@ -165,7 +165,7 @@ class LanesAgainstAModel(RuleBasedStateMachine):
     def add(self, key, partition):
         self.number += 1
         delivery = raw(str(self.number), key, partition=partition)
-        self.lanes.add(delivery)
+        self.lanes.add([delivery])
         self.keys.setdefault(self.key(delivery), []).append(delivery)
         self.order.append(delivery)
 

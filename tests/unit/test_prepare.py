@@ -22,7 +22,13 @@ def preparation():
 
 
 def prepared(preparation, topic=jobs, payload="x", **options):
-    return preparation.message(topic, payload, Options(**options))
+    (message,) = preparation.messages(topic, [payload], Options(**options))
+    return message
+
+
+def sent(preparation, spec, message, options, most):
+    (outgoing,) = preparation.outgoing(spec, [message], options, most)
+    return outgoing
 
 
 def test_a_message_carries_what_the_program_and_the_topic_say(preparation):
@@ -112,17 +118,17 @@ def test_an_ordered_topic_needs_a_key(preparation):
     message = prepared(preparation, orders, "")
 
     with pytest.raises(InvalidMessage, match="has no key, and the topic is ordered"):
-        preparation.outgoing(spec, message, Options(), 10_000)
+        sent(preparation, spec, message, Options(), 10_000)
 
 
 def test_without_a_key_partitions_take_turns_per_topic(preparation):
     spec, other = TopicSpec("jobs", partitions=3), TopicSpec("other", partitions=3)
     message = prepared(preparation)
 
-    turns = [preparation.outgoing(spec, message, Options(), 10_000).partition for _ in range(4)]
+    turns = [sent(preparation, spec, message, Options(), 10_000).partition for _ in range(4)]
 
     assert turns == [0, 1, 2, 0]
-    assert preparation.outgoing(other, message, Options(), 10_000).partition == 0
+    assert sent(preparation, other, message, Options(), 10_000).partition == 0
 
 
 @given(st.one_of(st.text(st.characters(codec="utf-8")), st.binary()))
@@ -130,8 +136,7 @@ def test_a_key_chooses_one_partition_for_ever(key):
     preparation, spec = Preparation(VirtualClock(), "me"), TopicSpec("jobs", partitions=7)
 
     chosen = {
-        preparation.outgoing(spec, prepared(preparation, key=key), Options(), 10_000).partition
-        for _ in range(2)
+        sent(preparation, spec, prepared(preparation, key=key), Options(), 10_000).partition for _ in range(2)
     }
 
     assert len(chosen) == 1
@@ -147,9 +152,9 @@ def test_what_is_too_large_in_bytes_is_refused_with_its_size(preparation, option
     size += sum(len(bytes_of(name)) + len(bytes_of(value)) for name, value in message.headers.items())
     spec = TopicSpec("jobs")
 
-    assert preparation.outgoing(spec, message, Options(mandatory=True, reply_to="r"), size).mandatory
+    assert sent(preparation, spec, message, Options(mandatory=True, reply_to="r"), size).mandatory
     with pytest.raises(MessageTooLarge, match=f"has {size} bytes"):
-        preparation.outgoing(spec, message, Options(), size - 1)
+        sent(preparation, spec, message, Options(), size - 1)
 
 
 def bytes_of(text):

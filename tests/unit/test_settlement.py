@@ -29,10 +29,14 @@ class Desk:
         self.settler = Settler(
             settle=self.settle,
             reply=self.reply,
-            settled=lambda one, result: self.results.append((one.delivery.message.id, result)),
-            wanted=lambda delivery: delivery.message.id not in self.unwanted,
+            settled=self.settled,
+            wanted=lambda batch: [one for one in batch if one.delivery.message.id not in self.unwanted],
             clock=self.clock,
         )
+
+    def settled(self, batch, results):
+        ids = [one.delivery.message.id for one in batch]
+        self.results += zip(ids, results, strict=True)
 
     async def settle(self, batch):
         self.log.append([one.delivery.message.id for one in batch])

@@ -24,7 +24,7 @@ from messaging.pull import Pull
 from messaging.requests import Requester
 from messaging.workers import Workers
 from messaging_memory.adapter import MemoryAdapter
-from messaging_memory.log import Record
+from messaging_memory.record import Record
 from messaging_memory.settings import Settings
 from messaging_memory.store import MemoryStore
 from tests.contract.mutants.mutant import killed_by, patched
@@ -151,13 +151,11 @@ def parks_a_message_without_its_successors():
 def runs_a_redriven_message_beside_its_key():
     add = Lanes.add
 
-    def beside(self, delivery):
-        if "-r" in delivery.position:
-            ordered, self.ordered = self.ordered, False
-            add(self, delivery)
+    def beside(self, deliveries):
+        for delivery in deliveries:
+            ordered, self.ordered = self.ordered, self.ordered and "-r" not in delivery.position
+            add(self, [delivery])
             self.ordered = ordered
-        else:
-            add(self, delivery)
 
     with patched(Lanes, add=beside):
         yield
@@ -296,7 +294,12 @@ def shares_headers_between_attempts():
     def sharing(payload, message, headers, *rest):
         return Delivery(payload, message, message.headers, *rest)
 
-    with patched(messaging.workers, Delivery=sharing), patched(Record, _untouched=lambda self, intact: True):
+    original, first = Record.message, {}
+
+    def remembered(record, topic):
+        return first.setdefault(id(record.row), original(record, topic))
+
+    with patched(messaging.workers, Delivery=sharing), patched(Record, message=remembered):
         yield
 
 
@@ -606,19 +609,21 @@ def sends_any_header():
 
 @killed_by("a_message_that_is_too_large_is_refused")
 def cuts_what_is_too_large():
-    message = Preparation.message
+    messages = Preparation.messages
 
-    def cut(self, topic, payload, options):
-        made = message(self, topic, payload, options)
-        return replace(made, body=made.body[:1000])
+    def cut(self, topic, payloads, options):
+        return [replace(made, body=made.body[:1000]) for made in messages(self, topic, payloads, options)]
 
-    with patched(Preparation, message=cut):
+    with patched(Preparation, messages=cut):
         yield
 
 
 @killed_by("an_ordered_message_needs_a_key")
 def gives_an_ordered_message_some_key():
-    with patched(messaging.prepare, _checked_key=lambda topic, key: str(key or "none")):
+    def some_key(self, spec, message):
+        return 0
+
+    with patched(Preparation, _turn=some_key):
         yield
 
 

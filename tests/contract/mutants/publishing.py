@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import ExitStack
 from dataclasses import replace
+from math import inf
 
 import messaging_memory.publisher
 import messaging_memory.topology
@@ -15,6 +16,7 @@ from messaging_memory.broker import Broker
 from messaging_memory.dead_letters import MemoryDeadLetters
 from messaging_memory.log import TopicLog
 from messaging_memory.publisher import Publisher
+from messaging_memory.record import row_of
 from messaging_memory.replies import MemoryReplyInbox, Replier
 from messaging_memory.topology import Declarer
 from tests.contract.mutants.mutant import killed_by, patched
@@ -319,8 +321,8 @@ def redrives_to_all_groups():
         group = self._group()
         for stored, message, _ in letters:
             letter = self._letter(stored)
-            record = type(letter.record).of(message, letter.record.partition, 0.0)
-            group.topic.partitions[record.partition].append(record)
+            row, _ = row_of(message, 0.0, None, inf)
+            group.topic.partitions[letter.record.partition].append(row)
             del group.dead[letter.number]
             for other in group.topic.groups.values():
                 other.wake()

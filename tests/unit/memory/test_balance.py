@@ -1,5 +1,7 @@
 """Members come, go and die; the owners of partitions are checked after every step."""
 
+from math import inf
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -9,8 +11,9 @@ from messaging.errors import Closed
 from messaging.message import Ack, Message, Release
 from messaging.testing import VirtualClock
 from messaging_memory.group import Member
-from messaging_memory.log import Record, TopicLog
+from messaging_memory.log import TopicLog
 from messaging_memory.ownership import OwnedGroup
+from messaging_memory.record import row_of
 
 PARTITIONS = 5
 
@@ -63,8 +66,8 @@ class Balance(RuleBasedStateMachine):
     def publish(self, partition):
         self.published += 1
         message = Message(id=str(self.published), topic="orders", body=b"", key="k")
-        record = Record.of(message, partition, 0.0)
-        self.topic.partitions[partition].append(record)
+        row, _ = row_of(message, 0.0, None, inf)
+        self.topic.partitions[partition].append(row)
         self.group.wake()
 
     @precondition(lambda self: self.group.members)

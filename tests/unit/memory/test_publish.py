@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta, timezone
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology, Unrouted
 from messaging.envelope import decode, encode
 from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
 from messaging.message import Message, Receipt
-from messaging_memory.log import PREFIX, Record, surviving
+from messaging_memory.record import PREFIX, Record, row_of, surviving
 
 
 async def test_every_group_gets_every_message(world):
@@ -73,9 +74,9 @@ async def test_without_a_group_a_publish_is_unrouted_or_refused(world):
 async def test_the_size_limit_is_exact_and_counts_attributes_and_headers(world, over):
     await world.declare()
     outgoing = world.outgoing(key="ключ", headers={"note": "ü" * 100})
-    record = Record.of(outgoing.message, 0, 0.0)
+    row, _ = row_of(outgoing.message, 0.0, None, inf)
     size = len(outgoing.message.body) + sum(
-        len(name.encode()) + len(value.encode()) for name, value in record.headers.items()
+        len(name.encode()) + len(value.encode()) for name, value in Record(row, 0).headers.items()
     )
     adapter = await world.another(max_message_bytes=size - over)
 

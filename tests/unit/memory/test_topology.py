@@ -129,7 +129,7 @@ async def test_history_is_bounded_and_unread_messages_are_not(world):
         await adapter.publish([world.outgoing() for _ in range(100)])
         await world.drained(consumer)
     (log,) = world.broker.topics.values()
-    assert len(log.partitions[0].records) <= 2048
+    assert len(log.partitions[0].rows) <= 2048
     late = GroupSpec(topic, "late", start="earliest")
     await adapter.declare(Topology(groups=[late]))
     assert len(await world.consumer(group=late, adapter=adapter).receive(100, 0)) == 5

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
 from messaging.errors import MessagingError
 from messaging_sqs.batches import in_batches
-from messaging_sqs.entries import LARGEST, Entry, control_headers, message_group, pack, unique
+from messaging_sqs.entries import LARGEST, ORIGIN, Entry, control_headers, message_group, pack, unique
 from messaging_sqs.names import is_fifo
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> tu
 
 def dead(delivery: RawDelivery, url: str, failure: str | None) -> tuple[Entry, dict[str, Any]]:
     """A dead letter. Each is a message group of its own, so that none hides those behind it."""
-    control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt)}
+    origin: str = delivery.token.message_id
+    control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt), ORIGIN: origin}
     if failure is not None:
         control[FAILURE] = failure
-    more = {"MessageGroupId": unique(), "MessageDeduplicationId": unique()} if is_fifo(url) else {}
+    more = {"MessageGroupId": unique(), "MessageDeduplicationId": f"dead-{origin}"} if is_fifo(url) else {}
     return copy_of(delivery.message, control), more
 
 

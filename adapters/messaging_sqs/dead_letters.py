@@ -13,7 +13,7 @@ from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
 from messaging_sqs.browse import Reading
 from messaging_sqs.connection import Absent, Interrupted
-from messaging_sqs.entries import unpack
+from messaging_sqs.entries import Token, unpack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from messaging_sqs.topology import Topics
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Letter:
-    """Where a letter of an open scan is."""
+    """Where a letter of an open scan is: in more places than one where a crash had it stored twice."""
 
     reading: Reading
-    handle: str
+    handles: list[str]
+    removed: bool = False
 
 
 class SQSDeadLetters(DeadLetterStore):
@@ -61,9 +62,18 @@ class SQSDeadLetters(DeadLetterStore):
             await reading.end()
 
     async def _letters(self, reading: Reading) -> AsyncIterator[StoredLetter]:
+        known: dict[str, Letter] = {}
         async for raw in reading.messages():
             delivery = unpack(raw, self._group, Lease(inf))
-            yield StoredLetter(delivery.message, delivery.failure, Letter(reading, raw["ReceiptHandle"]))
+            token: Token = delivery.token
+            letter = known.get(token.origin)
+            if letter is None:
+                letter = known[token.origin] = Letter(reading, [token.handle])
+                yield StoredLetter(delivery.message, delivery.failure, letter)
+            elif letter.removed:
+                await self._delete(reading, [token.handle])
+            else:
+                letter.handles.append(token.handle)
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
@@ -92,9 +102,16 @@ class SQSDeadLetters(DeadLetterStore):
 
     async def _remove(self, letters: Sequence[StoredLetter]) -> int:
         """Raises the first error when some could not be removed."""
-        if not letters:
-            return 0
-        handles = [letter.reference.handle for letter in letters]
+        by_reading: dict[Reading, list[str]] = {}
+        for letter in letters:
+            reference: Letter = letter.reference
+            reference.removed = True
+            by_reading.setdefault(reference.reading, []).extend(reference.handles)
+        for reading, handles in by_reading.items():
+            await self._delete(reading, handles)
+        return len(letters)
+
+    async def _delete(self, reading: Reading, handles: Sequence[str]) -> None:
         fates = await in_batches(
             self._connection,
             "sqs",
@@ -107,16 +124,15 @@ class SQSDeadLetters(DeadLetterStore):
             for handle, fate in zip(handles, fates, strict=True)
             if not isinstance(fate, MessagingError)
         ]
-        letters[0].reference.reading.removed(removed)
+        reading.removed(removed)
         for fate in fates:
             if isinstance(fate, MessagingError):
                 raise fate
-        return len(removed)
 
 
 def _is_open(letter: StoredLetter) -> bool:
     reference: Letter = letter.reference
-    return reference.reading.holds(reference.handle)
+    return not reference.removed and reference.reading.holds(reference.handles[0])
 
 
 def _refused(letter: StoredLetter, error: MessagingError) -> PublishError:

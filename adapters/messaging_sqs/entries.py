@@ -43,6 +43,8 @@ PREFIX = "ce_"
 ATTRIBUTE = "messaging"
 CONTENT_TYPE = "messaging-content-type"
 ENCODING = "messaging-encoding"
+ORIGIN = "messaging-origin"
+"""Of a dead letter: the message of the group's queue that died. Two of one origin are one, stored twice by a crash."""
 BASE64 = "base64"
 EMPTY = "empty"
 NOTHING = "-"
@@ -152,6 +154,8 @@ class Token:
     """Not before this time of the wall clock; 0 for most."""
     received: float
     """When it came, in monotonic seconds: SQS lends it for 12 hours from then."""
+    origin: str
+    """The message that it is a dead letter of; else itself."""
     copied: bool = False
     """Its copy is stored: only its removal is left."""
     done: bool = False
@@ -163,12 +167,13 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
     headers, content_type, ours = _headers(raw.get("MessageAttributes") or {})
     received = _number(system.get("ApproximateReceiveCount"), 1)
     group_id = system.get("MessageGroupId")
+    position = str(raw["MessageId"])
     message = decode(
         headers,
         prefix=PREFIX,
         topic=group.topic.name,
         body=_body(str(raw.get("Body", "")), headers),
-        position=str(raw["MessageId"]),
+        position=position,
         content_type=content_type,
         key=group_id if group.ordered and not ours else None,
     )
@@ -179,7 +184,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
     return RawDelivery(
         message=message,
         partition=0 if message.key is None else partition_of(message.key, group.topic.partitions),
-        position=str(raw["MessageId"]),
+        position=position,
         attempt=attempt,
         deliveries=attempt - 1 + received,
         returns=received - 1,
@@ -189,7 +194,13 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
         lease=lease,
         native=raw,
         token=Token(
-            str(raw["MessageId"]), raw["ReceiptHandle"], group_id, received, _due(headers), time.monotonic()
+            message_id=position,
+            handle=raw["ReceiptHandle"],
+            group_id=group_id,
+            count=received,
+            due=_due(headers),
+            received=time.monotonic(),
+            origin=text(headers.get(ORIGIN)) or position,
         ),
     )
 

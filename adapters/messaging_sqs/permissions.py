@@ -1,0 +1,122 @@
+"""The least IAM policy of each role: generated from the calls that the adapter makes in it.
+
+A test records the calls and compares them with `CALLS`; the operators' page shows `policy`. STS tells the account's
+number without a permission.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+Role: TypeAlias = Literal["publisher", "requester", "consumer", "dead letters", "topology"]
+Call: TypeAlias = "tuple[str, str]"
+"""A service and its operation, as `("sqs", "SendMessageBatch")`."""
+
+
+def _calls(service: str, *operations: str) -> frozenset[Call]:
+    return frozenset((service, operation) for operation in operations)
+
+
+_VERIFY_TOPIC = _calls("sns", "GetTopicAttributes", "ListTagsForResource")
+_FREE = _calls("sts", "GetCallerIdentity")
+
+CALLS: Mapping[Role, Collection[Call]] = {
+    "publisher": (
+        _FREE
+        | _VERIFY_TOPIC
+        | _calls("sqs", "GetQueueUrl")
+        | _calls("sns", "PublishBatch", "ListSubscriptionsByTopic")
+    ),
+    "requester": _calls(
+        "sqs",
+        "CreateQueue",
+        "TagQueue",
+        "ListQueues",
+        "ListQueueTags",
+        "ReceiveMessage",
+        "DeleteMessageBatch",
+        "ChangeMessageVisibilityBatch",
+        "DeleteQueue",
+    ),
+    "consumer": (
+        _FREE
+        | _VERIFY_TOPIC
+        | _calls("sns", "ListSubscriptionsByTopic", "GetSubscriptionAttributes")
+        | _calls(
+            "sqs",
+            "GetQueueUrl",
+            "GetQueueAttributes",
+            "ReceiveMessage",
+            "SendMessageBatch",
+            "DeleteMessageBatch",
+            "ChangeMessageVisibilityBatch",
+            "ListQueueTags",
+            "TagQueue",
+            "UntagQueue",
+        )
+    ),
+    "dead letters": (
+        _FREE
+        | _calls(
+            "sqs",
+            "GetQueueUrl",
+            "GetQueueAttributes",
+            "ReceiveMessage",
+            "SendMessageBatch",
+            "DeleteMessageBatch",
+            "ChangeMessageVisibilityBatch",
+        )
+    ),
+    "topology": (
+        _FREE
+        | _VERIFY_TOPIC
+        | _calls(
+            "sns",
+            "CreateTopic",
+            "ListSubscriptionsByTopic",
+            "GetSubscriptionAttributes",
+            "Subscribe",
+            "Unsubscribe",
+        )
+        | _calls("sqs", "GetQueueUrl", "CreateQueue", "GetQueueAttributes", "ListQueueTags", "DeleteQueue")
+    ),
+}
+"""What each role calls with `topology="verify"`; `topology` declares and deletes. A requester is a publisher, too."""
+
+_ALSO: Mapping[Call, tuple[str, ...]] = {
+    ("sns", "CreateTopic"): ("sns:TagResource",),
+    ("sqs", "CreateQueue"): ("sqs:TagQueue",),
+}
+"""Creating with tags asks for two permissions."""
+_ANYWHERE = frozenset({"sqs:ListQueues", "sns:Unsubscribe", "sns:GetSubscriptionAttributes"})
+"""Actions that IAM cannot limit to a resource."""
+
+
+def actions(calls: Collection[Call]) -> list[str]:
+    """The IAM actions that these calls need; a batch needs the permission of its single call."""
+    needed: set[str] = set()
+    for service, operation in calls:
+        if service != "sts":
+            needed.add(f"{service}:{operation.removesuffix('Batch')}")
+            needed.update(_ALSO.get((service, operation), ()))
+    return sorted(needed)
+
+
+def policy(
+    role: Role, *, prefix: str = "messaging", region: str = "*", account: str = "*", partition: str = "aws"
+) -> dict[str, Any]:
+    """The least policy of a role, as IAM reads it. With a namespace, put it behind the prefix: `messaging-staging-`."""
+    needed = actions(CALLS[role])
+    kind = f"{prefix}-reply-*" if role == "requester" else f"{prefix}-*"
+    statements: list[dict[str, Any]] = []
+    for service in ("sns", "sqs"):
+        limited = [one for one in needed if one.startswith(f"{service}:") and one not in _ANYWHERE]
+        if limited:
+            resource = f"arn:{partition}:{service}:{region}:{account}:{kind}"
+            statements.append({"Effect": "Allow", "Action": limited, "Resource": resource})
+    if anywhere := [one for one in needed if one in _ANYWHERE]:
+        statements.append({"Effect": "Allow", "Action": anywhere, "Resource": "*"})
+    return {"Version": "2012-10-17", "Statement": statements}

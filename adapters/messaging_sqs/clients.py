@@ -69,13 +69,21 @@ def make_clients(settings: SQSSettings) -> Clients:
 
     return Clients(
         region=region,
-        partition=session.get_partition_for_region(region),
+        partition=_partition(session, region),
         sqs=settings.sqs_client or client("sqs", settings.sqs_endpoint_url),
         polls=settings.sqs_client
         or client("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
         sns=settings.sns_client or client("sns", settings.sns_endpoint_url),
         sts=client("sts", settings.sts_endpoint_url),
     )
+
+
+def _partition(session: Any, region: str) -> str:
+    """Servers that are not AWS have regions of any name."""
+    try:
+        return str(session.get_partition_for_region(region))
+    except botocore_errors.UnknownRegionError:
+        return "aws"
 
 
 def _new_session(settings: SQSSettings) -> Any:

@@ -1,0 +1,344 @@
+"""Consuming: polls strand nothing, leases are ours until they are not, delays are kept, order survives."""
+
+import asyncio
+import time
+
+import pytest
+
+from messaging.adapter import Done, Hold, SettleError, TopicSpec
+from messaging.errors import LeaseLost, TopicNotFound
+from messaging.message import Ack, Reject, Release, Retry
+from messaging_sqs import copies
+from messaging_sqs.settings import LONGEST_LEASE
+from tests.contract.sqs.support import (
+    Bench,
+    Recorder,
+    ack,
+    attributes_of,
+    ids,
+    intercept,
+    nothing,
+    publish,
+    receive,
+    settle,
+    stored,
+)
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+
+
+async def test_a_cancelled_receive_loses_nothing(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    consumer = any_bench.consumer(adapter, group)
+    waiting = asyncio.create_task(consumer.receive(10, 5.0))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await publish(adapter, group.topic, "one")
+    started = time.monotonic()
+    assert ids(await receive(consumer, 1)) == ["one"]
+    assert time.monotonic() - started < 3
+
+
+async def test_what_a_poll_brings_while_a_member_leaves_goes_back_at_once(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    leaving = any_bench.consumer(adapter, group)
+    await nothing(leaving, 0.2)
+    closing = asyncio.create_task(leaving.close())
+    await asyncio.sleep(0)
+    await publish(adapter, group.topic, "one")
+    await closing
+    (delivery,) = await receive(any_bench.consumer(adapter, group), 1, within=3)
+    assert delivery.attempt == 1
+
+
+async def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    leaving = any_bench.consumer(adapter, group)
+    await nothing(leaving, 0.2)
+    await leaving._polls.abandon()
+    await publish(adapter, group.topic, "one")
+    (delivery,) = await receive(any_bench.consumer(adapter, group), 1, within=3)
+    assert delivery.attempt == 1
+
+
+async def test_no_more_is_asked_for_than_there_is_room(any_bench: Bench):
+    adapter = await any_bench.adapter(pollers=4)
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, *(f"{number}" for number in range(60)))
+    consumer = any_bench.consumer(adapter, group)
+    taken = 0
+    for _ in range(8):
+        taken += len(await consumer.receive(25 - taken, 0.3)) if taken < 25 else 0
+    assert taken == 25
+    assert len(consumer._held) == 25
+
+
+async def test_a_lease_is_extended_and_then_ends(any_bench: Bench):
+    adapter = await any_bench.adapter(lease=2)
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    for _ in range(2):
+        assert await consumer.extend([delivery], 2) == [True]
+        await nothing(other, 1.0)
+    (again,) = await receive(other, 1)
+    assert again.message.id == "one"
+    (late,) = await settle(consumer, [delivery], Reject("too late"), failure="{}")
+    assert isinstance(late, SettleError)
+    assert isinstance(late.error, LeaseLost)
+    assert await adapter.dead_letters(group).count() == 0
+    assert await consumer.extend([delivery], 2) == [False]
+
+
+async def test_what_waits_in_the_adapter_keeps_its_lease(any_bench: Bench):
+    adapter = await any_bench.adapter(lease=1)
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, *"ab")
+    await stored(adapter, group, 2)
+    consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
+    waiting = asyncio.create_task(consumer.receive(10, 0.0))
+    await waiting
+    async with asyncio.timeout(5):
+        while len(consumer._held) < 2:
+            await asyncio.sleep(0.01)
+    await nothing(other, 2.5)
+    assert sorted(ids(await receive(consumer, 2))) == ["a", "b"]
+
+
+async def test_no_lease_is_asked_for_beyond_twelve_hours(bench: Bench, monkeypatch):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    delivery.token.received -= LONGEST_LEASE - 10
+    asked: list[int] = []
+
+    async def note(call, parameters):
+        asked.extend(entry["VisibilityTimeout"] for entry in parameters["Entries"])
+        return await call(**parameters)
+
+    intercept(adapter, monkeypatch, "change_message_visibility_batch", note)
+    await consumer.extend([delivery], 30)
+    assert asked[0] in {9, 10}
+    assert delivery.lease.deadline <= time.monotonic() + 10
+
+
+async def test_a_retry_beyond_900_seconds_takes_steps_and_is_never_early(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    monkeypatch.setattr(copies, "LONGEST_DELAY", 1)
+    assert await settle(consumer, [delivery], Retry(), after=3.4, failure="{}") == [Done()]
+    settled = time.time()
+    (again,) = await receive(consumer, 1)
+    assert time.time() + again.hold - settled == pytest.approx(3.4, abs=0.2)
+    assert (again.attempt, again.returns, again.failure) == (2, 0, "{}")
+
+
+async def test_a_delay_is_never_clamped(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    sent: list[dict] = []
+
+    async def note(call, parameters):
+        sent.extend(parameters["Entries"])
+        return await call(**parameters)
+
+    intercept(adapter, monkeypatch, "send_message_batch", note)
+    await settle(consumer, [delivery], Retry(), after=30 * 86_400.0)
+    (copy,) = sent
+    assert copy["DelaySeconds"] == 900
+    assert f"{int(time.time() + 30 * 86_400)}"[:6] in copy["MessageAttributes"]["messaging"]["StringValue"]
+
+
+async def test_attempts_are_recorded_failures_and_nothing_else(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    for returns in range(4):
+        (delivery,) = await receive(consumer, 1)
+        assert (delivery.attempt, delivery.returns) == (1, returns)
+        await settle(consumer, [delivery], Release())
+    (delivery,) = await receive(consumer, 1)
+    await settle(consumer, [delivery], Retry())
+    (delivery,) = await receive(consumer, 1)
+    assert (delivery.attempt, delivery.returns, delivery.deliveries) == (2, 0, 2)
+
+
+async def test_the_copy_is_stored_before_the_message_goes_and_only_once(any_bench: Bench, monkeypatch):
+    from messaging.errors import ConnectionFailed
+
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    fail = True
+
+    async def fail_once(call, parameters):
+        nonlocal fail
+        if fail:
+            fail = False
+            raise ConnectionFailed("throttled")
+        return await call(**parameters)
+
+    intercept(adapter, monkeypatch, "delete_message_batch", fail_once)
+    (first,) = await settle(consumer, [delivery], Reject("bad"), failure="{}")
+    assert isinstance(first, SettleError)
+    assert await settle(consumer, [delivery], Reject("bad"), failure="{}") == [Done()]
+    assert await settle(consumer, [delivery], Ack()) == [Done()]
+    assert await adapter.dead_letters(group).count() == 1
+
+
+async def test_a_release_after_many_receives_starts_a_new_count(any_bench: Bench):
+    adapter = await any_bench.adapter(max_receives=10)
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    for _ in range(25):
+        (delivery,) = await receive(consumer, 1)
+        assert (delivery.message.id, delivery.attempt) == ("one", 1)
+        await settle(consumer, [delivery], Release())
+    assert await adapter.dead_letters(group).count() == 0
+
+
+async def test_what_nobody_ends_becomes_a_dead_letter_by_the_service_itself(any_bench: Bench):
+    adapter = await any_bench.adapter(max_receives=10)
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    url, sqs = await adapter._topics.queue_url(group), adapter.native.sqs
+    for _ in range(12):
+        sqs.receive_message(QueueUrl=url, VisibilityTimeout=0)
+    dead = adapter.dead_letters(group)
+    async with dead.scan() as letters:
+        (letter,) = [one async for one in letters]
+    assert (letter.message.id, letter.failure) == ("one", None)
+
+
+async def test_a_queue_that_is_gone_ends_the_subscription(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await nothing(consumer, 0.1)
+    await adapter.delete_group(group)
+    with pytest.raises(TopicNotFound, match="billing"):
+        for _ in range(5):
+            await consumer.receive(1, 1.0)
+
+
+# --- ordered -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_goes_on_in_order_after_its_member_left(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *(f"{number:02}" for number in range(14)), key="k")
+    await stored(adapter, group, 14)
+    leaving = any_bench.consumer(adapter, group)
+    held = await receive(leaving, 4)
+    await ack(leaving, held[:2])
+    await leaving.close()
+    consumer, seen = any_bench.consumer(adapter, group), ids(held[:2])
+    while len(seen) < 14:
+        deliveries = await receive(consumer, 1)
+        assert {delivery.attempt for delivery in deliveries} == {1}
+        seen += ids(deliveries)
+        await ack(consumer, deliveries)
+    assert seen == [f"{number:02}" for number in range(14)]
+
+
+async def test_a_failed_message_is_held_with_its_key_and_brings_its_neighbours_no_nearer_to_the_dead_letters(
+    any_bench: Bench,
+):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"abc", key="k")
+    consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
+    first = await receive(consumer, 1)
+    (held,) = await settle(consumer, first[:1], Retry(), after=60.0)
+    assert isinstance(held, Hold)
+    assert held.until == pytest.approx(time.monotonic() + 60, abs=1)
+    await nothing(other, 1.0)
+    await consumer.close()
+    deliveries = await receive(other, 1)
+    assert deliveries[0].message.id == "a"
+    assert {delivery.attempt for delivery in deliveries} == {1}
+
+
+async def test_while_one_message_of_a_key_is_ours_no_other_member_gets_a_later_one(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"ab", key="k")
+    one, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
+    (first,) = await receive(one, 1) if (held := await one.receive(1, 5.0)) == () else held
+    await nothing(other, 0.5)
+    await ack(one, [first])
+    assert ids(await receive(other, 1)) == ["b"]
+
+
+async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Bench):
+    adapter = await any_bench.adapter(lease=1)
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"abc", key="k")
+    await stored(adapter, group, 3)
+    told = Recorder()
+    consumer = any_bench.consumer(adapter, group, told)
+    held = await receive(consumer, 3)
+    await asyncio.sleep(1.1)
+    (late,) = await settle(consumer, held[:1], Ack())
+    assert isinstance(late, SettleError)
+    assert ids(told.lost) == ["b", "c"]
+    assert ids(await receive(any_bench.consumer(adapter, group), 3)) == ["a", "b", "c"]
+
+
+async def test_the_deliveries_of_a_key_have_one_lease_and_those_of_another_have_theirs(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, "a1", "a2", key="a")
+    await publish(adapter, ORDERED, "b1", key="b")
+    await stored(adapter, group, 3)
+    consumer = any_bench.consumer(adapter, group)
+    deliveries = {delivery.message.id: delivery for delivery in await receive(consumer, 3)}
+    assert deliveries["a1"].lease is deliveries["a2"].lease
+    assert deliveries["a1"].lease is not deliveries["b1"].lease
+
+
+async def test_a_dead_letter_of_an_ordered_group_lets_its_key_go_on(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"ab", key="k")
+    await stored(adapter, group, 2)
+    consumer = any_bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 2)
+    assert await settle(consumer, deliveries, Reject("bad"), failure="{}") == [Done(), Done()]
+    await publish(adapter, ORDERED, "c", key="k")
+    assert ids(await receive(consumer, 1)) == ["c"]
+    assert await adapter.dead_letters(group).count() == 2
+
+
+async def test_a_message_of_a_paused_partition_goes_back(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, "one", key="k")
+    consumer = any_bench.consumer(adapter, group)
+    assert await consumer.receive(10, 1.0, paused=(0, 1)) == ()
+    url = await adapter._topics.queue_url(group)
+    assert (
+        attributes_of(adapter, url, "ApproximateNumberOfMessagesNotVisible")[
+            "ApproximateNumberOfMessagesNotVisible"
+        ]
+        == "1"
+    )
+    assert len(consumer._held) <= 1

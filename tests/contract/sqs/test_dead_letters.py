@@ -1,0 +1,154 @@
+"""Dead letters: read without harm, each once, redriven to their group."""
+
+from dataclasses import replace
+
+import pytest
+
+from messaging.adapter import TopicSpec
+from messaging.errors import ConnectionFailed, PublishError
+from messaging.message import Reject
+from messaging_sqs import browse, copies
+from tests.contract.sqs.support import Bench, ack, ids, intercept, outgoing, publish, receive, settle
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+
+
+async def make_dead(bench: Bench, adapter, group, *names: str, key: str | None = None) -> None:
+    """One after the other, so that they are of different ages."""
+    consumer = bench.consumer(adapter, group)
+    for name in names:
+        await publish(adapter, group.topic, name, key=key)
+        deliveries = await receive(consumer, 1)
+        await settle(consumer, deliveries, Reject("bad"), failure='{"why": "bad"}')
+    await consumer.close()
+
+
+async def browsed(adapter, group) -> list[str]:
+    async with adapter.dead_letters(group).scan() as letters:
+        return [letter.message.id async for letter in letters]
+
+
+@pytest.mark.parametrize("topic", [TopicSpec("orders"), ORDERED], ids=["unordered", "ordered"])
+async def test_browsing_shows_all_of_one_key_oldest_first_and_changes_nothing(any_bench: Bench, topic):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, topic)
+    names = [f"{number:02}" for number in range(13)]
+    await make_dead(any_bench, adapter, group, *names, key="k")
+    for _ in range(3):
+        assert await browsed(adapter, group) == names
+    assert await adapter.dead_letters(group).count() == 13
+
+
+async def test_parts_are_read_ahead_and_a_scan_left_early_hides_nothing(any_bench: Bench, monkeypatch):
+    monkeypatch.setattr(browse, "PART", 4)
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    names = [f"{number}" for number in range(9)]
+    await make_dead(any_bench, adapter, group, *names)
+    async with adapter.dead_letters(group).scan() as letters:
+        async for letter in letters:
+            assert letter.message.id == "0"
+            break
+    assert sorted(await browsed(adapter, group)) == names
+
+
+async def test_a_letter_that_a_crash_had_stored_twice_is_one(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    consumer = any_bench.consumer(adapter, group)
+    await publish(adapter, group.topic, "one")
+    (delivery,) = await receive(consumer, 1)
+    url = await adapter._topics.dead_url(group)
+    for _ in range(2):
+        await copies.store(adapter._connection, url, [copies.dead(delivery, url, "{}")])
+    dead = adapter.dead_letters(group)
+    async with dead.scan() as letters:
+        found = [letter async for letter in letters]
+        assert [letter.message.id for letter in found] == ["one"]
+        assert await dead.purge(found) == 1
+    assert await dead.count() == 0
+
+
+async def test_a_duplicate_that_is_read_after_its_letter_was_redriven_goes_with_it(
+    any_bench: Bench, monkeypatch
+):
+    monkeypatch.setattr(browse, "PART", 1)
+    monkeypatch.setattr(browse, "MOST", 1)
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    consumer = any_bench.consumer(adapter, group)
+    await publish(adapter, group.topic, "one")
+    (delivery,) = await receive(consumer, 1)
+    await ack(consumer, [delivery])
+    url = await adapter._topics.dead_url(group)
+    for _ in range(2):
+        await copies.store(adapter._connection, url, [copies.dead(delivery, url, "{}")])
+    dead, redriven = adapter.dead_letters(group), 0
+    async with dead.scan() as letters:
+        async for letter in letters:
+            assert await dead.redrive([(letter, letter.message, None)]) == [None]
+            redriven += 1
+    assert redriven == 1
+    assert await dead.count() == 0
+    assert ids(await receive(consumer, 1)) == ["one"]
+
+
+@pytest.mark.parametrize("topic", [TopicSpec("orders"), ORDERED], ids=["unordered", "ordered"])
+async def test_a_letter_redriven_twice_within_five_minutes_arrives_twice(any_bench: Bench, topic):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, topic)
+    await make_dead(any_bench, adapter, group, "one", key="k")
+    consumer, dead = any_bench.consumer(adapter, group), adapter.dead_letters(group)
+    for _ in range(2):
+        async with dead.scan() as letters:
+            found = [letter async for letter in letters]
+            corrected = [(letter, replace(letter.message, body=b"good"), letter.failure) for letter in found]
+            assert await dead.redrive(corrected) == [None]
+        (delivery,) = await receive(consumer, 1)
+        assert (delivery.message.body, delivery.message.key, delivery.attempt) == (b"good", "k", 1)
+        assert delivery.failure == '{"why": "bad"}'
+        await settle(consumer, [delivery], Reject("bad"), failure='{"why": "bad"}')
+    assert await dead.count() == 1
+
+
+async def test_a_letter_that_could_not_be_sent_stays(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await make_dead(any_bench, adapter, group, "one")
+
+    async def fail(call, parameters):
+        raise ConnectionFailed("throttled")
+
+    dead = adapter.dead_letters(group)
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "send_message_batch", fail)
+        async with dead.scan() as letters:
+            (letter,) = [one async for one in letters]
+            (error,) = await dead.redrive([(letter, letter.message, None)])
+    assert isinstance(error, PublishError)
+    assert await browsed(adapter, group) == ["one"]
+
+
+async def test_a_letter_of_a_closed_scan_is_not_taken(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await make_dead(any_bench, adapter, group, "one")
+    dead = adapter.dead_letters(group)
+    async with dead.scan() as letters:
+        found = [letter async for letter in letters]
+    assert await dead.purge(found) == 0
+    assert await dead.count() == 1
+
+
+async def test_the_failure_record_is_left_out_where_it_does_not_fit(bench: Bench, caplog):
+    adapter = await bench.adapter(max_message_bytes=1024 * 1024)
+    group = await bench.group(adapter)
+    most = adapter.capabilities.max_message_bytes
+    results = await adapter.publish([outgoing(group.topic, "one", body=b"x" * (most - 400))])
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 1)
+    await settle(consumer, deliveries, Reject("bad"), failure="y" * 5000)
+    async with adapter.dead_letters(group).scan() as letters:
+        (letter,) = [one async for one in letters]
+    assert (letter.message.id, letter.failure) == (results[0].id, None)  # type: ignore[union-attr]
+    assert "left out" in caplog.text

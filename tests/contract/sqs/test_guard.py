@@ -1,0 +1,109 @@
+"""The crash guard: marks outlive the process that set them, and only those of processes that ended count."""
+
+from messaging.adapter import TopicSpec
+from messaging.errors import ConfigurationError
+from messaging.message import Ack, Release
+from tests.contract.sqs.support import Bench, intercept, publish, receive, settle
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+
+
+async def suspect(consumer):
+    """The message, after it came back three times."""
+    for _ in range(3):
+        (delivery,) = await receive(consumer, 1)
+        consumer._held.clear()
+        await consumer._hide([delivery], [0])
+    (delivery,) = await receive(consumer, 1)
+    assert delivery.returns >= 3
+    return delivery
+
+
+def marks(adapter, url) -> list[str]:
+    tags = adapter.native.sqs.list_queue_tags(QueueUrl=url).get("Tags", {})
+    return [tag for tag in tags if "guard" in tag]
+
+
+async def crashed(bench: Bench, adapter, group) -> None:
+    """A process takes the message, runs it alone, and is gone."""
+    other = await bench.adapter()
+    member = bench.consumer(other, group)
+    (delivery,) = await receive(member, 1)
+    assert delivery.guard == "none"
+    assert await member.isolate(delivery)
+    await member._hide([delivery], [0])  # what the end of its lease does
+    member._held.clear()
+
+
+async def test_a_message_that_ended_two_processes_alone_is_given_up(any_bench: Bench):
+    for topic in (TopicSpec("clicks"), ORDERED):
+        adapter = await any_bench.adapter()
+        group = await any_bench.group(adapter, topic)
+        await publish(adapter, topic, "poison", key="k")
+        consumer = any_bench.consumer(adapter, group)
+        delivery = await suspect(consumer)
+        await consumer._hide([delivery], [0])
+        await consumer.close()
+        await crashed(any_bench, adapter, group)
+        await crashed(any_bench, adapter, group)
+        (delivery,) = await receive(any_bench.consumer(adapter, group), 1)
+        assert delivery.guard == "tripped"
+
+
+async def test_a_mark_goes_when_its_message_is_settled_or_given_back(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    url = await adapter._topics.queue_url(group)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    delivery = await suspect(consumer)
+    for outcome in (Release(), Release(), Ack()):
+        assert delivery.guard == "none"
+        assert await consumer.isolate(delivery)
+        assert len(marks(adapter, url)) == 1
+        await settle(consumer, [delivery], outcome)
+        assert marks(adapter, url) == []
+        if not isinstance(outcome, Ack):
+            (delivery,) = await receive(consumer, 1)
+
+
+async def test_a_member_that_leaves_in_peace_takes_its_marks_with_it(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    url = await adapter._topics.queue_url(group)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    assert await consumer.isolate(await suspect(consumer))
+    await consumer.close()
+    assert marks(adapter, url) == []
+
+
+async def test_marks_that_crashed_processes_left_never_fill_the_queue(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    url = await adapter._topics.queue_url(group)
+    for number in range(35):
+        tags = {f"messaging-guard-{number}": f"{1000 + number}/1/gone"}
+        adapter.native.sqs.tag_queue(QueueUrl=url, Tags=tags)
+    await publish(adapter, group.topic, "one")
+    consumer = any_bench.consumer(adapter, group)
+    assert await consumer.isolate(await suspect(consumer))
+    left = marks(adapter, url)
+    assert len(left) <= 31
+    assert "messaging-guard-34" in left
+    assert "messaging-guard-0" not in left
+
+
+async def test_without_the_permission_a_suspect_runs_alone_unmarked(bench: Bench, monkeypatch, caplog):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = bench.consumer(adapter, group)
+    delivery = await suspect(consumer)
+
+    async def deny(call, parameters):
+        raise ConfigurationError("not permitted")
+
+    intercept(adapter, monkeypatch, "tag_queue", deny)
+    assert await consumer.isolate(delivery)
+    assert "unmarked" in caplog.text

@@ -1,0 +1,107 @@
+"""The least policy in the documentation is what the adapter calls, no more and no less."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.message import Ack, Message, Reject, Release, Retry
+from messaging_sqs.clients import make_clients
+from messaging_sqs.permissions import CALLS, actions, policy
+from tests.contract.sqs.support import Bench, publish, receive, settle
+
+PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
+TOPIC = TopicSpec("orders", partitions=2)
+GROUP = GroupSpec(TOPIC, "billing")
+
+
+@pytest.fixture
+async def roles(bench: Bench, monkeypatch):
+    """Each role does its work once, with an adapter of its own; what each has called."""
+    recorded: dict[str, set[tuple[str, str]]] = {}
+
+    async def recording(role: str):
+        calls = recorded[role] = set()
+
+        def make(settings):
+            clients = make_clients(settings)
+            for client in (clients.sqs, clients.polls, clients.sns, clients.sts):
+                client.meta.events.register("before-call", note)
+            return clients
+
+        def note(model, **_: object) -> None:
+            calls.add((model.service_model.service_name, model.name))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("messaging_sqs.connection.make_clients", make)
+            return await bench.adapter()
+
+    topology = await recording("topology")
+    await topology.declare(Topology(groups=[GROUP]))
+    await topology.declare(Topology(groups=[GROUP]))
+    await topology.groups()
+
+    publisher = await recording("publisher")
+    await publisher.declare(Topology(topics=[TOPIC], mode="verify"))
+    await publish(publisher, TOPIC, "ack", "retry", "reject", "guard", mandatory=True)
+
+    consumer = await recording("consumer")
+    await consumer.declare(Topology(groups=[GROUP], mode="verify"))
+    member = bench.consumer(consumer, GROUP)
+    outcomes = {"ack": Ack(), "retry": Retry(), "reject": Reject("bad")}
+    guarded = 0
+    while outcomes or guarded < 5:
+        (delivery,) = await receive(member, 1)
+        name = delivery.message.id
+        if name == "guard":
+            guarded += 1
+            if delivery.returns >= 3:
+                assert await member.isolate(delivery)
+            await settle(member, [delivery], Release() if guarded < 5 else Ack())
+        else:
+            await settle(member, [delivery], outcomes.pop(name, Ack()), failure="{}")
+    await member.close()
+    await consumer.groups()
+
+    operator = await recording("dead letters")
+    dead = operator.dead_letters(GROUP)
+    async with dead.scan() as letters:
+        assert [letter async for letter in letters]
+    async with dead.scan() as letters:
+        found = [letter async for letter in letters]
+        await dead.redrive([(letter, letter.message, None) for letter in found])
+
+    requester = await recording("requester")
+    recorded["requester"].clear()  # to open is what every publisher does
+    others = await (await bench.adapter()).reply_inbox()
+    inbox = await requester.reply_inbox()
+    await consumer.reply([(inbox.address, Message(id="r", topic="quotes", body=b"42"))])
+    while not await inbox.receive(1, 1.0):
+        pass
+    await inbox.close()
+    await others.close()
+
+    await topology.delete_group(GROUP)
+    bench.groups.append(GROUP)
+    return recorded
+
+
+async def test_the_calls_of_each_role_are_those_that_its_policy_allows(roles):
+    # Only a long life and a bad moment show these: the heartbeat, and what a poll brings after the end.
+    unasked = {"requester": {("sqs", "TagQueue"), ("sqs", "ChangeMessageVisibilityBatch")}}
+    for role, calls in roles.items():
+        assert calls | unasked.get(role, set()) == set(CALLS[role]), role
+
+
+@pytest.mark.parametrize("role", CALLS)
+def test_the_page_shows_the_policy_of_each_role(role):
+    assert json.dumps(policy(role), indent=2) in PAGE.read_text()
+
+
+def test_a_batch_needs_the_permission_of_its_call_and_creating_with_tags_two():
+    assert actions({("sqs", "SendMessageBatch"), ("sns", "CreateTopic"), ("sts", "GetCallerIdentity")}) == [
+        "sns:CreateTopic",
+        "sns:TagResource",
+        "sqs:SendMessage",
+    ]

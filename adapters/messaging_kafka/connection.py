@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 2.0
 COORDINATOR_PAUSE = 0.05
-RETRY_PAUSE_MS = 20
-"""Between aiokafka's own looks at the metadata: a topic that was just created has its leaders soon."""
+RETRY_PAUSE_MS = 500
+"""Between aiokafka's own attempts to read the cluster's metadata."""
 
 _AUTHENTICATION = (
     Errors.AuthenticationFailedError,

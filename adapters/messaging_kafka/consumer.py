@@ -93,7 +93,8 @@ class KafkaConsumer(Consumer):
                 await self._commit_careful(partitions)
                 if taken := self._take(partitions, limit, paused):
                     return taken
-            for error in (partitions.membership.fatal, partitions.membership.error, self._fetcher.error):
+            partitions.membership.check()
+            for error in (partitions.membership.error, self._fetcher.error):
                 if error is not None:
                     raise error
             if (left := min(until, soonest) - time.monotonic()) <= 0:
@@ -115,8 +116,10 @@ class KafkaConsumer(Consumer):
             self._background.start(self._move(), name="messaging-kafka-delays")
             if not self._group.ordered:
                 self._background.start(self._relieve(), name="messaging-kafka-relief")
-        elif partitions.membership.error is not None and partitions.membership.fatal is None:
-            await partitions.membership.revive()
+        else:
+            partitions.membership.check()
+            if partitions.membership.error is not None:
+                await partitions.membership.revive()
         return partitions
 
     async def _prepare(self) -> Partitions:

@@ -10,12 +10,18 @@ every partition at each rebalance, retries commits for ever and hangs in `stop` 
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from aiokafka import abc, client, conn, errors
 from aiokafka.coordinator import protocol as consumer_protocol
 from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce
 from aiokafka.record import default_records, memory_records
+
+_logger = logging.getLogger("aiokafka")
+if _logger.level == logging.NOTSET:
+    # It logs an error at each attempt; what an operator acts on is told once, by us.
+    _logger.setLevel(logging.CRITICAL)
 
 Client: Any = client.AIOKafkaClient
 connect: Any = conn.create_conn

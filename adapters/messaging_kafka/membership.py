@@ -101,9 +101,19 @@ class Membership:
         await self._join(patient=True)
         self._task = asyncio.create_task(self._keep(), name="messaging-kafka-membership")
 
+    def check(self) -> None:
+        """Raise what has ended the membership for good."""
+        if self.fatal is not None:
+            raise self.fatal
+        if self._task is not None and self._task.done():
+            self._task.result()
+
     async def revive(self) -> None:
         """One attempt to reach the group after an error. Raises what goes wrong."""
-        await self._beat()
+        if self.joined:
+            await self._beat()
+        else:
+            self._rejoin.set()
         if self.error is not None:
             raise self.error
 
@@ -158,7 +168,7 @@ class Membership:
         except _LOST:
             self.drop("the group goes on without it: it was silent for too long, or was put out")
             return
-        except KafkaError as error:
+        except (KafkaError, MessagingError) as error:
             self._link.forget_coordinator(self._group, error)
             self._failed(translate(error, f"heartbeat of {self._where}", self._settings.address))
             return
@@ -249,7 +259,7 @@ class Membership:
         except _LOST:
             self.drop("the group went on without it")
             return None
-        except KafkaError as error:
+        except (KafkaError, MessagingError) as error:
             self._link.forget_coordinator(self._group, error)
             self._rejoin.set()
             raise
@@ -340,7 +350,7 @@ class Membership:
             await self._link.to_coordinator(
                 self._group, library.LeaveGroup(self._group, member), within=LEAVE_TIMEOUT
             )
-        except KafkaError as error:
+        except (KafkaError, MessagingError) as error:
             logger.warning(
                 "Leaving %s on Kafka failed: %s. Its partitions go to others after %g s.",
                 self._where,

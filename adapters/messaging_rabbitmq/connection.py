@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
+_FAULTS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
 CLOSE_TIMEOUT = 2.0
 NOT_ALLOWED = 530
 """Reply code of a virtual host that is absent or not for this user."""
@@ -175,7 +176,10 @@ def translated(doing: str, address: str) -> Generator[None]:
         if task is None or task.cancelling() > cancellations:
             raise
         raise ConnectionFailed(f"the connection to RabbitMQ at {address} was lost while {doing}") from error
-    except (AMQPError, ChannelInvalidStateError, OSError, RuntimeError) as error:
+    except Exception as error:
+        # aiormq gives a plain Exception to who waits when a connection breaks without a reason.
+        if not isinstance(error, _FAULTS) and type(error) is not Exception:
+            raise
         if task is not None and task.cancelling() > cancellations:
             raise asyncio.CancelledError from error
         if isinstance(error, ChannelAccessRefused):

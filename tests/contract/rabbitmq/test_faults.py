@@ -19,6 +19,7 @@ from messaging.errors import (
     PublishUncertain,
 )
 from messaging.message import Ack, Receipt, Retry
+from messaging_rabbitmq.connection import translated
 from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, outgoing, publish, receive, settle
 
 
@@ -335,3 +336,32 @@ async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Ben
             await consumer.receive(1, 5.0)
     assert held.lease.deadline == ended < time.monotonic()
     assert set(ids(recorder.lost)) == {"m1", "m2"}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_connection_that_breaks_while_a_member_joins_is_a_passing_fault(
+    bench: Bench, ordered: bool
+) -> None:
+    proxy, adapter = await proxied(bench, heartbeat=2)
+    topic = TopicSpec("orders", ordered=ordered, partitions=2)
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, topic, "m1", key="k")
+    proxy.stall()
+    joining = asyncio.create_task(consumer.receive(1, 5.0))
+    await asyncio.sleep(0.05)
+
+    adapter._session.consuming.abort()
+    with pytest.raises(ConnectionFailed):
+        await joining
+
+    proxy.flow()
+    assert ids(await receive(consumer, 1)) == ["m1"]
+
+
+async def test_a_loss_that_the_client_library_gives_no_reason_for_passes_too() -> None:
+    """aiormq rejects who waits with a plain Exception; a program's own error stays what it is."""
+    with pytest.raises(ConnectionFailed, match="looking"), translated("looking", "here:1"):
+        raise Exception  # noqa: TRY002  as aiormq does
+    with pytest.raises(KeyError), translated("looking", "here:1"):
+        raise KeyError("ours")

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import AuthenticationFailed, ConfigurationError
+from messaging.tls import client_context
 
 if TYPE_CHECKING:
     from messaging_sqs.settings import SQSSettings
@@ -42,8 +43,12 @@ def make_clients(settings: SQSSettings) -> Clients:
     """Read the chain of credentials and make the clients; blocks. No call to a service, except for a role's
     credentials when they are first needed.
 
-    Raises AuthenticationFailed when the chain has no credentials, ConfigurationError without a region.
+    Raises AuthenticationFailed when the chain has no credentials, ConfigurationError without a region or when
+    the file of certificate authorities cannot be used.
     """
+    if settings.ca is not None:
+        # botocore reads the file at each connection, where one that cannot be read looks like a lost service.
+        client_context(f"SQS at {settings.address}", ca=settings.ca)
     session = settings.session or _new_session(settings)
     region = settings.region or session.region_name or os.environ.get("AWS_REGION")
     if not region:

@@ -72,7 +72,7 @@ def test_it_listens_on_loopback_alone(broker: NativeBroker) -> None:
 def test_a_paused_broker_accepts_and_does_not_answer(broker: NativeBroker) -> None:
     broker.pause()
     with pytest.raises(TimeoutError):
-        web.get(web.endpoint(broker.url), "/", timeout=0.3)
+        web.get(broker.url, "/", timeout=0.3)
     broker.resume()
     assert client("sqs", broker).list_queues()["ResponseMetadata"]["HTTPStatusCode"] == 200
 

@@ -24,9 +24,13 @@ BROKERS = ("redis", "rabbitmq", "kafka")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test here is marked with the broker that it runs on."""
+    """A test on several brokers is marked with the one that it runs on."""
     for item in items:
-        if "tests/tls" in item.path.as_posix() and isinstance(item, pytest.Function):
+        if (
+            isinstance(item, pytest.Function)
+            and "server" in item.fixturenames
+            and "tests/tls" in item.path.as_posix()
+        ):
             item.add_marker(getattr(pytest.mark, str(item.callspec.params["server"])))
 
 
@@ -43,6 +47,7 @@ class Files:
 class Server:
     """A running broker with one listener that speaks TLS, whose certificate is for 127.0.0.1 alone."""
 
+    name: str
     scheme: str
     port: int
     plain_port: int
@@ -135,4 +140,6 @@ def server(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Ser
     port = free_port()
     configuration = CONFIGURATIONS[request.param](port, authority.issue(LOOPBACK))
     with brokers.start(request.param, native=True, config=configuration) as broker:
-        yield Server(SECURE[request.param], port, int(broker.url.rstrip("/").rpartition(":")[2]))
+        yield Server(
+            request.param, SECURE[request.param], port, int(broker.url.rstrip("/").rpartition(":")[2])
+        )

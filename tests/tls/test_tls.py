@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from messaging import Bus, ConfigurationError, ConnectionFailed, Topic, connect
+from messaging_contracts import brokers
 from tests.tls.conftest import PLAIN, Authority, Server
 
 jobs = Topic("jobs", str, partitions=2)
@@ -66,6 +67,18 @@ async def test_the_name_alone_can_be_left_unchecked_by_saying_so(
     with pytest.raises(ConnectionFailed, match=r"(?i)certificate"):
         async with connect(replace(server, host="localhost").url(ca=stranger.file, check_hostname="false")):
             pass
+
+
+def test_a_server_named_by_the_environment_is_asked_with_the_options_of_its_url(
+    server: Server, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = brokers.environment_variable(server.name)
+    monkeypatch.setenv(variable, server.url(ca=authority.file))
+    with brokers.start(server.name) as found:
+        assert found.version[0].isdigit()
+    monkeypatch.setenv(variable, server.url())
+    with pytest.raises(brokers.BrokerUnavailable, match=r"(?i)certificate"):
+        brokers.start(server.name)
 
 
 @pytest.mark.parametrize("option", ["ca", "cert"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+from messaging_contracts.brokers import secure
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -32,12 +33,11 @@ def handshake(url: str, timeout: float) -> str:
     """
     parts = urlsplit(url)
     host = parts.hostname or "localhost"
-    secure = parts.scheme == "amqps"
+    over_tls = parts.scheme == "amqps"
     with ExitStack() as opened:
-        wire = opened.enter_context(socket.create_connection((host, parts.port or PORTS[secure]), timeout))
-        if secure:
-            context = ssl.create_default_context()
-            wire = opened.enter_context(context.wrap_socket(wire, server_hostname=host))
+        wire = opened.enter_context(socket.create_connection((host, parts.port or PORTS[over_tls]), timeout))
+        if over_tls:
+            wire = opened.enter_context(secure.context(url).wrap_socket(wire, server_hostname=host))
         reader = opened.enter_context(wire.makefile("rb"))
         wire.sendall(PROTOCOL)
         version = _version(_expect(reader, START))

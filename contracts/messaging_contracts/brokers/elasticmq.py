@@ -72,7 +72,7 @@ class ElasticMQ:
 
     def version(self, url: str, timeout: float) -> str:
         """ElasticMQ does not tell its version: it is taken to be the one that is started here."""
-        status, _ = web.get(web.endpoint(url), "/health", timeout)
+        status, _ = web.get(url, "/health", timeout)
         if status != 200:
             raise NotReady(f"its health is answered with status {status}")
         return VERSION

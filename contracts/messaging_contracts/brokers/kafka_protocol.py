@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from messaging_contracts.brokers import secure
 from messaging_contracts.brokers.broker import NotReady
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def ask(url: str, timeout: float) -> str:
     with ExitStack() as opened:
         wire = opened.enter_context(socket.create_connection((host, address.port or PORT), timeout))
         if parts.scheme.endswith("+ssl"):
-            context = ssl.create_default_context()
-            wire = opened.enter_context(context.wrap_socket(wire, server_hostname=host))
+            wire = opened.enter_context(secure.context(url).wrap_socket(wire, server_hostname=host))
         connection = _Connection(wire, opened.enter_context(wire.makefile("rb")))
         release = _release(
             connection.call(API_VERSIONS, _compact(CLIENT) + _compact("1") + b"\0", tags=b"\0")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from typing import TYPE_CHECKING, Self
 from urllib.parse import SplitResult, unquote, urlsplit
+
+from messaging_contracts.brokers import secure
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,7 +31,7 @@ class Connection:
 
     def __init__(self, url: str, timeout: float) -> None:
         parts = urlsplit(url)
-        self._socket = _connect(parts, timeout)
+        self._socket = _connect(url, parts, timeout)
         try:
             self._file = self._socket.makefile("rb")
             self._authenticate(parts)
@@ -92,7 +93,7 @@ class Connection:
                 raise ConnectionError(f"this is not Redis: it answered {line[:20]!r}")
 
 
-def _connect(parts: SplitResult, timeout: float) -> socket.socket:
+def _connect(url: str, parts: SplitResult, timeout: float) -> socket.socket:
     if parts.scheme == "unix":
         plain = socket.socket(socket.AF_UNIX)
         plain.settimeout(timeout)
@@ -104,4 +105,4 @@ def _connect(parts: SplitResult, timeout: float) -> socket.socket:
     plain = socket.create_connection((host, address.port or 6379), timeout)
     if not parts.scheme.startswith("rediss"):
         return plain
-    return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+    return secure.context(url).wrap_socket(plain, server_hostname=host)

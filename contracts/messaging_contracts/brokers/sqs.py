@@ -22,7 +22,13 @@ VERSION = "4.14.0"
 SERVER = f"localstack-{VERSION}"
 PYTHON = "3.13"
 REQUIREMENTS = Path(__file__).with_name("localstack.txt")
-SERVICES = ("sqs", "sns", "sts")
+# The services, with a call of each that changes nothing.
+CALLS = {
+    "sqs": ("ListQueues", "2012-11-05"),
+    "sns": ("ListTopics", "2010-03-31"),
+    "sts": ("GetCallerIdentity", "2011-06-15"),
+}
+SERVICES = tuple(CALLS)
 # LocalStack takes any; botocore takes them from the environment, and asks no cloud's metadata for them.
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -82,7 +88,7 @@ class SQS:
 
     def version(self, url: str, timeout: float) -> str:
         """LocalStack's version; "unknown" of any other server, AWS for one, that answers."""
-        status, page = web.get(web.endpoint(url), "/_localstack/health", timeout)
+        status, page = web.get(url, "/_localstack/health", timeout)
         if status >= 500:
             raise NotReady(f"its health is answered with status {status}")
         try:
@@ -93,7 +99,18 @@ class SQS:
             return "unknown"
         if "running" not in states[0] or "running" not in states[1]:
             raise NotReady(f"SQS is {states[0]}, SNS is {states[1]}")
+        for service, (action, of) in CALLS.items():
+            _call(url, service, f"Action={action}&Version={of}", timeout)
         return version
+
+
+def _call(url: str, service: str, query: str, timeout: float) -> None:
+    """A service that runs loads the rest when it is first called, which takes seconds."""
+    scope = f"Credential=test/20260101/us-east-1/{service}/aws4_request"
+    signed = {"Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=none"}
+    status, _ = web.get(url, f"/?{query}", timeout, signed)
+    if status != 200:
+        raise NotReady(f"a call of {service} is answered with status {status}")
 
 
 def _settings(address: str) -> dict[str, str]:

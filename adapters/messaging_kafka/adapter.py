@@ -95,6 +95,7 @@ class KafkaAdapter(Adapter):
     async def open(self) -> None:
         """See `Adapter.open`."""
         await self._session.link.open()
+        self._capabilities = _capabilities(self._settings, await self._session.brokers.version())
 
     async def close(self) -> None:
         """See `Adapter.close`."""
@@ -152,9 +153,10 @@ class KafkaAdapter(Adapter):
             return BrokerHealth(connected=False, error=str(error))
 
 
-def _capabilities(settings: KafkaSettings) -> Capabilities:
+def _capabilities(settings: KafkaSettings, version: str = "") -> Capabilities:
     return Capabilities(
         broker="Kafka",
+        version=version,
         groups=Capability("native", "a consumer group for each group"),
         order=Capability(
             "emulated",

@@ -28,6 +28,15 @@ _COORDINATOR_MOVES = (
     Errors.GroupCoordinatorNotAvailableError,
     Errors.NotCoordinatorForGroupError,
 )
+FETCH = 1
+RELEASES = (
+    ((4, 18), "4.1 or later"),
+    ((4, 0), "4.0"),
+    ((0, 17), "3.9"),
+    ((0, 16), "3.7 or 3.8"),
+    ((0, 1), "before 3.7"),
+)
+"""By the least and the latest version of the fetch request that a release knows."""
 GONE = (Errors.UnknownTopicOrPartitionError, Errors.InvalidTopicError)
 
 
@@ -89,6 +98,13 @@ class Brokers:
         with self._link.translated("counting the brokers"):
             response = await self._link.send(library.Metadata([], False))
         return max(1, min(3, len(response.brokers)))
+
+    async def version(self) -> str:
+        """Which release of Kafka it is, as far as the versions of its requests tell; empty where they do not."""
+        with self._link.translated("asking for the version"):
+            response = await self._link.send(library.ApiVersions())
+        fetch = {key: (least, most) for key, least, most, *_ in response.api_versions}.get(FETCH, (0, 0))
+        return next((name for least, name in RELEASES if fetch >= least), "")
 
     async def create(self, topics: Sequence[NewTopic]) -> set[str]:
         """Create these and wait until they can be used; the names of those that were not there before."""

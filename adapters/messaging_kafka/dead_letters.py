@@ -98,13 +98,13 @@ class KafkaDeadLetters(DeadLetterStore):
     ) -> Sequence[PublishError | None]:
         """See `DeadLetterStore.redrive`."""
         where = f"{self._group.topic.name}/{self._group.name}"
-        await self._bounds()
+        start, _ = await self._bounds()
         results: list[PublishError | None] = [None] * len(letters)
         parcels: list[Parcel] = []
         places: list[int] = []
         for at, (letter, message, failure) in enumerate(letters):
             offset, origin = letter.reference
-            if offset in self._marks.gone:
+            if offset < start or offset in self._marks.gone:
                 results[at] = PublishError(
                     f"dead letter {message.id} of {where} is not there any more: somebody else redrove or purged it"
                 )
@@ -143,8 +143,9 @@ class KafkaDeadLetters(DeadLetterStore):
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         """See `DeadLetterStore.purge`."""
-        await self._bounds()
-        offsets = [letter.reference[0] for letter in letters if letter.reference[0] not in self._marks.gone]
+        start, _ = await self._bounds()
+        known = [letter.reference[0] for letter in letters]
+        offsets = [offset for offset in known if offset >= start and offset not in self._marks.gone]
         await self._mark(offsets)
         return len(offsets)
 

@@ -112,6 +112,12 @@ def resume(position: Committed) -> Progress:
         return Progress(high=offset, done_below=offset)
 
 
+def left(position: Committed, end: int) -> int:
+    """How many records before `end` are not done, by what was committed last; gaps count as records."""
+    progress = resume(position)
+    return len(progress.unfinished) + max(0, end - progress.done_below)
+
+
 def _encode(progress: Progress, watermark: int, *, leaving: bool) -> str:
     """Fields as variable-length integers; a record with nothing special takes the bytes of its distance."""
     returns = progress.returns if progress.suspect_until > watermark else 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import TopicNotFound
-from messaging_kafka import library
+from messaging_kafka import library, progress
+from messaging_kafka.brokers import Committed
 from messaging_kafka.library import Place
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
         committed = await session.brokers.committed(name, places)
         ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
         lag = sum(
-            end - (committed[place].offset if place in committed else 0)
+            progress.left(committed.get(place, Committed(0)), end)
             for place, end in ends.items()
             if place in committed or place.topic == beside
         )

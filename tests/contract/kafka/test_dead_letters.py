@@ -1,0 +1,172 @@
+"""Dead letters: kept, looked at, redriven and purged one by one, although Kafka deletes no single record."""
+
+import json
+
+from messaging.adapter import DONE, StoredLetter, TopicSpec
+from messaging.errors import PublishError
+from messaging.message import Ack, Reject, Retry
+from messaging_kafka import library
+from messaging_kafka.library import Place
+from messaging_kafka.records import Parcel
+from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, settle
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=4)
+PLAIN = TopicSpec("orders", partitions=2)
+
+
+async def letters_of(store) -> list[StoredLetter]:
+    async with store.scan() as letters:
+        return [letter async for letter in letters]
+
+
+async def make_dead(bench: Bench, topic: TopicSpec, *names: str):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, topic)
+    for name in names:
+        await publish(adapter, topic, name, key=name)
+    consumer = bench.consumer(adapter, group)
+    await settle(consumer, await receive(consumer, len(names)), Reject("unwanted"), failure='{"why": "bad"}')
+    return adapter, group, consumer
+
+
+async def test_a_letter_is_the_whole_message_with_its_failure(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, "one", key="ann", headers={"tenant": "ours"}, content_type="text/plain")
+    consumer = bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    await settle(consumer, [delivery], Reject("unwanted"), failure='{"why": "bad"}')
+
+    (letter,) = await letters_of(adapter.dead_letters(group))
+
+    assert letter.message == delivery.message
+    assert letter.failure == '{"why": "bad"}'
+
+
+async def test_a_mark_is_kept_on_kafka_and_seen_by_other_programs(bench: Bench) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b", "c")
+    store = adapter.dead_letters(group)
+    other = (await bench.adapter()).dead_letters(group)
+    assert await other.count() == 3
+    letters = {letter.message.id: letter for letter in await letters_of(store)}
+
+    await store.redrive([(letters["b"], letters["b"].message, None)])
+
+    assert await other.count() == 2
+    assert sorted(letter.message.id for letter in await letters_of(other)) == ["a", "c"]
+    fresh = (await bench.adapter()).dead_letters(group)
+    assert await fresh.count() == 2
+
+
+async def test_what_another_has_redriven_is_not_redriven_again(bench: Bench) -> None:
+    adapter, group, consumer = await make_dead(bench, ORDERED, "a")
+    one, two = adapter.dead_letters(group), (await bench.adapter()).dead_letters(group)
+    (letter,) = await letters_of(one)
+    (same,) = await letters_of(two)
+
+    assert await one.redrive([(letter, letter.message, None)]) == [None]
+    (refused,) = await two.redrive([(same, same.message, None)])
+
+    assert isinstance(refused, PublishError)
+    assert await two.purge([same]) == 0
+    (again,) = await receive(consumer, 1)
+    await ack(consumer, [again])
+    await nothing(consumer)
+
+
+async def test_a_redriven_message_comes_to_the_partition_of_its_key_in_this_group_only(bench: Bench) -> None:
+    adapter, group, consumer = await make_dead(bench, ORDERED, *"abcdefgh")
+    search = await bench.group(adapter, ORDERED, "search")
+    other = bench.consumer(adapter, search)
+    store = adapter.dead_letters(group)
+
+    letters = await letters_of(store)
+    failure = json.dumps({"redrives": 1})
+    assert await store.redrive([(one, one.message, failure) for one in letters]) == [None] * 8
+    again = await receive(consumer, 8)
+
+    partitions = {one.message.key: one.partition for one in again}
+    places = {one.message.id: int(one.reference[1].partition("/")[0]) for one in letters}
+    assert partitions == places
+    assert {(one.attempt, one.failure) for one in again} == {(1, failure)}
+    assert await store.count() == 0
+    await ack(consumer, again)
+    await nothing(other)
+
+
+async def test_a_redriven_message_may_fail_and_die_again(bench: Bench) -> None:
+    for topic in (ORDERED, TopicSpec("plain", partitions=1)):
+        adapter, group, consumer = await make_dead(bench, topic, "a")
+        store = adapter.dead_letters(group)
+        (letter,) = await letters_of(store)
+        position = letter.reference[1]
+
+        await store.redrive([(letter, letter.message, None)])
+        (again,) = await receive(consumer, 1)
+        assert (again.position, again.attempt) == (position, 1)
+        assert await settle(consumer, [again], Reject("again"), failure="{}") == [DONE]
+
+        (letter,) = await letters_of(store)
+        assert letter.reference[1] == position
+
+
+async def test_letters_that_are_gone_are_cut_off(bench: Bench) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b", "c", "d")
+    store = adapter.dead_letters(group)
+    place = Place(adapter._session.names.dead(group), 0)
+    letters = await letters_of(store)
+
+    async def first() -> int:
+        return (await brokers_of(adapter).offsets({place: library.EARLIEST}))[place]
+
+    assert await store.purge([letters[1]]) == 1
+    assert await first() == 0
+    assert await store.purge([letters[0]]) == 1
+    assert await first() == 2
+    assert [one.message.id for one in await letters_of(store)] == [one.message.id for one in letters[2:]]
+    assert await store.purge(letters) == 2
+    assert (await first(), await store.count()) == (4, 0)
+
+
+async def test_letters_of_other_programs_are_letters(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    topic = adapter._session.names.dead(group)
+    await adapter._session.writer.write(
+        [Parcel(topic, 0, b"ann", b"theirs", []), Parcel(topic, 1, None, b"rubbish", [])]
+    )
+
+    (letter,) = await letters_of(adapter.dead_letters(group))
+
+    assert (letter.message.body, letter.message.key, letter.failure) == (b"theirs", "ann", None)
+    assert await adapter.dead_letters(group).count() == 1
+
+
+async def test_a_group_that_was_made_again_has_no_old_letters_and_no_old_marks(bench: Bench) -> None:
+    adapter, group, consumer = await make_dead(bench, ORDERED, "a", "b", "c")
+    store = adapter.dead_letters(group)
+    await store.purge((await letters_of(store))[:2])
+    await consumer.close()
+
+    await adapter.delete_group(group)
+    await bench.group(adapter, ORDERED)
+
+    assert await store.count() == 0
+    await publish(adapter, ORDERED, "new", key="a")
+    consumer = bench.consumer(adapter, group)
+    await settle(consumer, await receive(consumer, 1), Reject("unwanted"), failure="{}")
+    assert [one.message.id for one in await letters_of(store)] == ["new"]
+
+
+async def test_a_retry_after_a_redrive_keeps_the_place_of_the_original(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, "one", partition=1)
+    consumer = bench.consumer(adapter, group)
+    (first,) = await receive(consumer, 1)
+    await settle(consumer, [first], Retry(), after=0.0, failure='{"n": 1}')
+    (second,) = await receive(consumer, 1)
+
+    assert (second.attempt, second.failure, second.position) == (2, '{"n": 1}', first.position)
+    assert await settle(consumer, [second], Ack()) == [DONE]
+    assert ids([first]) == ids([second])

@@ -1,0 +1,122 @@
+"""Delayed retries of unordered groups: a ladder of delays, never early, several steps where needed."""
+
+import time
+from random import Random
+
+import pytest
+
+from messaging.adapter import DONE, TopicSpec
+from messaging.message import Ack, Retry
+from messaging_kafka import tiers
+from messaging_kafka.library import Place
+from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, nothing, publish, receive, settle
+
+PLAIN = TopicSpec("orders", partitions=2)
+
+
+def steps(delay: float) -> list[float]:
+    """How long each step of a delay waits."""
+    waits: list[float] = []
+    while delay > 0:
+        waits.append(tiers.delay_of(tiers.tier_for(delay)))
+        delay -= waits[-1]
+    return waits
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.125, 0.2, 1, 17.3, 59.9, 4096, 86400.0, 30 * 86400.0])
+def test_the_steps_of_a_delay_are_never_early_and_an_eighth_late_at_most(delay: float) -> None:
+    assert delay <= sum(steps(delay)) < delay + tiers.UNIT + 1e-6
+
+
+def test_most_delays_take_few_steps() -> None:
+    random = Random(3)
+    assert max(len(steps(random.uniform(0, 300))) for _ in range(1000)) <= 12
+    assert steps(17.3) == [16, 1, 0.25, 0.125]
+
+
+async def test_a_delay_of_several_steps_is_kept_and_its_message_unchanged(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, "one", headers={"tenant": "ours"}, key="ann")
+    consumer = bench.consumer(adapter, group)
+    (first,) = await receive(consumer, 1)
+
+    assert await settle(consumer, [first], Retry(), after=0.9, failure="{}") == [DONE]
+    settled = time.monotonic()
+    (second,) = await receive(consumer, 1)
+    waited = time.monotonic() - settled
+
+    assert 0.85 <= waited < 0.9 + adapter.capabilities.lateness + 0.5
+    assert (second.attempt, second.failure) == (2, "{}")
+    assert second.message == first.message
+
+
+async def test_a_long_delay_does_not_hold_up_a_short_one(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, "long", "short")
+    consumer = bench.consumer(adapter, group)
+    long, short = sorted(await receive(consumer, 2), key=lambda one: one.message.id)
+
+    await settle(consumer, [long], Retry(), after=600.0, failure="{}")
+    await settle(consumer, [short], Retry(), after=0.1, failure="{}")
+
+    assert ids(await receive(consumer, 1)) == ["short"]
+    await nothing(consumer)
+
+
+async def test_all_tiers_are_consumed_by_whoever_is_there(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, *map(str, range(6)))
+    gone = bench.consumer(adapter, group)
+    deliveries = await receive(gone, 6)
+    for number, delivery in enumerate(deliveries):
+        await settle(gone, [delivery], Retry(), after=number * 0.2, failure="{}")
+    await gone.close()
+
+    again = await receive(bench.consumer(other, group), 6)
+
+    assert sorted(ids(again)) == sorted(ids(deliveries))
+    assert {one.attempt for one in again} == {2}
+
+
+async def test_what_was_retried_leaves_its_partition(bench: Bench) -> None:
+    """The copy is stored first, then the watermark moves: nothing of a retry holds the topic's position back."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, "one", partition=0)
+    consumer = bench.consumer(adapter, group)
+    await settle(consumer, await receive(consumer, 1), Retry(), after=600.0, failure="{}")
+
+    names = adapter._session.names
+    committed = await brokers_of(adapter).committed(names.group(group))
+
+    assert committed[Place(names.topic(PLAIN), 0)].offset == 1
+
+
+async def test_a_thousand_retries_come_once_each_and_none_is_early(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    names = [str(number) for number in range(1000)]
+    await publish(adapter, PLAIN, *names, partition=1)
+    consumer = bench.consumer(adapter, group, prefetch=1000)
+    due: dict[str, float] = {}
+    deliveries = await receive(consumer, 1000)
+    for start in range(0, 1000, 100):
+        part = deliveries[start : start + 100]
+        after = 0.1 * (start % 300) / 100 + 0.05
+        due |= dict.fromkeys(ids(part), time.time() + after)
+        await settle(consumer, part, Retry(), after=after, failure="{}")
+    seen: list[str] = []
+    early: list[str] = []
+    while len(seen) < 1000:
+        part = await receive(consumer, 1)
+        part += await consumer.receive(500, 0)
+        early += [one.message.id for one in part if time.time() < due[one.message.id] - 0.005]
+        seen += ids(part)
+        await ack(consumer, part)
+
+    assert early == []
+    assert sorted(seen) == sorted(names)
+    assert await settle(consumer, [], Ack()) == []

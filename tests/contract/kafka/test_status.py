@@ -1,0 +1,59 @@
+"""Health: what waits for a group, who is a member, how many dead letters there are."""
+
+from messaging.adapter import GroupInfo, TopicSpec
+from messaging.message import Reject, Retry
+from tests.contract.kafka.support import Bench, ack, publish, receive, settle
+
+PLAIN = TopicSpec("orders", partitions=2)
+
+
+async def info(adapter) -> GroupInfo:
+    health = await adapter.health()
+    assert health.connected, health.error
+    (only,) = health.groups
+    return only
+
+
+async def test_the_lag_is_what_was_not_handled(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, *map(str, range(7)), partition=0)
+    await publish(adapter, PLAIN, *map(str, range(3)), partition=1)
+    assert await info(adapter) == GroupInfo("orders", "billing", lag=10, members=0, dead_letters=0)
+
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 10)
+    assert (await info(adapter)).members == 1
+    await ack(consumer, deliveries[:8])
+    await settle(consumer, deliveries[8:9], Reject("unwanted"), failure="{}")
+    await settle(consumer, deliveries[9:], Retry(), after=60.0, failure="{}")
+
+    found = await info(adapter)
+    assert (found.lag, found.dead_letters) == (1, 1)
+
+
+async def test_messages_that_are_done_beyond_the_watermark_are_no_lag(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, *map(str, range(50)), partition=0)
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 50)
+    await ack(consumer, deliveries[1:40])
+
+    assert (await info(adapter)).lag == 11
+
+
+async def test_a_group_is_listed_by_a_program_that_only_knows_its_topic(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    await bench.group(adapter, PLAIN)
+    from messaging.adapter import Topology
+
+    await other.declare(Topology(topics=[PLAIN]))
+
+    assert [(one.topic, one.group) for one in await other.groups()] == [("orders", "billing")]
+
+
+async def test_the_broker_tells_its_version(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    assert adapter.capabilities.broker == "Kafka"
+    assert adapter.capabilities.version

@@ -134,7 +134,7 @@ class Member(Consumer):
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""
         self._connected = True
-        deliveries = self.unpacked(messages, came)
+        deliveries = self.unpacked(messages, came + self.connection.settings.lease)
         suspects = [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
         if suspects:
             await self.marks.judge(self.url, suspects)
@@ -152,8 +152,9 @@ class Member(Consumer):
         if early:
             await self._step(early)
 
-    def unpacked(self, messages: Sequence[dict[str, Any]], came: float) -> list[RawDelivery]:
-        return [unpack(raw, self.group, Lease(came + self.connection.settings.lease)) for raw in messages]
+    def unpacked(self, messages: Sequence[dict[str, Any]], until: float) -> list[RawDelivery]:
+        """The deliveries, with leases that end at `until`."""
+        return [unpack(raw, self.group, Lease(until)) for raw in messages]
 
     async def _step(self, early: list[RawDelivery]) -> None:
         """The next step of a long delay; what cannot be sent on hides for as long as it may."""

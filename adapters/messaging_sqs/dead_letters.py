@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging.adapter import DeadLetterStore, Lease, StoredLetter
-from messaging.errors import ConfigurationError, MessagingError, PublishError, PublishUncertain, TopicNotFound
+from messaging.adapter import GONE, DeadLetterStore, Gone, Lease, StoredLetter
+from messaging.errors import MessagingError, PublishError, PublishUncertain, TopicNotFound
 from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
 from messaging_sqs.browse import Reading
@@ -43,12 +43,12 @@ class SQSDeadLetters(DeadLetterStore):
 
     async def count(self) -> int:
         """See `DeadLetterStore.count`."""
+        await self._topics.verify(self._group)
         try:
             return await self._topics.dead_count(self._group)
-        except (Absent, TopicNotFound) as error:
-            raise ConfigurationError(
-                f"group {self._group.name!r} of topic {self._group.topic.name!r} has no queue for dead letters: "
-                f"declare the group first. {error}"
+        except Absent as error:
+            raise TopicNotFound(
+                f"group {self._group.name!r} of topic {self._group.topic.name!r} is gone: declare it first. {error}"
             ) from error
 
     @asynccontextmanager
@@ -77,7 +77,7 @@ class SQSDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`."""
         open_letters = [one for one in letters if _is_open(one[0])]
         url = await self._topics.queue_url(self._group)
@@ -90,11 +90,10 @@ class SQSDeadLetters(DeadLetterStore):
             [letter for (letter, _, _), error in zip(open_letters, errors, strict=True) if error is None]
         )
         told = {
-            id(letter): _refused(letter, error)
+            id(letter): None if error is None else _refused(letter, error)
             for (letter, _, _), error in zip(open_letters, errors, strict=True)
-            if error is not None
         }
-        return [told.get(id(letter)) for letter, _, _ in letters]
+        return [told.get(id(letter), GONE) for letter, _, _ in letters]
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         """See `DeadLetterStore.purge`."""

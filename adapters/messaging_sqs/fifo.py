@@ -1,7 +1,8 @@
 """Members of an ordered group: a FIFO queue, of which SQS hands a key's messages to one member at a time.
 
 While one message of a key is ours, the service gives no other of it to anybody; so what must wait is held here, with
-its successors. The deliveries of a key that came together have one lease: where one is lost, all are.
+its successors. The deliveries of a key that came together have one lease and one
+fence: where one is lost, all are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Hold, Lease, RawDelivery, SettleError
-from messaging.errors import ConnectionFailed
 from messaging.message import Reject
 from messaging_sqs.consumer import Member
 from messaging_sqs.entries import unpack
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
 class OrderedConsumer(Member):
     """A member that handles the messages of a key in their order."""
 
-    def unpacked(self, messages: Sequence[dict[str, Any]], came: float) -> list[RawDelivery]:
-        until = came + self.connection.settings.lease
-        leases: dict[str | None, Lease] = {}
-        return [
-            unpack(
-                raw,
-                self.group,
-                leases.setdefault(raw.get("Attributes", {}).get("MessageGroupId"), Lease(until)),
-            )
-            for raw in messages
-        ]
+    def unpacked(self, messages: Sequence[dict[str, Any]], until: float) -> list[RawDelivery]:
+        first: dict[str | None, RawDelivery] = {}
+        deliveries: list[RawDelivery] = []
+        for raw in messages:
+            delivery = unpack(raw, self.group, Lease(until))
+            leader = first.setdefault(delivery.token.group_id, delivery)
+            delivery.lease, delivery.fence = leader.lease, leader.fence
+            deliveries.append(delivery)
+        return deliveries
 
     async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, tuple[Entry, dict[str, Any]]]:
         """Only a dead letter leaves its place; all else is held here, so that its key waits."""
@@ -44,13 +42,6 @@ class OrderedConsumer(Member):
         if settlement.delivery.guard != "none":
             await self.unmark(settlement.delivery)
         return Hold(time.monotonic() + settlement.after)
-
-    async def isolate(self, delivery: RawDelivery) -> bool:
-        try:
-            return await super().isolate(delivery)
-        except ConnectionFailed:
-            # Given up here, its successors would pass it: it runs alone without its mark.
-            return True
 
     def lost(self, delivery: RawDelivery) -> SettleError:
         error = super().lost(delivery)

@@ -23,6 +23,10 @@ Taker: TypeAlias = "Callable[[Sequence[dict[str, Any]], float], Awaitable[None]]
 
 _SHARE_OF_IDLE = 0.25
 """A poll waits no longer than this part of the time that the queue was empty: who has just had work leaves quickly."""
+_SHARE_OF_LEASE = 6
+"""A poll waits no longer than this fraction of the lease: so long it may be unknown when its messages were lent."""
+_LATE = 0.5
+"""Seconds after the end of its wait by which a poll's answer is here, if this process was not standing still."""
 _LEAVE_MARGIN = 2.0
 
 
@@ -80,21 +84,24 @@ class Polls:
         await self.abandon()
 
     async def _poll(self, url: str, number: int) -> None:
-        idle = time.monotonic() - self._worked
-        longest = self._connection.settings.poll_wait
+        sent = time.monotonic()
+        longest = min(self._connection.settings.poll_wait, self._lease // _SHARE_OF_LEASE)
+        wait = max(1, min(longest, int((sent - self._worked) * _SHARE_OF_IDLE)))
         try:
             messages, came = await self._connection.poll(
                 self._threads,
                 lambda: self._abandoned,
                 QueueUrl=url,
                 MaxNumberOfMessages=number,
-                WaitTimeSeconds=min(longest, max(1, int(idle * _SHARE_OF_IDLE))),
+                WaitTimeSeconds=wait,
                 VisibilityTimeout=self._lease,
                 MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
                 MessageAttributeNames=("All",),
             )
             if messages:
                 self._worked = came
+                if came > sent + wait + _LATE:
+                    came = sent  # the process was frozen: the messages may have been lent at once
                 self._wanted = self._number
                 await self._take(messages, came)
             else:

@@ -52,6 +52,8 @@ class TopicState:
     """Somebody got what was published when it was last looked."""
     strangers: bool = False
     """The SNS topic has subscribers that are no queues."""
+    verified: bool = False
+    """The service's record says the same."""
     looked: float = -1e9
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -134,6 +136,19 @@ class Topics:
             self._groups[group.topic.name, group.name] = group
             state.looked = -1e9
 
+    async def verify(self, group: GroupSpec) -> None:
+        """Raises TopicNotFound where topic or group is absent, ConfigurationError where the record differs (16)."""
+        state = self.state(group.topic)
+        if group.native is not None or state.verified:
+            return
+        if state.spec.native is None:
+            await self._declare_topic(state)
+        name = self.names.queue(group)
+        if await self.queues.find(name) is None:
+            if await self.queues.find(twin(name)) is not None:
+                raise _different_order(group)
+            raise self._no_group(group, name)
+
     async def _declare_topic(self, state: TopicState) -> None:
         spec = state.spec
         wanted = {
@@ -159,6 +174,7 @@ class Topics:
                 await self.queues.create_topic(self.names.topic(spec), wanted)
             stored = await self._record(state) or wanted
         _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
+        state.verified = True
 
     async def _record(self, state: TopicState) -> dict[str, str] | None:
         """The tags of a topic, None where there is no topic."""

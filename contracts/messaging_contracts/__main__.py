@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from messaging_contracts.brokers import Broker
 
 
+FAULTY = ("redis", "rabbitmq")
+"""The brokers on which faults are tried."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -82,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, metavar="S", help="stop after so long (default 60, unless --number is given)"
     )
     simulation.set_defaults(run=_simulate)
+
+    faults = commands.add_parser("faults", help="break brokers, networks and members, and tell what was kept")
+    faults.add_argument("--broker", action="append", choices=FAULTY, help="on this one (default: all)")
+    faults.add_argument(
+        "--fault", action="append", default=[], metavar="NAME", help="this one (default: all)"
+    )
+    faults.add_argument("--whole", action="store_true", help="10 000 messages from 100 publishers each time")
+    faults.add_argument("--journals", type=Path, metavar="FOLDER", help="keep what everybody wrote down here")
+    faults.add_argument("--output", type=Path, metavar="FILE", help="the Markdown file to write the table to")
+    faults.set_defaults(run=_faults)
     return parser
 
 
@@ -123,6 +137,23 @@ def _capabilities(options: argparse.Namespace) -> int:
         text, kept = asyncio.run(report(["memory://capabilities", *(broker.url for broker in running)]))
     options.output.write_text(text, encoding="utf-8")
     return 0 if kept else 1
+
+
+def _faults(options: argparse.Namespace) -> int:
+    from messaging_contracts.faults import run
+
+    logging.getLogger("messaging").setLevel(logging.CRITICAL)  # what it would tell was provoked
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    rows = run.run(
+        options.broker or FAULTY, options.fault, whole=options.whole, show=_show, journals=options.journals
+    )
+    if options.output is not None:
+        options.output.write_text(run.page(rows), encoding="utf-8")
+    return 0 if all(row.held for row in rows) else 1
+
+
+def _show(text: str) -> None:
+    print(text, flush=True)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -94,6 +94,11 @@ class NativeBroker(Broker):
     def pid(self) -> int:
         return self._server.pid
 
+    @property
+    def command(self) -> Command:
+        """What runs the server: its tools want the same environment."""
+        return self._commands[-1]
+
     def stop(self) -> None:
         # A forked child that exits must not end its parent's broker.
         if self._stopped or os.getpid() != self._owner:

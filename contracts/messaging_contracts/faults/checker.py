@@ -7,7 +7,6 @@ message, a wrong order, an early retry always are.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from math import inf
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from messaging_contracts.faults.history import Begun, Buried, Ended, Published, Struck
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from messaging_contracts.faults.history import Event
 
@@ -124,21 +123,46 @@ def check(
 
 
 def recoveries(events: Iterable[Event]) -> Sequence[tuple[Struck, float | None]]:
-    """For each fault, the seconds from its end until a handler succeeded that began after it; None: none did."""
+    """How long each fault was felt, in seconds; None where nothing had to be recovered.
+
+    Of a member: from the fault until the last of what it was handling then had been begun by another. Of the broker:
+    from the end of the fault until a handler succeeded that began after it.
+    """
     listed = list(events)
-    begun = {event.handling: event.at for event in listed if isinstance(event, Begun)}
-    successes = sorted(
-        (begun[event.handling], event.at)
-        for event in listed
-        if isinstance(event, Ended) and event.how == "succeeded" and event.handling in begun
-    )
+    handlings = [event for event in listed if isinstance(event, Begun)]
+    ends = {event.handling: event for event in listed if isinstance(event, Ended)}
     results: list[tuple[Struck, float | None]] = []
     for fault in listed:
         if isinstance(fault, Struck):
-            over = fault.at if fault.until is None else fault.until
-            later = successes[bisect_right(successes, (over, -inf)) :]
-            results.append((fault, min(end for _, end in later) - over if later else None))
+            found = _taken_over(fault, handlings, ends) if fault.member else _back(fault, handlings, ends)
+            results.append((fault, found))
     return results
+
+
+def _taken_over(fault: Struck, handlings: Sequence[Begun], ends: Mapping[str, Ended]) -> float | None:
+    running = {
+        one.id
+        for one in handlings
+        if one.member == fault.member
+        and one.at <= fault.at
+        and (one.handling not in ends or ends[one.handling].at > fault.at)
+    }
+    again = {
+        one.id: one.at
+        for one in reversed(handlings)
+        if one.id in running and one.member != fault.member and one.at > fault.at
+    }
+    return max(again.values()) - fault.at if again else None
+
+
+def _back(fault: Struck, handlings: Sequence[Begun], ends: Mapping[str, Ended]) -> float | None:
+    over = fault.at if fault.until is None else fault.until
+    succeeded = [
+        ends[one.handling].at
+        for one in handlings
+        if one.at > over and one.handling in ends and ends[one.handling].how == "succeeded"
+    ]
+    return min(succeeded) - over if succeeded else None
 
 
 class _Check:
@@ -173,7 +197,7 @@ class _Check:
                 self._faults.append(event)
                 if event.fatal:
                     self._died(event, place)
-            else:
+            elif isinstance(event, Buried):
                 self._buried[event.group, event.id] = event
 
     def _died(self, fault: Struck, place: int) -> None:
@@ -319,14 +343,16 @@ class _Check:
         for (kind, name), lane in lanes.items():
             lane.sort(key=_begin)
             running: list[_Handling] = []
+            excused: set[str] = set()
             for one in lane:
                 running = [other for other in running if other.last > one.first]
                 for other in running:
                     if self._cause(other, one.begun.at):
-                        self.verdict.overlaps_after_lost_leases += 1
+                        excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{kind} {name}: {other} and {one}")
                 running.append(one)
+            self.verdict.overlaps_after_lost_leases += len(excused)
 
     def _judge_letter(self, letter: Buried, handlings: Sequence[_Handling]) -> None:
         missing = [
@@ -357,7 +383,7 @@ class _Check:
             fault.member in {None, former.begun.member}
             and (fault.ids is None or former.begun.id in fault.ids)
             and fault.at <= at
-            and (fault.at if fault.until is None else fault.until) >= former.begun.at
+            and (fault.at if fault.until is None else fault.until) + fault.aftermath >= former.begun.at
             for fault in self._faults
         )
 

@@ -74,10 +74,22 @@ class Struck:
     """Whom it hit; None is the broker, and with it everybody."""
     until: float | None = None
     """None: it was over at once."""
+    aftermath: float = 0.0
+    """Seconds after it was over until which those it hit must have noticed."""
     fatal: bool = False
     """The member's process ended: what it was handling ended with it."""
     ids: tuple[str, ...] | None = None
     """The messages that it hit, where that is known; None: all that the member had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A member's health, as it told it, changed to this."""
+
+    at: float
+    member: str
+    status: str
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +105,10 @@ class Buried:
     failed_at: float | None = None
 
 
-Event: TypeAlias = Published | Begun | Ended | Struck | Buried
+Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Buried
 
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Buried)
+    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Seen, Buried)
 }
 
 
@@ -154,7 +166,7 @@ def read(folder: Path) -> Sequence[Event]:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
         for number, text in enumerate(whole.splitlines(), 1):
             try:
-                events.append(_event(json.loads(text)))
+                events.append(event_of(text))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"line {number} of {path.name} is no event: {text[:200]!r}") from error
     return sorted(events, key=_at)
@@ -165,7 +177,9 @@ def now() -> float:
     return time.monotonic()
 
 
-def _event(fields: dict[str, Any]) -> Event:
+def event_of(text: bytes) -> Event:
+    """The event of one line. Raises ValueError, KeyError or TypeError for what is none."""
+    fields: dict[str, Any] = json.loads(text)
     kind = _KINDS[fields.pop("event")]
     if fields.get("ids") is not None:
         fields["ids"] = tuple(fields["ids"])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
+from math import inf, nextafter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +21,12 @@ EPOCH = 1_767_225_600.0
 """When virtual time begins, in seconds of the Unix epoch."""
 
 
+TURNS = 50_000
+"""Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
+
+
 class Stalled(Exception):
-    """Every task waits, and nothing will ever wake one."""
+    """Every task waits and nothing will ever wake one, or something repeats without any delay."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -30,15 +36,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._numbers = count()
         super().__init__(_NoInput(self))
+        self._ready: deque[asyncio.Handle]
+        self._clock_resolution = (
+            0.0  # no timer is early: whoever compares times would wait for no time at all
+        )
         self.set_task_factory(self._task)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  the stubs want a Task's own signature
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._now
 
+    @property
+    def busy(self) -> bool:
+        """Whether something can run without time passing."""
+        return bool(self._ready)
+
     def let_pass(self, seconds: float) -> None:
         """Move time forward; for the loop's selector only."""
-        self._now += seconds
+        self._now = nextafter(self._now + seconds, inf)  # the loop runs a timer once its time is over
 
     def _task(
         self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
@@ -64,12 +79,17 @@ class _NoInput(selectors.SelectSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Stalled(f"at {self._loop.time():.3f} s every task waits for ever")
-        if timeout > 0:
+        self._turns += 1
+        if not self._loop.busy:
+            self._turns = 0
             self._loop.let_pass(timeout)
+        elif self._turns > TURNS:
+            raise Stalled(f"at {self._loop.time():.3f} s something repeats without any delay")
         return []
 
 

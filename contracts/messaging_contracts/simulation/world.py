@@ -224,7 +224,7 @@ class World:
                 return
             await asyncio.sleep(1.0)
             self.history.done.update([letter.id async for letter in letters.browse()])
-        await asyncio.sleep(10.0 + 3 * self.scenario.lease)  # until calls that are stuck have come back
+        await asyncio.sleep(10.0 + 5 * self.scenario.lease)  # stuck calls and handlers come back
 
     async def _empty(self, observer: Bus) -> bool:
         return all(not info.lag for info in await observer.groups())

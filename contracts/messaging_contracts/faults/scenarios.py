@@ -1,0 +1,284 @@
+"""The faults: each is a function that stages one, under load, on a broker of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from messaging_contracts.faults.history import now
+from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
+
+if TYPE_CHECKING:
+    from messaging_contracts.faults.arena import Process
+    from messaging_contracts.faults.stage import Stage
+
+Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
+
+MOST_DEATHS = 8
+"""More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
+OUTAGE = 5.0
+"""Seconds for which a network fault lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault; `summary` is what the table calls it."""
+
+    name: str
+    summary: str
+    act: Act
+    short: bool
+    """Whether it belongs to the short choice."""
+
+
+_faults: dict[str, Fault] = {}
+
+
+def fault(*, short: bool = False) -> Callable[[Act], Act]:
+    """Register a fault: its function's name, and the first line of its docstring for the table."""
+
+    def register(act: Act) -> Act:
+        name = act.__name__
+        _faults[name] = Fault(name, (act.__doc__ or "").strip().splitlines()[0].rstrip("."), act, short)
+        return act
+
+    return register
+
+
+def faults() -> Sequence[Fault]:
+    """All faults, in the order they are written."""
+    return list(_faults.values())
+
+
+# --- members -----------------------------------------------------------------------------------------------------
+
+
+@fault(short=True)
+async def killed_member(stage: Stage) -> None:
+    """Members killed with kill -9."""
+    first, second = await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.arena.kill(first)
+    third = await stage.arena.again(first, "member-3")
+    await stage.published(1 / 2)
+    await stage.busy(third)
+    await stage.arena.kill(second)
+
+
+@fault(short=True)
+async def frozen_member(stage: Stage) -> None:
+    """A member frozen (SIGSTOP) beyond its lease, then woken."""
+    frozen, _ = await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(frozen)
+    since = now()
+    frozen.signal(signal.SIGSTOP)
+    await asyncio.sleep(3 * stage.lease)
+    frozen.signal(signal.SIGCONT)
+    stage.arena.struck("frozen", since, frozen)
+
+
+@fault()
+async def members_come_and_go(stage: Stage) -> None:
+    """Members joining and leaving every second."""
+    present = await stage.members(2)
+    await stage.publish()
+    for number in range(3, 11):
+        await asyncio.sleep(1)
+        present.append(await stage.arena.start(f"member-{number}"))
+        await stage.arena.leave(present.pop(0))
+
+
+@fault()
+async def shutdown_under_load(stage: Stage) -> None:
+    """Members stopped (SIGTERM) under load: no fault, so no duplicates."""
+    first, second = await stage.members(2, work=0.05)
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(first)
+    third = await stage.arena.again(first, "member-3")
+    await stage.arena.leave(first)
+    await stage.busy(third)
+    await stage.arena.leave(second)
+
+
+@fault()
+async def blocked_event_loop(stage: Stage) -> None:
+    """A handler that blocks its event loop for 10 s."""
+    await stage.members(2, quirk="block", special="publisher-1.0.3", quirk_seconds=10.0)
+    await stage.publish()
+
+
+@fault()
+async def handler_slower_than_lease(stage: Stage) -> None:
+    """A handler that takes three times the lease: no fault, so no duplicates."""
+    await stage.members(2, quirk="slow", special="publisher-1.0.3", quirk_seconds=3 * stage.lease)
+    await stage.publish()
+
+
+@fault()
+async def handler_ignores_cancellation(stage: Stage) -> None:
+    """A handler that ignores its cancellation when its member is stopped."""
+    stubborn, _ = await stage.members(
+        2, quirk="stubborn", special="publisher-1.0.3", quirk_seconds=30.0, grace=1.0
+    )
+    await stage.publish()
+    progress = await stage.arena.until(
+        lambda seen: any(one.id.endswith(".publisher-1.0.3") for one in seen.begun.values()), "it runs", 60
+    )
+    running = {one.member for one in progress.begun.values() if one.id.endswith(".publisher-1.0.3")}
+    for process in list(stage.arena.processes):
+        if process.name in running:
+            await stage.arena.again(stubborn, f"{process.name}-again")
+            since = now()
+            await stage.arena.leave(process)
+            stage.arena.struck("a handler was left behind", since, process)
+
+
+@fault(short=True)
+async def poison(stage: Stage) -> None:
+    """A message that kills each process that handles it."""
+    members = await stage.members(2, quirk="poison", special="publisher-1.0.3")
+    await stage.publish()
+    deaths = 0
+    letters = [stage.arena.observer.dead_letters(topic_of(name), group=GROUP) for name in TOPICS]
+    while sum([await one.count() for one in letters]) < len(TOPICS):
+        for member in list(members):
+            if member.code is not None:
+                stage.arena.died(member)
+                members.remove(member)
+                deaths += 1
+                assert deaths <= MOST_DEATHS * len(TOPICS), (
+                    f"{deaths} processes died of {len(TOPICS)} messages"
+                )
+                members.append(await _replacement(stage, member, f"member-{2 + deaths}"))
+        await asyncio.sleep(0.1)
+    await stage.arena.bury()
+
+
+async def _replacement(stage: Stage, member: Process, name: str) -> Process:
+    """A process with the same role; it may die before it says that it is ready."""
+    process = await stage.arena.spawn(
+        name, url=member.url, quirk=member.role.quirk, special=member.role.special
+    )
+    process.expected_end = True
+    return process
+
+
+# --- the broker --------------------------------------------------------------------------------------------------
+
+
+@fault()
+async def restarted_broker(stage: Stage) -> None:
+    """The broker restarted in an orderly way, twice, under publishing load."""
+    await stage.members(2)
+    await stage.publish()
+    stage.unhealthy = True
+    for share in (1 / 3, 1 / 2):
+        await stage.published(share)
+        await stage.restart_broker(kill=False)
+
+
+@fault(short=True)
+async def killed_broker(stage: Stage) -> None:
+    """The broker killed with kill -9, twice, under publishing load."""
+    await stage.members(2)
+    await stage.publish()
+    stage.unhealthy = True
+    for share in (1 / 3, 1 / 2):
+        await stage.published(share)
+        await stage.restart_broker(kill=True)
+
+
+@fault()
+async def full_broker(stage: Stage) -> None:
+    """The broker out of memory for some seconds."""
+    await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 3)
+    since = now()
+    async with stage.out_of_memory():
+        await asyncio.sleep(OUTAGE)
+    stage.arena.struck("out of memory", since)
+
+
+# --- the network -------------------------------------------------------------------------------------------------
+
+
+@fault(short=True)
+async def cut_connections(stage: Stage) -> None:
+    """All TCP connections of a member and of the publishers cut for 5 s."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy))
+    await stage.arena.start("member-2")
+    await stage.publish(proxy=proxy)
+    stage.unhealthy = True
+    await stage.published(1 / 3)
+    await stage.busy(member)
+    since = now()
+    await proxy.cut()
+    await asyncio.sleep(OUTAGE)
+    proxy.heal()
+    stage.arena.struck("cut", since, member)
+
+
+@fault()
+async def closed_connections(stage: Stage) -> None:
+    """All connections closed at once, five times."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy))
+    await stage.publish(proxy=proxy)
+    for share in (0.2, 0.3, 0.4, 0.5, 0.6):
+        await stage.published(share)
+        since = now()
+        await proxy.close_connections()
+        stage.arena.struck("closed", since, member)
+
+
+@fault()
+async def black_hole(stage: Stage) -> None:
+    """Packets of a member and of the publishers vanish, in both directions, for 5 s and longer than the lease."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy))
+    await stage.arena.start("member-2")
+    await stage.publish(proxy=proxy)
+    await stage.published(1 / 3)
+    await stage.busy(member)
+    since = now()
+    proxy.black_hole()
+    await asyncio.sleep(max(OUTAGE, 4 * stage.lease))
+    proxy.heal()
+    stage.arena.struck("black hole", since, member)
+
+
+@fault()
+async def slow_network(stage: Stage) -> None:
+    """200 ms more on every way to the broker and back: no fault, so no duplicates."""
+    proxy = await stage.arena.proxied()
+    await stage.members(2, url=stage.arena.through(proxy))
+    await stage.publish(proxy=proxy)
+    await stage.published(1 / 4)
+    proxy.delay(0.2)
+    await stage.published(3 / 4)
+    proxy.heal()
+
+
+@fault()
+async def dripping_network(stage: Stage) -> None:
+    """2 kB/s for each connection and direction of a member, for 5 s."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy))
+    await stage.arena.start("member-2")
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(member)
+    since = now()
+    proxy.drip(20, 0.01)
+    await asyncio.sleep(OUTAGE)
+    proxy.heal()
+    stage.arena.struck("drip", since, member)

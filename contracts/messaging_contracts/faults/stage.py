@@ -1,0 +1,261 @@
+"""One fault tried on one broker, from the first process to the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from messaging_contracts.faults.arena import Arena, Process
+from messaging_contracts.faults.checker import Verdict, check, recoveries
+from messaging_contracts.faults.history import Begun, Ended, Event, Published, Seen, Struck, now
+from messaging_contracts.faults.memory import exhaust
+from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from messaging_contracts.brokers import Broker
+    from messaging_contracts.faults.proxy import Proxy
+
+TOLERANCE = 0.05
+"""Seconds by which a retry may be early: the broker's clock and a member's are two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is published, and how long is waited. Durations in seconds."""
+
+    messages: int
+    """To each of the two topics."""
+    publishers: int
+    """Tasks that publish at once, to each topic."""
+    processes: int
+    """In which these tasks are."""
+    seconds: float
+    """Over which the publishing is spread at least, so that a fault meets it."""
+    patience: float = 120.0
+    """Until everything has to be done with."""
+
+
+QUICK = Scale(messages=400, publishers=20, processes=1, seconds=4)
+WHOLE = Scale(messages=10_000, publishers=100, processes=4, seconds=15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one fault did on one broker."""
+
+    fault: str
+    broker: str
+    version: str
+    confirmed: int
+    lost: int
+    disorder: int
+    duplicates: int
+    most_duplicates: int
+    """What the struck members had received, and what was published again after an unknown fate."""
+    overlaps: int
+    recovery: float | None
+    """The longest, in seconds; None where there was nothing to recover."""
+    health: str
+    violations: Sequence[str]
+
+    @property
+    def held(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.violations
+
+
+class Stage:
+    """What a fault needs to be staged: members, publishers under load, and the broker."""
+
+    def __init__(self, arena: Arena, broker: Broker, scale: Scale) -> None:
+        self.arena = arena
+        self.broker = broker
+        self.scale = scale
+        self.lease = arena.lease
+        self.unhealthy = False
+        """Whether health had to show the fault."""
+        self._publishers: list[Process] = []
+
+    async def members(self, number: int, *, url: str | None = None, **role: Any) -> list[Process]:
+        """So many members, ready."""
+        made = [await self.arena.spawn(f"member-{count}", url=url, **role) for count in range(1, number + 1)]
+        for member in made:
+            await member.ready()
+        return made
+
+    async def publish(self, *, proxy: Proxy | None = None) -> None:
+        """Begin to publish, beside everything else."""
+        scale = self.scale
+        each = scale.messages // scale.processes
+        tasks = scale.publishers // scale.processes
+        for number in range(1, scale.processes + 1):
+            publisher = await self.arena.spawn(
+                f"publisher-{number}",
+                url=None if proxy is None else self.arena.through(proxy),
+                publish=each,
+                publishers=tasks,
+                pace=scale.seconds * tasks / each,
+            )
+            self._publishers.append(publisher)
+        for publisher in self._publishers:
+            await publisher.ready()
+
+    async def published(self, share: float) -> None:
+        """Wait until this share of all messages is confirmed."""
+        wanted = share * self.scale.messages * len(TOPICS)
+        await self.arena.until(
+            lambda progress: len(progress.confirmed) >= wanted, f"{share:.0%} published", self.scale.patience
+        )
+
+    async def busy(self, member: Process, more: int = 5) -> None:
+        """Wait until this member has begun some more handlings."""
+        seen = (await self.arena.until(lambda _: True, "", 1)).handled(member)
+        await self.arena.until(
+            lambda progress: progress.handled(member) >= seen + more,
+            f"{member.name} handles something",
+            self.scale.patience,
+        )
+
+    async def restart_broker(self, *, kill: bool) -> None:
+        """End the broker, at once or in an orderly way, and start it again with its data."""
+        since = now()
+        if kill:
+            await asyncio.to_thread(self.broker.kill)
+        await asyncio.to_thread(self.broker.restart)
+        self.arena.struck("broker killed" if kill else "broker restarted", since)
+
+    @asynccontextmanager
+    async def out_of_memory(self) -> AsyncGenerator[None]:
+        """While the body runs, the broker takes nothing more."""
+        await asyncio.to_thread(exhaust, self.broker, True)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(exhaust, self.broker, False)
+
+    async def everything_done(self) -> None:
+        """Wait until all is published and done with, then until the last message of every partition is."""
+        for publisher in self._publishers:
+            publisher.expected_end = True
+            publisher.signal(signal.SIGTERM)
+        for publisher in self._publishers:
+            code = await publisher.ended(self.scale.patience)
+            assert code == 0, f"{publisher.name} ended with {code}"
+        await self.arena.until(lambda progress: progress.all_done, "all is done with", self.scale.patience)
+        await self.arena.sentinels()
+        await self.arena.until(
+            lambda progress: progress.all_done, "the last messages are handled", self.scale.patience
+        )
+
+    async def finish(self) -> None:
+        """Everything is done with, every member well, and each leaves in an orderly way."""
+        await self.everything_done()
+        alive = [one for one in self.arena.processes if one.code is None and not one.expected_end]
+        await self.arena.until(
+            lambda progress: all(progress.health.get(one.name) == "green" for one in alive),
+            "every member is well again",
+            self.scale.patience,
+        )
+        for member in alive:
+            await self.arena.leave(member)
+        await self.arena.bury()
+
+
+async def stage(
+    name: str,
+    act: Callable[[Stage], Awaitable[None]],
+    broker: Broker,
+    url: str,
+    lease: float,
+    scale: Scale,
+    folder: Path,
+) -> Row:
+    """Try one fault; the row says what was found. Raises nothing for a promise that was broken."""
+    failed: list[str] = []
+    unhealthy = False
+    async with Arena(url, folder, lease) as arena:
+        staged = Stage(arena, broker, scale)
+        try:
+            await act(staged)
+            await staged.finish()
+        except AssertionError as error:
+            failed.append(str(error))
+        unhealthy = staged.unhealthy
+        events = arena.events()
+    return row(name, broker, events, failed, unhealthy=unhealthy)
+
+
+def row(name: str, broker: Broker, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
+    """Judge a history."""
+    verdicts = {topic: judged(events, topic) for topic in TOPICS}
+    violations = list(failed)
+    for topic, verdict in verdicts.items():
+        most = most_duplicates(events, topic)
+        try:
+            verdict.assert_kept(duplicates=most)
+        except AssertionError as error:
+            violations.append(f"{topic}: {error}")
+    seen = sorted({event.status for event in events if isinstance(event, Seen)})
+    if unhealthy and not {"red", "yellow"} & set(seen):
+        violations.append("no member's health told of the fault")
+    recovered = [seconds for _, seconds in recoveries(events) if seconds is not None]
+    return Row(
+        fault=name,
+        broker=broker.name,
+        version=broker.version,
+        confirmed=len({one.id for one in events if isinstance(one, Published) and one.fate == "confirmed"}),
+        lost=sum(len(verdict.lost) for verdict in verdicts.values()),
+        disorder=sum(
+            len(verdict.disorder) + len(verdict.successes_out_of_order) for verdict in verdicts.values()
+        ),
+        duplicates=sum(verdict.duplicates for verdict in verdicts.values()),
+        most_duplicates=sum(most_duplicates(events, topic) for topic in TOPICS),
+        overlaps=sum(verdict.overlaps_after_lost_leases for verdict in verdicts.values()),
+        recovery=max(recovered, default=None),
+        health=" ".join(seen),
+        violations=tuple(violations),
+    )
+
+
+def judged(events: Sequence[Event], topic: str) -> Verdict:
+    """The verdict on one of the topics."""
+    return check(of_topic(events, topic), ordered=topic == "ordered", groups=[GROUP], tolerance=TOLERANCE)
+
+
+def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:
+    """The part of a history that is about this topic, and all faults."""
+    mine: list[Event] = []
+    handlings: set[str] = set()
+    for event in events:
+        if isinstance(event, Struck | Seen):
+            mine.append(event)
+        elif isinstance(event, Ended):
+            if event.handling in handlings:
+                mine.append(event)
+        elif event.id.startswith(f"{topic}."):
+            mine.append(event)
+            if isinstance(event, Begun):
+                handlings.add(event.handling)
+    return mine
+
+
+def most_duplicates(events: Sequence[Event], topic: str) -> int:
+    """What struck members may have received without settling it, and what was published more than once."""
+    members = {event.member for event in events if isinstance(event, Begun)}
+    strikes = sum(
+        len(members) if event.member is None else event.member in members
+        for event in events
+        if isinstance(event, Struck)
+    )
+    sent = [
+        event.id
+        for event in events
+        if isinstance(event, Published) and event.fate == "sent" and event.id.startswith(f"{topic}.")
+    ]
+    return strikes * PREFETCH + len(sent) - len(set(sent))

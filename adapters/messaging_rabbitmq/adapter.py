@@ -206,6 +206,8 @@ class RabbitMQAdapter(Adapter):
     async def health(self) -> BrokerHealth:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
+                # A process that seldom publishes has no other occasion to connect again.
+                await self._session.publishing.connection()
                 groups = await group_infos(self._session, registered=False)
         except TimeoutError:
             return BrokerHealth(
@@ -215,8 +217,6 @@ class RabbitMQAdapter(Adapter):
             )
         except MessagingError as error:
             return BrokerHealth(connected=False, error=str(error))
-        if self._session.publishing.current is None:
-            return BrokerHealth(connected=False, groups=groups, error="the connection for publishing is lost")
         return BrokerHealth(connected=True, groups=groups)
 
 

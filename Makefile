@@ -38,7 +38,7 @@ $(BIN)/python:
 
 $(STAMP): $(INPUTS) | $(BIN)/python
 	@echo "installing messaging into $(VENV) ..."
-	@$(INSTALL) --editable '.[redis,rabbitmq]'
+	@$(INSTALL) --editable '.[redis,rabbitmq,kafka,sqs]'
 	@touch $@
 
 $(STAMP_DEV): $(INPUTS) | $(BIN)/python

@@ -450,7 +450,8 @@ class Adapter(ABC):
         """Store each durably; one result each, in order, never an exception for a single item.
 
         Never called at once for two batches with messages of the same partition of an ordered topic; within a
-        batch, no message of such a partition is stored after an earlier one of it failed. A PublishUncertain
+        batch, no message of a key is stored after an earlier one of that key failed (7; what RabbitMQ can keep of
+        this is in docs/decisions/0005). A PublishUncertain
         result means that the fate is unknown; any other error that the broker does not have it. Cancelling leaves
         the fates unknown and the connection whole.
         """

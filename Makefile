@@ -12,13 +12,13 @@ STAMP_DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt
 # The first of these that is Python 3.11 or newer and can make a virtual environment.
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
-BROKERS := redis rabbitmq kafka
+BROKERS := redis rabbitmq kafka sqs elasticmq
 
 .PHONY: help demo test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
-	@echo "make test          unit tests, contract suite and example on memory, Redis, RabbitMQ and Kafka"
+	@echo "make test          unit tests, contract suite and example on memory, Redis, RabbitMQ, Kafka and SQS/SNS"
 	@echo "make test-compose  the same on the servers of docker-compose.yml, which go on running"
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"
@@ -54,7 +54,7 @@ test: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
 
 test-compose: $(STAMP_DEV)
-	@docker compose up --detach --wait $(BROKERS)
+	@docker compose up --detach --wait
 	@set -a; . ./compose.env; set +a; \
 	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
 

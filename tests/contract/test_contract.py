@@ -6,7 +6,7 @@ from messaging_contracts import BrokerContract, Target
 from messaging_contracts.targets import target_of
 
 
-@pytest.mark.messaging_brokers("memory", "redis", "rabbitmq", "kafka")
+@pytest.mark.messaging_brokers("memory", "redis", "rabbitmq", "kafka", "sqs")
 class TestContract(BrokerContract):
     @pytest.fixture
     def target(self, messaging_broker: str) -> Target:

@@ -30,11 +30,25 @@ def rabbitmq_url() -> Iterator[str]:
         yield broker.url
 
 
+@pytest.fixture(scope="session")
+def kafka_url() -> Iterator[str]:
+    with brokers.start("kafka") as broker:
+        yield broker.url
+
+
+@pytest.fixture(scope="session")
+def sqs_url() -> Iterator[str]:
+    with brokers.start("sqs") as broker:
+        yield broker.url
+
+
 @pytest.fixture(
     params=[
         "memory",
         pytest.param("redis", marks=pytest.mark.redis),
         pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+        pytest.param("kafka", marks=pytest.mark.kafka),
+        pytest.param("sqs", marks=pytest.mark.sqs),
     ]
 )
 def broker_url(request: pytest.FixtureRequest) -> str:

@@ -330,4 +330,6 @@ def translate(error: Exception, what: str, address: str) -> MessagingError:
 
 
 def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    # aiokafka only says that a connection closed; the alert of TLS that closed it is behind that.
+    return f"{text}: {error.__cause__}" if isinstance(error.__cause__, OSError) else text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -26,12 +28,10 @@ BROKERS = ("redis", "rabbitmq", "kafka")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test on several brokers is marked with the one that it runs on."""
     for item in items:
-        if (
-            isinstance(item, pytest.Function)
-            and "server" in item.fixturenames
-            and "tests/tls" in item.path.as_posix()
-        ):
-            item.add_marker(getattr(pytest.mark, str(item.callspec.params["server"])))
+        if isinstance(item, pytest.Function) and "tests/tls" in item.path.as_posix():
+            parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+            for fixture in {"server", "demanding_server"} & parameters.keys():
+                item.add_marker(getattr(pytest.mark, parameters[fixture]))
 
 
 @dataclass(frozen=True)
@@ -94,28 +94,28 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "strange")
 
 
-def redis_configuration(port: int, files: Files) -> dict[str, str]:
+def redis_configuration(port: int, files: Files, demanding: bool) -> dict[str, str]:
     return {
         "tls-port": str(port),
         "tls-cert-file": str(files.certificate),
         "tls-key-file": str(files.key),
         "tls-ca-cert-file": str(files.authority),
-        "tls-auth-clients": "optional",
+        "tls-auth-clients": "yes" if demanding else "optional",
     }
 
 
-def rabbitmq_configuration(port: int, files: Files) -> dict[str, str]:
+def rabbitmq_configuration(port: int, files: Files, demanding: bool) -> dict[str, str]:
     return {
         "listeners.ssl.1": f"{LOOPBACK}:{port}",
         "ssl_options.certfile": str(files.certificate),
         "ssl_options.keyfile": str(files.key),
         "ssl_options.cacertfile": str(files.authority),
         "ssl_options.verify": "verify_peer",
-        "ssl_options.fail_if_no_peer_cert": "false",
+        "ssl_options.fail_if_no_peer_cert": "true" if demanding else "false",
     }
 
 
-def kafka_configuration(port: int, files: Files) -> dict[str, str]:
+def kafka_configuration(port: int, files: Files, demanding: bool) -> dict[str, str]:
     here = "listener.name.secure.ssl"
     return listener("SECURE", port, protocol="SSL") | {
         f"{here}.keystore.type": "PEM",
@@ -123,7 +123,7 @@ def kafka_configuration(port: int, files: Files) -> dict[str, str]:
         f"{here}.keystore.key": files.key.read_text(),
         f"{here}.truststore.type": "PEM",
         f"{here}.truststore.certificates": files.authority.read_text(),
-        f"{here}.client.auth": "requested",
+        f"{here}.client.auth": "required" if demanding else "requested",
     }
 
 
@@ -137,9 +137,20 @@ CONFIGURATIONS = {
 @pytest.fixture(scope="session", params=BROKERS)
 def server(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Server]:
     """Each broker in turn; one start serves all tests."""
+    with started(request.param, authority, demanding=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=BROKERS)
+def demanding_server(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Server]:
+    """Each broker in turn, letting nobody in without a certificate of the same authority."""
+    with started(request.param, authority, demanding=True) as running:
+        yield running
+
+
+@contextmanager
+def started(name: str, authority: Authority, *, demanding: bool) -> Iterator[Server]:
     port = free_port()
-    configuration = CONFIGURATIONS[request.param](port, authority.issue(LOOPBACK))
-    with brokers.start(request.param, native=True, config=configuration) as broker:
-        yield Server(
-            request.param, SECURE[request.param], port, int(broker.url.rstrip("/").rpartition(":")[2])
-        )
+    configuration = CONFIGURATIONS[name](port, authority.issue(LOOPBACK), demanding)
+    with brokers.start(name, native=True, config=configuration) as broker:
+        yield Server(name, SECURE[name], port, int(broker.url.rstrip("/").rpartition(":")[2]))

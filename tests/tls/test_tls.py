@@ -103,6 +103,31 @@ async def test_a_client_can_show_a_certificate_of_its_own(server: Server, author
         assert (await bus.health()).connected
 
 
+async def test_where_a_certificate_is_demanded_a_client_without_one_is_refused(
+    demanding_server: Server, authority: Authority
+) -> None:
+    with pytest.raises(ConnectionFailed, match=r"(?i)certificate|handshake"):
+        async with connect(demanding_server.url(ca=authority.file)):
+            pass
+
+
+async def test_where_a_certificate_is_demanded_another_authoritys_is_refused(
+    demanding_server: Server, authority: Authority, stranger: Authority
+) -> None:
+    own = stranger.issue("client.example")
+    with pytest.raises(ConnectionFailed):
+        async with connect(demanding_server.url(ca=authority.file, cert=own.certificate, key=own.key)):
+            pass
+
+
+async def test_where_a_certificate_is_demanded_messages_pass_with_one(
+    demanding_server: Server, authority: Authority
+) -> None:
+    own = authority.issue("client.example")
+    async with connect(demanding_server.url(ca=authority.file, cert=own.certificate, key=own.key)) as bus:
+        await passes(bus)
+
+
 async def test_a_client_without_tls_fails_soon_at_a_listener_with_it(server: Server) -> None:
     before = time.monotonic()
     with pytest.raises(ConnectionFailed, match=str(server.port)):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-TOPIC_RESOURCE = 2
 LOOK_AGAIN = 0.02
 """Seconds between two looks at a topic that was just created, or that has no leader: the broker sends no event."""
 _COORDINATOR_MOVES = (
@@ -167,20 +166,6 @@ class Brokers:
                 error = library.failure_of(code)
                 if error is not None and not isinstance(error, GONE):
                     raise type(error)(f"{name}: {error}")
-
-    async def largest_batch(self, names: Sequence[str]) -> dict[str, int]:
-        """The most bytes that each topic takes in one batch; a user who may not ask gets nothing."""
-        if not names:
-            return {}
-        resources = [(TOPIC_RESOURCE, name, ["max.message.bytes"]) for name in names]
-        with self._link.translated(f"reading the settings of {', '.join(names)}"):
-            response = await self._link.send(library.DescribeConfigs(resources, False))
-        found: dict[str, int] = {}
-        for code, _, _, name, entries in response.resources:
-            for entry in entries if code == 0 else ():
-                if entry[0] == "max.message.bytes" and entry[1]:
-                    found[name] = int(entry[1])
-        return found
 
     # --- leaders -----------------------------------------------------------------------------------------------
 

@@ -30,7 +30,6 @@ TokenProvider: Any = abc.AbstractTokenProvider
 
 CreateTopics: Any = admin.CreateTopicsRequest
 DeleteTopics: Any = admin.DeleteTopicsRequest
-DescribeConfigs: Any = admin.DescribeConfigsRequest
 DescribeGroups: Any = admin.DescribeGroupsRequest
 DeleteGroups: Any = admin.DeleteGroupsRequest
 DeleteRecords: Any = admin.DeleteRecordsRequest

@@ -125,6 +125,9 @@ def _encode(progress: Progress, watermark: int, *, leaving: bool) -> str:
     known = max(progress.high, progress.done_below)
     tail = bytearray()
     previous = watermark
+    first_due = min(
+        (ceil(entry.due * DUE_UNITS) for entry in progress.unfinished.values() if entry.due), default=0
+    )
     for offset, entry in progress.unfinished.items():
         part = bytearray()
         alone = entry.alone and not leaving
@@ -133,13 +136,14 @@ def _encode(progress: Progress, watermark: int, *, leaving: bool) -> str:
         if not plain:
             _put(part, entry.attempt)
             _put(part, entry.returns << 1 | alone)
-            _put(part, max(0, ceil(entry.due * DUE_UNITS)))
+            _put(part, ceil(entry.due * DUE_UNITS) - first_due + 1 if entry.due else 0)
         if len(tail) + len(part) + 64 > _MOST_BYTES:
             known = offset  # what lies beyond is forgotten, and handled again by the next owner
             break
         tail += part
         previous = offset
     _put(body, int(leaving))
+    _put(body, first_due)
     _put(body, max(0, known - watermark))
     _put(body, returns)
     if returns:
@@ -156,6 +160,7 @@ def _decode(watermark: int, text: str) -> Progress:
     raw = urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4))
     at = 0
     left, at = _get(raw, at)
+    first_due, at = _get(raw, at)
     ahead, at = _get(raw, at)
     returns, at = _get(raw, at)
     suspect_from = suspect_until = watermark
@@ -176,7 +181,7 @@ def _decode(watermark: int, text: str) -> Progress:
             marked, at = _get(raw, at)
             entry.returns, entry.alone = marked >> 1, bool(marked & 1)
             due, at = _get(raw, at)
-            entry.due = due / DUE_UNITS
+            entry.due = (first_due + due - 1) / DUE_UNITS if due else 0.0
         entry.returns += crashed
         progress.unfinished[offset] = entry
         progress.expected.append(offset)

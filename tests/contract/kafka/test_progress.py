@@ -151,3 +151,16 @@ def _entry():
     from messaging_kafka.progress import Entry
 
     return Entry()
+
+
+def test_five_hundred_parked_messages_keep_their_attempts_and_delays() -> None:
+    progress = Progress(high=0)
+    handed_out(progress, *range(0, 5000, 10))
+    for number, entry in enumerate(progress.unfinished.values()):
+        entry.attempt = 2 + number % 7
+        entry.due = 1_800_000_000 + number * 0.25
+
+    heir = again(progress, leaving=True)
+
+    kept = [(offset, entry.attempt, entry.due) for offset, entry in heir.unfinished.items()]
+    assert kept == [(offset, entry.attempt, entry.due) for offset, entry in progress.unfinished.items()]

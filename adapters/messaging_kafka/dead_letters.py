@@ -2,15 +2,21 @@
 
 Kafka deletes no single record, so a redriven or purged letter is marked, and both partitions are cut as soon as all
 their first letters are gone. Copy first, then mark: a crash between redrives a letter twice, never loses it.
+
+Whoever redrives claims the letters first, by a mark too: of two the first in the partition has it, until its claim is
+void. A claim that was left by a process that died is void after a minute.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
+import sys
+import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from messaging.adapter import DeadLetterStore, StoredLetter
+from messaging.adapter import GONE, DeadLetterStore, Gone, StoredLetter
 from messaging.envelope import FAILURE
 from messaging.errors import MessagingError, PublishError
 from messaging.partition import partition_of
@@ -20,7 +26,7 @@ from messaging_kafka.library import Place
 from messaging_kafka.records import ORIGIN, Parcel, parcel, read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from messaging.adapter import GroupSpec
     from messaging.message import Message
@@ -30,12 +36,47 @@ LETTERS = 0
 MARKS = 1
 
 
+CLAIM = 60.0
+"""Seconds after which a claim is void that nothing came of."""
+
+
 class Marks:
-    """Which letters of one group are gone, read as far as it was needed."""
+    """Which letters of one group are gone or claimed, read as far as it was needed."""
 
     def __init__(self) -> None:
         self.position = 0
         self.gone: set[int] = set()
+        self._claims: dict[int, tuple[str, float]] = {}
+
+    def read(self, record: Any) -> None:
+        """Take one mark, in the order of the partition."""
+        self.position = record.offset + 1
+        mark = _mark(record.value)
+        offsets = _offsets(mark.get("letters"))
+        token, written = mark.get("claim"), record.timestamp / 1000
+        if not isinstance(token, str):
+            self.gone.update(offsets)
+            return
+        for offset in offsets:
+            if mark.get("void") is True:
+                if self.claimed(offset, written) == token:
+                    del self._claims[offset]
+            elif self.claimed(offset, written) is None:
+                self._claims[offset] = token, written + CLAIM
+
+    def claimed(self, offset: int, at: float) -> str | None:
+        """Whose letter it is at a time, in seconds since the epoch; None where nobody has claimed it."""
+        token, until = self._claims.get(offset, ("", 0.0))
+        return token if until > at else None
+
+    def forget(self, before: int) -> None:
+        """Letters before this are not there any more."""
+        self.gone = {offset for offset in self.gone if offset >= before}
+        self._claims = {
+            offset: claim
+            for offset, claim in self._claims.items()
+            if offset >= before and offset not in self.gone
+        }
 
 
 class KafkaDeadLetters(DeadLetterStore):
@@ -55,20 +96,20 @@ class KafkaDeadLetters(DeadLetterStore):
         return end - start - sum(offset >= start for offset in self._marks.gone)
 
     async def _bounds(self) -> tuple[int, int]:
-        """The first letter that is kept and the end, the marks read; both 0 where there is no topic."""
+        """The first letter that is kept and the end, the marks read."""
         brokers = self._session.brokers
-        if not await brokers.partitions([self._letters.topic]):
-            return 0, 0
+        await self._session.topology.check(self._group)
         # The marks first: a letter that comes meanwhile is not gone.
         ends = await brokers.offsets(dict.fromkeys((self._letters, self._marked), library.LATEST))
         start = (await brokers.offsets({self._letters: library.EARLIEST}))[self._letters]
         marks, end = self._marks, ends[self._marked]
         if end < marks.position:
-            marks.position, marks.gone = 0, set()  # the group was deleted and made again
+            marks.position = 0  # the group was deleted and made again
+            marks.forget(sys.maxsize)
         async for record in read_between(brokers, self._marked, marks.position, end):
-            marks.gone.update(_offsets(record.value))
+            marks.read(record)
         marks.position = end
-        marks.gone = {offset for offset in marks.gone if offset >= start}
+        marks.forget(start)
         return start, ends[self._letters]
 
     @asynccontextmanager
@@ -95,36 +136,54 @@ class KafkaDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`."""
         where = f"{self._group.topic.name}/{self._group.name}"
-        start, _ = await self._bounds()
-        results: list[PublishError | None] = [None] * len(letters)
+        token = secrets.token_hex(8)
+        ours = await self._claim(token, [letter.reference[0] for letter, _, _ in letters])
+        results: list[PublishError | Gone | None] = [None] * len(letters)
         parcels: list[Parcel] = []
         places: list[int] = []
         for at, (letter, message, failure) in enumerate(letters):
             offset, origin = letter.reference
-            if offset < start or offset in self._marks.gone:
-                results[at] = PublishError(
-                    f"dead letter {message.id} of {where} is not there any more: somebody else redrove or purged it"
-                )
+            if offset not in ours:
+                results[at] = GONE
                 continue
             parcels.append(await self._copy(message, origin, failure))
             places.append(at)
         done: list[int] = []
+        left: list[int] = []
         for at, fate in zip(places, await self._session.writer.write(parcels), strict=True):
             if isinstance(fate, PublishError):
                 results[at] = type(fate)(f"dead letter {letters[at][1].id} of {where}: {fate}")
+                left.append(letters[at][0].reference[0])
             else:
                 done.append(at)
         try:
-            await self._mark([letters[at][0].reference[0] for at in done])
+            if left:
+                await self._write({"claim": token, "void": True, "letters": left})
+            await self._remove([letters[at][0].reference[0] for at in done])
         except MessagingError as error:
             for at in done:
                 results[at] = PublishError(
                     f"dead letter {letters[at][1].id} of {where} was redriven, but is still there: {error}"
                 )
         return results
+
+    async def _claim(self, token: str, offsets: Sequence[int]) -> set[int]:
+        """Those of the letters that are there and that nobody claimed before."""
+        start, _ = await self._bounds()
+        free = [offset for offset in offsets if offset >= start and offset not in self._marks.gone]
+        if not free:
+            return set()
+        await self._write({"claim": token, "letters": free})
+        start, _ = await self._bounds()
+        marks, now = self._marks, time.time()
+        return {
+            offset
+            for offset in free
+            if offset >= start and offset not in marks.gone and marks.claimed(offset, now) == token
+        }
 
     async def _copy(self, message: Message, origin: str, failure: str | None) -> Parcel:
         control = {ORIGIN: origin}
@@ -143,27 +202,29 @@ class KafkaDeadLetters(DeadLetterStore):
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         """See `DeadLetterStore.purge`."""
-        start, _ = await self._bounds()
-        known = [letter.reference[0] for letter in letters]
-        offsets = [offset for offset in known if offset >= start and offset not in self._marks.gone]
-        await self._mark(offsets)
+        offsets = list(await self._claim(secrets.token_hex(8), [letter.reference[0] for letter in letters]))
+        await self._remove(offsets)
         return len(offsets)
 
-    async def _mark(self, offsets: Sequence[int]) -> None:
+    async def _remove(self, offsets: Sequence[int]) -> None:
         """These letters are gone. Raises PublishError or ConnectionFailed."""
         if not offsets:
             return
-        topic, partition = self._marked
-        mark = Parcel(topic, partition, None, json.dumps(list(offsets)).encode(), [])
-        (fate,) = await self._session.writer.write([mark])
-        if isinstance(fate, PublishError):
-            raise fate
+        await self._write({"letters": list(offsets)})
         start, end = await self._bounds()
         first = start
         while first < end and first in self._marks.gone:
             first += 1
         if first > start:
             await self._cut(first, empty=first == end)
+
+    async def _write(self, mark: Mapping[str, Any]) -> None:
+        topic, partition = self._marked
+        (fate,) = await self._session.writer.write(
+            [Parcel(topic, partition, None, json.dumps(mark).encode(), [])]
+        )
+        if isinstance(fate, PublishError):
+            raise fate
 
     async def _cut(self, first: int, *, empty: bool) -> None:
         """Delete the letters before the first that is left, and the marks where none is left."""
@@ -173,9 +234,13 @@ class KafkaDeadLetters(DeadLetterStore):
         await self._session.brokers.delete_records(before)
 
 
-def _offsets(raw: bytes | None) -> list[int]:
+def _mark(raw: bytes | None) -> Mapping[str, object]:
     try:
         value: object = json.loads(raw or b"")
     except ValueError:
-        return []
+        return {}
+    return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
+
+
+def _offsets(value: object) -> list[int]:
     return [one for one in cast("list[object]", value) if type(one) is int] if isinstance(value, list) else []

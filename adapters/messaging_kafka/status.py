@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from messaging.adapter import GroupInfo, GroupSpec
-from messaging.errors import TopicNotFound
+from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, progress
 from messaging_kafka.brokers import Committed
 from messaging_kafka.library import Place
@@ -62,7 +62,7 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
         )
         members = await session.brokers.members([name])
         dead = await letters.count()
-    except TopicNotFound:
+    except (TopicNotFound, ConfigurationError):
         return None
     return GroupInfo(
         group.topic.name, group.name, lag=lag, members=len(members.get(name, ())), dead_letters=dead

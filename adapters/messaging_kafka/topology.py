@@ -176,13 +176,7 @@ class TopologyKeeper:
                 }
             )
         for state in states:
-            record = self.registry.get(("topic", state.spec.name))
-            if record is not None and bool(record.fields.get("ordered")) != state.spec.ordered:
-                asked, stored = _spoken(state.spec.ordered), _spoken(not state.spec.ordered)
-                raise ConfigurationError(
-                    f"topic {state.spec.name} is {stored} on Kafka, and this program asks for {asked}: the broker's "
-                    f"record counts. Correct the program, or use another topic name."
-                )
+            _compare_topic(state.spec, self.registry.get(("topic", state.spec.name)))
 
     # --- groups ------------------------------------------------------------------------------------------------
 
@@ -249,6 +243,25 @@ class TopologyKeeper:
             f"start that is right."
         )
 
+    async def check(self, group: GroupSpec) -> None:
+        """Raises TopicNotFound where the topic is absent, ConfigurationError where the group is, or differs."""
+        topic, dead = self._names.topic(group.topic), self._names.dead(group)
+        state = TopicState(group.topic, topic, "verify", group.topic.partitions)
+        there = await self._brokers.partitions([topic, dead])
+        if topic not in there:
+            raise self._missing(state)
+        self._compare_partitions(state, there[topic])
+        await self.registry.refresh()
+        if group.topic.native is None:
+            _compare_topic(group.topic, self.registry.get(("topic", group.topic.name)))
+        record = self.registry.get(_name(group))
+        if dead not in there or record is None:
+            raise ConfigurationError(
+                f"group {group.name} of topic {group.topic.name} does not exist on Kafka at {self._settings.address}: "
+                f"it has no dead letters; declare it first"
+            )
+        _compare_group(group, record)
+
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`. Of an adopted consumer group, only what is ours beside it."""
         names = self._names
@@ -283,6 +296,15 @@ def _moment(start: Start) -> int:
     if isinstance(start, datetime):
         return max(0, int(start.timestamp() * 1000))
     return library.EARLIEST if start == "earliest" else library.LATEST
+
+
+def _compare_topic(topic: TopicSpec, record: Record | None) -> None:
+    if record is not None and bool(record.fields.get("ordered")) != topic.ordered:
+        asked, stored = _spoken(topic.ordered), _spoken(not topic.ordered)
+        raise ConfigurationError(
+            f"topic {topic.name} is {stored} on Kafka, and this program asks for {asked}: the broker's record counts. "
+            f"Correct the program, or use another topic name."
+        )
 
 
 def _compare_group(group: GroupSpec, record: Record) -> None:

@@ -1,9 +1,9 @@
 """Dead letters: kept, looked at, redriven and purged one by one, although Kafka deletes no single record."""
 
+import asyncio
 import json
 
-from messaging.adapter import DONE, StoredLetter, TopicSpec
-from messaging.errors import PublishError
+from messaging.adapter import DONE, GONE, StoredLetter, TopicSpec
 from messaging.message import Ack, Reject, Retry
 from messaging_kafka import library
 from messaging_kafka.library import Place
@@ -67,11 +67,40 @@ async def test_what_another_has_redriven_is_not_redriven_again(bench: Bench) -> 
     assert await one.redrive([(letter, letter.message, None)]) == [None]
     (refused,) = await two.redrive([(same, same.message, None)])
 
-    assert isinstance(refused, PublishError)
+    assert refused is GONE
     assert await two.purge([same]) == 0
     (again,) = await receive(consumer, 1)
     await ack(consumer, [again])
     await nothing(consumer)
+
+
+async def test_of_two_who_redrive_at_once_each_letter_has_one(bench: Bench) -> None:
+    adapter, group, consumer = await make_dead(bench, ORDERED, *map(str, range(20)))
+    one, two = adapter.dead_letters(group), (await bench.adapter()).dead_letters(group)
+    letters = [(letter, letter.message, None) for letter in await letters_of(one)]
+
+    first, second = await asyncio.gather(one.redrive(letters), two.redrive(letters[::-1]))
+
+    assert [*first, *second].count(None) == 20
+    assert [*first, *second].count(GONE) == 20
+    again = await receive(consumer, 20)
+    await ack(consumer, again)
+    await nothing(consumer)
+
+
+async def test_a_claim_that_nothing_came_of_is_void_after_a_while(bench: Bench) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a")
+    store = adapter.dead_letters(group)
+    (letter,) = await letters_of(store)
+    topic = adapter._session.names.dead(group)
+    claim = json.dumps({"claim": "of a process that died", "letters": [letter.reference[0]]}).encode()
+    await adapter._session.writer.write([Parcel(topic, 1, None, claim, [])])
+
+    assert await store.redrive([(letter, letter.message, None)]) == [GONE]
+    assert await store.count() == 1
+    for held in (adapter._marks["orders", "billing"],):
+        held._claims = {offset: (token, 0.0) for offset, (token, _) in held._claims.items()}
+    assert await store.redrive([(letter, letter.message, None)]) == [None]
 
 
 async def test_a_redriven_message_comes_to_the_partition_of_its_key_in_this_group_only(bench: Bench) -> None:

@@ -54,7 +54,7 @@ test: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
 
 test-compose: $(STAMP_DEV)
-	@docker compose up --detach --wait
+	@docker compose up --detach --wait $(filter-out elasticmq,$(BROKERS))
 	@set -a; . ./compose.env; set +a; \
 	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
 

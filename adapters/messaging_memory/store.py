@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 ABANDONED = 86_400.0
 """Seconds after the end of its lease in which the owner of a key may still complete it."""
+
+
+SPARE_ENDS = 64
+"""Ends of keys that were cleared, extended or completed since, before they are thrown away."""
 
 
 class _State:
@@ -126,8 +130,12 @@ class MemoryStore(IdempotencyStore):
         return state if state is not None and state.fence == fence and not state.done else None
 
     def _put(self, key: str, state: _State) -> None:
-        self._table.states[key] = state
-        heappush(self._table.ends, (state.until if state.done else state.until + ABANDONED, key))
+        table = self._table
+        table.states[key] = state
+        heappush(table.ends, (_end_of(state), key))
+        if len(table.ends) > 2 * len(table.states) + SPARE_ENDS:
+            table.ends = [(_end_of(one), name) for name, one in table.states.items()]
+            heapify(table.ends)
 
     def _forget(self, now: float) -> None:
         """Forget what is over, a little with every key that begins."""
@@ -135,5 +143,10 @@ class MemoryStore(IdempotencyStore):
         while table.ends and table.ends[0][0] <= now:
             _, key = heappop(table.ends)
             state = table.states.get(key)
-            if state is not None and state.until <= (now if state.done else now - ABANDONED):
+            if state is not None and _end_of(state) <= now:
                 del table.states[key]
+
+
+def _end_of(state: _State) -> float:
+    """When the key may be forgotten."""
+    return state.until if state.done else state.until + ABANDONED

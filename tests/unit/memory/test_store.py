@@ -39,6 +39,29 @@ async def test_a_completed_key_keeps_its_result_until_its_ttl(store, clock):
     assert isinstance(await store.begin("k", digest="d", lease=30), Begun)
 
 
+async def test_what_failed_or_was_extended_leaves_no_memory_behind(store):
+    """A key that is cleared with every failure would else be remembered for a day, once for each of them."""
+    for number in range(2000):
+        begun = await store.begin(f"k{number % 3}", digest="d", lease=30)
+        await store.extend(f"k{number % 3}", begun.fence, lease=30)
+        await store.clear(f"k{number % 3}", begun.fence)
+
+    assert len(store._table.ends) < 200
+
+
+async def test_keys_are_still_forgotten_in_time_when_old_ends_were_thrown_away(store, clock):
+    for _ in range(200):
+        begun = await store.begin("k", digest="d", lease=30)
+        await store.clear("k", begun.fence)
+    begun = await store.begin("done", digest="d", lease=30)
+    await store.complete("done", begun.fence, result=None, ttl=60)
+
+    await clock.advance(60)
+    await store.begin("another", digest="d", lease=30)
+
+    assert set(store._table.states) == {"another"}
+
+
 async def test_another_payload_under_the_same_key_is_an_error(store):
     begun = await store.begin("k", digest="d", lease=30)
     with pytest.raises(IdempotencyConflict, match="'k'"):

@@ -255,6 +255,7 @@ async def test_health_names_the_broker_that_is_gone():
 async def test_closing_closes_every_broker_whatever_one_of_them_does():
     closed = []
     bus = mixed()
+    close = bus.adapter.close
     bus.adapter.close = raising(RuntimeError("broken"))
     events = bus.broker(clicks).adapter
     events.close = _noting(events.close, closed)
@@ -264,6 +265,7 @@ async def test_closing_closes_every_broker_whatever_one_of_them_does():
             pass
 
     assert closed == ["closed"]
+    await close()
 
 
 def test_a_bus_shows_its_brokers_without_their_secrets():

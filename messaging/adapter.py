@@ -59,6 +59,10 @@ class Capabilities:
     """A publish to a topic without a group can be told."""
     crash_guard: Capability
     """A poison message that kills the process ends as a dead letter, alone (3)."""
+    generations: Capability = Capability(
+        "unsupported", "make a topic with another name, and move its publishers and groups there"
+    )
+    """A topic's partitions and order can be changed while its programs run (16)."""
     max_delay: float = inf
     """The longest delay of an unordered retry, seconds."""
     lateness: float = 0.0
@@ -82,6 +86,8 @@ class TopicSpec:
     partitions: int = 8
     retention: float | None = None
     native: str | None = None
+    generation: int = 1
+    """Counts the changes of partitions and order. Each generation is a topic of its own; its names carry it (16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +390,9 @@ class GroupInfo:
     dead_letters: int | None = None
     oldest: float | None = None
     """Age in seconds of the oldest message not yet handled, where the broker can tell."""
+    generation: int = 1
+    """Of the topic; above the SPI, all generations are one group."""
+    ordered: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +491,37 @@ class Adapter(ABC):
     @abstractmethod
     async def delete_group(self, group: GroupSpec) -> None:
         """Delete the group and all that is kept for it, its dead letters too. Absent is no error."""
+
+    # The generations of a topic (16): implemented together, by an adapter that declares the capability `generations`.
+    # A topic of another generation than 1 is declared, published to, consumed and deleted as any other topic, under
+    # names of its own.
+
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        """The generations that the broker's record has, oldest first; the last is the one to write to.
+
+        With the recorded partitions and order, all else as in `topic`. None where the topic does not exist. Cheap
+        enough to be asked every few seconds. Raises ConnectionFailed.
+        """
+        del topic
+        return ()
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        """From now on `generations` has this one last. It is declared, with its groups. Beginning twice is no error.
+
+        Raises ConfigurationError where the record has this number with other partitions or order.
+        """
+        raise NotImplementedError
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        """Record durably that the group has handled this partition of a former generation.
+
+        False, and nothing is recorded, where the broker knows of messages in it that are not handled.
+        """
+        raise NotImplementedError
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        """The partitions for which `finish` was called."""
+        raise NotImplementedError
 
     @abstractmethod
     async def health(self) -> BrokerHealth:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
-from messaging.dispatch import Dispatcher
 from messaging.errors import Closed, ConfigurationError
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Start, TopologyMode
     from messaging.bus import Bus
+    from messaging.dispatch import Dispatcher
+    from messaging.generations import Subscriber
     from messaging.message import Duration, Endpoint, Message, Middleware, Outcome, Topic
     from messaging.testing.harness import AppTest
 
@@ -244,15 +245,11 @@ class App:
             stack.callback(executor.shutdown, wait=False)
             for app in family:
                 stack.callback(app._leave)  # noqa: SLF001
-            dispatchers: list[Dispatcher] = []
+            dispatchers: list[Dispatcher | Subscriber] = []
             for app in family:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
                 dispatchers += [
-                    Dispatcher(
-                        bus.broker(made.group.topic.name).adapter,
-                        made.within(middleware).bind(bus, [bus, *provided], executor),
-                        bus.clock,
-                    )
+                    bus.subscriber(made.within(middleware).bind(bus, [bus, *provided], executor))
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]
                 app._bus = bus  # noqa: SLF001
@@ -305,7 +302,7 @@ class App:
 
 
 @asynccontextmanager
-async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncGenerator[None]:
+async def _run_all(dispatchers: Sequence[Dispatcher | Subscriber], bus: Bus) -> AsyncGenerator[None]:
     """Run these beside the body; the first error, of a subscription or of the body, ends all and is raised alone."""
     failed: list[BaseException] = []
     try:
@@ -331,7 +328,7 @@ async def _run_all(dispatchers: Sequence[Dispatcher], bus: Bus) -> AsyncGenerato
         raise failed[0]
 
 
-async def _run_one(dispatcher: Dispatcher, bus: Bus, failed: list[BaseException]) -> None:
+async def _run_one(dispatcher: Dispatcher | Subscriber, bus: Bus, failed: list[BaseException]) -> None:
     try:
         await dispatcher.run()
     except BaseException as error:

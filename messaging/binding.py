@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from messaging.message import Ack, Release, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from messaging.adapter import RawDelivery, Settled, Subscription
     from messaging.codec import Codec
@@ -69,4 +69,6 @@ class Binding:
     answer: Callable[[RawDelivery, Outcome], tuple[Outcome, Message | None]] | None = None
     """Turns a responder's outcome into a reply."""
     observer: Observer | None = None
+    control: Callable[[RawDelivery], Awaitable[Outcome | None]] | None = None
+    """Asked first about a message whose type begins with `messaging.`: its outcome, or None for an ordinary one."""
     counters: Counters = field(default_factory=Counters)

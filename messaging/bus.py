@@ -9,13 +9,15 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from messaging.adapter import Start, TopologyMode, Unrouted
+from messaging.adapter import Start, TopicSpec, TopologyMode, Unrouted
 from messaging.catalogue import Catalogue
 from messaging.clock import Clock, SystemClock, timeout
 from messaging.dead_letters import DeadLetters
+from messaging.dispatch import Dispatcher
 from messaging.errors import (
     Closed,
     ConfigurationError,
@@ -24,6 +26,7 @@ from messaging.errors import (
     PublishError,
     PublishManyError,
 )
+from messaging.generations import KeptLetters, Subscriber, begin, kept_apart, merged
 from messaging.health import Health, assess
 from messaging.ids import new_id
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
@@ -38,9 +41,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from messaging.adapter import Adapter, Capabilities, GroupInfo, TopicSpec
+    from messaging.adapter import Adapter, Capabilities, DeadLetterStore, GroupInfo
     from messaging.app import App
-    from messaging.dispatch import Dispatcher
+    from messaging.binding import Binding
     from messaging.message import Duration, Key
     from messaging.pull import Pull
     from messaging.settings import Settings
@@ -99,12 +102,12 @@ class Bus:
         )
         self.namespace = self._routing.default.namespace
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
-        self._catalogue = Catalogue(self._routing, settings)
+        self._catalogue = Catalogue(self._routing, settings, clock)
         self._preparation = Preparation(clock, self.source)
         self._publish_middleware = tuple(publish_middleware)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
-        self.dispatchers: list[Dispatcher] = []
+        self.dispatchers: list[Dispatcher | Subscriber] = []
         self.fatal: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -388,8 +391,12 @@ class Bus:
             mode: TopologyMode = "off" if self.settings.topology == "off" else "verify"
             await self._catalogue.declare([spec], [spec.topic], mode)
 
+        async def stores() -> Sequence[DeadLetterStore]:
+            kept = await self._catalogue.refresh(spec.topic)
+            return [broker.adapter.dead_letters(self._catalogue.in_generation(spec, one)) for one in kept]
+
         return DeadLetters(
-            broker.adapter.dead_letters(spec),
+            KeptLetters(stores) if kept_apart(broker.adapter) else broker.adapter.dead_letters(spec),
             clock=self.clock,
             topic=spec.topic.name,
             group=group,
@@ -400,20 +407,58 @@ class Bus:
     async def groups(self) -> Sequence[GroupInfo]:
         """The groups of the topics that this bus has declared, as their brokers know them."""
         self.check_open()
-        return [group for broker in self._routing.brokers for group in await broker.adapter.groups()]
+        return [info for broker in self._routing.brokers for info in merged(await broker.adapter.groups())]
 
     async def delete_group(self, topic: Topic[Any] | str, group: str) -> None:
         """Delete a group with all that is kept for it, its dead letters too. Absent is no error."""
         self.check_open()
         spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
-        await self._routing.of(spec.topic.name).adapter.delete_group(spec)
+        adapter = self._routing.of(spec.topic.name).adapter
+        for one in await self._catalogue.refresh(spec.topic, at_once=True):
+            await adapter.delete_group(self._catalogue.in_generation(spec, one))
         self._catalogue.forget(spec)
+
+    async def begin_generation(
+        self,
+        topic: Topic[Any] | str,
+        *,
+        partitions: int | None = None,
+        ordered: bool | None = None,
+        grace: Duration | None = None,
+    ) -> TopicSpec:
+        """Change a topic's partitions or order while its programs run (16); what is not given stays.
+
+        Returns when the new generation is written to and, where both keep order, `grace` is over and the former one
+        has its end marks: groups go on to the new one when they have handled all before these. `grace` is longer
+        than any program takes to notice and to have its publishes confirmed: `publish_timeout` and twice
+        `generation_interval`, unless given. Called again with the same, it goes on where it was interrupted.
+
+        Raises UnsupportedCapability, TopicNotFound, ConfigurationError, PublishError, ConnectionFailed.
+        """
+        self.check_open()
+        usual = self.settings.publish_timeout + 2 * self.settings.generation_interval
+        name = topic if isinstance(topic, str) else topic.name
+        return await begin(
+            self._routing.of(name).adapter,
+            TopicSpec(name),
+            partitions=partitions,
+            ordered=ordered,
+            grace=usual if grace is None else seconds(grace),
+            clock=self.clock,
+        )
 
     # --- looking in ------------------------------------------------------------------------------------------------
 
     def broker(self, topic: Topic[Any] | Endpoint[Any, Any] | str) -> Broker:
         """The broker that this topic, or this endpoint's, lives on, with its capabilities and its raw client."""
         return self._routing.of(topic if isinstance(topic, str) else topic.name)
+
+    def subscriber(self, binding: Binding) -> Dispatcher | Subscriber:
+        """What runs one subscription, on its topic's broker."""
+        adapter = self.broker(binding.subscription.group.topic.name).adapter
+        if binding.subscription.group.topic.native is not None or not kept_apart(adapter):
+            return Dispatcher(adapter, binding, self.clock)
+        return Subscriber(adapter, self._catalogue, binding, self.clock, self.settings.generation_interval)
 
     @property
     def routing(self) -> Routing:
@@ -447,7 +492,10 @@ class Bus:
         brokers = self._routing.brokers
         found = await asyncio.gather(*(broker.adapter.health() for broker in brokers))
         return assess(
-            dict(zip(brokers, found, strict=True)),
+            {
+                broker: replace(health, groups=merged(health.groups))
+                for broker, health in zip(brokers, found, strict=True)
+            },
             [(self.broker(dispatcher.topic), dispatcher) for dispatcher in self.dispatchers],
             late_replies=sum(broker.requester.late for broker in brokers),
             fatal=self.fatal,

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import ConfigurationError
+from messaging.errors import ConfigurationError, MessagingError, PublishError
+from messaging.generations import kept_apart
 from messaging.message import Topic
 from messaging.names import check_group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     from messaging.adapter import Start, TopologyMode
+    from messaging.clock import Clock
     from messaging.routing import Broker, Routing
     from messaging.settings import Settings
 
@@ -25,13 +30,19 @@ logger = logging.getLogger("messaging")
 class Catalogue:
     """The topics and groups of one bus. A topic or group is declared before its first use, and only once."""
 
-    def __init__(self, routing: Routing, settings: Settings) -> None:
+    def __init__(self, routing: Routing, settings: Settings, clock: Clock) -> None:
         self._routing = routing
         self._settings = settings
+        self._clock = clock
         self._topics: dict[str, TopicSpec] = {}
         self._untyped: dict[str, Topic[Any]] = {}
-        self._declared: dict[str, TopicSpec] = {}
+        self._kept: dict[str, tuple[TopicSpec, ...]] = {}
+        """The generations of each topic that was declared, oldest first."""
+        self._known_until: dict[str, float] = {}
+        """For how long the last of them is the one to write to, in `Clock.monotonic` seconds."""
         self._groups: set[GroupSpec] = set()
+        self._unordered: set[tuple[str, str]] = set()
+        """Topics and groups of them that give order up, whatever the topic does."""
         self._warned: set[str] = set()
         self._declaring: dict[Broker, asyncio.Lock] = {}
         self._first_uses: Counter[str] = Counter()
@@ -75,6 +86,8 @@ class Catalogue:
             raise ConfigurationError(
                 f"Group {name} wants the order that topic {topic.name} does not keep: declare Topic(ordered=True)"
             )
+        if wanted is False:
+            self._unordered.add((topic.name, name))
         return GroupSpec(
             topic=topic,
             name=check_group(name),
@@ -112,39 +125,141 @@ class Catalogue:
         return topic
 
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
-        """The topic's spec, if it was declared on the broker by this bus and nobody waits in `declare_topic`."""
-        return None if topic.name in self._first_uses else self._declared.get(topic.name)
+        """The generation to write to, if this bus knows it and nobody waits in `declare_topic`."""
+        name = topic.name
+        if name in self._first_uses or name not in self._kept:
+            return None
+        return self._kept[name][-1] if self._clock.monotonic() < self._known_until[name] else None
 
     async def declare_topic(self, topic: Topic[Any]) -> TopicSpec:
-        """Declare the topic. Callers go on in the order of their calls, so that publishing keeps it (7)."""
+        """Declare the topic, or look for its generation. Callers go on in the order of their calls (7)."""
         spec = self.spec(topic)
-        self._first_uses[spec.name] += 1
+        with self._using(spec.name):
+            async with self._lock(
+                self._routing.of(spec.name)
+            ):  # once: who waits for it twice would be overtaken
+                return await self._write_generation(spec)
+
+    async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
+        if spec.name not in self._kept:
+            await self._declare(self._routing.of(spec.name), {spec.name: spec}, ())
         try:
-            await self.declare((), (spec,))
+            return (await self._refresh(spec))[-1]
+        except PublishError:
+            raise
+        except MessagingError as error:
+            raise PublishError(f"nothing was published to topic {spec.name}: {error}") from error
+
+    @contextmanager
+    def _using(self, topic: str) -> Generator[None]:
+        self._first_uses[topic] += 1
+        try:
+            yield
         finally:
-            self._first_uses[spec.name] -= 1
-            if not self._first_uses[spec.name]:
-                del self._first_uses[spec.name]
-        return spec
+            self._first_uses[topic] -= 1
+            if not self._first_uses[topic]:
+                del self._first_uses[topic]
+
+    # --- generations ---------------------------------------------------------------------------------------------
+
+    def kept(self, spec: TopicSpec) -> Sequence[TopicSpec]:
+        """The topic's generations as this bus knows them, oldest first; the last is written."""
+        return self._kept.get(spec.name, (spec,))
+
+    def in_generation(self, group: GroupSpec, spec: TopicSpec) -> GroupSpec:
+        """The group as it is on this generation of its topic."""
+        if spec == group.topic:
+            return group
+        ordered = spec.ordered and (spec.name, group.name) not in self._unordered
+        return replace(group, topic=spec, ordered=ordered)
+
+    async def refresh(self, spec: TopicSpec, *, at_once: bool = False) -> Sequence[TopicSpec]:
+        """Look whether a declared topic has a new generation, unless that was known lately; all that are kept.
+
+        The groups of this bus are declared on a new one, and what was being published to the last one is finished.
+        """
+        async with self._lock(self._routing.of(spec.name)):
+            return await self._refresh(spec, at_once=at_once)
+
+    async def _refresh(self, spec: TopicSpec, *, at_once: bool = False) -> Sequence[TopicSpec]:
+        known = self.kept(spec)
+        if not at_once and self._clock.monotonic() < self._known_until.get(spec.name, 0.0):
+            return known
+        kept, until = await self._look(spec)
+        if kept != known and spec.name in self._kept:
+            with self._using(spec.name):
+                await self._move(spec.name, known, kept)
+        self._known_until[spec.name] = until
+        return kept
+
+    async def _look(self, spec: TopicSpec) -> tuple[tuple[TopicSpec, ...], float]:
+        """What the broker keeps, and until when that counts.
+
+        Raises ConfigurationError where the program describes none of these generations.
+        """
+        adapter = self._routing.of(spec.name).adapter
+        if spec.native is not None or not kept_apart(adapter):
+            return (spec,), inf
+        until = self._clock.monotonic() + self._settings.generation_interval
+        kept = tuple(await adapter.generations(spec))
+        if not any(one.generation > 1 for one in kept):
+            return (spec,), until  # what differs, `declare` tells
+        described = f"{spec.partitions} partitions, ordered={spec.ordered}"
+        if all((one.partitions, one.ordered) != (spec.partitions, spec.ordered) for one in kept):
+            raise ConfigurationError(
+                f"Topic {spec.name} has {kept[-1].partitions} partitions, ordered={kept[-1].ordered}, in generation "
+                f"{kept[-1].generation}, and this program asks for {described}: say the same, or begin a new generation"
+            )
+        return kept, until
+
+    async def _move(self, name: str, known: Sequence[TopicSpec], kept: tuple[TopicSpec, ...]) -> None:
+        broker = self._routing.of(name)
+        new = [one for one in kept if one not in known]
+        groups = [group for group in self._groups if group.topic.name == name]
+        for one in new:
+            its_groups = [self.in_generation(group, one) for group in groups]
+            await broker.adapter.declare(Topology((one,), tuple(its_groups), self._settings.topology))
+        if known[-1].ordered:
+            await broker.publisher.idle(name)
+        self._kept[name] = kept
 
     async def declare(
         self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec], mode: TopologyMode | None = None
     ) -> None:
         """Declare on the broker what was not declared before; `mode` goes before the settings' topology."""
-        mode = mode or self._settings.topology or "declare"
         wanted: dict[Broker, tuple[dict[str, TopicSpec], list[GroupSpec]]] = {}
         for spec in (*topics, *(group.topic for group in groups)):
             wanted.setdefault(self._routing.of(spec.name), ({}, []))[0][spec.name] = spec
         for group in groups:
             wanted[self._routing.of(group.topic.name)][1].append(group)
         for broker, (its_topics, its_groups) in wanted.items():
-            async with self._declaring.setdefault(broker, asyncio.Lock()):
-                new_topics = tuple(spec for name, spec in its_topics.items() if name not in self._declared)
-                new_groups = tuple(group for group in its_groups if group not in self._groups)
-                if new_topics or new_groups:
-                    await broker.adapter.declare(Topology(new_topics, new_groups, mode))
-                    self._declared.update((spec.name, spec) for spec in new_topics)
-                    self._groups.update(new_groups)
+            async with self._lock(broker):
+                await self._declare(broker, its_topics, its_groups, mode)
+
+    async def _declare(
+        self,
+        broker: Broker,
+        topics: Mapping[str, TopicSpec],
+        groups: Sequence[GroupSpec],
+        mode: TopologyMode | None = None,
+    ) -> None:
+        """Each on every generation that is kept of its topic."""
+        looked = {name: await self._look(spec) for name, spec in topics.items() if name not in self._kept}
+        new_topics = [one for kept, _ in looked.values() for one in kept]
+        groups = [group for group in groups if group not in self._groups]
+        new_groups: list[GroupSpec] = []
+        for group in groups:
+            kept, _ = looked.get(group.topic.name) or (self.kept(group.topic), 0.0)
+            new_groups += [self.in_generation(group, one) for one in kept]
+        if new_topics or new_groups:
+            mode = mode or self._settings.topology or "declare"
+            await broker.adapter.declare(Topology(tuple(new_topics), tuple(new_groups), mode))
+        for name, (kept, until) in looked.items():
+            self._kept[name], self._known_until[name] = kept, until
+        self._groups.update(groups)
+
+    def _lock(self, broker: Broker) -> asyncio.Lock:
+        return self._declaring.setdefault(broker, asyncio.Lock())
 
     def forget(self, group: GroupSpec) -> None:
         """The group was deleted."""

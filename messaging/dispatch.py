@@ -392,7 +392,15 @@ class Dispatcher:
             ]
             self._forget_lost(lost, "the broker gave it to another member")
 
-    # --- health ------------------------------------------------------------------------------------------------
+    # --- looking in ------------------------------------------------------------------------------------------------
+
+    @property
+    def binding(self) -> Binding:
+        return self._binding
+
+    def held(self, partition: int) -> Collection[RawDelivery]:
+        """What of this partition is not settled yet, parked or not."""
+        return self._lanes.of_partitions({partition})
 
     @property
     def topic(self) -> str:

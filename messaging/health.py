@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import BrokerHealth
     from messaging.dispatch import Dispatcher
+    from messaging.generations import Subscriber
     from messaging.routing import Broker
 
 
@@ -66,7 +67,7 @@ class Health:
 
 def assess(
     brokers: Mapping[Broker, BrokerHealth],
-    dispatchers: Sequence[tuple[Broker, Dispatcher]],
+    dispatchers: Sequence[tuple[Broker, Dispatcher | Subscriber]],
     *,
     late_replies: int,
     fatal: BaseException | None,

@@ -8,7 +8,7 @@ callers wait for room (20).
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -80,6 +80,10 @@ class Publisher:
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._outstanding = 0
+        self._calls: Counter[str] = Counter()
+        """Calls under way for each ordered topic."""
+        self._ended = asyncio.Event()
+        """One of these has ended."""
         self._abandoned = 0
         self._starting = False
         self._closed = False
@@ -95,6 +99,9 @@ class Publisher:
         if self._closed:
             raise Closed("The bus is closed: nothing can be published any more")
         call = _Call(messages, self._numbers)
+        topic = messages[0].topic.name if messages[0].topic.ordered else None
+        if topic is not None:
+            self._calls[topic] += 1
         if self._waiting or self._outstanding >= OUTSTANDING:
             self._waiting[call] = None
         else:
@@ -112,6 +119,16 @@ class Publisher:
             if call.missing:
                 self._abandon(call)
             call.items.clear()  # they know the call: a circle would cost collections of garbage
+            if topic is not None:
+                self._calls[topic] -= 1
+                self._ended.set()
+
+    async def idle(self, topic: str) -> None:
+        """Wait until no call for this ordered topic is under way."""
+        while self._calls[topic]:
+            self._ended.clear()
+            await self._ended.wait()
+        del self._calls[topic]
 
     async def close(self, within: float) -> None:
         """Refuse new messages, send what waits; after `within` seconds, or when this is cancelled, what waits is not

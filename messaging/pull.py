@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding
-from messaging.dispatch import Dispatcher
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
 from messaging.message import OUTCOMES, T
 from messaging.middleware.retry import RetryPolicy, retrying
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Capability, RawDelivery, Settled, Start
     from messaging.bus import Bus
+    from messaging.dispatch import Dispatcher
+    from messaging.generations import Subscriber
     from messaging.message import Delivery, Outcome, Topic
 
 REMEMBERED = 1000
@@ -60,7 +61,7 @@ class Pull(Generic[T]):
         self._by_raw: dict[RawDelivery, int] = {}
         self._gone: dict[int, tuple[Delivery[Any], SettleError]] = {}
         self._arrived = asyncio.Event()
-        self._dispatcher: Dispatcher | None = None
+        self._dispatcher: Dispatcher | Subscriber | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,7 +87,7 @@ class Pull(Generic[T]):
             max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
             observer=self,
         )
-        self._dispatcher = Dispatcher(broker.adapter, binding, self._bus.clock)
+        self._dispatcher = self._bus.subscriber(binding)
         self._bus.dispatchers.append(self._dispatcher)
         self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
         self._task.add_done_callback(self._ended)

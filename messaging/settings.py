@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     connect_timeout: Timeout = 10.0
     publish_timeout: Timeout = 30.0
     request_timeout: Timeout = 30.0
+    generation_interval: Timeout = 5.0
+    """How often a running program looks whether a topic has a new generation; the same in all its programs."""
     drain_timeout: Seconds = 30.0
     """The grace period: how long running handlers may go on when the program ends."""
     app: AppSettings = AppSettings()

@@ -29,6 +29,8 @@ logger = logging.getLogger("messaging")
 
 SUSPECT_AFTER = 3
 """Returns without a recorded failure after which a message is run alone (semantics 3)."""
+CONTROL = "messaging."
+"""What the type of a message begins with that may be for us, and not for a handler."""
 ABANDON_AFTER = 5.0
 """Seconds given to a handler that was cancelled, before it is left behind."""
 
@@ -209,6 +211,14 @@ class Workers:
         if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):
             return Release()
         message = raw.message
+        if (
+            message.type is not None
+            and message.type.startswith(CONTROL)
+            and self._binding.control is not None
+        ):
+            outcome = await self._binding.control(raw)
+            if outcome is not None:
+                return outcome
         try:
             payload = self._binding.codec.decode(message.body, message.content_type)
         except DecodeError as error:

@@ -10,13 +10,14 @@ from messaging.errors import Closed, TopicNotFound
 from messaging_memory.broker import Broker, Connection
 from messaging_memory.consumer import MemoryConsumer
 from messaging_memory.dead_letters import MemoryDeadLetters
+from messaging_memory.ownership import OwnedGroup
 from messaging_memory.publisher import Publisher
 from messaging_memory.replies import MemoryReplyInbox, Replier
 from messaging_memory.settings import Settings
 from messaging_memory.topology import Declarer, physical_group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         Ownership,
         ReplyInbox,
         Subscription,
+        TopicSpec,
         Topology,
     )
     from messaging.errors import PublishError
@@ -78,6 +80,7 @@ class MemoryAdapter(Adapter):
             requests=_NATIVE,
             history=Capability("native", "handled messages are kept as far as the option history says"),
             no_group=_NATIVE,
+            generations=_NATIVE,
             crash_guard=Capability(
                 "native", "a member that is lost; the broker does not outlive the process"
             ),
@@ -174,6 +177,23 @@ class MemoryAdapter(Adapter):
             return
         self._broker.delete_group(topic, physical_group(group))
 
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        self._ensure()
+        return self._declarer.generations(topic)
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        self._ensure()
+        self._declarer.begin_generation(topic)
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        self._ensure()
+        found = self._declarer.group(group)
+        return isinstance(found, OwnedGroup) and found.finish(partition)
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        self._ensure()
+        return self._declarer.group(group).finished
+
     async def health(self) -> BrokerHealth:
         if not self._open or not self._broker.reachable:
             state = "disconnected" if self._open else "not open"
@@ -186,7 +206,7 @@ class MemoryAdapter(Adapter):
         for name, spec in self._declarer.topics.items():
             if (topic := self._broker.topics.get(name)) is not None:
                 topic.expire(now)
-                infos += [group.info(spec.name) for group in topic.groups.values()]
+                infos += [group.info(spec) for group in topic.groups.values()]
         return infos
 
     def _ensure(self) -> None:

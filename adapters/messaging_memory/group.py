@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from messaging.adapter import Ownership, Settled, Settlement
+    from messaging.adapter import Ownership, Settled, Settlement, TopicSpec
     from messaging.clock import Clock, Timer
     from messaging.errors import MessagingError
     from messaging_memory.log import TopicLog
@@ -129,6 +129,8 @@ class Group(ABC):
         self.dead: dict[int, DeadLetter] = {}
         self.lost = 0
         """Messages that the topic's retention took before the group read them."""
+        self.finished: set[int] = set()
+        """Partitions of a former generation that are handled."""
         self.lapsed = 0
         """Deliveries whose lease ended before they were settled."""
         self.clock = clock
@@ -406,7 +408,7 @@ class Group(ABC):
 
     # What is told to operators
 
-    def info(self, topic: str) -> GroupInfo:
+    def info(self, topic: TopicSpec) -> GroupInfo:
         """Lag counts what waits to be handed over, for the first time or again."""
         waiting = list(self._waiting_entries())
         unread = sum(
@@ -414,12 +416,14 @@ class Group(ABC):
             for partition, cursor in zip(self.topic.partitions, self.cursors, strict=True)
         )
         return GroupInfo(
-            topic=topic,
+            topic=topic.name,
             group=self.name,
             lag=unread + len(waiting),
             members=len(self.members),
             dead_letters=len(self.dead),
             oldest=self._oldest(waiting),
+            generation=topic.generation,
+            ordered=self.ordered,
         )
 
     def _oldest(self, waiting: Sequence[Entry]) -> float | None:

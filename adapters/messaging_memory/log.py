@@ -64,6 +64,8 @@ class TopicLog:
         self.history = history
         self.partitions = [Partition(number) for number in range(partitions)]
         self.groups: dict[str, Group] = {}
+        self.successors: list[TopicLog] = []
+        """Of a first generation: the later ones, in their order."""
 
     def trim(self) -> None:
         """Forget, now and then, what every group has read, but for the history kept for groups to come."""

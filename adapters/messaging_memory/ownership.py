@@ -107,6 +107,14 @@ class OwnedGroup(Group):
         if deliveries:
             member.ownership.on_lost(deliveries, reason)
 
+    def finish(self, number: int) -> bool:
+        """Whether nothing of the partition waits here, for its turn or for its time."""
+        owned = self.owned[number]
+        if owned.parked or owned.back or owned.redriven:
+            return False
+        self.finished.add(number)
+        return True
+
     # Handing over
 
     def take(self, member: Member, limit: int) -> list[RawDelivery]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from messaging.errors import ConfigurationError
@@ -20,7 +21,7 @@ def physical_topic(spec: TopicSpec, namespace: str | None) -> str:
     """The broker's name of a topic; an adopted one is used as it is (17)."""
     if spec.native is not None:
         return spec.native
-    return physical(RULES, "topic", topic=spec.name, namespace=namespace)
+    return physical(RULES, "topic", topic=spec.name, namespace=namespace, generation=spec.generation)
 
 
 def physical_group(spec: GroupSpec) -> str:
@@ -61,6 +62,23 @@ class Declarer:
                 )
         for spec in specs:
             self.topics[physical_topic(spec, self._namespace)] = spec
+        self._broker.touch()
+
+    def generations(self, spec: TopicSpec) -> list[TopicSpec]:
+        """The first, if it is there, and those that were begun."""
+        first = replace(spec, generation=1)
+        known = self._broker.topics.get(physical_topic(first, self._namespace))
+        if known is None:
+            return []
+        return [
+            replace(spec, generation=number, partitions=len(log.partitions), ordered=log.ordered)
+            for number, log in enumerate([known, *known.successors], 1)
+        ]
+
+    def begin_generation(self, spec: TopicSpec) -> None:
+        log, first = self.topic(spec), self.topic(replace(spec, generation=1))
+        if log not in first.successors:
+            first.successors.append(log)
         self._broker.touch()
 
     def topic(self, spec: TopicSpec) -> TopicLog:

@@ -11,6 +11,7 @@ from messaging.message import Receipt
 from messaging_rabbitmq.connection import Link
 from messaging_rabbitmq.consumer import SharedConsumer
 from messaging_rabbitmq.dead_letters import RabbitMQDeadLetters
+from messaging_rabbitmq.generations import Generations
 from messaging_rabbitmq.names import Names
 from messaging_rabbitmq.partitioned import PartitionedConsumer
 from messaging_rabbitmq.properties import Parcel, outgoing
@@ -22,7 +23,7 @@ from messaging_rabbitmq.status import group_infos
 from messaging_rabbitmq.topology import TopologyKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -67,6 +68,8 @@ class RabbitMQAdapter(Adapter):
         """Ordered topics of which a message was once not confirmed."""
         # What was deleted together with the broker's data must be looked for again.
         consuming.on_loss.add(lambda _: self._session.topology.forget())
+        self._generations = Generations(consuming, names)
+        consuming.on_loss.add(lambda _: self._generations.forget())
         self._capabilities = _capabilities(settings)
 
     @classmethod
@@ -106,13 +109,13 @@ class RabbitMQAdapter(Adapter):
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         self._session.publishing.check_open()
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
-        missing = await self._missing_topics({one.topic.name: one.topic for one in messages})
+        missing = await self._missing_topics({_place(one.topic): one.topic for one in messages})
         failed: dict[tuple[str, int], PublishError] = {}
         parcels: list[Parcel] = []
         sent: list[int] = []
         for index, one in enumerate(messages):
             place = (one.topic.name, one.partition)
-            error = missing.get(one.topic.name) or failed.get(place)
+            error = missing.get(_place(one.topic)) or failed.get(place)
             if error is None:
                 try:
                     parcels.append(self._parcel(one))
@@ -141,17 +144,19 @@ class RabbitMQAdapter(Adapter):
                     self._careful.add(one.topic.name)
         return results
 
-    async def _missing_topics(self, topics: dict[str, TopicSpec]) -> dict[str, PublishError]:
-        missing: dict[str, PublishError] = {}
-        for name, topic in topics.items():
+    async def _missing_topics(
+        self, topics: dict[tuple[str, int], TopicSpec]
+    ) -> dict[tuple[str, int], PublishError]:
+        missing: dict[tuple[str, int], PublishError] = {}
+        for place, topic in topics.items():
             try:
                 await self._session.topology.exchange_exists(topic)
             except PublishError as error:
-                missing[name] = error
+                missing[place] = error
             except MessagingError as error:
-                unsent = PublishError(f"nothing was published to topic {name}: {error}")
+                unsent = PublishError(f"nothing was published to topic {topic.name}: {error}")
                 unsent.__cause__ = error
-                missing[name] = unsent
+                missing[place] = unsent
         return missing
 
     def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> list[list[int]]:
@@ -203,6 +208,19 @@ class RabbitMQAdapter(Adapter):
     async def delete_group(self, group: GroupSpec) -> None:
         await self._session.topology.delete_group(group)
 
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        return await self._generations.kept(topic)
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        await self._generations.begin(topic)
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        await self._generations.finish(group, partition)
+        return True
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        return await self._generations.finished(group)
+
     async def health(self) -> BrokerHealth:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
@@ -247,6 +265,10 @@ def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:
     return Unrouted(one.message.id, one.partition)
 
 
+def _place(topic: TopicSpec) -> tuple[str, int]:
+    return topic.name, topic.generation
+
+
 def _capabilities(settings: RabbitMQSettings, version: str = "") -> Capabilities:
     native = Capability("native")
     return Capabilities(
@@ -270,6 +292,7 @@ def _capabilities(settings: RabbitMQSettings, version: str = "") -> Capabilities
             "a queue keeps nothing that was handled; declare the group before the first publish",
         ),
         no_group=Capability("native", "an unroutable message comes back"),
+        generations=Capability("emulated", "exchanges and queues of their own; marks tell which are kept"),
         crash_guard=Capability(
             "emulated",
             "quorum queues count hand-overs; the mark is a copy, or an entry in a queue of marks",

@@ -24,7 +24,7 @@ class Names:
     namespace: str | None
 
     def exchange(self, topic: TopicSpec) -> str:
-        return topic.native or physical(EXCHANGES, "topic", topic=topic.name, namespace=self.namespace)
+        return topic.native or self._about(EXCHANGES, "topic", topic)
 
     def alternate(self, topic: TopicSpec) -> str:
         """Where foreign routing keys go. It is an argument of the topic's exchange, so that the broker itself
@@ -35,10 +35,18 @@ class Names:
         return f"p{topic.partitions}{order}:{whose}"
 
     def ingress(self, topic: TopicSpec) -> str:
-        return physical(QUEUES, "ingress", topic=topic.name, namespace=self.namespace)
+        return self._about(QUEUES, "ingress", topic)
 
     def registry(self, topic: TopicSpec) -> str:
-        return physical(QUEUES, "groups", topic=topic.name, namespace=self.namespace)
+        return self._about(QUEUES, "groups", topic)
+
+    def written(self, topic: TopicSpec) -> str:
+        """The exchange that marks a generation as begun."""
+        return self._about(EXCHANGES, "written", topic)
+
+    def finished(self, group: GroupSpec, partition: int) -> str:
+        """The exchange that marks a partition of a former generation as handled."""
+        return self._of(group, "finished", partition, rules=EXCHANGES)
 
     def queue(self, group: GroupSpec, partition: int | None = None) -> str:
         """The queue that a group consumes: one for each partition where it keeps order."""
@@ -70,12 +78,18 @@ class Names:
     def reply(self, unique: str) -> str:
         return physical(QUEUES, "reply", topic=unique, namespace=self.namespace)
 
-    def _of(self, group: GroupSpec, role: str, partition: int | None = None) -> str:
+    def _about(self, rules: NameRules, role: str, topic: TopicSpec) -> str:
+        return physical(rules, role, topic=topic.name, namespace=self.namespace, generation=topic.generation)
+
+    def _of(
+        self, group: GroupSpec, role: str, partition: int | None = None, *, rules: NameRules = QUEUES
+    ) -> str:
         return physical(
-            QUEUES,
+            rules,
             role,
             topic=group.topic.name,
             group=group.name,
             partition=partition,
             namespace=self.namespace,
+            generation=group.topic.generation,
         )

@@ -28,8 +28,9 @@ async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupIn
                 continue
             kept = await session.topology.registry.groups(session.names.registry(topic))
             for name, ordered in kept.items():
-                known = groups.get((topic.name, name), GroupSpec(topic, name))
-                groups[topic.name, name] = replace(known, ordered=ordered)
+                place = (topic.name, topic.generation, name)
+                known = groups.get(place, GroupSpec(topic, name))
+                groups[place] = replace(known, ordered=ordered)
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def ask(group: GroupSpec) -> GroupInfo | None:
@@ -65,4 +66,12 @@ async def _info(session: Session, group: GroupSpec) -> GroupInfo | None:
                 dead = (await channel.queue_declare(names.dead(group), passive=True)).message_count
         except ChannelNotFoundEntity:
             return None
-    return GroupInfo(group.topic.name, group.name, lag=lag, members=members, dead_letters=dead)
+    return GroupInfo(
+        group.topic.name,
+        group.name,
+        lag=lag,
+        members=members,
+        dead_letters=dead,
+        generation=group.topic.generation,
+        ordered=group.ordered,
+    )

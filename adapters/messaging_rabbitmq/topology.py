@@ -51,9 +51,11 @@ class TopologyKeeper:
         self._settings = settings
         self.registry = Registry(link, settings.operation_timeout)
         self._mode: TopologyMode = "declare"
-        self.topics: dict[str, TopicSpec] = {}
-        self.groups: dict[tuple[str, str], GroupSpec] = {}
-        self._modes: dict[tuple[str, str], TopologyMode] = {}
+        self.topics: dict[tuple[str, int], TopicSpec] = {}
+        """By name and generation."""
+        self.groups: dict[tuple[str, int, str], GroupSpec] = {}
+        """By the topic's name and generation, and the group's name."""
+        self._modes: dict[tuple[str, int, str], TopologyMode] = {}
         self._known_exchanges: set[str] = set()
         self._known_queues: set[str] = set()
         self._known_shapes: set[str] = set()
@@ -66,19 +68,19 @@ class TopologyKeeper:
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        topics = {topic.name: topic for topic in topology.topics}
+        topics = {(topic.name, topic.generation): topic for topic in topology.topics}
         for group in topology.groups:
-            topics.setdefault(group.topic.name, group.topic)
-        for topic in topics.values():
+            topics.setdefault((group.topic.name, group.topic.generation), group.topic)
+        for place, topic in topics.items():
             if topology.mode != "off":
                 await self._topic(topic, topology.mode)
-            self.topics[topic.name] = topic
+            self.topics[place] = topic
         for group in topology.groups:
             self._check(group)
             if topology.mode != "off":
                 await self._group(group, topology.mode)
-            self.groups[group.topic.name, group.name] = group
-            self._modes[group.topic.name, group.name] = topology.mode
+            self.groups[_place(group)] = group
+            self._modes[_place(group)] = topology.mode
 
     async def exchange_exists(self, topic: TopicSpec) -> None:
         """Raises TopicNotFound. Asked of the broker once a connection: a publish to a missing exchange would cost
@@ -104,7 +106,7 @@ class TopologyKeeper:
         """
         if queue in self._known_queues:
             return True
-        mode = self._modes.get((group.topic.name, group.name), "declare")
+        mode = self._modes.get(_place(group), "declare")
         async with self._link.throwaway(f"declaring queue {queue}") as channel:
             try:
                 if mode == "declare":
@@ -272,7 +274,7 @@ class TopologyKeeper:
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`. An adopted queue is left alone."""
-        self.groups.pop((group.topic.name, group.name), None)
+        self.groups.pop(_place(group), None)
         if group.native is not None:
             return
         async with self.registry_of(group.topic, create=False) as entries:
@@ -304,21 +306,33 @@ class TopologyKeeper:
                 await channel.queue_delete(names.ingress(group.topic))
             for queue in queues:
                 await channel.queue_delete(queue)
+            for partition in range(group.topic.partitions if group.ordered else 0):
+                await channel.exchange_delete(names.finished(group, partition))
 
     def registry_of(self, topic: TopicSpec, *, create: bool) -> AbstractAsyncContextManager[Entries | None]:
         """The topic's groups, held by us alone."""
         return self.registry.held(self._names.registry(topic), create=create)
 
 
+def _place(group: GroupSpec) -> tuple[str, int, str]:
+    return group.topic.name, group.topic.generation, group.name
+
+
+def stored_shape(refusal: str) -> tuple[int, bool] | None:
+    """The partitions and the order that the broker has, out of its refusal of others."""
+    stored = _STORED.search(refusal)
+    return None if stored is None else (int(stored.group(1)), stored.group(2) is not None)
+
+
 def _different(topic: TopicSpec, text: str) -> ConfigurationError:
-    stored = _STORED.search(text)
+    stored = stored_shape(text)
     asked = _spoken(topic.partitions, ordered=topic.ordered)
     if stored is None:
         return ConfigurationError(
             f"topic {topic.name} exists on the broker as another kind of exchange than this program asks for "
             f"({asked}): {text}"
         )
-    kept = _spoken(int(stored.group(1)), ordered=stored.group(2) is not None)
+    kept = _spoken(stored[0], ordered=stored[1])
     return ConfigurationError(
         f"topic {topic.name} has {kept} on the broker, and this program asks for {asked}: the broker's record "
         f"counts. Set the same in the topic or its settings, or use another topic name."

@@ -19,7 +19,7 @@ from messaging_redis.topology import Topics
 from messaging_redis.trimming import Trimmer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Ownership,
         ReplyInbox,
         Subscription,
+        TopicSpec,
         Topology,
     )
     from messaging.errors import PublishError
@@ -84,6 +85,7 @@ class RedisAdapter(Adapter):
                 "native", f"what is not yet handled, and the last {settings.history:g} s (option history)"
             ),
             no_group=Capability("emulated", "the record of groups, looked at before and beside publishing"),
+            generations=Capability("emulated", "streams of their own, and a record of which are kept"),
             crash_guard=Capability("emulated", "the server counts hand-overs; the mark is stored in a hash"),
             lateness=settings.poll,
             max_message_bytes=settings.max_message_bytes,
@@ -158,6 +160,22 @@ class RedisAdapter(Adapter):
         if topic is not None:
             # Nobody else does, where that was the last group; what it had not handled is needed by nobody now.
             await self._trimmer.trim(topic, now=True)
+
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        """See `Adapter.generations`."""
+        return await self._topics.generations(topic)
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.begin_generation`."""
+        await self._topics.begin_generation(topic)
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        """See `Adapter.finish`."""
+        return await self._topics.finish(group, partition)
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        """See `Adapter.finished`."""
+        return await self._topics.finished(group)
 
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`."""

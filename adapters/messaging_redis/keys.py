@@ -1,7 +1,8 @@
 """The names of all keys. Every key of a topic carries one hash tag, so that a topic lives on one shard.
 
 Portable names hold neither `:` nor braces, so these joins are injective (17). A key is
-`<prefix>{<namespace>::<topic>}:<role>[:<group>][:<partition>]`; the namespace and its colons are absent without one.
+`<prefix>{<namespace>::<topic>}:<role>[:<group>][:<partition>]`; the namespace and its colons are absent without one. A
+later generation has `g<number>:` before the role, which no role looks like.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class TopicKeys:
             self.root = f"{settings.prefix}adopted:{{{_hash_tag(spec.native)}}}:{spec.native}"
         else:
             namespace = "" if settings.namespace is None else f"{settings.namespace}::"
-            self.root = f"{settings.prefix}{{{namespace}{check_topic(spec.name)}}}"
+            first = f"{settings.prefix}{{{namespace}{check_topic(spec.name)}}}"
+            self.root = first if spec.generation == 1 else f"{first}:g{spec.generation}"
+            self.generations = f"{first}:generations"
         self.record = f"{self.root}:topic"
         self.groups = f"{self.root}:groups"
         self.trimmed = f"{self.root}:trimmed"
@@ -54,6 +57,8 @@ class GroupKeys:
         self.members = f"{root}:members:{suffix}"
         self.leases = f"{root}:leases:{suffix}"
         self.failures = f"{root}:failures:{suffix}"
+        self.finished = f"{root}:finished:{suffix}"
+        """Partitions of a former generation that the group has handled."""
         self._redrive = f"{root}:redrive:{suffix}"
 
     def redrive(self, partition: int) -> str:
@@ -72,6 +77,7 @@ class GroupKeys:
             self.members,
             self.leases,
             self.failures,
+            self.finished,
             *redrives,
         ]
 

@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 _FORMAT = "1"
-_GENERATION = "1"
+_Place: TypeAlias = "tuple[str, str | None, int]"
 _BEFORE = "18446744073709551615"
 """The last sequence number of a millisecond: the id after which a group starts is exclusive."""
 
@@ -54,8 +54,8 @@ class Topics:
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._settings = connection.settings
-        self._topics: dict[tuple[str, str | None], TopicState] = {}
-        self._groups: dict[tuple[str, str], GroupSpec] = {}
+        self._topics: dict[_Place, TopicState] = {}
+        self._groups: dict[tuple[_Place, str], GroupSpec] = {}
 
     @property
     def states(self) -> Sequence[TopicState]:
@@ -70,19 +70,19 @@ class Topics:
 
     def known(self, topic: TopicSpec) -> TopicState | None:
         """What was declared under this name, if it was."""
-        return self._topics.get((topic.name, topic.native))
+        return self._topics.get(_place(topic))
 
     def _state(self, spec: TopicSpec, mode: TopologyMode) -> TopicState:
-        state = self._topics.get((spec.name, spec.native))
+        state = self._topics.get(_place(spec))
         if state is None:
             return TopicState(spec, TopicKeys(self._settings, spec), mode)
         return state
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        topics = {_place(topic): topic for topic in topology.topics}
         for group in topology.groups:
-            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+            topics.setdefault(_place(group.topic), group.topic)
         for name, topic in topics.items():
             state = TopicState(topic, TopicKeys(self._settings, topic), topology.mode)
             if topic.native is not None:
@@ -91,7 +91,7 @@ class Topics:
                 await self._declare_topic(state)
             self._topics[name] = state
         for group in topology.groups:
-            self._groups[group.topic.name, group.name] = group
+            self._groups[_place(group.topic), group.name] = group
             if group.native is not None:
                 await self._adopt_group(group)
             elif topology.mode != "off":
@@ -103,7 +103,7 @@ class Topics:
             "partitions": str(spec.partitions),
             "ordered": str(int(spec.ordered)),
             "format": _FORMAT,
-            "generation": _GENERATION,
+            "generation": str(spec.generation),
         }
         pairs = [part for pair in wanted.items() for part in pair]
         stored = await self._connection.run(DECLARE_TOPIC, [state.keys.record], [int(create), *pairs])
@@ -126,7 +126,7 @@ class Topics:
         _compare_group(group, stored)
         if lost:
             _log_loss(group, lost)
-        state = self._topics[group.topic.name, group.topic.native]
+        state = self._topics[_place(group.topic)]
         state.routed, state.looked = True, time.monotonic()
 
     async def _make_group(
@@ -141,6 +141,47 @@ class Topics:
         if stored is None:
             return None, 0
         return _record(stored), int(lost)
+
+    async def generations(self, topic: TopicSpec) -> list[TopicSpec]:
+        """See `Adapter.generations`. The first has its record as it always had; the later ones are listed beside it."""
+        first = TopicKeys(self._settings, replace(topic, generation=1))
+        record, later = await self._connection.exchange(
+            first.record, (("HMGET", first.record, "partitions", "ordered"), ("HGETALL", first.generations))
+        )
+        for reply in (record, later):
+            if isinstance(reply, Exception):
+                raise translate(reply, "HGETALL")
+        if record[0] is None:
+            return []
+        found = {1: _shape(*record)}
+        found |= {int(number): _shape(*value.split(b":")) for number, value in as_pairs(later)}
+        return [
+            replace(topic, generation=number, partitions=partitions, ordered=ordered)
+            for number, (partitions, ordered) in sorted(found.items())
+        ]
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.begin_generation`."""
+        key, number = TopicKeys(self._settings, topic).generations, str(topic.generation)
+        shape = f"{topic.partitions}:{int(topic.ordered)}"
+        await self._connection.call(key, "HSETNX", key, number, shape)
+        stored = await self._connection.call(key, "HGET", key, number)
+        if stored is None or stored.decode() != shape:
+            raise ConfigurationError(
+                f"generation {number} of topic {topic.name!r} was begun by somebody else, as {stored!r} and not as "
+                f"{shape!r} (partitions:ordered): look at it before you go on"
+            )
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        """See `Adapter.finish`."""
+        key = self.group_keys(group).finished
+        await self._connection.call(key, "SADD", key, str(partition))
+        return True
+
+    async def finished(self, group: GroupSpec) -> set[int]:
+        """See `Adapter.finished`."""
+        key = self.group_keys(group).finished
+        return {int(number) for number in await self._connection.call(key, "SMEMBERS", key)}
 
     async def restore(self, group: GroupSpec) -> None:
         """Make a group anew that its streams have lost, from their beginning, and say so.
@@ -200,7 +241,7 @@ class Topics:
         state.found = True
 
     async def _adopt_group(self, group: GroupSpec) -> None:
-        state = self._topics[group.topic.name, group.topic.native]
+        state = self._topics[_place(group.topic)]
         if group.native not in await self._stream_groups(state):
             raise TopicNotFound(
                 f"stream {state.keys.streams[0]!r} has no consumer group {group.native!r} to adopt: create it first"
@@ -223,7 +264,7 @@ class Topics:
             groups = [
                 group
                 for group in self._groups.values()
-                if group.topic.name == state.spec.name and group.native is not None
+                if _place(group.topic) == _place(state.spec) and group.native is not None
             ]
             if state.spec.native is None:
                 stored = await self._connection.call(state.keys.groups, "HGETALL", state.keys.groups)
@@ -251,6 +292,8 @@ class Topics:
             members=members,
             dead_letters=dead,
             oldest=None if oldest < 0 else max(0.0, (now - oldest) / 1000),
+            generation=state.spec.generation,
+            ordered=group.ordered,
         )
 
     async def check(self, group: GroupSpec) -> None:
@@ -302,10 +345,19 @@ class Topics:
         await self._connection.run(
             DELETE_GROUP, [keys.topic.groups, *streams, *keys.own], [group.name, keys.name, len(streams)]
         )
-        self._groups.pop((group.topic.name, group.name), None)
+        self._groups.pop((_place(group.topic), group.name), None)
         if (state := self.known(group.topic)) is not None:
             state.routed = False
         return topic
+
+
+def _place(topic: TopicSpec) -> _Place:
+    """What tells one topic, and one generation of it, from all others."""
+    return topic.name, topic.native, topic.generation
+
+
+def _shape(partitions: bytes, ordered: bytes) -> tuple[int, bool]:
+    return int(partitions), ordered == b"1"
 
 
 def _record(stored: bytes) -> dict[str, Any]:

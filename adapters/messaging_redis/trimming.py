@@ -22,7 +22,8 @@ class Trimmer:
     def __init__(self, connection: RedisConnection, topics: Topics) -> None:
         self._connection = connection
         self._topics = topics
-        self._next: dict[str, float] = {}
+        self._next: dict[tuple[str, int], float] = {}
+        """By the topic's name and generation."""
         self.lost = 0
         """Messages that the retention removed before every group had handled them."""
 
@@ -30,9 +31,10 @@ class Trimmer:
         """Trim the topic if it is due, or now. An adopted stream is left alone: its owner decides what it keeps."""
         started = time.monotonic()
         settings = self._connection.settings
-        if topic.native is not None or (not now and started < self._next.get(topic.name, 0.0)):
+        place = (topic.name, topic.generation)
+        if topic.native is not None or (not now and started < self._next.get(place, 0.0)):
             return
-        self._next[topic.name] = started + settings.trim_interval
+        self._next[place] = started + settings.trim_interval
         keys = self._topics.keys(topic)
         retention = -1 if topic.retention is None else int(topic.retention * 1000)
         history = settings.history if topic.retention is None else min(settings.history, topic.retention)

@@ -22,6 +22,7 @@ AREAS = (
     "requests",
     "idempotency",
     "topology",
+    "generations",
     "validation",
     "foreign",
     "crash",
@@ -35,6 +36,7 @@ CAPABILITIES = {
     "requests": "A request gets its own reply",
     "history": "A new group may start at earlier messages",
     "no_group": "A publish that no group gets can be told",
+    "generations": "Partitions and order can be changed while programs run",
     "crash_guard": "A message that kills its process ends as a dead letter, alone",
 }
 """The promises that an adapter declares, as `messaging.adapter.Capabilities` names them."""

@@ -173,7 +173,12 @@ class BrokerUnderTest:
 
     async def clean(self) -> None:
         """Delete the groups that the case has used."""
-        for topic, group in dict.fromkeys(self._used):
+        used: dict[tuple[str, str], Topic[Any]] = {}
+        for topic, group in self._used:
+            used.setdefault(
+                (topic.name, group), topic
+            )  # it may have been described in several ways, one after another
+        for (_, group), topic in used.items():
             await self.bus.delete_group(topic, group=group)
 
     def _name(self, label: str) -> str:

@@ -1,4 +1,4 @@
-"""The `messaging` command: what is in force, and the dead letters of a group."""
+"""The `messaging` command: what is in force, the dead letters of a group, the generations of a topic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from messaging.cli import config, dead_letters
+from messaging.cli import config, dead_letters, generations
 from messaging.errors import MessagingError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True)
     config.add(commands)
     dead_letters.add(commands)
+    generations.add(commands)
     return made
 
 

@@ -262,7 +262,7 @@ async def test_an_error_of_the_body_is_not_hidden_by_what_follows_from_it(bus, c
     with pytest.raises(KeyError):
         async with app.running(bus):
             await clock.settle()
-            consumer = group_of(bus, "a")._consumer
+            consumer = group_of(bus, "a")._dispatchers[1]._consumer
             consumer.close = broken_close
             raise KeyError("mine")
     del consumer.close
@@ -282,7 +282,7 @@ async def test_a_fatal_error_of_one_subscription_cancels_the_body_and_ends_the_o
     with pytest.raises(AuthenticationFailed) as raised:
         async with app.running(bus):
             await clock.settle()
-            group_of(bus, "a")._consumer.receive = refused
+            group_of(bus, "a")._dispatchers[1]._consumer.receive = refused
             try:
                 await clock.advance(2)
                 await asyncio.Event().wait()

@@ -52,7 +52,7 @@ class OneBroker(Routing):
 
 
 def with_settings(adapter, **settings):
-    return Catalogue(OneBroker(adapter), Settings(**settings))
+    return Catalogue(OneBroker(adapter), Settings(**settings), VirtualClock())
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ async def test_a_subscription_that_ended_for_good_is_red_with_its_reason(bus, cl
             async def refused(*_):
                 raise AuthenticationFailed("the password was changed")
 
-            bus.dispatchers[0]._consumer.receive = refused
+            bus.dispatchers[0]._dispatchers[1]._consumer.receive = refused
             await clock.advance(5)
             await asyncio.sleep(3600)
 

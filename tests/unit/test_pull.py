@@ -167,7 +167,7 @@ async def test_what_the_program_decided_too_late_is_not_taken_for_settled(bus, c
     async with bus.consume(jobs, group="audit") as pull:
         (delivery,) = await taken(pull, clock)
         pull._dispatcher.stop()
-        while not pull._dispatcher._workers._interrupted:
+        while not pull._dispatcher._dispatchers[1]._workers._interrupted:
             await asyncio.sleep(0)
 
         with pytest.raises(LeaseLost, match="given back"):
@@ -213,7 +213,7 @@ async def fail_for_good(bus, clock, pull):
     async def refused(*_):
         raise AuthenticationFailed("the password was changed")
 
-    pull._dispatcher._consumer.receive = refused
+    pull._dispatcher._dispatchers[1]._consumer.receive = refused
     await clock.advance(2)
 
 
@@ -258,14 +258,14 @@ async def test_a_cancelled_exit_leaves_nothing_running(bus, clock):
     pull = bus.consume(jobs, group="audit")
     await pull.__aenter__()
     await clock.settle()
-    pull._dispatcher._consumer.close = asyncio.Event().wait
+    pull._dispatcher._dispatchers[1]._consumer.close = asyncio.Event().wait
     leaving = asyncio.create_task(pull.__aexit__(None, None, None))
     await clock.settle()
     assert not leaving.done()
 
     leaving.cancel()
     await asyncio.wait((leaving,))
-    del pull._dispatcher._consumer.close
+    del pull._dispatcher._dispatchers[1]._consumer.close
 
     assert leaving.cancelled()
     assert pull._task.done()

@@ -7,10 +7,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 from messaging_contracts.case import cases
+from messaging_contracts.cases import generations as changes
 from messaging_contracts.ledger import Patience
 from messaging_contracts.runner import run
 from messaging_contracts.targets import target_of, with_options
-from tests.contract.mutants import consuming, handling, operating, publishing  # noqa: F401  they register theirs
+from tests.contract.mutants import (  # noqa: F401  they register theirs
+    consuming,
+    generations,
+    handling,
+    operating,
+    publishing,
+)
 from tests.contract.mutants.mutant import MUTANTS
 
 CASES = {case.name: case for case in cases()}
@@ -20,20 +27,25 @@ AT_ONCE = 4
 PATIENCE = 0.6
 """Seconds that a case waits here for what must come: a mutant may make it wait for ever."""
 SLOW = {
+    "a_backlog_in_two_generations_is_handled_in_order": 2.0,
     "a_delayed_retry_outlives_the_member_that_failed": 1.2,
     "a_delivery_whose_lease_has_ended_belongs_to_another": 2.0,
     "a_failing_key_does_not_stall_other_keys": 1.4,
+    "a_failing_key_holds_its_messages_of_the_next_generation": 3.0,
     "a_frozen_member_loses_its_messages_and_spoils_nothing": 3.0,
     "a_member_that_joins_takes_part": 1.6,
     "a_message_that_kills_its_process_ends_as_a_dead_letter_alone": 1.2,
     "a_policy_says_how_long_to_wait": 1.2,
+    "a_program_may_describe_any_kept_generation_and_no_other": 2.0,
     "a_release_waits_as_long_as_it_says": 1.0,
     "a_retry_is_never_early_and_hardly_late": 1.8,
     "a_slow_handler_keeps_its_message": 3.2,
+    "a_topic_without_order_changes_and_loses_nothing": 2.0,
     "a_woken_member_starts_nothing_that_others_have_handled": 3.0,
     "an_attempt_survives_the_member_that_failed": 1.6,
     "failing_messages_do_not_stall_the_others": 0.9,
     "members_of_a_group_share_its_messages": 1.0,
+    "order_holds_while_the_partitions_change": 3.0,
     "what_a_killed_member_was_giving_up_is_kept": 1.2,
 }
 """Cases that need longer, when all is well."""
@@ -57,6 +69,7 @@ class Lab:
 
 
 def failures_on(mutant, names, server):
+    changes.INTERVAL, changes.GRACE = 0.1, 0.4
     Patience.seconds = max(SLOW.get(name, PATIENCE) for name in names)
     url = f"memory://{secrets.token_hex(6)}"
     if server is not None:

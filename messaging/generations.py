@@ -1,0 +1,348 @@
+"""A topic whose partitions or order change: generations, read side by side and in their order (semantics 16).
+
+Each generation is a topic of its own on the broker. Publishers write to the last one; they look which it is every
+`generation_interval` seconds. A group reads all that are kept. Where it keeps order, it reads a generation only when
+each former one is finished: behind the last message of every partition lies an end mark, and a partition is finished
+when its owner holds nothing before the mark any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
+from messaging.clock import sleep
+from messaging.dispatch import Dispatcher
+from messaging.errors import (
+    ConfigurationError,
+    MessagingError,
+    PublishError,
+    TopicNotFound,
+    UnsupportedCapability,
+)
+from messaging.ids import new_id
+from messaging.message import Ack, Message, Release
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from messaging.adapter import Adapter, Gone, RawDelivery, TopicSpec
+    from messaging.binding import Binding
+    from messaging.catalogue import Catalogue
+    from messaging.clock import Clock
+    from messaging.health import SubscriptionHealth
+    from messaging.message import Delivery, Outcome
+
+logger = logging.getLogger("messaging")
+
+END = "messaging.generation.end"
+"""The `type` of an end mark."""
+LOOK_AGAIN = 0.1
+"""Seconds for which an end mark waits while something before it is not finished."""
+
+
+def kept_apart(adapter: Adapter) -> bool:
+    """Whether this broker can change a topic."""
+    return adapter.capabilities.generations.level != "unsupported"
+
+
+class Subscriber:
+    """Runs one subscription on every generation of its topic; to the outside it is one dispatcher."""
+
+    def __init__(
+        self, adapter: Adapter, catalogue: Catalogue, binding: Binding, clock: Clock, interval: float
+    ) -> None:
+        self._adapter = adapter
+        self._catalogue = catalogue
+        self._binding = binding
+        self._clock = clock
+        self._interval = interval
+        self._dispatchers: dict[int, Dispatcher] = {}
+        self._limit = _Limit(binding.subscription.concurrency)
+        self._stop = asyncio.Event()
+
+    @property
+    def topic(self) -> str:
+        return self._binding.subscription.group.topic.name
+
+    @property
+    def group(self) -> str:
+        return self._binding.subscription.group.name
+
+    async def run(self) -> None:
+        """As `Dispatcher.run`."""
+        failed: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch(tasks), name="messaging-generations")
+                await self._stop.wait()
+                watching.cancel()
+                for dispatcher in self._dispatchers.values():
+                    dispatcher.stop()
+        except BaseExceptionGroup as group:
+            # The first error ended the task group; the others only followed from it.
+            failed = group.exceptions[0]
+        if failed is not None:
+            raise failed
+
+    def stop(self) -> None:
+        """As `Dispatcher.stop`."""
+        self._stop.set()
+
+    def health(
+        self, *, broker: str, lag: int | None, oldest: float | None, dead_letters: int | None
+    ) -> SubscriptionHealth:
+        """All generations together."""
+        dispatchers = list(self._dispatchers.values()) or [self._dispatcher(self._kept[0])]
+        states = [
+            one.health(broker=broker, lag=lag, oldest=oldest, dead_letters=dead_letters)
+            for one in dispatchers
+        ]
+        return replace(  # the counters are shared
+            states[0],
+            receiving=all(state.receiving for state in states),
+            running=sum(state.running for state in states),
+            held=sum(state.held for state in states),
+            parked=sum(state.parked for state in states),
+            parked_full=any(state.parked_full for state in states),
+            last_error=next((state.last_error for state in states if state.last_error), None),
+        )
+
+    @property
+    def _kept(self) -> Sequence[TopicSpec]:
+        return self._catalogue.kept(self._binding.subscription.group.topic)
+
+    def _group(self, spec: TopicSpec) -> GroupSpec:
+        return self._catalogue.in_generation(self._binding.subscription.group, spec)
+
+    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            for spec in self._kept:
+                if spec.generation not in self._dispatchers and await self._may_start(spec):
+                    dispatcher = self._dispatcher(spec)
+                    tasks.create_task(dispatcher.run(), name=f"messaging-{self.topic}-{spec.generation}")
+            await sleep(self._clock, self._interval)
+            try:
+                await self._catalogue.refresh(self._binding.subscription.group.topic)
+            except MessagingError as error:
+                logger.debug("the generations of %s could not be read: %s", self.topic, error)
+
+    async def _may_start(self, spec: TopicSpec) -> bool:
+        """Whether nothing of a former generation can be overtaken any more (7)."""
+        if not self._group(spec).ordered:
+            return True
+        try:
+            for former in self._kept:
+                if former.generation < spec.generation and self._group(former).ordered:
+                    finished = await self._adapter.finished(self._group(former))
+                    if len(set(finished)) < former.partitions:
+                        return False
+        except MessagingError as error:
+            logger.debug("what is finished of %s could not be read: %s", self.topic, error)
+            return False
+        return True
+
+    def _dispatcher(self, spec: TopicSpec) -> Dispatcher:
+        binding = self._binding
+        if self._dispatchers:
+            handler = self._limit.around(binding.handler)
+            for known in self._dispatchers.values():
+                known.binding.handler = handler
+        else:
+            handler = binding.handler
+        made = replace(
+            binding,
+            subscription=replace(binding.subscription, group=self._group(spec)),
+            handler=handler,
+            control=lambda raw: self._end_mark(spec, raw),
+        )
+        dispatcher = self._dispatchers[spec.generation] = Dispatcher(self._adapter, made, self._clock)
+        return dispatcher
+
+    async def _end_mark(self, spec: TopicSpec, raw: RawDelivery) -> Outcome | None:
+        """What becomes of an end mark; None for a message that only looks like one."""
+        if raw.message.type != END or spec.generation >= self._kept[-1].generation:
+            return None
+        group = self._group(spec)
+        if not group.ordered:
+            return Ack()
+        held = self._dispatchers[spec.generation].held(raw.partition)
+        if any(one.message.type != END for one in held):
+            return Release(after=LOOK_AGAIN)
+        try:
+            if not await self._adapter.finish(group, raw.partition):
+                return Release(after=LOOK_AGAIN)
+        except MessagingError as error:
+            logger.debug("partition %d of %s was not finished: %s", raw.partition, self.topic, error)
+            return Release(after=1.0)
+        return Ack()
+
+
+class _Limit:
+    """At most so many handlers at once over all generations of a subscription."""
+
+    def __init__(self, most: int) -> None:
+        self._semaphore = asyncio.Semaphore(most)
+
+    def around(
+        self, handler: Callable[[Delivery], Awaitable[Outcome]]
+    ) -> Callable[[Delivery], Awaitable[Outcome]]:
+        async def handle(delivery: Delivery) -> Outcome:
+            async with self._semaphore:
+                return await handler(delivery)
+
+        return handle
+
+
+class KeptLetters(DeadLetterStore):
+    """The dead letters of a group, of all generations of its topic, the oldest generation first."""
+
+    def __init__(self, stores: Callable[[], Awaitable[Sequence[DeadLetterStore]]]) -> None:
+        self._stores = stores
+
+    async def count(self) -> int:
+        return sum([await store.count() for store in await self._stores()])
+
+    def scan(self) -> AbstractAsyncContextManager[AsyncIterator[StoredLetter]]:
+        return self._scan()
+
+    @asynccontextmanager
+    async def _scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
+        async with AsyncExitStack() as stack:
+            scans = [(store, await stack.enter_async_context(store.scan())) for store in await self._stores()]
+            yield _letters(scans)
+
+    async def redrive(
+        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
+    ) -> Sequence[PublishError | Gone | None]:
+        results: dict[int, PublishError | Gone | None] = {}
+        for store, indices in _by_store([letter for letter, _, _ in letters]).items():
+            items = [(letters[index][0].reference[1], *letters[index][1:]) for index in indices]
+            results.update(zip(indices, await store.redrive(items), strict=True))
+        return [results[index] for index in range(len(letters))]
+
+    async def purge(self, letters: Sequence[StoredLetter]) -> int:
+        return sum(
+            [
+                await store.purge([letters[index].reference[1] for index in indices])
+                for store, indices in _by_store(letters).items()
+            ]
+        )
+
+
+async def _letters(
+    scans: Sequence[tuple[DeadLetterStore, AsyncIterator[StoredLetter]]],
+) -> AsyncIterator[StoredLetter]:
+    for store, letters in scans:
+        async for letter in letters:
+            yield StoredLetter(letter.message, letter.failure, (store, letter))
+
+
+def _by_store(letters: Sequence[StoredLetter]) -> dict[DeadLetterStore, list[int]]:
+    found: dict[DeadLetterStore, list[int]] = {}
+    for index, letter in enumerate(letters):
+        found.setdefault(letter.reference[0], []).append(index)
+    return found
+
+
+def merged(infos: Sequence[GroupInfo]) -> list[GroupInfo]:
+    """One for each group: its generations together."""
+    found: dict[tuple[str, str], GroupInfo] = {}
+    for info in infos:
+        known = found.get((info.topic, info.group))
+        if known is not None:
+            ages = [age for age in (known.oldest, info.oldest) if age is not None]
+            info = replace(  # noqa: PLW2901  what is known of the group so far
+                info,
+                lag=_sum(known.lag, info.lag),
+                members=None if known.members is None else max(known.members, info.members or 0),
+                dead_letters=_sum(known.dead_letters, info.dead_letters),
+                oldest=max(ages) if ages else None,
+            )
+        found[info.topic, info.group] = info
+    return list(found.values())
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
+async def begin(
+    adapter: Adapter,
+    topic: TopicSpec,
+    *,
+    partitions: int | None,
+    ordered: bool | None,
+    grace: float,
+    clock: Clock,
+) -> TopicSpec:
+    """Give the topic another number of partitions, or another order, while its programs run; the new generation.
+
+    Its groups are declared on it before anything is written to it. Where both generations keep order, end marks
+    follow behind the last messages of the former one after `grace` seconds: longer than any publisher takes to look
+    again and to have its publishes confirmed. Interrupted, call it again with the same: it goes on.
+
+    Raises UnsupportedCapability, TopicNotFound, ConfigurationError for an illegal number, PublishManyError.
+    """
+    if not kept_apart(adapter):
+        reason = adapter.capabilities.generations.reason
+        raise UnsupportedCapability(
+            f"Topic {topic.name} cannot be changed on {adapter.capabilities.broker}: {reason}"
+        )
+    kept = await adapter.generations(topic)
+    if not kept:
+        raise TopicNotFound(f"Topic {topic.name} does not exist: what is not there needs no new generation")
+    last = kept[-1]
+    wanted = replace(
+        last,
+        generation=last.generation + 1,
+        partitions=last.partitions if partitions is None else partitions,
+        ordered=last.ordered if ordered is None else ordered,
+    )
+    if wanted.partitions < 1:
+        raise ConfigurationError(
+            f"Topic {topic.name} cannot have {wanted.partitions} partitions: one at least"
+        )
+    if (wanted.partitions, wanted.ordered) != (last.partitions, last.ordered):
+        await _declare(adapter, last, wanted)
+        await adapter.begin_generation(wanted)
+        logger.info(
+            "topic %s is written to generation %d from now on: %d partitions, ordered=%s",
+            *(topic.name, wanted.generation, wanted.partitions, wanted.ordered),
+            extra={"topic": topic.name, "generation": wanted.generation},
+        )
+        former, new = last, wanted
+    elif len(kept) > 1:
+        former, new = kept[-2], last
+    else:
+        return last
+    if former.ordered and new.ordered:
+        await sleep(clock, grace)
+        await _end(adapter, former)
+    return new
+
+
+async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None:
+    """The new generation with all groups of the last one. One that gave order up there does so here."""
+    await adapter.declare(Topology(topics=(last,), mode="verify"))
+    groups = [
+        GroupSpec(wanted, info.group, wanted.ordered and (not last.ordered or info.ordered is not False))
+        for info in await adapter.groups()
+        if info.topic == last.name and info.generation == last.generation
+    ]
+    await adapter.declare(Topology((wanted,), groups, "declare"))
+
+
+async def _end(adapter: Adapter, former: TopicSpec) -> None:
+    marks = [
+        Outgoing(former, Message(id=new_id(), topic=former.name, body=b"", type=END), partition)
+        for partition in range(former.partitions)
+    ]
+    for result in await adapter.publish(marks):
+        if isinstance(result, PublishError):
+            raise result

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
 from messaging.errors import Closed, ConfigurationError
+from messaging.generations import subscriber
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
 from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired, Plan, check, plan
@@ -249,7 +250,7 @@ class App:
             for app in family:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
                 dispatchers += [
-                    bus.subscriber(made.within(middleware).bind(bus, [bus, *provided], executor))
+                    subscriber(bus, made.within(middleware).bind(bus, [bus, *provided], executor))
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]
                 app._bus = bus  # noqa: SLF001

@@ -10,14 +10,12 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from math import inf, nan
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import Start, TopicSpec, TopologyMode, Unrouted
 from messaging.catalogue import Catalogue
 from messaging.clock import Clock, SystemClock, timeout
 from messaging.dead_letters import DeadLetters
-from messaging.dispatch import Dispatcher
 from messaging.errors import (
     Closed,
     ConfigurationError,
@@ -31,7 +29,7 @@ from messaging.health import Health, assess
 from messaging.ids import new_id
 from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
 from messaging.middleware.publishing import PublishMiddleware, publish_through
-from messaging.prepare import Options, Preparation
+from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Adapter, Capabilities, DeadLetterStore, GroupInfo
     from messaging.app import App
-    from messaging.binding import Binding
+    from messaging.dispatch import Dispatcher
     from messaging.message import Duration, Key
     from messaging.pull import Pull
     from messaging.settings import Settings
@@ -259,7 +257,7 @@ class Bus:
     ) -> Sequence[Receipt | PublishError]:
         self.check_open()
         messages = self._preparation.messages(topic, payloads, options)
-        remaining = self.settings.publish_timeout if within is None else _checked_timeout(within)
+        remaining = self.settings.publish_timeout if within is None else checked_timeout(within)
         spec = self._catalogue.declared(topic)
         if spec is None:
             spec, remaining = await self._declare_within(topic, remaining)
@@ -317,7 +315,7 @@ class Bus:
         """
         self.check_open()
         topic = endpoint.topic
-        within = self.settings.request_timeout if timeout is None else _checked_timeout(timeout)
+        within = self.settings.request_timeout if timeout is None else checked_timeout(timeout)
 
         async def send(reply_to: str, correlation_id: str) -> None:
             options = Options(
@@ -453,13 +451,6 @@ class Bus:
         """The broker that this topic, or this endpoint's, lives on, with its capabilities and its raw client."""
         return self._routing.of(topic if isinstance(topic, str) else topic.name)
 
-    def subscriber(self, binding: Binding) -> Dispatcher | Subscriber:
-        """What runs one subscription, on its topic's broker."""
-        adapter = self.broker(binding.subscription.group.topic.name).adapter
-        if binding.subscription.group.topic.native is not None or not kept_apart(adapter):
-            return Dispatcher(adapter, binding, self.clock)
-        return Subscriber(adapter, self._catalogue, binding, self.clock, self.settings.generation_interval)
-
     @property
     def routing(self) -> Routing:
         return self._routing
@@ -507,15 +498,3 @@ class Bus:
         if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
             raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")
         return topic
-
-
-def _checked_timeout(given: Duration) -> float:
-    try:
-        within = seconds(given)
-    except (TypeError, ValueError):
-        within = nan
-    if not 0 < within < inf:
-        raise InvalidMessage(
-            f"timeout={given!r}: it takes a number of seconds greater than 0, or a timedelta"
-        )
-    return within

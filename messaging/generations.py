@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
@@ -24,6 +25,7 @@ from messaging.errors import (
     TopicNotFound,
     UnsupportedCapability,
 )
+from messaging.health import SubscriptionHealth
 from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
 
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Adapter, Gone, RawDelivery, TopicSpec
     from messaging.binding import Binding
+    from messaging.bus import Bus
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
-    from messaging.health import SubscriptionHealth
     from messaging.message import Delivery, Outcome
 
 logger = logging.getLogger("messaging")
@@ -49,6 +51,15 @@ LOOK_AGAIN = 0.1
 def kept_apart(adapter: Adapter) -> bool:
     """Whether this broker can change a topic."""
     return adapter.capabilities.generations.level != "unsupported"
+
+
+def subscriber(bus: Bus, binding: Binding) -> Dispatcher | Subscriber:
+    """What runs one subscription, on its topic's broker."""
+    topic = binding.subscription.group.topic
+    adapter = bus.broker(topic.name).adapter
+    if topic.native is not None or not kept_apart(adapter):
+        return Dispatcher(adapter, binding, bus.clock)
+    return Subscriber(adapter, bus.catalogue, binding, bus.clock, bus.settings.generation_interval)
 
 
 class Subscriber:
@@ -98,11 +109,26 @@ class Subscriber:
         self, *, broker: str, lag: int | None, oldest: float | None, dead_letters: int | None
     ) -> SubscriptionHealth:
         """All generations together."""
-        dispatchers = list(self._dispatchers.values()) or [self._dispatcher(self._kept[0])]
         states = [
             one.health(broker=broker, lag=lag, oldest=oldest, dead_letters=dead_letters)
-            for one in dispatchers
+            for one in self._dispatchers.values()
         ]
+        if not states:
+            return SubscriptionHealth(
+                topic=self.topic,
+                group=self.group,
+                broker=broker,
+                receiving=False,
+                running=0,
+                held=0,
+                parked=0,
+                parked_full=False,
+                lag=lag,
+                oldest=oldest,
+                dead_letters=dead_letters,
+                last_error=None,
+                **asdict(self._binding.counters),
+            )
         return replace(  # the counters are shared
             states[0],
             receiving=all(state.receiving for state in states),
@@ -159,7 +185,7 @@ class Subscriber:
             binding,
             subscription=replace(binding.subscription, group=self._group(spec)),
             handler=handler,
-            control=lambda raw: self._end_mark(spec, raw),
+            control=partial(self._end_mark, spec),
         )
         dispatcher = self._dispatchers[spec.generation] = Dispatcher(self._adapter, made, self._clock)
         return dispatcher

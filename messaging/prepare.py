@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Outgoing
@@ -205,3 +206,16 @@ def _expiry(expires: Duration | datetime | None, now: datetime) -> datetime | No
         return now + timedelta(seconds=seconds(expires))
     except (OverflowError, ValueError, TypeError):
         raise InvalidMessage(f"expires={expires!r} is no time that can be reached") from None
+
+
+def checked_timeout(given: Duration) -> float:
+    """The seconds, if they can be waited. Raises InvalidMessage."""
+    try:
+        within = seconds(given)
+    except (TypeError, ValueError):
+        within = nan
+    if not 0 < within < inf:
+        raise InvalidMessage(
+            f"timeout={given!r}: it takes a number of seconds greater than 0, or a timedelta"
+        )
+    return within

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
+from messaging.generations import subscriber
 from messaging.message import OUTCOMES, T
 from messaging.middleware.retry import RetryPolicy, retrying
 
@@ -87,7 +88,7 @@ class Pull(Generic[T]):
             max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
             observer=self,
         )
-        self._dispatcher = self._bus.subscriber(binding)
+        self._dispatcher = subscriber(self._bus, binding)
         self._bus.dispatchers.append(self._dispatcher)
         self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
         self._task.add_done_callback(self._ended)

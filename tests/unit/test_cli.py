@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from messaging import App, Reject, RetryPolicy, Topic, connect
-from messaging.cli import dead_letters, main, parser
+from messaging.cli import dead_letters, generations, main, parser
 
 APP = """
 from messaging import App, RetryPolicy, Topic, fixed
@@ -252,3 +252,56 @@ def test_a_topic_is_described_by_an_app_and_verified(
     assert "TopicNotFound" in capsys.readouterr().err
     assert main([*call, "--topic", "others"]) == 1
     assert "does not subscribe to others" in capsys.readouterr().err
+
+
+async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "memory://changed"
+    orders = Topic("orders", str, key=lambda text: text, ordered=True, partitions=2)
+    begin = [
+        "generations",
+        "begin",
+        "--url",
+        url,
+        "--topic",
+        "orders",
+        "--partitions",
+        "5",
+        "--grace",
+        "0.01",
+    ]
+    async with connect(url) as bus:
+        await bus.declare(orders, groups=["billing"])
+        await bus.publish(orders, "a")
+
+        await generations.perform(parser().parse_args(begin))
+        await generations.perform(parser().parse_args(begin))
+
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[: len(shown) // 2] == [
+            "generation 1: 2 partitions, ordered=True",
+            "  billing: 3 waiting, 0 partitions handled to their end",
+            "generation 2: 5 partitions, ordered=True, written",
+            "  billing: 0 waiting",
+        ]
+
+        await generations.perform(
+            parser().parse_args(["generations", "list", "--url", url, "--topic", "orders"])
+        )
+
+        assert "generation 2: 5 partitions, ordered=True, written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["begin", "--topic", "orders"], "say what is to change"),
+        (["begin", "--topic", "orders", "--partitions", "0"], "does not exist"),
+        (["list", "--topic", "orders"], "Topic orders does not exist"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generations", *arguments, "--url", "memory://"]) == 1
+
+    assert said in capsys.readouterr().err

@@ -138,8 +138,11 @@ async def a_topic_without_order_changes_and_loses_nothing(broker: BrokerUnderTes
     async with programs(broker, app) as (member, publisher):
         receipts = [await publisher.publish(topic, number) for number in range(50)]
         await begin(broker, topic, partitions=5)
-        receipts += [await publisher.publish(topic, number) for number in range(50, 100)]
+        receipts += [await publisher.publish(topic, number) for number in range(50, 75)]
+        await asyncio.sleep(2 * INTERVAL)  # by then the publisher has noticed
+        receipts += [await publisher.publish(topic, number) for number in range(75, 100)]
         await ledger.handled(100)
+        assert max(one.partition for one in ledger.handlings) > 1, "nothing was written to the new generation"
         dead = member.dead_letters(topic, group="billing")
 
         async def both() -> bool:

@@ -1,0 +1,176 @@
+"""What is told and bounded while a topic has two generations; that nothing is lost or reordered, the suite shows."""
+
+import asyncio
+
+import pytest
+
+from messaging import (
+    Ack,
+    App,
+    ConfigurationError,
+    Delivery,
+    Reject,
+    Settings,
+    Topic,
+    TopicNotFound,
+    UnsupportedCapability,
+    connect,
+)
+from messaging.adapter import Capability, Outgoing, TopicSpec
+from messaging.generations import END
+from messaging.message import Message
+from messaging.testing import VirtualClock
+from messaging_memory import MemoryAdapter
+
+orders = Topic("orders", str, key=lambda text: text, ordered=True, partitions=2)
+clicks = Topic("clicks", str, partitions=2)
+
+
+@pytest.fixture
+def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect(Settings(url="memory://"), clock=clock) as opened:
+        yield opened
+
+
+async def change(bus, clock, topic, **how):
+    changing = asyncio.create_task(bus.begin_generation(topic, **how))
+    while not changing.done():
+        await clock.advance(1)
+    return changing.result()
+
+
+async def test_never_more_handlers_run_than_asked_for_on_two_generations(bus, clock):
+    app, running, most = App("a"), 0, 0
+
+    @app.subscribe(clicks, concurrency=2)
+    async def index(click: str) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async with app.running(bus):
+        await change(bus, clock, clicks, partitions=5)
+        await clock.advance(20)
+        old = TopicSpec("clicks", partitions=2)
+        stragglers = [
+            Message(id=str(n), topic="clicks", body=b'"x"', content_type="application/json")
+            for n in range(50)
+        ]
+        await bus.adapter.publish([Outgoing(old, one, n % 2) for n, one in enumerate(stragglers)])
+        await bus.publish_many(clicks, [str(n) for n in range(50)])
+        await clock.advance(5)
+        (health,) = (await bus.health()).subscriptions
+
+    assert health.acked == 100
+    assert most == 2
+
+
+async def test_health_shows_the_subscription_once_with_all_its_generations(bus, clock):
+    app = App("a")
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        if order == "bad":
+            raise Reject("bad")
+
+    async with app.running(bus):
+        first = await bus.health()
+        await bus.publish(orders, "bad")
+        await change(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+        await bus.publish(orders, "bad")
+        await clock.advance(1)
+        health = await bus.health()
+
+    assert [one.receiving for one in first.subscriptions] == [False]
+    (one,) = health.subscriptions
+    assert (one.receiving, one.rejected, one.dead_letters, one.lag) == (True, 2, 2, 0)
+    assert health.status == "green"
+
+
+async def test_a_groups_letters_of_both_generations_are_purged_and_deleted_with_it(bus, clock):
+    app = App("a")
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        raise Reject("no")
+
+    async with app.running(bus):
+        await bus.publish(orders, "x")
+        await change(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+        await bus.publish(orders, "y")
+        await clock.advance(1)
+    letters = bus.dead_letters(orders, group="a")
+
+    assert [letter.message.body async for letter in letters.browse()] == [b'"x"', b'"y"']
+    assert await letters.purge() == 2
+    await bus.delete_group(orders, "a")
+    assert await bus.groups() == []
+
+
+async def test_an_end_mark_that_nobody_asked_for_is_a_message_like_any_other(bus, clock):
+    app, seen = App("a"), []
+
+    @app.subscribe(Topic("raw", bytes, ordered=True, partitions=1))
+    async def take(body: bytes, delivery: Delivery) -> Ack:
+        seen.append(delivery.message.type)
+        return Ack()
+
+    async with app.running(bus):
+        raw = TopicSpec("raw", ordered=True, partitions=1)
+        await bus.adapter.publish([Outgoing(raw, Message(id="1", topic="raw", body=b"", type=END), 0)])
+        await clock.advance(1)
+
+    assert seen == [END]
+
+
+async def test_a_group_that_gives_order_up_reads_both_generations_at_once(bus, clock):
+    app, seen = App("a"), []
+
+    @app.subscribe(orders, ordered=False)
+    async def take(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        await change(bus, clock, orders, partitions=5, grace=60)
+        await bus.publish(orders, "new")
+        await clock.advance(6)
+
+    assert seen == ["new"]
+
+
+async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
+    await bus.declare(orders)
+
+    with pytest.raises(TopicNotFound, match="absent"):
+        await bus.begin_generation("absent", partitions=3)
+    with pytest.raises(ConfigurationError, match="cannot have 0 partitions"):
+        await bus.begin_generation(orders, partitions=0)
+    poor = bus.capabilities.__class__(
+        **{
+            name: getattr(bus.capabilities, name)
+            for name in bus.capabilities.__dataclass_fields__
+            if name != "generations"
+        }
+    )
+    assert poor.generations == Capability(
+        "unsupported", "make a topic with another name, and move its publishers and groups there"
+    )
+    monkeypatch.setattr(MemoryAdapter, "capabilities", poor)
+    with pytest.raises(UnsupportedCapability, match="another name"):
+        await bus.begin_generation(orders, partitions=3)
+
+
+async def test_a_change_to_what_is_there_changes_nothing(bus):
+    await bus.declare(orders)
+
+    assert await bus.begin_generation(orders, partitions=2) == TopicSpec("orders", ordered=True, partitions=2)
+    assert len(await bus.adapter.generations(TopicSpec("orders"))) == 1

@@ -254,12 +254,14 @@ class Member(Consumer):
     ) -> None:
         finished = [settlements[index].delivery for index in removed]
         given_back = [settlements[index].delivery for index, _ in hidden]
-        for delivery in (*finished, *given_back):
-            if delivery.guard != "none":
-                await self.unmark(delivery)
+        for delivery in given_back:
+            await self.unmark(delivery)  # before it can come back
         errors, refusals = await asyncio.gather(
             self._remove(finished), self._hide(given_back, [seconds for _, seconds in hidden])
         )
+        for delivery in finished:
+            if delivery.token.done:
+                await self.unmark(delivery)  # after it is gone: one that a crash leaves here stays marked
         for index, error in zip(
             (*removed, *(index for index, _ in hidden)), (*errors, *refusals), strict=True
         ):
@@ -283,7 +285,9 @@ class Member(Consumer):
         return after
 
     async def unmark(self, delivery: RawDelivery) -> None:
-        """It is settled, or given back: it has not ended this process."""
+        """It is settled, or given back: it has not ended this process. Nothing for what was never marked."""
+        if delivery.guard == "none":
+            return
         try:
             await self.marks.remove(self.url, delivery)
         except MessagingError:
@@ -424,8 +428,7 @@ class Member(Consumer):
         now = time.monotonic()
         left = [delivery for delivery in self._held if delivery.lease.deadline > now]
         for delivery in left:
-            if delivery.guard != "none":
-                await self.unmark(delivery)
+            await self.unmark(delivery)
         self._ready.clear()
         await self._give_back(left, 0)
 

@@ -39,8 +39,7 @@ class OrderedConsumer(Member):
         """Only a dead letter leaves its place; all else is held here, so that its key waits."""
         if isinstance(settlement.outcome, Reject):
             return await super().plan(settlement)
-        if settlement.delivery.guard != "none":
-            await self.unmark(settlement.delivery)
+        await self.unmark(settlement.delivery)
         return Hold(time.monotonic() + settlement.after)
 
     def lost(self, delivery: RawDelivery) -> SettleError:

@@ -46,12 +46,11 @@ class _Mark(NamedTuple):
 
 
 class Marks:
-    """The marks of one queue, and those that this member has set."""
+    """The marks of one queue."""
 
     def __init__(self, connection: Connection, member: str) -> None:
         self._connection = connection
         self._member = _ILLEGAL.sub("_", member)[:200]
-        self._mine: set[str] = set()
         self._denied = False
 
     async def judge(self, url: str, suspects: list[RawDelivery]) -> None:
@@ -84,14 +83,11 @@ class Marks:
             self._denied = True
             logger.warning("A message that may kill its process runs unmarked: %s", error)
             return
-        self._mine.add(message_id)
 
     async def remove(self, url: str, delivery: RawDelivery) -> None:
-        """The message is settled, or given back by a process that lives. A no-op for one without a mark."""
-        message_id = delivery.token.message_id
-        if message_id in self._mine or delivery.guard != "none":
-            await self._untag(url, [message_id])
-            self._mine.discard(message_id)
+        """The message is settled, or given back by a process that lives."""
+        if not self._denied:
+            await self._untag(url, [delivery.token.message_id])
 
     async def _read(self, url: str) -> dict[str, _Mark]:
         answer = await self._connection.call("sqs", "list_queue_tags", QueueUrl=url)

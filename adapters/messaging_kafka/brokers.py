@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.errors import ConnectionFailed
@@ -248,7 +249,7 @@ class Brokers:
         """What the group has committed; partitions without are left out."""
         asked = None if places is None else list(_by_topic(places).items())
         with self._link.translated(f"reading the position of group {group}"):
-            return await self._when_loaded(group, lambda: self._committed(group, asked))
+            return await self._when_loaded(group, partial(self._committed, group, asked))
 
     async def _committed(self, group: str, asked: Any) -> dict[Place, Committed]:
         request = library.OffsetFetch(group, asked)
@@ -274,6 +275,10 @@ class Brokers:
                     raise
                 await asyncio.sleep(LOOK_AGAIN)
 
+    async def begin(self, group: str, positions: Mapping[Place, Committed]) -> None:
+        """Commit for a group that has no members. Raises aiokafka's errors."""
+        await self._when_loaded(group, partial(self.commit, group, positions))
+
     async def commit(
         self,
         group: str,
@@ -283,7 +288,7 @@ class Brokers:
         member: str = "",
         within: float | None = None,
     ) -> None:
-        """Commit for a member, or, without one, for a group that has none. Raises aiokafka's errors."""
+        """Commit once, for a member, or, without one, for a group that has none. Raises aiokafka's errors."""
         topics: dict[str, list[Any]] = defaultdict(list)
         for place, position in positions.items():
             topics[place.topic].append((place.partition, position.offset, position.metadata))
@@ -302,14 +307,15 @@ class Brokers:
         found: dict[str, list[str]] = {}
         for group in groups:
             with self._link.translated(f"looking at group {group}"):
-                response = await self._link.to_coordinator(group, library.DescribeGroups([group], False))
-                for code, name, _, _, _, members, *_ in response.groups:
-                    error = library.failure_of(code)
-                    self._link.forget_coordinator(group, error or ())
-                    if not isinstance(error, Errors.GroupIdNotFound):
-                        check(code)
-                        found[name] = [member[0] for member in members]
+                await self._when_loaded(group, partial(self._members, group, found))
         return found
+
+    async def _members(self, group: str, found: dict[str, list[str]]) -> None:
+        response = await self._link.to_coordinator(group, library.DescribeGroups([group], False))
+        for code, name, _, _, _, members, *_ in response.groups:
+            if not isinstance(library.failure_of(code), Errors.GroupIdNotFound):
+                check(code)
+                found[name] = [member[0] for member in members]
 
     async def delete_group(self, group: str) -> None:
         """Delete a consumer group with its positions, its members put out first; absent is no error."""
@@ -317,10 +323,13 @@ class Brokers:
             with self._link.translated(f"putting a member out of group {group}"):
                 await self._link.to_coordinator(group, library.LeaveGroup(group, member))
         with self._link.translated(f"deleting group {group}"):
-            response = await self._link.to_coordinator(group, library.DeleteGroups([group]))
-            for _, code in response.results:
-                if not isinstance(library.failure_of(code), Errors.GroupIdNotFound):
-                    check(code)
+            await self._when_loaded(group, partial(self._delete_group, group))
+
+    async def _delete_group(self, group: str) -> None:
+        response = await self._link.to_coordinator(group, library.DeleteGroups([group]))
+        for _, code in response.results:
+            if not isinstance(library.failure_of(code), Errors.GroupIdNotFound):
+                check(code)
 
 
 def _by_topic(places: Iterable[Place]) -> dict[str, list[int]]:

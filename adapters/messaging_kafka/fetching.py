@@ -212,6 +212,7 @@ class Fetcher:
     # --- ask ---------------------------------------------------------------------------------------------------
 
     async def _poll(self, node: int) -> None:
+        turn = 0
         while True:
             led = [source for place, source in self._sources.items() if self._brokers.leader(place) == node]
             wanted = [source for source in led if source.hungry]
@@ -223,8 +224,10 @@ class Fetcher:
                 self._room.clear()
                 await self._room.wait()
                 continue
+            # A batch above the limit of its partition comes only where that partition is named first.
+            turn = (turn + 1) % len(wanted)
             try:
-                moved = await self._ask(node, wanted, patient=len(wanted) == len(led))
+                moved = await self._ask(node, wanted[turn:] + wanted[:turn], patient=len(wanted) == len(led))
             except (KafkaError, MessagingError) as error:
                 for source in wanted:
                     self._brokers.forget_leader(source.place)

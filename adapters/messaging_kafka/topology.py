@@ -229,7 +229,7 @@ class TopologyKeeper:
         if age(record) > EXPIRY_BOUND:
             raise self.expired(group)
         try:
-            await self._brokers.commit(name, absent)
+            await self._brokers.begin(name, absent)
         except (Errors.UnknownMemberIdError, Errors.IllegalGenerationError):
             return  # it has members: whoever declared it with us has committed
         except KafkaError as error:

@@ -394,3 +394,20 @@ async def test_keys_go_where_other_programs_put_them(bench: Bench) -> None:
     for one in deliveries:
         places.setdefault(one.message.key, set()).add(one.partition)
     assert {key: len(partitions) for key, partitions in places.items()} == dict.fromkeys(keys, 1)
+
+
+async def test_large_messages_of_one_partition_come_while_another_is_busy(bench: Bench) -> None:
+    """A broker cuts what does not fit into a partition's share of an answer, unless the partition is named first."""
+    adapter = await bench.adapter(max_message_bytes=3_000_000)
+    topic = TopicSpec("orders", ordered=True, partitions=2)
+    group = await bench.group(adapter, topic)
+    for number in range(3):
+        await publish(adapter, topic, f"large {number}", partition=1, body=b"x" * 2_500_000)
+        for _ in range(4):
+            await publish(adapter, topic, f"busy {number}", partition=0, body=b"x" * 400_000)
+
+    deliveries = await receive(bench.consumer(adapter, group), 15)
+
+    assert ids([one for one in deliveries if one.partition == 1]) == [
+        f"large {number}" for number in range(3)
+    ]

@@ -60,6 +60,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
     ),
     "dead letters": (
         _FREE
+        | _VERIFY_TOPIC
         | _calls(
             "sqs",
             "GetQueueUrl",

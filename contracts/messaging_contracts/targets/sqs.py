@@ -24,8 +24,9 @@ STORE = "memory://contract"
 
 
 def target(url: str, store: str | None) -> Target:
-    """No publisher may go by an old list of groups here: cases declare and publish at once."""
-    url = targets.with_options(url, groups_refresh=0)
+    """Without SNS, no publisher may go by an old list of groups here: cases declare and publish at once."""
+    if SQSSettings.from_url(url).fanout == "client":
+        url = targets.with_options(url, groups_refresh=0)
     return Target(
         url=url,
         short_lease_url=targets.with_options(url, lease=1),

@@ -7,7 +7,8 @@ import asyncio
 
 import pytest
 
-from messaging_contracts import cases, run
+from messaging_contracts import run
+from messaging_contracts.case import cases  # the package of that name hides the one of `messaging_contracts`
 from messaging_contracts.targets import target_of
 
 AREAS = ("order", "retry", "settlement", "dead_letters")

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 
 from messaging.adapter import (
     DONE,
+    GONE,
     Adapter,
     BrokerHealth,
     Capabilities,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import (
         AdapterContext,
+        Gone,
         GroupInfo,
         GroupSpec,
         Outgoing,
@@ -77,15 +79,20 @@ logger = logging.getLogger("messaging")
 
 
 class SQLiteAdapter(Adapter):
-    """`sqlite:///path/to/file.db`, or four slashes for an absolute path; `?lease=30` in seconds."""
+    """`sqlite:///path/to/file.db`, or four slashes for an absolute path; `?lease=30` in seconds.
+
+    `?sync=normal` leaves the disk its time: a confirmed message survives a crash of the process, and may be lost
+    with the power. `full` is usual.
+    """
 
     name: ClassVar[str] = "sqlite"
 
-    def __init__(self, context: AdapterContext, path: str, *, lease: float) -> None:
+    def __init__(self, context: AdapterContext, path: str, *, lease: float, sync: str = "full") -> None:
         self.context = context
         self.lease = lease
         self._path = path
-        self._database = Database(path)
+        self._sync = sync
+        self._database = Database(path, context.clock.time, sync)
         self._thread: ThreadPoolExecutor | None = None
         self._topics: dict[str, str] = {}
         """What this adapter has declared: the file's name of each topic, and ours."""
@@ -100,8 +107,11 @@ class SQLiteAdapter(Adapter):
                 "a SQLite URL is sqlite:///path/to/file.db, with options as ?option=value"
             )
         options: dict[str, Any] = {**context.options, **dict(parse_qsl(query, keep_blank_values=True))}
-        if unknown := sorted(options.keys() - {"lease"}):
-            raise ConfigurationError(f"unknown option {unknown[0]!r} of SQLite; it knows lease")
+        if unknown := sorted(options.keys() - {"lease", "sync"}):
+            raise ConfigurationError(f"unknown option {unknown[0]!r} of SQLite; it knows lease and sync")
+        sync = options.get("sync", "full")
+        if sync not in {"full", "normal"}:
+            raise ConfigurationError(f"option 'sync' is full or normal, not {sync!r}")
         try:
             lease = float(options.get("lease", 30))
         except ValueError:
@@ -110,7 +120,7 @@ class SQLiteAdapter(Adapter):
             raise ConfigurationError(
                 f"option 'lease' is a number of seconds above 0, not {options['lease']!r}"
             )
-        return cls(context, path, lease=lease)
+        return cls(context, path, lease=lease, sync=sync)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -130,7 +140,7 @@ class SQLiteAdapter(Adapter):
             crash_guard=NATIVE,
             lateness=5 * POLL,
             max_message_bytes=16 * 1024 * 1024,
-            durability="power loss",
+            durability="power loss" if self._sync == "full" else "process crash",
             fenced=True,
         )
 
@@ -314,14 +324,14 @@ class SQLiteConsumer(Consumer):
             raise Closed("this consumer is closed: ask the adapter for a new one")
         if self._number is None:
             self._number = await self._adapter.run(self._adapter.find_group, self._group)
-        now, monotonic = self._clock.time(), self._clock.monotonic()
+        monotonic = self._clock.monotonic()
         if self._member is None:
-            self._member = await self._adapter.run(self._database.join, self._number, now + self._seconds)
+            self._member = await self._adapter.run(self._database.join, self._number, self._seconds)
             self._until = Lease(monotonic + self._seconds)
         member = self._member
         found = await self._adapter.run(
             self._database.take,
-            *(member, self._number, self._group.ordered, limit, paused, now, now + self._seconds),
+            *(member, self._number, self._group.ordered, limit, paused, self._seconds),
         )
         if found is None:  # its lease has ended, or the group was deleted
             self._number = self._member = None
@@ -378,7 +388,7 @@ class SQLiteConsumer(Consumer):
         if self._member is None:
             return [False] * len(deliveries)
         member, monotonic = self._member, self._clock.monotonic()
-        rows = await self._adapter.run(self._database.extend, member, self._clock.time() + seconds)
+        rows = await self._adapter.run(self._database.extend, member, seconds)
         self._until.deadline = monotonic + seconds
         return [
             one.token is not None and one.token[1] == member and one.token[0] in rows for one in deliveries
@@ -435,7 +445,7 @@ class SQLiteDeadLetters(DeadLetterStore):
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | None]:
+    ) -> Sequence[PublishError | Gone | None]:
         partitions = self._group.topic.partitions
         rows = [
             (
@@ -448,10 +458,7 @@ class SQLiteDeadLetters(DeadLetterStore):
         ]
         now = self._adapter.context.clock.time()
         found = await self._adapter.run(self._database.redrive, await self._number(), rows, now)
-        return [
-            None if taken else PublishError(f"dead letter {message.id} is gone: somebody else took it")
-            for taken, (_, message, _) in zip(found, letters, strict=True)
-        ]
+        return [None if taken else GONE for taken in found]
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         return await self._adapter.run(self._database.purge, [letter.reference[0] for letter in letters])

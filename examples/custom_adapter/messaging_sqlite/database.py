@@ -18,7 +18,7 @@ from messaging.errors import ConfigurationError, ConnectionFailed, NoGroup, Publ
 from messaging.message import Ack, Message, Receipt, Reject, Release, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from messaging.adapter import Settlement
 
@@ -73,10 +73,15 @@ REPLY_LEASE = 60.0
 
 
 class Database:
-    """One connection to the file. `now` is `Clock.time`, which the processes of a machine share."""
+    """One connection to the file. `time` is `Clock.time`, which the processes of a machine share.
 
-    def __init__(self, path: str) -> None:
+    Leases are reckoned inside their transaction: it may have waited for another process to write.
+    """
+
+    def __init__(self, path: str, time: Callable[[], float], sync: str) -> None:
         self._path = path
+        self._sync = sync
+        self._time = time
         self._connection: sqlite3.Connection | None = None
 
     @property
@@ -93,7 +98,7 @@ class Database:
             )
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power loss
+            self._connection.execute(f"PRAGMA synchronous = {self._sync}")
             self._connection.executescript(SCHEMA)
             with self._transaction() as run:
                 run("DELETE FROM inboxes WHERE until <= ?", (now,))
@@ -243,8 +248,9 @@ class Database:
 
     # --- consuming -----------------------------------------------------------------------------------------------
 
-    def join(self, group: int, until: float) -> int:
+    def join(self, group: int, seconds: float) -> int:
         with self._transaction() as run:
+            until = self._time() + seconds
             return int(run("INSERT INTO members (grp, until) VALUES (?, ?)", (group, until)).lastrowid)
 
     def take(
@@ -254,10 +260,10 @@ class Database:
         ordered: bool,
         room: int,
         paused: Collection[int],
-        now: float,
-        until: float,
+        seconds: float,
     ) -> tuple[list[sqlite3.Row], int] | None:
         """Rows that are this member's from now on, and the fence; None when it is no member any more."""
+        now = self._time()
         query = {
             "member": member,
             "grp": group,
@@ -269,13 +275,13 @@ class Database:
         alive = self._one("SELECT until FROM members WHERE id = ?", member)
         expired = self._one("SELECT 1 FROM members WHERE until <= ?", now)
         if alive and not expired and self.connection.execute(READY, query).fetchone() is None:
-            if alive["until"] - now < (until - now) / 2 and not self._one(
+            if alive["until"] - now < seconds / 2 and not self._one(
                 "SELECT 1 FROM messages WHERE owner = ?", member
             ):
-                self.extend(member, until)  # of one that holds nothing, nobody else does it
+                self.extend(member, seconds)  # of one that holds nothing, nobody else does it
             return [], 0
         with self._transaction() as run:
-            self._expire(run, now)
+            self._expire(run, self._time())
             if run("SELECT 1 FROM members WHERE id = ?", (member,)).fetchone() is None:
                 return None
             ids = json.dumps([row["id"] for row in run(READY, query)])
@@ -335,10 +341,10 @@ class Database:
             )
         return bool(changed.rowcount)
 
-    def extend(self, member: int, until: float) -> set[int]:
+    def extend(self, member: int, seconds: float) -> set[int]:
         """The rows that are still the member's."""
         with self._transaction() as run:
-            run("UPDATE members SET until = ? WHERE id = ?", (until, member))
+            run("UPDATE members SET until = ? WHERE id = ?", (self._time() + seconds, member))
             return {row["id"] for row in run("SELECT id FROM messages WHERE owner = ?", (member,))}
 
     def isolate(self, row: int, owner: int) -> bool:

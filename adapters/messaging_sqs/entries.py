@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import secrets
 import time
@@ -69,6 +70,16 @@ _GROUP_ID = frozenset(ascii_letters + digits + punctuation)
 _HASHED = "sha256:"
 _unique = secrets.token_hex(8)
 _numbers = count(1)
+
+
+def _renew() -> None:
+    """A forked process counts on from here as its parent does: SQS would drop its messages as duplicates."""
+    global _unique  # noqa: PLW0603  one for each process, drawn anew in a fork
+    _unique = secrets.token_hex(8)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 @dataclass(frozen=True, slots=True)

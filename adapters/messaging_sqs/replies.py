@@ -172,9 +172,18 @@ class SQSInbox(ReplyInbox):
         await in_batches(self._connection, "sqs", "delete_message_batch", entries, QueueUrl=self._url)
 
     async def _beat(self) -> None:
+        """Say that the queue is alive, more often where that failed: others delete what is silent for long."""
+        wait = BEAT
         while True:
-            await asyncio.sleep(BEAT)
-            await self._connection.call("sqs", "tag_queue", QueueUrl=self._url, Tags={ALIVE: _now()})
+            await asyncio.sleep(wait)
+            wait = BEAT
+            try:
+                await self._connection.call("sqs", "tag_queue", QueueUrl=self._url, Tags={ALIVE: _now()})
+            except MessagingError as error:
+                wait = BEAT / 10
+                logger.warning(
+                    "Marking reply queue %s as alive failed, trying again: %s", self.address, error
+                )
 
     async def close(self) -> None:
         """See `ReplyInbox.close`. A poll that is under way ends by itself: nothing of it is wanted."""

@@ -10,6 +10,8 @@ import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from messaging.errors import Closed
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,9 +31,12 @@ class Threads:
         self._closed = False
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The call's result. Cancelling leaves the call to end by itself; what it returns then is dropped."""
+        """The call's result. Cancelling leaves the call to end by itself; what it returns then is dropped.
+
+        Raises Closed after `close`.
+        """
         if self._closed:
-            raise RuntimeError(f"the threads {self._name} are closed")
+            raise Closed("the connection to SQS was closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._unfinished += 1

@@ -1,6 +1,7 @@
 """What travels: every body and header arrives, every key has a legal message group, strangers control nothing."""
 
 import json
+import os
 import time
 from string import ascii_letters, digits, punctuation
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from messaging.adapter import GroupSpec, Lease, TopicSpec
 from messaging.envelope import NOT_BEFORE
 from messaging.message import Message
-from messaging_sqs.entries import ATTRIBUTE, ENCODING, message_group, pack, unpack
+from messaging_sqs.entries import ATTRIBUTE, ENCODING, message_group, pack, unique, unpack
 
 GROUP = GroupSpec(TopicSpec("orders", partitions=4), "billing")
 XML = "\t\n" + "".join(map(chr, (0x20, 0x7E, 0xD7FF, 0xE000, 0xFFFD, 0x10FFFF)))
@@ -150,3 +151,15 @@ def test_a_later_hand_over_has_a_larger_fence():
     again = fence(SequenceNumber="18849496460467696128", ApproximateReceiveCount="2")
     later = fence(SequenceNumber="18849496460467696384", ApproximateReceiveCount="1")
     assert first < again < later
+
+
+def test_a_forked_process_uses_no_id_that_its_parent_uses():
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, unique().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        assert told.read() != unique()

@@ -106,3 +106,24 @@ async def test_an_inbox_shows_that_it_lives(bench: Bench, monkeypatch):
         while sqs.list_queue_tags(QueueUrl=inbox._url)["Tags"][replies.ALIVE] == "1000":
             await asyncio.sleep(0.02)
     await inbox.close()
+
+
+async def test_a_sign_of_life_that_failed_is_not_the_last(bench: Bench, monkeypatch):
+    monkeypatch.setattr(replies, "BEAT", 0.05)
+    adapter = await bench.adapter()
+    inbox = await opened(adapter)
+    sqs, call, failed = adapter.native.sqs, adapter._connection.call, asyncio.Event()
+
+    async def throttled(service, operation, /, **parameters):
+        if operation == "tag_queue" and not failed.is_set():
+            failed.set()
+            raise ConnectionFailed("throttled")
+        return await call(service, operation, **parameters)
+
+    monkeypatch.setattr(adapter._connection, "call", throttled)
+    async with asyncio.timeout(5):
+        await failed.wait()
+        sqs.tag_queue(QueueUrl=inbox._url, Tags={replies.ALIVE: "1000"})
+        while sqs.list_queue_tags(QueueUrl=inbox._url)["Tags"][replies.ALIVE] == "1000":
+            await asyncio.sleep(0.02)
+    await inbox.close()

@@ -14,12 +14,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 BROKERS := redis rabbitmq kafka sqs elasticmq
 
-.PHONY: help demo test test-compose check format coverage clean
+.PHONY: help demo faults simulate test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
 	@echo "make test          unit tests, contract suite and example on memory, Redis, RabbitMQ, Kafka and SQS/SNS"
 	@echo "make test-compose  the same on the servers of docker-compose.yml, which go on running"
+	@echo "make faults        break brokers, networks and members; the figures go to docs/reliability.md"
+	@echo "make simulate      random histories with faults in memory, for a minute"
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"
 	@echo "make coverage      branch coverage of the portable layer, at least 95 %"
@@ -57,6 +59,14 @@ test-compose: $(STAMP_DEV)
 	@docker compose up --detach --wait $(filter-out elasticmq,$(BROKERS))
 	@set -a; . ./compose.env; set +a; \
 	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
+
+# Each fault on each broker, which are our own each time; the table goes into the documentation.
+faults: $(STAMP_DEV)
+	@$(BIN)/python -m messaging_contracts faults --whole --output docs/reliability.md $(ARGS)
+
+# Random histories, each from its seed, for a minute.
+simulate: $(STAMP_DEV)
+	@$(BIN)/python -m messaging_contracts simulate $(ARGS)
 
 check: $(STAMP_DEV)
 	@$(BIN)/ruff format --check .

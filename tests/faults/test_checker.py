@@ -355,11 +355,23 @@ def test_an_error_names_every_kind_of_violation(story: Story):
         story.verdict().assert_kept()
 
 
-def test_recovery_is_the_time_from_the_end_of_a_fault_to_the_next_success_that_began_after_it(story: Story):
+def test_recovery_is_the_longest_that_a_message_waited_because_of_a_fault(story: Story):
     story.published("m0")
     story.published("m1", sequence=1)
-    story.struck(None, lasts=2)  # at 5, until 7
+    story.struck("a")  # at 5
+    story.struck(None, lasts=2)  # from 6 until 8
     story.pass_time(3)
-    story.handled("m0")  # from 9 to 10
+    story.handled("m0")  # done at 11
+    story.handled("m1", sequence=1)  # done at 13
     story.struck(None)
-    assert [seconds for _, seconds in recoveries(story.events)] == [3.0, None]
+    assert [seconds for _, seconds in recoveries(story.events)] == [8.0, 5.0, None]
+
+
+def test_a_death_is_dated_by_the_last_sign_of_life(story: Story):
+    story.published("m0")
+    story.begun("m0")
+    story.handled("m0", member="b")
+    story.struck("a", fatal=True)
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.overlaps_after_lost_leases == 0

@@ -8,14 +8,14 @@ message, a wrong order, an early retry always are.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.history import Begun, Buried, Ended, Published, Struck
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from messaging_contracts.faults.history import Event
 
@@ -106,6 +106,7 @@ class _Message:
 
     sent: Published
     copies: int = 0
+    """How many the broker may have: sent, and not told to have failed."""
     confirmed: bool = False
     uncertain: bool = False
     failed: bool = False
@@ -123,46 +124,32 @@ def check(
 
 
 def recoveries(events: Iterable[Event]) -> Sequence[tuple[Struck, float | None]]:
-    """How long each fault was felt, in seconds; None where nothing had to be recovered.
+    """The longest that a message had to wait because of each fault, in seconds; None where none had to.
 
-    Of a member: from the fault until the last of what it was handling then had been begun by another. Of the broker:
-    from the end of the fault until a handler succeeded that began after it.
+    From the fault, or from the end of a fault that hit the broker; of messages confirmed by then, or before the fault
+    was over; until they were first done with.
     """
     listed = list(events)
-    handlings = [event for event in listed if isinstance(event, Begun)]
-    ends = {event.handling: event for event in listed if isinstance(event, Ended)}
+    ids = {event.handling: event.id for event in listed if isinstance(event, Begun)}
+    confirmed = {
+        event.id: event.at for event in listed if isinstance(event, Published) and event.fate == "confirmed"
+    }
+    done: dict[str, float] = {}
+    for event in listed:
+        if isinstance(event, Ended) and event.how in {"succeeded", "rejected"}:
+            done.setdefault(ids[event.handling], event.at)
     results: list[tuple[Struck, float | None]] = []
     for fault in listed:
         if isinstance(fault, Struck):
-            found = _taken_over(fault, handlings, ends) if fault.member else _back(fault, handlings, ends)
-            results.append((fault, found))
+            over = fault.at if fault.until is None else fault.until
+            since = fault.at if fault.member else over
+            waits = [
+                done[id] - max(since, at)
+                for id, at in confirmed.items()
+                if at <= over and done.get(id, -inf) > since
+            ]
+            results.append((fault, max(waits, default=None)))
     return results
-
-
-def _taken_over(fault: Struck, handlings: Sequence[Begun], ends: Mapping[str, Ended]) -> float | None:
-    running = {
-        one.id
-        for one in handlings
-        if one.member == fault.member
-        and one.at <= fault.at
-        and (one.handling not in ends or ends[one.handling].at > fault.at)
-    }
-    again = {
-        one.id: one.at
-        for one in reversed(handlings)
-        if one.id in running and one.member != fault.member and one.at > fault.at
-    }
-    return max(again.values()) - fault.at if again else None
-
-
-def _back(fault: Struck, handlings: Sequence[Begun], ends: Mapping[str, Ended]) -> float | None:
-    over = fault.at if fault.until is None else fault.until
-    succeeded = [
-        ends[one.handling].at
-        for one in handlings
-        if one.at > over and one.handling in ends and ends[one.handling].how == "succeeded"
-    ]
-    return min(succeeded) - over if succeeded else None
 
 
 class _Check:
@@ -176,6 +163,8 @@ class _Check:
         self._handlings: dict[str, _Handling] = {}
         self._buried: dict[tuple[str, str], Buried] = {}
         self._faults: list[Struck] = []
+        self._alive: dict[str, tuple[int, float]] = {}
+        """The last sign of life of each member."""
         self._read(events)
         seen = {one.begun.group for one in self._handlings.values()} | {group for group, _ in self._buried}
         for group in sorted(seen | set(groups)):
@@ -190,20 +179,23 @@ class _Check:
                 self._publishing(event)
             elif isinstance(event, Begun):
                 self._handlings[event.handling] = _Handling(event, place)
+                self._alive[event.member] = (place, event.at)
             elif isinstance(event, Ended):
                 one = self._handlings[event.handling]
                 one.last, one.end, one.how, one.after = place, event.at, event.how, event.after
+                self._alive[one.begun.member] = (place, event.at)
             elif isinstance(event, Struck):
-                self._faults.append(event)
-                if event.fatal:
-                    self._died(event, place)
+                self._faults.append(self._died(event) if event.fatal else event)
             elif isinstance(event, Buried):
                 self._buried[event.group, event.id] = event
 
-    def _died(self, fault: Struck, place: int) -> None:
+    def _died(self, fault: Struck) -> Struck:
+        """Whoever saw the process dead saw it later: what it was handling ended with its last sign of life."""
+        place, at = self._alive.get(fault.member or "", (-1, fault.at))
         for one in self._handlings.values():
             if one.begun.member == fault.member and one.how == "running":
-                one.last, one.end, one.how = place, fault.at, "died"
+                one.last, one.end, one.how = place, at, "died"
+        return replace(fault, at=min(at, fault.at), until=fault.at)
 
     def _publishing(self, event: Published) -> None:
         message = self._messages.setdefault(event.id, _Message(event))
@@ -215,6 +207,7 @@ class _Check:
             message.uncertain = True
         else:
             message.failed = True
+            message.copies -= 1
 
     def _judge(self, group: str) -> None:
         by_id: dict[str, list[_Handling]] = defaultdict(list)

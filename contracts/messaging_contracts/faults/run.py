@@ -29,8 +29,8 @@ processes of their own. All of them wrote down what they did; a checker judged w
 - Disorder: messages that began before their predecessor of the same key was done with.
 - Duplicates: messages that were handled again. Each has a fault that explains it, else the fault counts as not held.
 - Overlaps: handlings beside which their key was handled elsewhere, after their member had lost its lease.
-- Recovery: from the fault until the last message that the member was handling had been begun by another, or from the
-  end of a broker's fault until the next message was handled; the longest.
+- Recovery: the longest that a message waited because of the fault, from when a member was hit, or from when the broker
+  was back, until it was done with.
 
 Leases were 3 s. Heartbeats of RabbitMQ were 3 s; a silent member is given up after two or three of them.
 """

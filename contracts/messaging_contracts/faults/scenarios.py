@@ -69,7 +69,7 @@ async def killed_member(stage: Stage) -> None:
     await stage.arena.kill(second)
 
 
-@fault(short=True)
+@fault()
 async def frozen_member(stage: Stage) -> None:
     """A member frozen (SIGSTOP) beyond its lease, then woken."""
     frozen, _ = await stage.members(2)

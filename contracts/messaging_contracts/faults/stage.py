@@ -60,7 +60,7 @@ class Row:
     """What the struck members had received, and what was published again after an unknown fate."""
     overlaps: int
     recovery: float | None
-    """The longest, in seconds; None where there was nothing to recover."""
+    """The longest that a message waited because of the fault, in seconds; None where none had to."""
     health: str
     violations: Sequence[str]
 
@@ -246,16 +246,14 @@ def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:
 
 
 def most_duplicates(events: Sequence[Event], topic: str) -> int:
-    """What struck members may have received without settling it, and what was published more than once."""
+    """What struck members may have received without settling it, and each publish whose fate was unknown."""
     members = {event.member for event in events if isinstance(event, Begun)}
     strikes = sum(
         len(members) if event.member is None else event.member in members
         for event in events
         if isinstance(event, Struck)
     )
-    sent = [
-        event.id
-        for event in events
-        if isinstance(event, Published) and event.fate == "sent" and event.id.startswith(f"{topic}.")
+    published = [
+        event for event in events if isinstance(event, Published) and event.id.startswith(f"{topic}.")
     ]
-    return strikes * PREFETCH + len(sent) - len(set(sent))
+    return strikes * PREFETCH + sum(event.fate == "uncertain" for event in published)

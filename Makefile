@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
+STAMP_BENCH := $(VENV)/.installed-bench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt
 # The first of these that is Python 3.11 or newer and can make a virtual environment.
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 BROKERS := redis rabbitmq kafka sqs elasticmq
 
-.PHONY: help demo faults simulate test test-compose check format coverage clean
+.PHONY: help bench guard demo faults simulate test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
@@ -24,6 +25,8 @@ help:
 	@echo "make simulate      random histories with faults in memory, for a minute"
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"
+	@echo "make bench         raw clients, this library and its peers side by side, into docs/benchmarks.md"
+	@echo "make guard         what a message costs, against what it cost before"
 	@echo "make coverage      branch coverage of the portable layer, at least 95 %"
 
 $(BIN)/python:
@@ -46,6 +49,11 @@ $(STAMP): $(INPUTS) | $(BIN)/python
 $(STAMP_DEV): $(INPUTS) | $(BIN)/python
 	@echo "installing messaging and its development tools into $(VENV) ..."
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(STAMP)
+
+$(STAMP_BENCH): $(INPUTS) | $(BIN)/python
+	@echo "installing messaging and what it is compared with into $(VENV) ..."
+	@$(INSTALL) --editable '.[bench]'
 	@touch $@ $(STAMP)
 
 demo: $(STAMP)
@@ -84,6 +92,13 @@ coverage: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+bench: $(STAMP_BENCH)
+	@$(BIN)/python -m messaging_contracts run redis rabbitmq kafka sqs -- \
+		$(BIN)/python -m benchmarks --output docs/benchmarks.md $(ARGS)
+
+guard: $(STAMP_DEV)
+	@$(BIN)/python -m benchmarks.guard
 
 clean:
 	@rm -rf $(VENV) .cache .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

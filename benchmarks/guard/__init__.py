@@ -1,0 +1,1 @@
+"""Catches a lost factor of 1.3 without looking at a clock: `python -m benchmarks.guard`."""

@@ -1,0 +1,38 @@
+"""A path of a message through a broker, and who competes on it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from benchmarks.measure import Measured
+
+Run: TypeAlias = Callable[[str, int], Awaitable[Measured]]
+"""One round: the broker's URL and the number of messages."""
+
+OURS = "messaging"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    name: str
+    run: Run
+    share: float = 1.0
+    """Of the path's messages: slow contenders get fewer, so that a round takes as long for each."""
+    target: float | None = None
+    """What the library's speed must be, in parts of this contender's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    name: str
+    broker: str
+    what: str
+    """What one round does, in a line."""
+    messages: int
+    contenders: tuple[Contender, ...]
+    rate: float | None = None
+    """Messages a second that the library must reach on one core."""
+    latency: bool = False
+    """Compared by the latency of single calls, not by rate."""

@@ -1,0 +1,85 @@
+"""In memory: what the library itself costs."""
+
+# pyright: reportMissingImports=false
+# What is compared with is installed by `make bench` only.
+from __future__ import annotations
+
+from benchmarks.measure import Measured, Tally
+from benchmarks.path import OURS, Contender, Path
+from benchmarks.paths import ours
+from benchmarks.payload import Order, body, fresh, number_of, order
+from messaging import App, Topic, connect
+
+
+async def faststream(_: str, messages: int) -> Measured:
+    """Its test broker calls the handler from `publish`."""
+    from faststream.rabbit import RabbitBroker, TestRabbitBroker
+
+    broker, queue, tally = RabbitBroker(), fresh("orders"), Tally(messages)
+
+    @broker.subscriber(queue)
+    async def handle(order: Order) -> None:
+        tally.handled(order.number)
+
+    async with TestRabbitBroker(broker):
+        for number in range(messages):
+            await broker.publish(order(number), queue)
+        return await tally.measured()
+
+
+async def bodies(url: str, messages: int) -> Measured:
+    """The same path with bytes, which nothing encodes or validates."""
+    topic: Topic[bytes] = Topic(fresh("bodies"), bytes)
+    tally = Tally(messages)
+    app = App("bench", concurrency=64, prefetch=1024)
+
+    @app.subscribe(topic)
+    async def handle(body: bytes) -> None:
+        tally.handled(number_of(body))
+
+    payloads = [body(number) for number in range(messages)]
+    async with connect(url) as bus, app.running(bus):
+        for start in range(0, messages, ours.BATCH):
+            await bus.publish_many(topic, payloads[start : start + ours.BATCH])
+        return await tally.measured()
+
+
+async def by_hand(_: str, messages: int) -> Measured:
+    """No library: a queue, a worker, the same encoding and validation."""
+    import asyncio
+
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    tally = Tally(messages)
+
+    async def worker() -> None:
+        while True:
+            tally.handled(Order.model_validate_json(await queue.get()).number)
+
+    workers = [asyncio.create_task(worker()) for _ in range(64)]
+    for number in range(messages):
+        queue.put_nowait(order(number).model_dump_json().encode())
+        if number % ours.BATCH == 0:
+            await asyncio.sleep(0)
+    measured = await tally.measured()
+    for task in workers:
+        task.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+    return measured
+
+
+PATHS = (
+    Path(
+        "memory",
+        "memory",
+        "publish_many of 1000 until handled, 64 workers, keys",
+        60_000,
+        (
+            Contender(OURS, ours.through),
+            Contender("messaging, bytes", bodies),
+            Contender("asyncio.Queue by hand", by_hand),
+            Contender("FastStream test broker", faststream, share=0.08, target=30),
+        ),
+        rate=150_000,
+    ),
+    ours.in_order("memory", "memory", 150),
+)

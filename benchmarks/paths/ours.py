@@ -1,0 +1,128 @@
+"""The library itself: the same code on every broker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks.measure import HANDLER, Incomplete, Measured, Tally, asking, handling, publishing
+from benchmarks.path import OURS, Contender, Path
+from benchmarks.payload import Order, fresh, order
+from messaging import App, Bus, Endpoint, Topic, connect
+
+BATCH = 1000
+
+
+def topic(*, ordered: bool = False) -> Topic[Order]:
+    return Topic(fresh("orders"), Order, key=lambda order: order.customer, ordered=ordered)
+
+
+async def publish(url: str, messages: int, *, callers: int = 256) -> Measured:
+    orders = topic()
+    async with connect(url) as bus:
+        await bus.declare(orders, groups=["bench"])
+        payloads = [order(number) for number in range(messages)]
+        measured = await publishing(
+            lambda number: bus.publish(orders, payloads[number]), messages, callers=callers
+        )
+        await bus.delete_group(orders, "bench")
+        return measured
+
+
+async def publish_one_by_one(url: str, messages: int) -> Measured:
+    return await publish(url, messages, callers=1)
+
+
+async def consume(url: str, messages: int) -> Measured:
+    """Handled one by one, acknowledged after the handler: 64 workers, the default middleware, typed payloads."""
+    orders, tally = topic(), Tally(messages)
+    app = App("bench", concurrency=64, prefetch=1024)
+
+    @app.subscribe(orders)
+    async def handle(order: Order) -> None:
+        tally.handled(order.number)
+
+    async with connect(url) as bus:
+        await bus.declare(app)
+        await fill(bus, orders, messages)
+        async with app.running(bus):
+            measured = await tally.measured()
+        await bus.delete_group(orders, "bench")
+        return measured
+
+
+async def through(url: str, messages: int) -> Measured:
+    """Published in batches while it is consumed."""
+    orders, tally = topic(), Tally(messages)
+    app = App("bench", concurrency=64, prefetch=1024)
+
+    @app.subscribe(orders)
+    async def handle(order: Order) -> None:
+        tally.handled(order.number)
+
+    async with connect(url) as bus, app.running(bus):
+        await fill(bus, orders, messages)
+        return await tally.measured()
+
+
+async def ordered(url: str, messages: int) -> Measured:
+    """Handlers of 10 ms, 1000 keys, 8 partitions, 256 at once; each key in its order."""
+    orders, tally = topic(ordered=True), Tally(messages)
+    app = App("bench", concurrency=256, prefetch=1024)
+    last: dict[str, int] = {}
+
+    @app.subscribe(orders)
+    async def handle(order: Order) -> None:
+        if order.number < last.get(order.customer, 0):
+            raise Incomplete(f"message {order.number} came after {last[order.customer]} of its key")
+        last[order.customer] = order.number
+        await asyncio.sleep(HANDLER)
+        tally.handled(order.number)
+
+    async with connect(url) as bus:
+        await bus.declare(app)
+        await fill(bus, orders, messages)
+        async with app.running(bus):
+            measured = await tally.measured()
+        await bus.delete_group(orders, "bench")
+        return measured
+
+
+async def serial(_: str, messages: int) -> Measured:
+    return await handling(messages)
+
+
+async def many_requests(url: str, requests: int) -> Measured:
+    return await request(url, requests, callers=256)
+
+
+async def request(url: str, requests: int, *, callers: int = 1) -> Measured:
+    echo = Endpoint(fresh("echo"), Order, int)
+    app = App("bench", concurrency=256)
+
+    @app.respond(echo)
+    async def answer(order: Order) -> int:
+        return order.number
+
+    async with connect(url) as bus, app.running(bus):
+        await bus.request(echo, order(0), timeout=10)  # the inbox is made by the first
+        return await asking(
+            lambda number: bus.request(echo, order(number), timeout=10), requests, callers=callers
+        )
+
+
+async def fill(bus: Bus, orders: Topic[Order], messages: int) -> None:
+    for start in range(0, messages, BATCH):
+        await bus.publish_many(
+            orders, [order(number) for number in range(start, min(start + BATCH, messages))]
+        )
+
+
+def in_order(name: str, broker: str, target: float) -> Path:
+    """The same comparison on every broker that keeps order."""
+    return Path(
+        f"{name}, ordered group",
+        broker,
+        "handlers of 10 ms, 1000 keys, 8 partitions, 256 at once, beside one handler after the other",
+        10_000,
+        (Contender(OURS, ordered), Contender("one after the other", serial, share=0.01, target=target)),
+    )

@@ -1,0 +1,133 @@
+"""SQS, on LocalStack where no other endpoint is named: boto3 by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from benchmarks.measure import Incomplete, Measured, Tally, publishing
+from benchmarks.path import OURS, Contender, Path
+from benchmarks.paths import ours
+from benchmarks.payload import body, fresh, number_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEN = 10
+POLLERS = 4
+
+
+@contextmanager
+def _queue(url: str) -> Iterator[tuple[Any, str]]:
+    """A client, and a queue, which is gone afterwards."""
+    import boto3
+    from botocore.config import Config
+
+    parts = urlsplit(url)
+    endpoint = parse_qs(parts.query).get("endpoint_url", [None])[0]
+    client: Any = boto3.client(
+        "sqs",
+        region_name=parts.netloc,
+        endpoint_url=endpoint,
+        config=Config(max_pool_connections=64),
+    )
+    queue = client.create_queue(QueueName=fresh("queue"))["QueueUrl"]
+    try:
+        yield client, queue
+    finally:
+        client.delete_queue(QueueUrl=queue)
+
+
+async def single_sends(url: str, messages: int) -> Measured:
+    loop = asyncio.get_running_loop()
+    with _queue(url) as (client, queue), ThreadPoolExecutor(64) as threads:
+
+        def send(number: int) -> None:
+            client.send_message(QueueUrl=queue, MessageBody=body(number).decode())
+
+        return await publishing(
+            lambda number: loop.run_in_executor(threads, send, number), messages, callers=64
+        )
+
+
+async def batches_of_ten(url: str, messages: int) -> Measured:
+    loop = asyncio.get_running_loop()
+    with _queue(url) as (client, queue), ThreadPoolExecutor(POLLERS) as threads:
+        measured = await publishing(
+            lambda batch: loop.run_in_executor(threads, _send_ten, client, queue, batch * TEN),
+            messages // TEN,
+            callers=POLLERS,
+        )
+        return Measured(measured.rate * TEN, messages)
+
+
+def _send_ten(client: Any, queue: str, start: int) -> None:
+    entries = [
+        {"Id": str(number), "MessageBody": body(number).decode()} for number in range(start, start + TEN)
+    ]
+    if client.send_message_batch(QueueUrl=queue, Entries=entries).get("Failed"):
+        raise Incomplete("some of a batch were not sent")
+
+
+async def receive_and_delete(url: str, messages: int) -> Measured:
+    """As many pollers as the library has, batches of ten."""
+    tally = Tally(messages)
+    loop = asyncio.get_running_loop()
+    with _queue(url) as (client, queue), ThreadPoolExecutor(POLLERS) as threads:
+
+        def poll() -> list[int]:
+            got = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=TEN, WaitTimeSeconds=1)
+            found = got.get("Messages", [])
+            if found:
+                client.delete_message_batch(
+                    QueueUrl=queue,
+                    Entries=[
+                        {"Id": str(at), "ReceiptHandle": message["ReceiptHandle"]}
+                        for at, message in enumerate(found)
+                    ],
+                )
+            return [number_of(message["Body"].encode()) for message in found]
+
+        async def poller() -> None:
+            while not tally.all.is_set():
+                for number in await loop.run_in_executor(threads, poll):
+                    tally.handled(number)
+
+        for start in range(0, messages, TEN):
+            await loop.run_in_executor(threads, _send_ten, client, queue, start)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(POLLERS):
+                tasks.create_task(poller())
+        return tally.result()
+
+
+async def publish(url: str, messages: int) -> Measured:
+    return await ours.publish(url, messages, callers=64)
+
+
+PATHS = (
+    Path(
+        "SQS publish",
+        "sqs",
+        "64 callers at once",
+        2_000,
+        (
+            Contender(OURS, publish),
+            Contender("boto3, single sends", single_sends, share=0.3, target=5),
+            Contender("boto3, batches of ten", batches_of_ten, target=0.9),
+        ),
+    ),
+    Path(
+        "SQS consume",
+        "sqs",
+        "handled and deleted",
+        2_000,
+        (
+            Contender(OURS, ours.consume),
+            Contender("boto3, batches of ten", receive_and_delete, target=0.9),
+        ),
+    ),
+)

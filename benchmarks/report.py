@@ -1,0 +1,114 @@
+"""The table: medians, ratios, targets, duplicates, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path as File
+from typing import TYPE_CHECKING
+
+from benchmarks.path import OURS
+from benchmarks.run import ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.path import Path
+    from benchmarks.run import Result
+
+LIBRARIES = (
+    "messaging-ports",
+    "pydantic",
+    "uvloop",
+    "redis",
+    "hiredis",
+    "aio-pika",
+    "aiormq",
+    "aiokafka",
+    "boto3",
+    "faststream",
+    "taskiq",
+    "taskiq-redis",
+    "kombu",
+)
+
+
+def write(
+    results: Mapping[Path, Sequence[Result]], *, brokers: Mapping[str, str], rounds: int, seconds: float
+) -> str:
+    """The page, as Markdown."""
+    sections = [_head(rounds, seconds)]
+    sections += [_section(path, found) for path, found in results.items()]
+    return "\n".join([*sections, _versions(brokers)])
+
+
+def _head(rounds: int, seconds: float) -> str:
+    when, where = f"{datetime.now(UTC):%Y-%m-%d}", _processor()
+    return f"""# Benchmarks
+
+Written by `make bench` on {when}: {rounds} rounds in {seconds / 60:.0f} minutes, contenders in turn within each round,
+medians of the rounds. Messages are 1 KiB of JSON; durable, confirmed, acknowledged after the handler;
+uvloop; one process on {where}, brokers on the same machine. The library runs with its default middleware and a
+typed payload, peers with a typed payload where they have one, raw clients with bytes. Consumption is timed over the
+middle half of the messages, and every message must be handled. *Ratio* is the library's speed in parts of that
+contender's; for latencies, the library's median latency in parts of that contender's.
+"""
+
+
+def _section(path: Path, results: Sequence[Result]) -> str:
+    (ours,) = (result for result in results if result.contender.name == OURS)
+    lines = [f"## {path.name}", "", f"{path.what[0].upper()}{path.what[1:]}.", ""]
+    unit = "p50, ms | p99, ms" if path.latency else "messages/s | lowest to highest"
+    lines += [f"| contender | {unit} | ratio | to reach | duplicates |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [_line(path, ours, result) for result in results]
+    return "\n".join([*lines, ""])
+
+
+def _line(path: Path, ours: Result, result: Result) -> str:
+    contender = result.contender
+    if result.failure or not result.rounds:
+        return f"| {contender.name} | failed: {result.failure} | | | | |"
+    if path.latency:
+        figures = f"{result.latency(50) * 1000:.2f} | {result.latency(99) * 1000:.2f}"
+    else:
+        low, high = result.spread
+        figures = f"{result.rate:,.0f} | {low:,.0f} to {high:,.0f}"
+    found, goal = "", ""
+    if result is not ours:
+        found = f"{ratio(path, ours, result):.2f}"
+        if contender.target is not None:
+            goal = f"{'≤' if path.latency else '≥'} {contender.target:.3g}"
+    elif path.rate is not None:
+        goal = f"≥ {path.rate:,.0f}/s"
+    return f"| {contender.name} | {figures} | {found} | {goal} | {result.duplicates} |"
+
+
+def _versions(brokers: Mapping[str, str]) -> str:
+    known = {"Python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            known[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "\n".join(
+        [
+            "## Versions",
+            "",
+            ", ".join(f"{name} {version}" for name, version in {**brokers, **known}.items()) + ".",
+            "",
+        ]
+    )
+
+
+def _processor() -> str:
+    found = platform.processor() or platform.machine()
+    cpuinfo = File("/proc/cpuinfo")
+    if sys.platform == "linux" and cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                found = line.partition(":")[2].strip()
+                break
+    return f"{os.cpu_count()} cores of {found}"

@@ -1,0 +1,116 @@
+"""Rounds: every contender of a path takes its turn in each, so that what else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from benchmarks.path import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.measure import Measured
+    from benchmarks.path import Contender, Path
+
+LONGEST_ROUND = 90.0
+"""Seconds after which a contender has failed."""
+
+Loop: TypeAlias = Callable[[Coroutine[Any, Any, "Measured"]], "Measured"]
+
+
+@dataclass(slots=True)
+class Result:
+    """What all rounds of one contender showed."""
+
+    contender: Contender
+    rounds: list[Measured] = field(default_factory=list["Measured"])
+    failure: str = ""
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(one.rate for one in self.rounds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        rates = [one.rate for one in self.rounds]
+        return min(rates), max(rates)
+
+    @property
+    def duplicates(self) -> int:
+        return sum(one.duplicates for one in self.rounds)
+
+    def latency(self, percent: int) -> float:
+        return statistics.median(one.latency(percent) for one in self.rounds)
+
+
+def run(path: Path, url: str, *, rounds: int, scale: float, loop: Loop, until: float) -> list[Result]:
+    """Measure all contenders of a path. The first round warms up and is not counted.
+
+    No round begins after `until` (monotonic seconds) once three were counted.
+    """
+    results = [Result(contender) for contender in path.contenders]
+    for number in range(rounds + 1):
+        if number > 3 and time.monotonic() > until:
+            break
+        for result in results:
+            if not result.failure:
+                _round(path, url, result, scale=scale if number else scale / 5, loop=loop, counted=number > 0)
+    return results
+
+
+def _round(path: Path, url: str, result: Result, *, scale: float, loop: Loop, counted: bool) -> None:
+    contender = result.contender
+    messages = max(10, int(path.messages * contender.share * scale) // 10 * 10)
+    # What the imports left is nobody's: a service that cares does the same after its start.
+    gc.collect()
+    gc.freeze()
+    try:
+        measured = loop(_bounded(contender, url, messages))
+    except Exception as error:
+        if contender.name == OURS:
+            raise
+        result.failure = _told(error)
+    else:
+        if counted:
+            result.rounds.append(measured)
+
+
+async def _bounded(contender: Contender, url: str, messages: int) -> Measured:
+    async with asyncio.timeout(LONGEST_ROUND):
+        return await contender.run(url, messages)
+
+
+def _told(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+
+def ratio(path: Path, ours: Result, other: Result) -> float:
+    """The library's rate in parts of the other's; for latencies, the library's p50 in parts of the other's."""
+    return ours.latency(50) / other.latency(50) if path.latency else ours.rate / other.rate
+
+
+def misses(path: Path, results: Sequence[Result]) -> list[str]:
+    """The targets that were not reached, one a line."""
+    (ours,) = (result for result in results if result.contender.name == OURS)
+    missed: list[str] = []
+    if path.rate is not None and ours.rate < path.rate:
+        missed.append(f"{path.name}: {ours.rate:,.0f}/s of {path.rate:,.0f}/s")
+    for other in results:
+        target = other.contender.target
+        if target is None or other.failure:
+            continue
+        found = ratio(path, ours, other)
+        if found > target if path.latency else found < target:
+            missed.append(
+                f"{path.name}: {found:.2f} x {other.contender.name} instead of "
+                f"{'<=' if path.latency else '>='} {target:.3g}"
+            )
+    return missed

@@ -238,18 +238,10 @@ def lets_successors_overtake_a_failure():
 
 
 @killed_by("order_holds_while_members_come_and_go")
-def puts_what_came_back_behind_the_rest():
+def loses_what_came_back():
     put_back = OwnedGroup._put_back
 
-    def behind(self, entries):
-        for owned in self.owned:
-            for entry in owned.back:
-                entry.record.offset -= 1_000_000
-        for entry in entries:
-            entry.record.offset = -entry.record.offset
-        put_back(self, entries)
-
-    with patched(OwnedGroup, _put_back=behind):
+    with patched(OwnedGroup, _put_back=lambda self, entries: put_back(self, [])):
         yield
 
 

@@ -1,9 +1,12 @@
 """Mutants of the change of a topic's partitions and order."""
 
+from dataclasses import replace
+
 from messaging import generations
 from messaging.catalogue import Catalogue
 from messaging.dispatch import Dispatcher
 from messaging.generations import Subscriber
+from messaging.message import Ack
 from tests.contract.mutants.mutant import killed_by, patched
 
 
@@ -84,4 +87,29 @@ def takes_every_description():
             return tuple(await self._routing.of(spec.name).adapter.generations(spec)), 0.0
 
     with patched(Catalogue, _look=only):
+        yield
+
+
+@killed_by("an_unordered_topic_becomes_ordered")
+def begins_every_generation_without_order():
+    declare = generations._declare
+
+    async def unordered(adapter, last, wanted):
+        await declare(adapter, last, replace(wanted, ordered=False))
+
+    with patched(generations, _declare=unordered):
+        yield
+
+
+@killed_by("a_straggler_of_the_former_generation_is_handled")
+def leaves_the_former_generation_at_its_end():
+    end_mark = Subscriber._end_mark
+
+    async def left(self, spec, raw):
+        outcome = await end_mark(self, spec, raw)
+        if isinstance(outcome, Ack):
+            self._dispatchers[spec.generation].stop()
+        return outcome
+
+    with patched(Subscriber, _end_mark=left):
         yield

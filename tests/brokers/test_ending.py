@@ -25,7 +25,8 @@ ENDS = {
     "return": "",
     "exception": "raise SystemExit(1)",
     "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)",
-    "SIGINT": "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
+    # What runs in the background of a shell ignores SIGINT.
+    "SIGINT": "signal.signal(2, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
     "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
     "os._exit": "os._exit(0)",
     "killed broker": "broker.kill()",

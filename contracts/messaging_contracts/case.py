@@ -105,7 +105,7 @@ def proves(promise: str, *, processes: bool = False, limit: float = 30.0) -> Cal
     return register
 
 
-def cases() -> Sequence[Case]:
+def all_cases() -> Sequence[Case]:
     """All cases of the suite, area by area, in the order they are written."""
     for area in AREAS:
         import_module(f"messaging_contracts.cases.{area}")

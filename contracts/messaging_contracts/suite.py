@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from messaging_contracts.case import cases
+from messaging_contracts.case import all_cases
 from messaging_contracts.runner import run
 from messaging_contracts.under_test import Target
 
@@ -69,5 +69,5 @@ def _test_of(case: Case) -> Callable[[Any, Target], None]:
     return test
 
 
-for _case in cases():
+for _case in all_cases():
     setattr(BrokerContract, f"test_{_case.name}", _test_of(_case))

@@ -6,21 +6,23 @@ import secrets
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
-from messaging_contracts.case import cases
+from messaging_contracts.case import all_cases
 from messaging_contracts.cases import generations as changes
 from messaging_contracts.ledger import Patience
 from messaging_contracts.runner import run
 from messaging_contracts.targets import target_of, with_options
 from tests.contract.mutants import (  # noqa: F401  they register theirs
+    checking,
     consuming,
     generations,
     handling,
     operating,
     publishing,
+    requesting,
 )
 from tests.contract.mutants.mutant import MUTANTS
 
-CASES = {case.name: case for case in cases()}
+CASES = {case.name: case for case in all_cases()}
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 AT_ONCE = 4
 """Processes."""

@@ -8,11 +8,11 @@ import asyncio
 import pytest
 
 from messaging_contracts import run
-from messaging_contracts.case import cases  # the package of that name hides the one of `messaging_contracts`
+from messaging_contracts.case import all_cases
 from messaging_contracts.targets import target_of
 
 AREAS = ("order", "retry", "settlement", "dead_letters")
-CASES = [case for case in cases() if case.area in AREAS]
+CASES = [case for case in all_cases() if case.area in AREAS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

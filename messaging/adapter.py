@@ -185,7 +185,8 @@ class Settlement:
     Ack: the message is done. Release: given back, uncounted, after `after` seconds. Retry: a failure, `after` is
     always a number of seconds. Reject: a dead letter of the group, stored and confirmed first. With Retry and
     Reject, `failure` is the failure record to store (ASCII JSON), and the message's recorded failures are now
-    `delivery.attempt`.
+    `delivery.attempt`. What is too large for its copy is held where it is a Retry, and cut where it is a Reject
+    (`messaging.oversize`): a copy that never fits is no SettleError, which would be tried for ever.
     """
 
     delivery: RawDelivery

@@ -135,7 +135,8 @@ class DeadLetters:
         No other group sees them again. Their attempts start anew; the counters of the record go on. Order
         against messages of the same key that were handled meanwhile is not restored: `dry_run=True` sends
         nothing, says so in the log, and returns how many would be sent. A crash between gives a duplicate,
-        never a loss.
+        never a loss. A letter that holds the beginning of its message only (`failure.cut_from`) is refused unless
+        `edit` gives it a body.
 
         `ids` and `where` choose; without them all that were there at the start. `edit` corrects a message;
         its id and topic stay. `rate` is in messages per second.
@@ -156,7 +157,9 @@ class DeadLetters:
             async with aclosing(self._pages(size, ids, where)) as pages:
                 async for page in pages:
                     messages = [_edited(stored.message, edit, self._most) for stored in page]
-                    if not dry_run:
+                    if dry_run:
+                        results += filter(None, map(self._incomplete, page, messages))
+                    else:
                         if rate is not None and tried:
                             await sleep(self._clock, start + tried / rate - self._clock.monotonic())
                         results += await self._redrive(page, messages)
@@ -164,9 +167,11 @@ class DeadLetters:
                     keyed += sum(message.key is not None for message in messages)
         finally:
             self._report_redrive(tried, keyed, results, dry_run=dry_run)
+        if dry_run:
+            return tried - len(results)
         if any(isinstance(result, PublishError) for result in results):
             raise PublishManyError(results)
-        return tried if dry_run else len(results)
+        return len(results)
 
     async def purge(self, *, ids: Collection[str] | None = None, where: Where | None = None) -> int:
         """Delete letters for good; how many. `ids` and `where` choose; without them all that are there now.
@@ -190,17 +195,29 @@ class DeadLetters:
         self, page: Sequence[StoredLetter], messages: Sequence[Message]
     ) -> list[Receipt | PublishError]:
         now = datetime.fromtimestamp(self._clock.time(), UTC)
-        results = await self._store.redrive(
-            [
-                (stored, message, redriven(stored.failure, now))
-                for stored, message in zip(page, messages, strict=True)
-            ]
-        )
-        return [
+        refused: list[Receipt | PublishError] = []
+        whole: list[tuple[StoredLetter, Message, str | None]] = []
+        for stored, message in zip(page, messages, strict=True):
+            if (error := self._incomplete(stored, message)) is not None:
+                refused.append(error)
+            else:
+                whole.append((stored, message, redriven(stored.failure, now)))
+        results = await self._store.redrive(whole) if whole else ()
+        return refused + [
             Receipt(message.id) if result is None else result
-            for message, result in zip(messages, results, strict=True)
+            for (_, message, _), result in zip(whole, results, strict=True)
             if not isinstance(result, Gone)
         ]
+
+    def _incomplete(self, stored: StoredLetter, message: Message) -> InvalidMessage | None:
+        """Why the letter is not redriven: it holds the beginning of its message only (`messaging.oversize`)."""
+        cut_from = parse(stored.failure).cut_from
+        if not cut_from or message.body != stored.message.body:
+            return None
+        return InvalidMessage(
+            f"dead letter {message.id} of {self._topic}/{self._group} was not redriven: it holds {len(message.body)} "
+            f"of the {cut_from} bytes that its body had. Publish the original anew, or give it a body with `edit`"
+        )
 
     async def _pages(
         self, size: int, ids: Collection[str] | None, where: Where | None

@@ -87,6 +87,8 @@ class Failure:
     library: str = ""
     redrive_of: str = ""
     redriven_at: datetime | None = None
+    cut_from: int = 0
+    """Bytes of the body of which the letter keeps the beginning only; 0 where it keeps the whole message."""
 
 
 def record(
@@ -149,6 +151,19 @@ def redriven(previous: str | None, now: datetime) -> str:
     )
 
 
+def oversize(previous: str | None, *, reason: str, attempt: int, body_bytes: int, now: datetime) -> str:
+    """The record of a dead letter that could not hold its message, whose body had `body_bytes` (`messaging.oversize`).
+
+    What it failed with before stays readable: the reason follows, its error is kept.
+    """
+    known = parse(previous)
+    last = known.last or Fault(None, "oversize", attempt=attempt)
+    if last.reason:
+        reason = f"{reason} It had failed with {last.cause}: {last.reason}"
+    fault = replace(last, at=now, cause="oversize", reason=reason)
+    return _encode(replace(known, first=known.first or fault, last=fault, cut_from=body_bytes))
+
+
 def parse(text: str | None) -> Failure:
     """Read a record. What is missing, garbage or forged is left out; never raises."""
     if not isinstance(text, str) or not text or len(text) > _LONGEST_PARSED:
@@ -179,6 +194,7 @@ def parse(text: str | None) -> Failure:
         library=_text(known.get("library"), _NAME_BYTES),
         redrive_of=_text(known.get("redrive_of"), _NAME_BYTES),
         redriven_at=_time(known.get("redriven_at")),
+        cut_from=_count(known.get("cut_from")),
     )
 
 
@@ -200,6 +216,7 @@ def _encode(failure: Failure) -> str:
         "library": clip(failure.library, _NAME_BYTES),
         "redrive_of": clip(failure.redrive_of, _NAME_BYTES),
         "redriven_at": _stamp(failure.redriven_at),
+        "cut_from": failure.cut_from,
         "last": _fault_fields(failure.last),
         "first": None if failure.first is failure.last else _fault_fields(failure.first),
     }

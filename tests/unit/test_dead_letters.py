@@ -12,7 +12,7 @@ import pytest
 from messaging.adapter import DeadLetterStore, StoredLetter
 from messaging.dead_letters import PAGE, DeadLetters, Origin
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
-from messaging.failure import parse, record
+from messaging.failure import oversize, parse, record
 from messaging.message import Message, Receipt
 from messaging.testing import VirtualClock
 
@@ -242,6 +242,24 @@ async def test_an_edit_that_cannot_be_is_refused_before_anything_is_sent(clock, 
     assert store.sent == []
     assert len(store.letters) == 2
     assert store.open == 0
+
+
+def cut_letter(number):
+    whole = letter(number)
+    text = oversize(whole.failure, reason="Too large.", attempt=3, body_bytes=4_000_000, now=NOW)
+    return replace(whole, failure=text)
+
+
+async def test_a_letter_that_was_cut_is_not_redriven_without_a_body(clock):
+    store, letters = face(clock, [letter(1), cut_letter(2), letter(3)])
+
+    assert await letters.redrive(dry_run=True) == 2
+    with pytest.raises(PublishManyError, match=r"m2 of orders/billing.*2 of the 4000000 bytes"):
+        await letters.redrive()
+    assert [message.id for message, _ in store.sent] == ["m1", "m3"]
+
+    assert await letters.redrive(edit=lambda message: replace(message, body=b"whole")) == 1
+    assert store.sent[-1][0].body == b"whole"
 
 
 async def test_headers_of_another_program_are_redriven_as_they_are(clock):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging.failure import LIMIT, Failure, parse, record, redriven
+from messaging.failure import LIMIT, Failure, oversize, parse, record, redriven
 from messaging.message import Message
 from messaging.stack import clip, describe, leaves_of, summary
 
@@ -378,3 +378,24 @@ def test_leaves_are_found_however_deep_and_at_most_as_many_as_asked():
 
 def test_a_summary_without_a_message_is_the_type():
     assert summary(ValueError()) == "ValueError"
+
+
+def test_a_letter_that_was_cut_says_so_and_still_says_what_failed_before():
+    first = recorded(error=raised(ValueError("no such customer")), cause="exception", reason="ValueError")
+
+    failure = parse(oversize(first, reason="Too large.", attempt=3, body_bytes=4_000_000, now=NOW))
+
+    assert failure.cut_from == 4_000_000
+    assert failure.last is not None
+    assert (failure.last.cause, failure.last.handler) == ("oversize", "shop.charge")
+    assert failure.last.reason == "Too large. It had failed with exception: ValueError"
+    assert failure.last.error is not None
+    assert failure.first is not None
+    assert failure.first.cause == "exception"
+    assert parse(redriven(oversize(first, reason="", attempt=1, body_bytes=7, now=NOW), NOW)).cut_from == 0
+
+
+def test_a_letter_that_was_cut_without_a_record_has_one():
+    failure = parse(oversize(None, reason="Too large.", attempt=3, body_bytes=7, now=NOW))
+    assert failure.last is not None
+    assert (failure.last.cause, failure.last.attempt, failure.cut_from) == ("oversize", 3, 7)

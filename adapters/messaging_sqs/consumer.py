@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound
 from messaging.message import Ack, Reject, Release
 from messaging_sqs import copies
+from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import Refused, in_batches
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Entry, Token, control_headers, unpack
@@ -33,8 +35,6 @@ T = TypeVar("T")
 
 HELD_HERE = 1.0
 """The last seconds of a delay are waited for in the member: the service counts whole ones."""
-_PAUSED = 5
-"""Seconds for which a message of a partition that must yield nothing goes back."""
 
 
 class Member(Consumer):
@@ -63,7 +63,7 @@ class Member(Consumer):
             take=self._take_in,
             changed=self._changed,
         )
-        self._ready: list[RawDelivery] = []
+        self._arrivals = Arrivals(self.forget)
         self._held: dict[RawDelivery, None] = {}
         """Everything that is ours, in the order it came."""
         self._arrived = asyncio.Event()
@@ -82,11 +82,11 @@ class Member(Consumer):
         if not self.url:
             await self._join()
         while True:
-            if taken := self._take(limit, paused):
+            if taken := self._arrivals.take(limit, paused):
                 return taken
             if self._polls.failure is not None:
                 raise self._failed()
-            self._polls.start(self.url, limit - len(self._ready) - self._polls.requested)
+            self._polls.start(self.url, self._arrivals.room(limit) - self._polls.requested)
             self._arrived.clear()
             try:
                 async with asyncio.timeout(until - time.monotonic()):
@@ -110,27 +110,6 @@ class Member(Consumer):
             return TopicNotFound(f"the queue of {self.where} is gone: was the group deleted? {error}")
         return error
 
-    def _take(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
-        if not self._ready:
-            return []
-        now = time.monotonic()
-        taken: list[RawDelivery] = []
-        left: list[RawDelivery] = []
-        unwanted: list[RawDelivery] = []
-        for delivery in self._ready:
-            if delivery.lease.deadline <= now:
-                self.forget(delivery)
-            elif delivery.partition in paused:
-                unwanted.append(delivery)
-            elif len(taken) < limit:
-                taken.append(delivery)
-            else:
-                left.append(delivery)
-        self._ready = left
-        if unwanted:
-            _ = self._own(self._give_back(unwanted, _PAUSED))
-        return taken
-
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""
         self._connected = True
@@ -148,7 +127,7 @@ class Member(Consumer):
                     early.append(delivery)
                     continue
                 delivery.hold = left
-            self._ready.append(delivery)
+            self._arrivals.add(delivery)
         if early:
             await self._step(early)
 
@@ -161,11 +140,8 @@ class Member(Consumer):
         entries = [
             copies.delayed(delivery, delivery.token.due, control_headers(delivery)) for delivery in early
         ]
-        errors = await copies.store(self.connection, self.url, entries)
-        stored = [delivery for delivery, error in zip(early, errors, strict=True) if error is None]
-        left = [delivery for delivery, error in zip(early, errors, strict=True) if error is not None]
-        await self._remove(stored)
-        await self._give_back(left, copies.LONGEST_DELAY)
+        left = await self.replace(early, entries)
+        await self.give_back(left, copies.LONGEST_DELAY)
 
     def _changed(self) -> None:
         self._arrived.set()
@@ -278,11 +254,19 @@ class Member(Consumer):
             return url, copies.dead(delivery, url, settlement.failure)
         if not isinstance(outcome, Release):
             return self.url, copies.failed(delivery, after, settlement.failure)
-        # The service counts releases, and has a bound: a copy starts a new count.
-        many = delivery.token.count > self.connection.settings.max_receives // 2
-        if many or after > LONGEST_LEASE / 2:
+        if self.worn(delivery) or after > LONGEST_LEASE / 2:
             return self.url, copies.released(delivery, after)
         return after
+
+    def worn(self, delivery: RawDelivery) -> bool:
+        """Whether a release would make a suspect of it, or bring it near the service's own bound, which count releases.
+
+        A copy starts a new count.
+        """
+        return (
+            delivery.returns == SUSPECT_AFTER - 1
+            or delivery.token.count > self.connection.settings.max_receives // 2
+        )
 
     async def unmark(self, delivery: RawDelivery) -> None:
         """It is settled, or given back: it has not ended this process. Nothing for what was never marked."""
@@ -299,6 +283,15 @@ class Member(Consumer):
         entries = [{"ReceiptHandle": delivery.token.handle} for delivery in deliveries]
         fates = await in_batches(self.connection, "sqs", "delete_message_batch", entries, QueueUrl=self.url)
         return self._told(deliveries, fates)
+
+    async def replace(
+        self, deliveries: Sequence[RawDelivery], entries: Sequence[tuple[Entry, dict[str, Any]]]
+    ) -> list[RawDelivery]:
+        """Store these copies in the queue instead; what could not be stored is left, and returned."""
+        errors = await copies.store(self.connection, self.url, entries)
+        told = list(zip(deliveries, errors, strict=True))
+        await self._remove([delivery for delivery, error in told if error is None])
+        return [delivery for delivery, error in told if error is not None]
 
     async def _hide(
         self, deliveries: Sequence[RawDelivery], seconds: Sequence[float]
@@ -330,7 +323,7 @@ class Member(Consumer):
                 self.forget(delivery)
         return errors
 
-    async def _give_back(self, deliveries: Sequence[RawDelivery], after: float) -> None:
+    async def give_back(self, deliveries: Sequence[RawDelivery], after: float) -> None:
         """Of a message group the last first: its order is kept."""
         given_back = list(reversed(deliveries))
         await self._hide(given_back, [after] * len(given_back))
@@ -396,9 +389,9 @@ class Member(Consumer):
         """Keep what waits for the next `receive`: nobody else extends it."""
         while True:
             await asyncio.sleep(self.connection.settings.lease / 3)
-            if self._ready:
+            if self._arrivals.waiting:
                 try:
-                    await self.extend(self._ready, self.connection.settings.lease)
+                    await self.extend(self._arrivals.waiting, self.connection.settings.lease)
                 except ConnectionFailed:
                     continue  # what cannot be extended ends with its lease
 
@@ -429,12 +422,21 @@ class Member(Consumer):
         left = [delivery for delivery in self._held if delivery.lease.deadline > now]
         for delivery in left:
             await self.unmark(delivery)
-        self._ready.clear()
-        await self._give_back(left, 0)
+        self._arrivals.clear()
+        await self.leave_behind(left)
+
+    @abstractmethod
+    async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
+        """Give these back, uncounted, when the member leaves."""
 
 
 class SharedConsumer(Member):
     """A member that shares a standard queue with the others of its group, in no order."""
+
+    async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
+        worn = [delivery for delivery in deliveries if self.worn(delivery)]
+        left = await self.replace(worn, [copies.released(delivery, 0) for delivery in worn]) if worn else []
+        await self.give_back([*left, *(one for one in deliveries if not self.worn(one))], 0)
 
 
 def _is_gone(error: MessagingError) -> bool:

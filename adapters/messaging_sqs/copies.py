@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
 from messaging.errors import MessagingError
 from messaging_sqs.batches import in_batches
-from messaging_sqs.entries import LARGEST, ORIGIN, Entry, control_headers, message_group, pack, unique
+from messaging_sqs.entries import (
+    LARGEST,
+    MOST_RETURNS,
+    ORIGIN,
+    RETURNS,
+    Entry,
+    control_headers,
+    message_group,
+    pack,
+    unique,
+)
 from messaging_sqs.names import is_fifo
 
 if TYPE_CHECKING:
@@ -52,7 +62,10 @@ def failed(delivery: RawDelivery, after: float, failure: str | None) -> tuple[En
 
 def released(delivery: RawDelivery, after: float) -> tuple[Entry, dict[str, Any]]:
     """Handled again after so many seconds, uncounted, and with a new count of the service."""
-    return delayed(delivery, time.time() + after if after > 0 else 0.0, control_headers(delivery))
+    control = control_headers(delivery)
+    if delivery.returns:
+        control[RETURNS] = str(min(delivery.returns, MOST_RETURNS))
+    return delayed(delivery, time.time() + after if after > 0 else 0.0, control)
 
 
 def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> tuple[Entry, dict[str, Any]]:

@@ -46,6 +46,8 @@ CONTENT_TYPE = "messaging-content-type"
 ENCODING = "messaging-encoding"
 ORIGIN = "messaging-origin"
 """Of a dead letter: the message of the group's queue that died. Two of one origin are one, stored twice by a crash."""
+RETURNS = "messaging-returns"
+"""Of a copy that was made instead of a release: how often the message had come back, as far as it counts (3)."""
 BASE64 = "base64"
 EMPTY = "empty"
 NOTHING = "-"
@@ -58,6 +60,8 @@ LONGEST_DELAY = 365 * 86_400.0
 """Of a retry, seconds."""
 LONGEST_WAIT = LONGEST_DELAY + 86_400.0
 """A time before which nothing may run that is further away than this was not written by us."""
+MOST_RETURNS = 3
+"""More would not change what is thought of a message, and was not written by us."""
 FENCE_STEP = 10_000
 """More than the times that the service hands over one message."""
 
@@ -167,6 +171,8 @@ class Token:
     """When it came, in monotonic seconds: SQS lends it for 12 hours from then."""
     origin: str
     """The message that it is a dead letter of; else itself."""
+    uncounted: int = 0
+    """How much of `count` are clean releases that were recorded."""
     copied: bool = False
     """Its copy is stored: only its removal is left."""
     done: bool = False
@@ -198,7 +204,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
         position=position,
         attempt=attempt,
         deliveries=attempt - 1 + received,
-        returns=received - 1,
+        returns=min(_number(headers.get(RETURNS), 0), MOST_RETURNS) + received - 1,
         failure=failure if isinstance(failure, str) else None,
         reply_to=reply_to if isinstance(reply_to, str) else None,
         fence=sequence * FENCE_STEP + received,

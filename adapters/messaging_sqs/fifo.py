@@ -42,6 +42,10 @@ class OrderedConsumer(Member):
         await self.unmark(settlement.delivery)
         return Hold(time.monotonic() + settlement.after)
 
+    async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
+        await self.marks.keep_returns(self.url, deliveries)
+        await self.give_back(deliveries, 0)
+
     def lost(self, delivery: RawDelivery) -> SettleError:
         error = super().lost(delivery)
         lease = delivery.lease

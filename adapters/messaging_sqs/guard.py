@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from messaging.errors import ConfigurationError, MessagingError
+from messaging_sqs import releases
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from messaging.adapter import RawDelivery
     from messaging_sqs.connection import Connection
 
@@ -54,13 +58,17 @@ class Marks:
         self._denied = False
 
     async def judge(self, url: str, suspects: list[RawDelivery]) -> None:
-        """Say of messages that came back often what their marks say."""
+        """Say of messages that came back often what the tags say: how often in peace, and what their marks are."""
         try:
-            marks = await self._read(url)
+            tags = await self._tags(url)
         except MessagingError as error:
             logger.warning("The marks of the crash guard could not be read: %s", error)
             return
+        marks, uncounted = _marks(tags), releases.read(tags)
         for delivery in suspects:
+            if number := uncounted.get(releases.hash_of(delivery.token.message_id)):
+                delivery.token.uncounted = number
+                delivery.returns = max(delivery.returns - number, 0)
             # A mark of this process ended nothing: only the lease was lost.
             if (mark := marks.get(delivery.token.message_id)) and mark.member != self._member:
                 delivery.guard = "tripped" if mark.times >= _ENDS else "none"
@@ -71,7 +79,7 @@ class Marks:
             return
         message_id = delivery.token.message_id
         try:
-            marks = await self._read(url)
+            marks = _marks(await self._tags(url))
             if len(marks) >= _MOST:
                 oldest = sorted(marks, key=lambda name: marks[name].set_at)
                 await self._untag(url, oldest[: len(marks) - _MOST + 1])
@@ -89,15 +97,33 @@ class Marks:
         if not self._denied:
             await self._untag(url, [delivery.token.message_id])
 
-    async def _read(self, url: str) -> dict[str, _Mark]:
-        answer = await self._connection.call("sqs", "list_queue_tags", QueueUrl=url)
-        tags: dict[str, str] = answer.get("Tags") or {}
-        return {
-            tag.removeprefix(_PREFIX): _Mark.of(value)
-            for tag, value in tags.items()
-            if tag.startswith(_PREFIX)
+    async def keep_returns(self, url: str, deliveries: Sequence[RawDelivery]) -> None:
+        """These are about to go back in peace: let none become a suspect by it. Else they run alone, which is slow."""
+        uncounted = {
+            delivery.token.message_id: delivery.token.count - delivery.returns
+            for delivery in deliveries
+            if delivery.returns < SUSPECT_AFTER <= delivery.token.count - delivery.token.uncounted
         }
+        if not uncounted or self._denied:
+            return
+        try:
+            new = releases.written(uncounted, time.time(), secrets.token_hex(3))
+            if old := releases.surplus(await self._tags(url), len(new)):
+                await self._connection.call("sqs", "untag_queue", QueueUrl=url, TagKeys=old)
+            await self._connection.call("sqs", "tag_queue", QueueUrl=url, Tags=new)
+        except MessagingError as error:
+            logger.warning("%d messages that go back will run alone: %s", len(uncounted), error)
+
+    async def _tags(self, url: str) -> dict[str, str]:
+        answer = await self._connection.call("sqs", "list_queue_tags", QueueUrl=url)
+        return answer.get("Tags") or {}
 
     async def _untag(self, url: str, message_ids: list[str]) -> None:
         keys = [_PREFIX + message_id for message_id in message_ids]
         await self._connection.call("sqs", "untag_queue", QueueUrl=url, TagKeys=keys)
+
+
+def _marks(tags: dict[str, str]) -> dict[str, _Mark]:
+    return {
+        tag.removeprefix(_PREFIX): _Mark.of(value) for tag, value in tags.items() if tag.startswith(_PREFIX)
+    }

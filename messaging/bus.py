@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from messaging.adapter import Start, TopicSpec, TopologyMode, Unrouted
+from messaging.adapter import Start, TopicSpec, TopologyMode
 from messaging.catalogue import Catalogue
 from messaging.clock import Clock, SystemClock, timeout
 from messaging.dead_letters import DeadLetters
@@ -27,12 +27,12 @@ from messaging.errors import (
 from messaging.generations import KeptLetters, Subscriber, begin, kept_apart, merged
 from messaging.health import Health, assess
 from messaging.ids import new_id
-from messaging.message import Endpoint, Message, Q, R, Receipt, T, Topic, seconds
-from messaging.middleware.publishing import PublishMiddleware, publish_through
+from messaging.message import Endpoint, Q, R, Receipt, T, Topic, seconds
 from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
+from messaging.sending import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from messaging.app import App
     from messaging.dispatch import Dispatcher
     from messaging.message import Duration, Key
+    from messaging.middleware.publishing import PublishMiddleware
     from messaging.pull import Pull
     from messaging.settings import Settings
     from messaging.store import IdempotencyStore
@@ -101,8 +102,14 @@ class Bus:
         self.namespace = self._routing.default.namespace
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
         self._catalogue = Catalogue(self._routing, settings, clock)
-        self._preparation = Preparation(clock, self.source)
-        self._publish_middleware = tuple(publish_middleware)
+        self._sender = Sender(
+            preparation=Preparation(clock, self.source),
+            catalogue=self._catalogue,
+            routing=self._routing,
+            middleware=tuple(publish_middleware),
+            clock=clock,
+            within=settings.publish_timeout,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
         self.dispatchers: list[Dispatcher | Subscriber] = []
@@ -179,6 +186,7 @@ class Bus:
         key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
+        delay: Duration | None = None,
         expires: Duration | datetime | None = None,
         timeout: Duration | None = None,
         mandatory: bool = False,
@@ -192,6 +200,7 @@ class Bus:
         key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
+        delay: Duration | None = None,
         expires: Duration | datetime | None = None,
         timeout: Duration | None = None,
         mandatory: bool = False,
@@ -204,17 +213,20 @@ class Bus:
         key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
+        delay: Duration | None = None,
         expires: Duration | datetime | None = None,
         timeout: Duration | None = None,
         mandatory: bool = False,
     ) -> Receipt:
         """Publish one message; returns when the broker has confirmed it durably (semantics 20).
 
-        `expires` and `timeout` are seconds or a timedelta. Raises InvalidMessage and MessageTooLarge before anything
-        is sent, NoGroup with `mandatory=True`, PublishUncertain when its fate is unknown, PublishError when the
-        broker does not have it. Cancelling leaves the fate unknown, never the connection broken.
+        `delay`, `expires` and `timeout` are seconds or a timedelta. With a `delay` no group handles the message
+        earlier, and on an idle broker none much later (`Capabilities.lateness`); an ordered topic takes none (5).
+        Raises InvalidMessage and MessageTooLarge before anything is sent, NoGroup with `mandatory=True`,
+        PublishUncertain when its fate is unknown, PublishError when the broker does not have it. Cancelling leaves
+        the fate unknown, never the connection broken.
         """
-        options = Options(key=key, headers=headers, id=id, expires=expires, mandatory=mandatory)
+        options = Options(key=key, headers=headers, id=id, delay=delay, expires=expires, mandatory=mandatory)
         (result,) = await self._publish(self._known(topic), (payload,), options, timeout)
         if isinstance(result, PublishError):
             raise result
@@ -226,27 +238,36 @@ class Bus:
         topic: Topic[T],
         payloads: Iterable[T],
         *,
+        delay: Duration | None = None,
         timeout: Duration | None = None,
         mandatory: bool = False,
     ) -> Sequence[Receipt]: ...
     @overload
     async def publish_many(
-        self, topic: str, payloads: Iterable[Any], *, timeout: Duration | None = None, mandatory: bool = False
+        self,
+        topic: str,
+        payloads: Iterable[Any],
+        *,
+        delay: Duration | None = None,
+        timeout: Duration | None = None,
+        mandatory: bool = False,
     ) -> Sequence[Receipt]: ...
     async def publish_many(
         self,
         topic: Topic[Any] | str,
         payloads: Iterable[Any],
         *,
+        delay: Duration | None = None,
         timeout: Duration | None = None,
         mandatory: bool = False,
     ) -> Sequence[Receipt]:
-        """Publish these in order; one receipt each.
+        """Publish these in order; one receipt each. `delay` holds for each.
 
         One invalid payload fails the call before anything is sent. Raises PublishManyError with a result for each
         when some were not published.
         """
-        results = await self._publish(self._known(topic), payloads, Options(mandatory=mandatory), timeout)
+        options = Options(delay=delay, mandatory=mandatory)
+        results = await self._publish(self._known(topic), payloads, options, timeout)
         receipts = [result for result in results if not isinstance(result, PublishError)]
         if len(receipts) < len(results):
             raise PublishManyError(results)
@@ -256,45 +277,7 @@ class Bus:
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
     ) -> Sequence[Receipt | PublishError]:
         self.check_open()
-        messages = self._preparation.messages(topic, payloads, options)
-        remaining = self.settings.publish_timeout if within is None else checked_timeout(within)
-        spec = self._catalogue.declared(topic)
-        if spec is None:
-            spec, remaining = await self._declare_within(topic, remaining)
-        if not self._publish_middleware:
-            return await self._deliver(spec, messages, options, remaining)
-
-        async def send(message: Message) -> Receipt:
-            (result,) = await self._deliver(spec, (message,), options, remaining)
-            if isinstance(result, PublishError):
-                raise result
-            return result
-
-        return await publish_through(self._publish_middleware, send, messages, ordered=spec.ordered)
-
-    async def _declare_within(self, topic: Topic[Any], within: float) -> tuple[TopicSpec, float]:
-        """The first use of a topic, as a part of the call's time; what is left of it."""
-        start = self.clock.monotonic()
-        try:
-            async with timeout(self.clock, within):
-                spec = await self._catalogue.declare_topic(topic)
-        except TimeoutError:
-            raise PublishError(
-                f"Nothing was sent to {topic.name}: {self.broker(topic).name} did not declare it within {within:g} s"
-            ) from None
-        return spec, max(0.0, within - (self.clock.monotonic() - start))
-
-    async def _deliver(
-        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
-    ) -> Sequence[Receipt | PublishError]:
-        broker = self._routing.of(spec.name)
-        most = broker.capabilities.max_message_bytes
-        outgoing = self._preparation.outgoing(spec, messages, options, most)
-        results = await broker.publisher.publish(outgoing, within)
-        for result in results:
-            if isinstance(result, Unrouted):
-                self._catalogue.warn_unrouted(spec.name)
-        return results
+        return await self._sender.send(topic, payloads, options, within)
 
     # --- request -----------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ ATTEMPT = "messaging-attempt"
 FAILURE = "messaging-failure"
 REPLY_TO = "messaging-reply-to"
 NOT_BEFORE = "messaging-not-before"
+"""Of a copy that waits in one group's ladder; a publish delay is the attribute `notbefore`, for all groups."""
 GUARD = "messaging-guard"
 
 CONTROL = "messaging-"
@@ -47,6 +48,7 @@ _ATTRIBUTES = frozenset(
         "partitionkey",
         "partitionkeybase64",
         "expirytime",
+        "notbefore",
         "correlationid",
         "causationid",
         "messagingformat",
@@ -83,6 +85,8 @@ def encode(message: Message, *, prefix: str) -> dict[str, str]:
             headers[prefix + "partitionkeybase64"] = b64encode(key).decode()
     if message.expires_at is not None:
         headers[prefix + "expirytime"] = _format_time(message.expires_at)
+    if message.not_before is not None:
+        headers[prefix + "notbefore"] = _format_time(message.not_before)
     if message.correlation_id is not None:
         headers[prefix + "correlationid"] = message.correlation_id
     if message.causation_id is not None:
@@ -123,6 +127,7 @@ def decode(
     get = attributes.get
     written = get("time")
     expires = get("expirytime")
+    not_before = get("notbefore")
     return Message(
         id=get("id") or text(message_id or "") or position,
         topic=topic,
@@ -136,6 +141,7 @@ def decode(
         expires_at=None if expires is None else parse_time(expires),
         correlation_id=get("correlationid") or (None if correlation_id is None else text(correlation_id)),
         causation_id=get("causationid"),
+        not_before=None if not_before is None else parse_time(not_before),
     )
 
 

@@ -48,6 +48,8 @@ class Message:
     expires_at: datetime | None = None
     correlation_id: str | None = None
     causation_id: str | None = None
+    not_before: datetime | None = None
+    """No group handles it earlier: the publish delay. Without meaning on an ordered topic (5)."""
 
 
 class _Draft:
@@ -72,6 +74,7 @@ class _Draft:
         expires_at: datetime | None,
         correlation_id: str | None,
         causation_id: str | None,
+        not_before: datetime | None = None,
     ) -> None:
         self.id = id
         self.topic = topic
@@ -85,11 +88,12 @@ class _Draft:
         self.expires_at = expires_at
         self.correlation_id = correlation_id
         self.causation_id = causation_id
+        self.not_before = not_before
         self.__class__ = Message  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  same slots
 
 
 make_message = cast("Callable[..., Message]", _Draft)
-"""A Message from all its attributes, by position."""
+"""A Message from its attributes, by position; only the last may be left out."""
 
 
 def _blank_message() -> Message:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Outgoing
 from messaging.binding import current_delivery
+from messaging.delay import check_delay, due_after
 from messaging.envelope import check_headers
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
@@ -22,7 +23,7 @@ from messaging.partition import partition_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from messaging.adapter import TopicSpec
+    from messaging.adapter import Capabilities, TopicSpec
     from messaging.clock import Clock
     from messaging.message import Duration, Key, Message, Topic
 
@@ -38,6 +39,7 @@ class Options:
     key: Key | None = None
     headers: Mapping[str, str] | None = None
     id: str | None = None
+    delay: Duration | None = None
     expires: Duration | datetime | None = None
     mandatory: bool = False
     reply_to: str | None = None
@@ -65,6 +67,7 @@ class Preparation:
                     headers.setdefault(name, parent.message.headers[name])
         now = datetime.fromtimestamp(self.clock.time(), UTC)
         expires_at = _expiry(options.expires, now)
+        not_before = None if options.delay is None else due_after(options.delay, now)
         given_id = None if options.id is None else _checked_id(options.id)
         given_key, key_of = options.key, topic.key
         name, source = topic.name, self.source
@@ -87,20 +90,24 @@ class Preparation:
                     expires_at,
                     correlation_id,
                     causation_id,
+                    not_before,
                 )
             )
         return messages
 
     def outgoing(
-        self, spec: TopicSpec, messages: Iterable[Message], options: Options, most: int
+        self, spec: TopicSpec, messages: Iterable[Message], options: Options, capabilities: Capabilities
     ) -> list[Outgoing]:
-        """Choose the partition of each and check the bounds: `most` bytes in all."""
+        """Choose the partition of each and check what the broker can do: size and delay."""
+        most = capabilities.max_message_bytes
         partitions, mandatory, reply_to = spec.partitions, options.mandatory, options.reply_to
         prepared: list[Outgoing] = []
         for message in messages:
             key = message.key
             partition = self._turn(spec, message) if key is None else partition_of(key, partitions)
             _check_size(message, most)
+            if message.not_before is not None:
+                check_delay(message, spec, capabilities, self.clock.time())
             prepared.append(Outgoing(spec, message, partition, mandatory, reply_to))
         return prepared
 

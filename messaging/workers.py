@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from messaging.backoff import Backoff
 from messaging.binding import current_delivery
 from messaging.clock import sleep
+from messaging.delay import judge_early
 from messaging.errors import ConnectionFailed, DecodeError, MessagingError
 from messaging.message import Delivery, Reject, Release
 
@@ -208,6 +209,10 @@ class Workers:
         return False
 
     async def _handle(self, raw: RawDelivery) -> Outcome:
+        if raw.message.not_before is not None and not self._lanes.ordered:
+            early = judge_early(raw.message.not_before, self._clock.time(), self._binding.max_delay)
+            if early is not None:
+                return early
         if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):
             return Release()
         message = raw.message

@@ -105,6 +105,10 @@ class Settler:
         if isinstance(outcome, Retry) and not self._group.ordered:
             control = attempts(delivery.attempt + 1, settlement.failure)
             return self._delayed(delivery, time.time() + settlement.after, control)
+        if isinstance(outcome, Release) and settlement.after > 0 and not self._group.ordered:
+            # Held, what waits for long would fill the window of this member and be lost to others with it (5).
+            control = attempts(delivery.attempt, delivery.failure)
+            return self._delayed(delivery, time.time() + settlement.after, control)
         return None
 
     def _delayed(self, delivery: RawDelivery, due: float, control: dict[str, str]) -> Parcel:

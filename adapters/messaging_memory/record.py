@@ -139,7 +139,8 @@ class Record:
 def surviving(message: Message) -> int | None:
     """A bound of the bytes of its attributes, if the message comes out of `decode(encode(...))` as it went in.
 
-    None where that is not certain: with a key of bytes, with text that is not ASCII, with a header of ours.
+    None where that is not certain: with a key of bytes, with text that is not ASCII, with a header of ours; and with
+    what is rare, a publish delay.
     """
     shared = _shared(message.type, message.source, message.content_type)
     key, time, expires_at = message.key, message.time, message.expires_at
@@ -148,6 +149,7 @@ def surviving(message: Message) -> int | None:
         shared is None
         or not own
         or isinstance(key, bytes)
+        or message.not_before is not None
         or (time is not None and time.tzinfo is not UTC)
         or (expires_at is not None and expires_at.tzinfo is not UTC)
         or message.correlation_id == ""

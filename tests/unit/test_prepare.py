@@ -1,15 +1,17 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import Capability, TopicSpec
 from messaging.binding import current_delivery
-from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging.errors import InvalidMessage, MessageTooLarge, UnsupportedCapability
 from messaging.message import Delivery, Message, Topic
 from messaging.prepare import Options, Preparation
 from messaging.testing import VirtualClock
+from tests.unit.scripted import ScriptedAdapter
 
 jobs = Topic("jobs", str)
 orders = Topic("orders", str, key=lambda payload: payload[0] if payload else None, ordered=True)
@@ -26,8 +28,9 @@ def prepared(preparation, topic=jobs, payload="x", **options):
     return message
 
 
-def sent(preparation, spec, message, options, most):
-    (outgoing,) = preparation.outgoing(spec, [message], options, most)
+def sent(preparation, spec, message, options, most=10_000, **can):
+    capabilities = replace(ScriptedAdapter(preparation.clock).capabilities, max_message_bytes=most, **can)
+    (outgoing,) = preparation.outgoing(spec, [message], options, capabilities)
     return outgoing
 
 
@@ -91,6 +94,50 @@ def test_an_expiry_without_a_zone_is_utc_as_on_the_wire(preparation):
 def test_an_expiry_that_never_comes_is_refused_before_anything_is_sent(preparation, expires):
     with pytest.raises(InvalidMessage, match="expires"):
         prepared(preparation, expires=expires)
+
+
+@pytest.mark.parametrize(("delay", "after"), [(5, 5), (0.5, 0.5), (timedelta(minutes=1), 60)])
+def test_a_delay_is_counted_from_now(preparation, delay, after):
+    message = prepared(preparation, delay=delay)
+
+    assert message.not_before - message.time == timedelta(seconds=after)
+    assert sent(preparation, TopicSpec("jobs"), message, Options()).message is message
+
+
+@pytest.mark.parametrize("delay", [0, 0.0, timedelta(0), None])
+def test_no_delay_leaves_no_mark(preparation, delay):
+    assert prepared(preparation, delay=delay).not_before is None
+
+
+@pytest.mark.parametrize(
+    "delay", [-1, float("inf"), float("nan"), 1e300, 1e12, "soon", object(), timedelta(-1)]
+)
+def test_what_is_no_delay_is_refused(preparation, delay):
+    with pytest.raises(InvalidMessage, match="delay="):
+        prepared(preparation, delay=delay)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "can", "why"),
+    [
+        (TopicSpec("jobs", ordered=True), {"delay": 1, "key": "k"}, {}, "the topic is ordered"),
+        (TopicSpec("jobs"), {"delay": 61}, {"max_delay": 60}, "the longest delay is 60 s"),
+        (TopicSpec("jobs"), {"delay": timedelta(days=366)}, {}, "the longest delay is"),
+        (TopicSpec("jobs"), {"delay": 2, "expires": 1}, {}, "it expires before"),
+    ],
+)
+def test_a_delay_that_would_not_be_kept_is_refused_before_anything_is_sent(
+    preparation, spec, options, can, why
+):
+    with pytest.raises(InvalidMessage, match=why):
+        sent(preparation, spec, prepared(preparation, **options), Options(), **can)
+
+
+def test_a_broker_that_cannot_delay_says_so(preparation):
+    cannot = Capability("unsupported", "it has no clock")
+
+    with pytest.raises(UnsupportedCapability, match="it has no clock"):
+        sent(preparation, TopicSpec("jobs"), prepared(preparation, delay=1), Options(), delayed_retry=cannot)
 
 
 def test_what_a_handler_publishes_is_caused_by_its_message(preparation):

@@ -14,6 +14,7 @@ from messaging_contracts.targets import target_of, with_options
 from tests.contract.mutants import (  # noqa: F401  they register theirs
     checking,
     consuming,
+    delaying,
     generations,
     handling,
     operating,
@@ -30,6 +31,9 @@ PATIENCE = 0.6
 """Seconds that a case waits here for what must come: a mutant may make it wait for ever."""
 SLOW = {
     "a_backlog_in_two_generations_is_handled_in_order": 2.0,
+    "a_delayed_message_is_never_early_and_hardly_late": 1.8,
+    "a_delayed_message_is_retried_and_given_up_as_any_other": 1.0,
+    "a_delayed_message_outlives_the_member_that_received_it": 1.8,
     "a_delayed_retry_outlives_the_member_that_failed": 1.2,
     "a_delivery_whose_lease_has_ended_belongs_to_another": 2.0,
     "a_failing_key_does_not_stall_other_keys": 1.4,

@@ -1,0 +1,84 @@
+"""The publish delay: when a message may first be handled, and what becomes of one that arrives earlier (5).
+
+It travels as an attribute of the message, and the topic takes it as any other. Each group puts what comes too early
+into its own ladder of delays, as it does with retries, but uncounted. So it costs no queue and no topic.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from math import inf
+from typing import TYPE_CHECKING
+
+from messaging.errors import InvalidMessage, UnsupportedCapability
+from messaging.message import Reject, Release, seconds
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from messaging.adapter import Capabilities, TopicSpec
+    from messaging.message import Duration, Message
+
+LONGEST = 365 * 86_400.0
+"""Seconds, where the broker has no bound of its own: what another program writes must not be kept for ever (19)."""
+CLOCKS = 3600.0
+"""Seconds by which a publisher's clock may be ahead: its longest delay is kept all the same."""
+
+
+def due_after(delay: Duration, now: datetime) -> datetime | None:
+    """When a message published now is due; None without a delay. Raises InvalidMessage for what is no delay."""
+    try:
+        after = seconds(delay)
+    except (TypeError, ValueError):
+        after = -1.0
+    if not 0 <= after < inf:
+        raise InvalidMessage(f"delay={delay!r}: it takes a number of seconds, 0 or more, or a timedelta")
+    try:
+        return now + timedelta(seconds=after) if after else None
+    except OverflowError:
+        raise InvalidMessage(f"delay={delay!r} is no time that can be reached") from None
+
+
+def check_delay(message: Message, topic: TopicSpec, capabilities: Capabilities, now: float) -> None:
+    """Raises InvalidMessage for a delay that would not be kept, UnsupportedCapability where none can be."""
+    assert message.not_before is not None
+    described = f"Message {message.id} for {topic.name} cannot be delayed"
+    if topic.ordered:
+        raise InvalidMessage(
+            f"{described}: the topic is ordered, and the messages of its key would have to wait with it. "
+            "Publish it to a topic that is not ordered"
+        )
+    if capabilities.delayed_retry.level == "unsupported":
+        raise UnsupportedCapability(
+            f"{described}: {capabilities.broker} cannot delay: {capabilities.delayed_retry.reason}"
+        )
+    longest = min(capabilities.max_delay, LONGEST)
+    after = message.not_before.timestamp() - now
+    if after > longest:
+        raise InvalidMessage(
+            f"{described} by {after:g} s: on {capabilities.broker} the longest delay is {longest:g} s. "
+            "Keep it in a database until it is due"
+        )
+    if message.expires_at is not None and message.expires_at <= message.not_before:
+        raise InvalidMessage(
+            f"{described} until {message.not_before.isoformat()}: it expires before, at "
+            f"{message.expires_at.isoformat()}. Both count from the publish"
+        )
+
+
+def judge_early(not_before: datetime, now: float, longest: float) -> Release | Reject | None:
+    """What to do with a message of an unordered group now; None: handle it.
+
+    What may wait goes back, uncounted, for what is left. What asks for more than anybody could have published is a
+    dead letter.
+    """
+    after = not_before.timestamp() - now
+    if after <= 0:
+        return None
+    bound = min(longest, LONGEST)
+    if after > bound + CLOCKS:
+        return Reject(
+            f"not to be handled before {not_before.isoformat()}, in {after:g} s; the longest delay is {bound:g} s",
+            cause="delay_unsupported",
+        )
+    return Release(after=min(after, bound))

@@ -1,0 +1,79 @@
+"""From a call of `publish` to its results: prepare, declare at first use, through the middleware, hand over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from messaging.adapter import Unrouted
+from messaging.clock import timeout
+from messaging.errors import PublishError
+from messaging.middleware.publishing import PublishMiddleware, publish_through
+from messaging.prepare import checked_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from messaging.adapter import TopicSpec
+    from messaging.catalogue import Catalogue
+    from messaging.clock import Clock
+    from messaging.message import Duration, Message, Receipt, Topic
+    from messaging.prepare import Options, Preparation
+    from messaging.routing import Routing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """Publishes for one bus."""
+
+    preparation: Preparation
+    catalogue: Catalogue
+    routing: Routing
+    middleware: Sequence[PublishMiddleware]
+    clock: Clock
+    within: float
+    """Seconds for a call that does not say it."""
+
+    async def send(
+        self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
+    ) -> Sequence[Receipt | PublishError]:
+        """One result each, in order. Raises InvalidMessage and MessageTooLarge before anything is sent."""
+        messages = self.preparation.messages(topic, payloads, options)
+        remaining = self.within if within is None else checked_timeout(within)
+        spec = self.catalogue.declared(topic)
+        if spec is None:
+            spec, remaining = await self._declare_within(topic, remaining)
+        if not self.middleware:
+            return await self._deliver(spec, messages, options, remaining)
+
+        async def send(message: Message) -> Receipt:
+            (result,) = await self._deliver(spec, (message,), options, remaining)
+            if isinstance(result, PublishError):
+                raise result
+            return result
+
+        return await publish_through(self.middleware, send, messages, ordered=spec.ordered)
+
+    async def _declare_within(self, topic: Topic[Any], within: float) -> tuple[TopicSpec, float]:
+        """The first use of a topic, as a part of the call's time; what is left of it."""
+        start = self.clock.monotonic()
+        try:
+            async with timeout(self.clock, within):
+                spec = await self.catalogue.declare_topic(topic)
+        except TimeoutError:
+            broker = self.routing.of(topic.name).name
+            raise PublishError(
+                f"Nothing was sent to {topic.name}: {broker} did not declare it within {within:g} s"
+            ) from None
+        return spec, max(0.0, within - (self.clock.monotonic() - start))
+
+    async def _deliver(
+        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
+    ) -> Sequence[Receipt | PublishError]:
+        broker = self.routing.of(spec.name)
+        outgoing = self.preparation.outgoing(spec, messages, options, broker.capabilities)
+        results = await broker.publisher.publish(outgoing, within)
+        for result in results:
+            if isinstance(result, Unrouted):
+                self.catalogue.warn_unrouted(spec.name)
+        return results

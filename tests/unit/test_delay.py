@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from messaging import App, Topic
+from messaging.delay import CLOCKS, LONGEST, judge_early
+from messaging.message import Reject, Release
+
+NOW = 1_000_000.0
+
+
+def at(seconds):
+    return datetime.fromtimestamp(NOW + seconds, UTC)
+
+
+@pytest.mark.parametrize("due", [at(0), at(-1), datetime.min.replace(tzinfo=timezone(timedelta(hours=23)))])
+def test_a_message_whose_time_has_come_is_handled(due):
+    assert judge_early(due, NOW, 60.0) is None
+
+
+def test_a_message_that_comes_too_early_goes_back_for_what_is_left():
+    assert judge_early(at(2.5), NOW, 60.0) == Release(after=2.5)
+
+
+def test_a_clock_that_is_behind_buries_no_message():
+    assert judge_early(at(60 + CLOCKS), NOW, 60.0) == Release(after=60.0)
+
+
+@pytest.mark.parametrize("longest", [60.0, float("inf")])
+def test_no_message_is_kept_for_ever(longest):
+    asked = datetime.max.replace(tzinfo=timezone(timedelta(hours=-23)))
+
+    early = judge_early(asked, NOW, longest)
+
+    assert isinstance(early, Reject)
+    assert early.cause == "delay_unsupported"
+    assert f"the longest delay is {min(longest, LONGEST):g} s" in early.reason
+
+
+async def test_a_delay_follows_the_clock_of_a_test():
+    jobs, app = Topic("jobs", str), App("billing")
+
+    @app.subscribe(jobs)
+    async def handle(_: str) -> None: ...
+
+    async with app.test() as t:
+        await t.publish(jobs, "later", delay=3600)
+        await t.publish_many(jobs, ["b", "c"], delay=timedelta(hours=2))
+        await t.publish(jobs, "now")
+        await t.advance(3599.9)
+        assert [one.payload for one in t.handled] == ["now"]
+        await t.advance(0.2)
+        assert [one.payload for one in t.handled] == ["now", "later"]
+        await t.advance(3600)
+
+    assert [one.payload for one in t.handled] == ["now", "later", "b", "c"]
+    assert {one.attempt for one in t.handled} == {1}

@@ -64,9 +64,9 @@ class Capabilities:
     )
     """A topic's partitions and order can be changed while its programs run (16)."""
     max_delay: float = inf
-    """The longest delay of an unordered retry, seconds."""
+    """The longest delay of an unordered retry, and of a publish, seconds."""
     lateness: float = 0.0
-    """How late a delayed retry may come on an idle broker, seconds."""
+    """How late what was delayed may come on an idle broker, seconds."""
     max_hold: float = inf
     """The longest time a delivery may be held by a member of an ordered group, seconds (8)."""
     max_message_bytes: int

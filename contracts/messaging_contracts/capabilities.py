@@ -111,8 +111,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _bounds(all_of: Sequence[Capabilities]) -> list[list[str]]:
     return [
-        ["longest delay of an unordered retry", *(_seconds(one.max_delay) for one in all_of)],
-        ["a delayed retry is late by at most", *(_seconds(one.lateness) for one in all_of)],
+        [
+            "longest delay of an unordered retry, and of a publish",
+            *(_seconds(one.max_delay) for one in all_of),
+        ],
+        ["what was delayed is late by at most", *(_seconds(one.lateness) for one in all_of)],
         ["longest delay of an ordered retry", *(_seconds(one.max_hold) for one in all_of)],
         ["largest message", *(_bytes(one.max_message_bytes) for one in all_of)],
         ["a confirmed message survives", *(_durability(one.durability) for one in all_of)],

@@ -57,6 +57,17 @@ class SystemClock:
         return nullcontext()
 
 
+def check_cancelled() -> None:
+    """Raise CancelledError in a task that was cancelled, even where the first one did not arrive.
+
+    aiormq, and `asyncio.wait_for` of Python 3.11, lose a cancellation that comes together with what they wait for.
+    A loop that goes on until it is cancelled asks in each round, before it waits.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def sleep(clock: Clock, delay: float) -> None:
     """Wait `delay` seconds of this clock. Cancellation ends the wait at once."""
     if delay <= 0:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from messaging import failure
 from messaging.adapter import Hold, SettleError, Settlement
 from messaging.backoff import Backoff
-from messaging.clock import sleep
+from messaging.clock import check_cancelled, sleep
 from messaging.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -138,6 +138,7 @@ class Dispatcher:
         prefetch = self._subscription.prefetch
         batch = max(1, prefetch // 4)
         while True:
+            check_cancelled()
             room = prefetch - self._lanes.unparked
             # Small gaps are left to grow while every worker is busy, so that messages come in batches.
             if room < (1 if self._workers.idle else batch) or self._workers.alone is not None:
@@ -158,6 +159,7 @@ class Dispatcher:
             self._take_in(deliveries)
 
     async def _wait_to_reconnect(self, error: ConnectionFailed, backoff: Backoff) -> None:
+        check_cancelled()
         wait = backoff.next()
         if self.receiving or self.last_error is None:
             logger.warning(
@@ -345,14 +347,8 @@ class Dispatcher:
         if not self._lanes.ordered:
             return deliveries
         broken = {_lane_of(one) for one in deliveries if one.message.key is not None and one in self._lanes}
-        return (
-            deliveries
-            if not broken
-            else [
-                *deliveries,
-                *(one for one in self._lanes.held if _lane_of(one) in broken and one not in deliveries),
-            ]
-        )
+        behind = [one for one in self._lanes.held if _lane_of(one) in broken and one not in deliveries]
+        return [*deliveries, *behind]
 
     def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
         for delivery in self._workers.withdraw_suspects(unwanted):
@@ -374,6 +370,7 @@ class Dispatcher:
         if lease is None:
             return
         while True:
+            check_cancelled()
             await sleep(self._clock, lease / 3)
             held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
             if not held:

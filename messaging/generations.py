@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
-from messaging.clock import sleep
+from messaging.clock import check_cancelled, sleep
 from messaging.dispatch import Dispatcher
 from messaging.errors import (
     ConfigurationError,
@@ -150,8 +150,10 @@ class Subscriber:
         while True:
             for spec in self._kept:
                 if spec.generation not in self._dispatchers and await self._may_start(spec):
+                    check_cancelled()  # nobody would stop it
                     dispatcher = self._dispatcher(spec)
                     tasks.create_task(dispatcher.run(), name=f"messaging-{self.topic}-{spec.generation}")
+            check_cancelled()
             await sleep(self._clock, self._interval)
             try:
                 await self._catalogue.refresh(self._binding.subscription.group.topic)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from messaging.backoff import Backoff
-from messaging.clock import sleep, timeout
+from messaging.clock import check_cancelled, sleep, timeout
 from messaging.errors import (
     AuthenticationFailed,
     Closed,
@@ -110,6 +110,7 @@ class Requester:
     async def _receive(self, inbox: ReplyInbox) -> None:
         backoff = Backoff()
         while True:
+            check_cancelled()
             try:
                 replies = await inbox.receive(256, 5.0)
             except Exception as error:
@@ -117,6 +118,7 @@ class Requester:
                 if isinstance(error, AuthenticationFailed) or not isinstance(error, ConnectionFailed):
                     self._ended = error
                     return
+                check_cancelled()
                 await sleep(self._clock, backoff.next())
                 continue
             backoff.reset()

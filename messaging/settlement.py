@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import SettleError, Settlement
 from messaging.backoff import Backoff
-from messaging.clock import sleep
+from messaging.clock import check_cancelled, sleep
 from messaging.errors import ConnectionFailed, LeaseLost
 
 if TYPE_CHECKING:
@@ -69,12 +69,14 @@ class Settler:
         """Settle until cancelled. Cancellation leaves the rest to `flush`."""
         backoff = Backoff()
         while True:
+            check_cancelled()
             if not self._pending:
                 self._wake.clear()
                 await self._wake.wait()
             if await self._settle_batch():
                 backoff.reset()
             else:
+                check_cancelled()
                 await sleep(self._clock, backoff.next())
 
     async def flush(self) -> None:

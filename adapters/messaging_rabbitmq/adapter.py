@@ -100,6 +100,7 @@ class RabbitMQAdapter(Adapter):
     async def close(self) -> None:
         session = self._session
         await asyncio.gather(session.publishing.close(), session.consuming.close())
+        await self._generations.close()
 
     async def declare(self, topology: Topology) -> None:
         await self._session.topology.declare(topology)

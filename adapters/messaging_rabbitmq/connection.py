@@ -1,7 +1,8 @@
 """Plain AMQP connections: opened on demand, one attempt a call, never reconnected behind anybody's back.
 
 aiormq's exceptions are translated here, once. aiormq tells of a lost heartbeat and of its own close by a
-CancelledError in the waiting task; `translated` tells it from a real cancellation by the task's own count.
+CancelledError in the waiting task, and loses a real cancellation where the broker closes the channel in the same
+moment; `translated` tells the one from the other by the task's own count.
 """
 
 from __future__ import annotations
@@ -168,19 +169,28 @@ def translated(doing: str, address: str) -> Generator[None]:
     """Turn aiormq's exceptions into ours; what a single call expects is caught inside."""
     task = asyncio.current_task()
     cancellations = task.cancelling() if task else 0
+
+    def cancelled() -> bool:
+        return task is not None and task.cancelling() > cancellations
+
     try:
         yield
-    except MessagingError:
+        # A channel that the broker closes in the moment of a cancellation answers with the broker's reason alone.
+        if cancelled():
+            raise asyncio.CancelledError
+    except MessagingError as error:
+        if cancelled():
+            raise asyncio.CancelledError from error
         raise
     except asyncio.CancelledError as error:
-        if task is None or task.cancelling() > cancellations:
+        if task is None or cancelled():
             raise
         raise ConnectionFailed(f"the connection to RabbitMQ at {address} was lost while {doing}") from error
     except Exception as error:
         # aiormq gives a plain Exception to who waits when a connection breaks without a reason.
         if not isinstance(error, _FAULTS) and type(error) is not Exception:
             raise
-        if task is not None and task.cancelling() > cancellations:
+        if cancelled():
             raise asyncio.CancelledError from error
         if isinstance(error, ChannelAccessRefused):
             raise ConfigurationError(
@@ -271,7 +281,7 @@ class Link:
                         ) from error
                     except (ConnectionClosed, InvalidFrameError) as error:
                         raise _refused(transport.farewell(), error, settings) from error
-        except MessagingError as error:
+        except BaseException as error:
             if transport.transport is not None:
                 transport.transport.abort()
             if type(error) is not ConnectionFailed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
+from messaging.clock import check_cancelled
 from messaging.envelope import decode
 from messaging.errors import MessagingError, TopicNotFound
 from messaging.partition import partition_of
@@ -55,6 +56,7 @@ class IngressRelay:
         try:
             await intake.open(self._session.consuming, PREFETCH)
             while not intake.gone:
+                check_cancelled()
                 await arrived.wait()
                 arrived.clear()
                 await self._relay(intake)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from messaging.adapter import ConsumerStatus, RawDelivery, Settlement
+from messaging.clock import check_cancelled
 from messaging.errors import ConfigurationError, LeaseLost, MessagingError, TopicNotFound
 from messaging.message import Reject, Retry
 from messaging_rabbitmq.consumer import Member, Plan
@@ -111,6 +112,7 @@ class PartitionedConsumer(Member):
     async def _balance(self, seat: Seat) -> None:
         try:
             while True:
+                check_cancelled()
                 try:
                     async with asyncio.timeout(TICK):
                         await seat.gone.wait()

@@ -7,7 +7,7 @@ import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
-from messaging.clock import Clock, Timer, sleep, timeout
+from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
 from messaging.errors import ConnectionFailed, IdempotencyConflict
 from messaging.message import Ack, Reject, Release
 from messaging.store import Completed, IdempotencyStore, InProgress
@@ -174,6 +174,7 @@ class _Entry:
             else:
                 if not ours:
                     return
+            check_cancelled()
             await sleep(self._clock, self._lease / _BEATS)
 
     def _warn(self, text: str) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -35,6 +36,22 @@ async def test_prefetch_bounds_what_is_unparked_in_the_process():
 
     assert most == 3
     assert bench.counters.acked == 20
+
+
+async def test_it_ends_though_the_broker_loses_the_cancellation_of_what_it_waits_for(monkeypatch):
+    bench = Bench(acking, lease=3.0)
+
+    async def deaf(*_):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise ConnectionFailed("down")
+
+    bench.consumer.on_extend = deaf
+    async with asyncio.timeout(5), bench.running():
+        await bench.put(raw("a", hold=100))
+        await bench.clock.advance(1)
+        monkeypatch.setattr(bench.consumer, "receive", deaf)
+        await bench.clock.advance(1)
 
 
 async def test_parked_deliveries_make_room_for_others():

@@ -1,6 +1,7 @@
 """What is told and bounded while a topic has two generations; that nothing is lost or reordered, the suite shows."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -167,6 +168,26 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
     monkeypatch.setattr(MemoryAdapter, "capabilities", poor)
     with pytest.raises(UnsupportedCapability, match="another name"):
         await bus.begin_generation(orders, partitions=3)
+
+
+async def test_a_member_leaves_though_the_broker_loses_its_cancellation(bus, clock, monkeypatch):
+    """As aiormq does, and `asyncio.wait_for` of Python 3.11, where an answer comes in the same moment."""
+    app, asked = App("a"), asyncio.Event()
+    look = MemoryAdapter.generations
+
+    async def deaf(self, topic):
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await look(self, topic)
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None: ...
+
+    async with asyncio.timeout(10), app.running(bus):
+        monkeypatch.setattr(MemoryAdapter, "generations", deaf)
+        while not asked.is_set():
+            await clock.advance(1)
 
 
 async def test_a_change_to_what_is_there_changes_nothing(bus):

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -216,3 +217,22 @@ async def test_flush_settles_all_that_is_left_and_tries_once():
 
     assert [len(batch) for batch in desk.log] == [BATCH, 2]
     assert len(desk.results) == BATCH + 1
+
+
+async def test_it_ends_though_a_cancellation_was_lost_on_its_way():
+    desk = Desk()
+
+    async def deaf(replies):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise ConnectionFailed("down")
+
+    desk.settler._reply = deaf
+    task = asyncio.create_task(desk.settler.run())
+    desk.add("a", reply=True)
+    await desk.clock.settle()
+    task.cancel()
+
+    async with asyncio.timeout(5):
+        await asyncio.wait([task])
+    assert task.cancelled()

@@ -21,6 +21,7 @@ from messaging_kafka.library import KafkaError
 from messaging_kafka.partitions import Partitions
 from messaging_kafka.records import read
 from messaging_kafka.settling import Settler, Token
+from messaging_kafka.watching import watch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -88,6 +89,7 @@ class KafkaConsumer(Consumer):
         self._fetcher.retry()
         while True:
             self._wake.clear()
+            await partitions.begin_anew()
             soonest = self._read(partitions, limit - len(self._ready), paused)
             if self._ready:
                 await self._commit_careful(partitions)
@@ -114,6 +116,9 @@ class KafkaConsumer(Consumer):
             await partitions.membership.begin()
             self._partitions = partitions
             self._background.start(self._move(), name="messaging-kafka-delays")
+            self._background.start(
+                watch(self._fetcher, self._where, self._session.settings), name="messaging-kafka-watch"
+            )
             if not self._group.ordered:
                 self._background.start(self._relieve(), name="messaging-kafka-relief")
         else:

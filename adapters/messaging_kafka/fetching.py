@@ -56,12 +56,16 @@ class Source:
         """Of the next record that is fetched."""
         self.end = -1
         """One beyond the last record that the broker had when it last answered; -1 before."""
+        self.heard = 0
+        """How many answers came."""
+        self.broken: int | None = None
+        """Where the log begins that ends before `asked`. Nothing more is asked for until somebody rewinds."""
         self._answers: deque[Generator[Any]] = deque()
         self._head: Any = None
 
     @property
     def hungry(self) -> bool:
-        return len(self._answers) < ANSWERS
+        return self.broken is None and len(self._answers) < ANSWERS
 
     @property
     def waiting(self) -> bool:
@@ -93,6 +97,7 @@ class Source:
         """Go on elsewhere; what lies here is forgotten."""
         self._answers.clear()
         self._head = None
+        self.broken = None
         self.position = self.asked = position
 
     def answered(self, raw: bytes, aborted: Any) -> bool:
@@ -166,6 +171,29 @@ class Fetcher:
         self.error = None
         self._again.set()
 
+    def asking(self) -> list[Source]:
+        """What answers are expected for: nothing after an error, until somebody tries again."""
+        return [] if self.error is not None else [one for one in self._sources.values() if one.hungry]
+
+    async def behind(self, sources: Iterable[Source]) -> int:
+        """How many records the brokers have beyond what was fetched of these."""
+        ends = await self._brokers.offsets({source.place: library.LATEST for source in sources})
+        return sum(
+            max(0, ends[place] - source.asked)
+            for place, source in self._sources.items()
+            if place in ends and source.hungry
+        )
+
+    async def restart(self, error: MessagingError) -> None:
+        """Ask anew, by new connections, for the leaders too; what was fetched stays. The reader is told `error`."""
+        sources = list(self._sources.values())
+        await self.close()
+        for source in sources:
+            self._brokers.forget_leader(source.place)
+        self.error = error
+        self._woken()
+        self.add(sources)
+
     async def close(self) -> None:
         tasks = [*self._polls.values(), *([self._finding] if self._finding else [])]
         self._polls.clear()
@@ -189,6 +217,7 @@ class Fetcher:
                 node = self._brokers.leader(place)
                 if node is not None and node not in self._polls:
                     self._polls[node] = asyncio.create_task(self._poll(node), name="messaging-kafka-fetch")
+            self._room.set()  # one that had nothing to ask for may have now
             await self._unled.wait()
 
     async def _look(self, lost: list[Place]) -> None:
@@ -216,6 +245,9 @@ class Fetcher:
         while True:
             led = [source for place, source in self._sources.items() if self._brokers.leader(place) == node]
             wanted = [source for source in led if source.hungry]
+            if any(self._brokers.leader(place) not in self._polls for place in self._sources):
+                # Others look for leaders too: what they found moved must be asked for elsewhere.
+                self._unled.set()
             if not wanted:
                 if not led:
                     self._polls.pop(node, None)
@@ -267,6 +299,7 @@ class Fetcher:
                     moved |= await self._refused(source, code)
                     continue
                 source.end = end
+                source.heard += 1
                 news |= source.answered(rest[-1], rest[2] if response.API_VERSION >= 11 else rest[-2])
         if news:
             self._woken()
@@ -284,27 +317,36 @@ class Fetcher:
         raise error
 
     async def _out_of_range(self, source: Source) -> None:
-        place = source.place
+        place, asked = source.place, source.asked
         first = (await self._brokers.offsets({place: library.EARLIEST}))[place]
-        if first > source.asked:
+        end = (await self._brokers.offsets({place: library.LATEST}))[place]
+        extra = {"topic": place.topic, "partition": place.partition}
+        if first > asked:
             logger.error(
                 "%d messages of partition %d of %s were deleted by its retention before %s had handled them",
-                first - source.asked,
+                first - asked,
                 place.partition,
                 place.topic,
                 self._name,
-                extra={"topic": place.topic, "partition": place.partition, "lost": first - source.asked},
+                extra={**extra, "lost": first - asked},
             )
-        else:
+            source.asked = first
+        elif end < asked:
             logger.error(
-                "Partition %d of %s ends before the position of %s: a broker lost messages. It goes on at the "
-                "first that is kept",
+                "Partition %d of %s ends at %d, before the position %d of %s: the topic was made anew, or a broker "
+                "lost messages. It begins anew at the first that is kept, %d",
                 place.partition,
                 place.topic,
+                end,
+                asked,
                 self._name,
-                extra={"topic": place.topic, "partition": place.partition},
+                first,
+                extra={**extra, "lost": asked - end},
             )
-        source.rewind(first)
+            source.broken = first
+            self._woken()
+        else:
+            await asyncio.sleep(PAUSE)  # a new leader that did not know its end yet
 
 
 async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> AsyncIterator[Any]:

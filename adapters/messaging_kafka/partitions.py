@@ -61,6 +61,21 @@ class Unit:
     dirty: set[Part] = field(default_factory=set[Part])
     """Whose progress is not committed yet."""
 
+    @property
+    def broken(self) -> bool:
+        """A log of it ends before what was done."""
+        return any(part.source.broken is not None for part in self.parts)
+
+    def anew(self) -> Unit:
+        """The same unit, broken logs from their beginning, the others from where they are."""
+        parts: list[Part] = []
+        for part in self.parts:
+            first = part.source.broken
+            position = part.progress.committed(leaving=True) if first is None else Committed(first)
+            source, known = Source(part.place, position.offset), progress.resume(position)
+            parts.append(Part(part.place, source, known, part.copies, part.tier))
+        return Unit(self.number, parts, self.fence, self.lease, dirty=set(parts))
+
     def oldest(self) -> float:
         """When the first of its deliveries that are not settled was handed out; infinite where there is none."""
         times = [
@@ -182,6 +197,26 @@ class Partitions:
         for unit in units:
             self.owned[unit.number] = unit
         self._sources(part.source for unit in units for part in unit.parts)
+
+    async def begin_anew(self) -> None:
+        """Units of which a log ends before what was done of it: they begin at the first record that is kept.
+
+        The offsets of another log are those of other messages: what is held of the old one is lost, and what was
+        committed is replaced before anything is read. Raises ConnectionFailed.
+        """
+        if not any(unit.broken for unit in self.owned.values()):
+            return
+        async with self._committing:
+            old = [unit for unit in self.owned.values() if unit.broken and not unit.draining]
+            new = [unit.anew() for unit in old]
+            try:
+                await self._commit(new)
+            except LeaseLost:
+                return
+            kept = [pair for pair in zip(old, new, strict=True) if self.owned.get(pair[0].number) is pair[0]]
+            self._drop([unit for unit, _ in kept], "its log on Kafka begins anew")
+            self.owned |= {unit.number: unit for _, unit in kept}
+        self._sources(part.source for _, unit in kept for part in unit.parts)
 
     # --- commit ------------------------------------------------------------------------------------------------
 

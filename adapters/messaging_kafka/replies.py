@@ -112,6 +112,8 @@ class KafkaInbox(ReplyInbox):
         self._fetcher.retry()
         while True:
             self._wake.clear()
+            if (first := self._source.broken) is not None:
+                self._source.rewind(first)
             found = [self._message(one) for one in self._source.read(limit) if self._ours(one)]
             self._fetcher.hungry()
             if found:

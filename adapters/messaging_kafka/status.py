@@ -55,11 +55,16 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
         places = [Place(topic, number) for topic, count in there.items() for number in range(count)]
         committed = await session.brokers.committed(name, places)
         ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
-        lag = sum(
-            progress.left(committed.get(place, Committed(0)), end)
-            for place, end in ends.items()
+        known = {
+            place: committed.get(place, Committed(0))
+            for place in ends
             if place in committed or place.topic == beside
-        )
+        }
+        short = [place for place, position in known.items() if ends[place] < position.offset]
+        starts = await session.brokers.offsets(dict.fromkeys(short, library.EARLIEST)) if short else {}
+        # A log that ends before the position is read from its beginning.
+        known |= {place: Committed(start) for place, start in starts.items()}
+        lag = sum(progress.left(position, ends[place]) for place, position in known.items())
         members = await session.brokers.members([name])
         dead = await letters.count()
     except (TopicNotFound, ConfigurationError):

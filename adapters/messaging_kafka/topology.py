@@ -239,8 +239,8 @@ class TopologyKeeper:
         """The error for a group whose position the broker has forgotten."""
         return ConfigurationError(
             f"group {group.name} of topic {group.topic.name} was declared, but Kafka has no position of it any more: "
-            f"no member was there for offsets.retention.minutes. Delete the group and declare it again with the "
-            f"start that is right."
+            f"no member was there for offsets.retention.minutes, or the topic was deleted and made "
+            f"again. Delete the group and declare it again with the start that is right."
         )
 
     async def check(self, group: GroupSpec) -> None:

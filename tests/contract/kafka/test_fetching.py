@@ -161,6 +161,7 @@ async def test_a_partition_that_has_a_leader_again_is_asked_for_while_another_ha
     full, new = Source(P0, 0), Source(P1, 0)
     full._answers.extend([iter(()), iter(())])  # type: ignore[list-item]
     fetcher.add([full])
+    await asyncio.sleep(0.01)
     brokers.elected.clear()
     fetcher.add([new])
     await asyncio.sleep(0.01)

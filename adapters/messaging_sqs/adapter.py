@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
 from messaging_sqs.connection import Connection
-from messaging_sqs.consumer import SharedConsumer
 from messaging_sqs.dead_letters import SQSDeadLetters
 from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
 from messaging_sqs.fifo import OrderedConsumer
 from messaging_sqs.publisher import Publisher
 from messaging_sqs.replies import SQSInbox, send_replies
-from messaging_sqs.settings import LONGEST_LEASE, SQSSettings
+from messaging_sqs.settings import LONGEST_HOLD, SQSSettings
+from messaging_sqs.shared import SharedConsumer
 from messaging_sqs.topology import Topics
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from messaging.message import Message, Receipt
 
 _HEALTH_BOUND = 0.9
-_HOLD_SHARE = 0.9
-"""Of the longest lease; the rest is for the handler."""
 
 
 class SQSAdapter(Adapter):
@@ -85,7 +83,7 @@ class SQSAdapter(Adapter):
             crash_guard=Capability("emulated", "SQS counts hand-overs; the mark is a tag of the queue"),
             max_delay=LONGEST_DELAY,
             lateness=1.0,
-            max_hold=LONGEST_LEASE * _HOLD_SHARE,
+            max_hold=LONGEST_HOLD,
             max_message_bytes=min(self._settings.max_message_bytes, LARGEST - ROOM),
             durability="power loss" if self._settings.is_aws else "unknown",
             fenced=True,

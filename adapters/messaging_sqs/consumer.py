@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound
-from messaging.message import Ack, Reject, Release
+from messaging.message import Ack
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import Refused, in_batches
 from messaging_sqs.connection import Absent
-from messaging_sqs.entries import Entry, Token, control_headers, unpack
+from messaging_sqs.entries import Token, control_headers, unpack
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
 from messaging_sqs.polling import Polls
 from messaging_sqs.settings import LONGEST_LEASE
@@ -137,10 +137,10 @@ class Member(Consumer):
 
     async def _step(self, early: list[RawDelivery]) -> None:
         """The next step of a long delay; what cannot be sent on hides for as long as it may."""
-        entries = [
+        steps = [
             copies.delayed(delivery, delivery.token.due, control_headers(delivery)) for delivery in early
         ]
-        left = await self.replace(early, entries)
+        left = await self.replace(early, steps)
         await self.give_back(left, copies.LONGEST_DELAY)
 
     def _changed(self) -> None:
@@ -173,7 +173,7 @@ class Member(Consumer):
             results: list[Settled] = [DONE] * len(settlements)
             removed: list[int] = []
             hidden: list[tuple[int, float]] = []
-            copied: dict[str, list[tuple[int, tuple[Entry, dict[str, Any]]]]] = {}
+            copied: dict[str, list[tuple[int, copies.Copy]]] = {}
             seen: set[RawDelivery] = set()
             now = time.monotonic()
             for index, settlement in enumerate(settlements):
@@ -208,7 +208,7 @@ class Member(Consumer):
     async def _copy(
         self,
         url: str,
-        parcels: Sequence[tuple[int, tuple[Entry, dict[str, Any]]]],
+        parcels: Sequence[tuple[int, copies.Copy]],
         settlements: Sequence[Settlement],
         removed: list[int],
         results: list[Settled],
@@ -219,6 +219,7 @@ class Member(Consumer):
                 settlements[index].delivery.token.copied = True
                 removed.append(index)
             else:
+                settlements[index].delivery.token.too_large |= copies.refused_for_size(error)
                 results[index] = SettleError(error)
 
     async def _conclude(
@@ -246,27 +247,17 @@ class Member(Consumer):
             delivery = settlements[index].delivery
             results[index] = self.lost(delivery) if _is_gone(error) else SettleError(error)
 
-    async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, tuple[Entry, dict[str, Any]]]:
+    @abstractmethod
+    async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, copies.Copy]:
         """How to settle what is not an Ack: hold it, hide it for so many seconds, or store a copy in a queue."""
-        delivery, outcome, after = settlement.delivery, settlement.outcome, settlement.after
-        if isinstance(outcome, Reject):
-            url = await self.topics.dead_url(self.group)
-            return url, copies.dead(delivery, url, settlement.failure)
-        if not isinstance(outcome, Release):
-            return self.url, copies.failed(delivery, after, settlement.failure)
-        if self.worn(delivery) or after > LONGEST_LEASE / 2:
-            return self.url, copies.released(delivery, after)
-        return after
 
-    def worn(self, delivery: RawDelivery) -> bool:
-        """Whether a release would make a suspect of it, or bring it near the service's own bound, which count releases.
-
-        A copy starts a new count.
-        """
-        return (
-            delivery.returns == SUSPECT_AFTER - 1
-            or delivery.token.count > self.connection.settings.max_receives // 2
-        )
+    async def letter(self, settlement: Settlement) -> tuple[str, copies.Copy]:
+        """Store a dead letter, cut where it is too large."""
+        url = await self.topics.dead_url(self.group)
+        copy = copies.dead(settlement.delivery, url, settlement.failure)
+        if not copies.fits(settlement.delivery, copy):
+            copy = copies.cut(settlement, url, self.group.name, copy[0].size)
+        return url, copy
 
     async def unmark(self, delivery: RawDelivery) -> None:
         """It is settled, or given back: it has not ended this process. Nothing for what was never marked."""
@@ -285,13 +276,18 @@ class Member(Consumer):
         return self._told(deliveries, fates)
 
     async def replace(
-        self, deliveries: Sequence[RawDelivery], entries: Sequence[tuple[Entry, dict[str, Any]]]
+        self, deliveries: Sequence[RawDelivery], those: Sequence[copies.Copy]
     ) -> list[RawDelivery]:
-        """Store these copies in the queue instead; what could not be stored is left, and returned."""
-        errors = await copies.store(self.connection, self.url, entries)
-        told = list(zip(deliveries, errors, strict=True))
-        await self._remove([delivery for delivery, error in told if error is None])
-        return [delivery for delivery, error in told if error is not None]
+        """Store these copies in the queue instead; what does not fit, or could not be stored, is left, and returned."""
+        fitting = [
+            (delivery, copy)
+            for delivery, copy in zip(deliveries, those, strict=True)
+            if copies.fits(delivery, copy)
+        ]
+        errors = await copies.store(self.connection, self.url, [copy for _, copy in fitting])
+        stored = {delivery for (delivery, _), error in zip(fitting, errors, strict=True) if error is None}
+        await self._remove(list(stored))
+        return [delivery for delivery in deliveries if delivery not in stored]
 
     async def _hide(
         self, deliveries: Sequence[RawDelivery], seconds: Sequence[float]
@@ -428,15 +424,6 @@ class Member(Consumer):
     @abstractmethod
     async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
         """Give these back, uncounted, when the member leaves."""
-
-
-class SharedConsumer(Member):
-    """A member that shares a standard queue with the others of its group, in no order."""
-
-    async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
-        worn = [delivery for delivery in deliveries if self.worn(delivery)]
-        left = await self.replace(worn, [copies.released(delivery, 0) for delivery in worn]) if worn else []
-        await self.give_back([*left, *(one for one in deliveries if not self.worn(one))], 0)
 
 
 def _is_gone(error: MessagingError) -> bool:

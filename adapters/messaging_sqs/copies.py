@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from messaging import oversize
 from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
 from messaging.errors import MessagingError
 from messaging_sqs.batches import in_batches
@@ -26,33 +28,49 @@ from messaging_sqs.names import is_fifo
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from messaging.adapter import RawDelivery
+    from messaging.adapter import RawDelivery, Settlement
     from messaging.message import Message
     from messaging_sqs.connection import Connection
 
 logger = logging.getLogger("messaging")
 
+Copy: TypeAlias = "tuple[Entry, dict[str, Any]]"
+"""What is sent, and the parameters beside it."""
+
 LONGEST_DELAY = 900
 """Amazon SQS quotas, "Message delay": longer ones take several steps."""
 
 
-async def store(
-    connection: Connection, url: str, entries: Sequence[tuple[Entry, dict[str, Any]]]
-) -> list[MessagingError | None]:
+async def store(connection: Connection, url: str, copies: Sequence[Copy]) -> list[MessagingError | None]:
     """Send these to one queue, confirmed; what went wrong with each, or None."""
     fates = await in_batches(
         connection,
         "sqs",
         "send_message_batch",
-        [entry.to_queue(**more) for entry, more in entries],
-        sizes=[entry.size for entry, _ in entries],
-        most_bytes=LARGEST,
+        [entry.to_queue(**more) for entry, more in copies],
+        sizes=[entry.size for entry, _ in copies],
+        most_bytes=connection.settings.batch_bytes,
         QueueUrl=url,
     )
-    return [fate if isinstance(fate, MessagingError) else None for fate in fates]
+    errors = [fate if isinstance(fate, MessagingError) else None for fate in fates]
+    if len(copies) > 1:
+        for at, error in enumerate(errors):
+            if error is not None and refused_for_size(error):  # of the batch, or of this one alone
+                (errors[at],) = await store(connection, url, [copies[at]])
+    return errors
 
 
-def failed(delivery: RawDelivery, after: float, failure: str | None) -> tuple[Entry, dict[str, Any]]:
+def refused_for_size(error: MessagingError) -> bool:
+    """Whether the queue takes less than SQS does, and the copy is larger than that."""
+    return any(reason in str(error) for reason in ("BatchRequestTooLong", "MessageTooLong", "shorter than"))
+
+
+def fits(delivery: RawDelivery, copy: Copy) -> bool:
+    """Whether the queue takes it, as far as is known."""
+    return copy[0].size <= LARGEST and not delivery.token.too_large
+
+
+def failed(delivery: RawDelivery, after: float, failure: str | None) -> Copy:
     """Handled again after so many seconds, one attempt later."""
     control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt + 1)}
     if failure is not None:
@@ -60,7 +78,7 @@ def failed(delivery: RawDelivery, after: float, failure: str | None) -> tuple[En
     return delayed(delivery, time.time() + after if after > 0 else 0.0, control)
 
 
-def released(delivery: RawDelivery, after: float) -> tuple[Entry, dict[str, Any]]:
+def released(delivery: RawDelivery, after: float) -> Copy:
     """Handled again after so many seconds, uncounted, and with a new count of the service."""
     control = control_headers(delivery)
     if delivery.returns:
@@ -68,7 +86,7 @@ def released(delivery: RawDelivery, after: float) -> tuple[Entry, dict[str, Any]
     return delayed(delivery, time.time() + after if after > 0 else 0.0, control)
 
 
-def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> tuple[Entry, dict[str, Any]]:
+def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> Copy:
     """A copy that waits until `due`, or for the longest step towards it; the last part of a second is waited for by
     whoever gets it.
     """
@@ -78,17 +96,25 @@ def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> tu
     return copy_of(delivery.message, {**control, NOT_BEFORE: repr(due)}), {"DelaySeconds": wait}
 
 
-def dead(delivery: RawDelivery, url: str, failure: str | None) -> tuple[Entry, dict[str, Any]]:
-    """A dead letter. Each is a message group of its own, so that none hides those behind it."""
+def dead(delivery: RawDelivery, url: str, failure: str | None, message: Message | None = None) -> Copy:
+    """A dead letter, of this message instead where one is given."""
     origin: str = delivery.token.message_id
     control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt), ORIGIN: origin}
     if failure is not None:
         control[FAILURE] = failure
+    # Each is a message group of its own, so that none hides those behind it.
     more = {"MessageGroupId": unique(), "MessageDeduplicationId": f"dead-{origin}"} if is_fifo(url) else {}
-    return copy_of(delivery.message, control), more
+    return copy_of(message or delivery.message, control), more
 
 
-def redriven(message: Message, url: str, failure: str | None) -> tuple[Entry, dict[str, Any]]:
+def cut(settlement: Settlement, url: str, group: str, size: int) -> Copy:
+    """A dead letter of a message that is too large for a whole one; `size` is what that would have."""
+    now = datetime.now(UTC)
+    message, failure = oversize.cut(settlement, group=group, size=size, most=LARGEST, now=now)
+    return dead(settlement.delivery, url, failure, message)
+
+
+def redriven(message: Message, url: str, failure: str | None) -> Copy:
     """A dead letter on its way back: at attempt 1, behind what its key has by now (11)."""
     more: dict[str, Any] = {}
     if is_fifo(url):
@@ -97,14 +123,19 @@ def redriven(message: Message, url: str, failure: str | None) -> tuple[Entry, di
 
 
 def copy_of(message: Message, control: Mapping[str, str]) -> Entry:
-    """The message with these control headers; without its failure record where that does not fit."""
+    """The message with these control headers: compressed, or without its failure record, where it does not fit."""
     entry = pack(message, control)
-    if entry.size > LARGEST and FAILURE in control:
-        logger.warning(
-            "The failure record of message %s is left out of its copy: together they have more than %d bytes",
-            message.id,
-            LARGEST,
-            extra={"message_id": message.id},
-        )
-        entry = pack(message, {name: value for name, value in control.items() if name != FAILURE})
-    return entry
+    if entry.size <= LARGEST:
+        return entry
+    compressed = pack(message, control, compressed=True)
+    if compressed.size <= LARGEST or FAILURE not in control:
+        return compressed
+    logger.warning(
+        "The failure record of message %s is left out of its copy: together they have more than %d bytes",
+        message.id,
+        LARGEST,
+        extra={"message_id": message.id},
+    )
+    control = {name: value for name, value in control.items() if name != FAILURE}
+    entry = pack(message, control)
+    return entry if entry.size <= LARGEST else pack(message, control, compressed=True)

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import time
+import zlib
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from itertools import count
@@ -49,6 +50,8 @@ ORIGIN = "messaging-origin"
 RETURNS = "messaging-returns"
 """Of a copy that was made instead of a release: how often the message had come back, as far as it counts (3)."""
 BASE64 = "base64"
+DEFLATE = "deflate"
+"""Compressed, then base64: of a copy that does not fit otherwise."""
 EMPTY = "empty"
 NOTHING = "-"
 """What stands for a body without a byte, which the services refuse."""
@@ -104,7 +107,13 @@ class Entry:
         return {ATTRIBUTE: {"DataType": "String", "StringValue": self.attribute}}
 
 
-def pack(message: Message, control: Mapping[str, str] | None = None, *, reply_to: str | None = None) -> Entry:
+def pack(
+    message: Message,
+    control: Mapping[str, str] | None = None,
+    *,
+    reply_to: str | None = None,
+    compressed: bool = False,
+) -> Entry:
     """The message with these control headers."""
     headers = encode(message, prefix=PREFIX)
     if message.type is None:
@@ -115,14 +124,14 @@ def pack(message: Message, control: Mapping[str, str] | None = None, *, reply_to
         headers[REPLY_TO] = reply_to
     if control:
         headers.update(control)
-    body, length = _as_text(message.body)
+    body, length = (None, 0) if compressed else _as_text(message.body)
     if not message.body:
         body, length = NOTHING, len(NOTHING)
         headers[ENCODING] = EMPTY
     elif body is None:
-        body = b64encode(message.body).decode()
+        body = b64encode(zlib.compress(message.body) if compressed else message.body).decode()
         length = len(body)
-        headers[ENCODING] = BASE64
+        headers[ENCODING] = DEFLATE if compressed else BASE64
     attribute = json.dumps(headers, separators=(",", ":"))
     return Entry(body, attribute, length + _OVERHEAD + len(attribute))
 
@@ -173,6 +182,8 @@ class Token:
     """The message that it is a dead letter of; else itself."""
     uncounted: int = 0
     """How much of `count` are clean releases that were recorded."""
+    too_large: bool = False
+    """The service refused a copy of it for its size."""
     copied: bool = False
     """Its copy is stored: only its removal is left."""
     done: bool = False
@@ -254,12 +265,22 @@ def _body(written: str, headers: Mapping[str, Any]) -> bytes:
     encoding = headers.get(ENCODING)
     if encoding == EMPTY:
         return b""
-    if encoding == BASE64:
+    if encoding in (BASE64, DEFLATE):
         try:
-            return b64decode(written, validate=True)
-        except ValueError:
+            body = b64decode(written, validate=True)
+            return body if encoding == BASE64 else _inflated(body)
+        except (ValueError, zlib.error):
             pass  # written by another program: what is there is the body
     return written.encode("utf-8", "replace")
+
+
+def _inflated(body: bytes) -> bytes:
+    """Bounded by what a message can have been: a forged one must not fill the memory. Raises zlib.error."""
+    inflater = zlib.decompressobj()
+    inflated = inflater.decompress(body, LARGEST)
+    if not inflater.eof:
+        raise zlib.error("cut, or larger than a message can be")
+    return inflated
 
 
 def _due(headers: Mapping[str, Any]) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Settlement
-    from messaging_sqs.entries import Entry
+    from messaging_sqs.copies import Copy
 
 
 class OrderedConsumer(Member):
@@ -35,10 +35,10 @@ class OrderedConsumer(Member):
             deliveries.append(delivery)
         return deliveries
 
-    async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, tuple[Entry, dict[str, Any]]]:
+    async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, Copy]:
         """Only a dead letter leaves its place; all else is held here, so that its key waits."""
         if isinstance(settlement.outcome, Reject):
-            return await super().plan(settlement)
+            return await self.letter(settlement)
         await self.unmark(settlement.delivery)
         return Hold(time.monotonic() + settlement.after)
 

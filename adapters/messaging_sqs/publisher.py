@@ -235,7 +235,7 @@ class Publisher:
             "send_message_batch",
             [item.entry.to_queue(**(item.fifo if is_fifo(url) else {})) for item in items],
             sizes=[item.entry.size for item in items],
-            most_bytes=LARGEST,
+            most_bytes=self._settings.batch_bytes,
             QueueUrl=url,
         )
         return [fate if isinstance(fate, MessagingError) else None for fate in fates]

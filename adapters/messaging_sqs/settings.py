@@ -24,6 +24,8 @@ LONGEST_RETENTION = 14 * DAY
 SHORTEST_RETENTION = 60
 LONGEST_LEASE = 12 * 3600
 """Amazon SQS quotas, "Message visibility timeout": counted from the receive."""
+LONGEST_HOLD = LONGEST_LEASE * 0.9
+"""What is held under a lease; the rest is for the handler."""
 LONGEST_POLL = 20
 """Amazon SQS quotas, "Long polling"."""
 
@@ -108,6 +110,11 @@ class SQSSettings(BaseModel):
     @property
     def is_aws(self) -> bool:
         return self.sqs_endpoint_url is None and self.endpoint_url is None
+
+    @property
+    def batch_bytes(self) -> int:
+        """What one call to SQS may send. A server with a lower limit for one message has it for a batch, too."""
+        return max(self.max_message_bytes, SNS_DEFAULT_BYTES)
 
     @classmethod
     def from_url(

@@ -1,13 +1,20 @@
 """Dead letters: read without harm, each once, redriven to their group."""
 
+import json
+import time
+import zlib
+from base64 import b64encode
 from dataclasses import replace
+from random import Random
 
 import pytest
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import Done, GroupSpec, Hold, Lease, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, PublishError
-from messaging.message import Reject
+from messaging.failure import parse
+from messaging.message import Reject, Retry
 from messaging_sqs import browse, copies
+from messaging_sqs.entries import unpack
 from tests.contract.sqs.support import Bench, ack, ids, intercept, outgoing, publish, receive, settle
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -144,7 +151,7 @@ async def test_the_failure_record_is_left_out_where_it_does_not_fit(bench: Bench
     adapter = await bench.adapter(max_message_bytes=1024 * 1024)
     group = await bench.group(adapter)
     most = adapter.capabilities.max_message_bytes
-    results = await adapter.publish([outgoing(group.topic, "one", body=b"x" * (most - 400))])
+    results = await adapter.publish([outgoing(group.topic, "one", body=incompressible(most - 400))])
     consumer = bench.consumer(adapter, group)
     deliveries = await receive(consumer, 1)
     await settle(consumer, deliveries, Reject("bad"), failure="y" * 5000)
@@ -152,3 +159,95 @@ async def test_the_failure_record_is_left_out_where_it_does_not_fit(bench: Bench
         (letter,) = [one async for one in letters]
     assert (letter.message.id, letter.failure) == (results[0].id, None)  # type: ignore[union-attr]
     assert "left out" in caplog.text
+
+
+def incompressible(size: int, line_end: bytes = b"") -> bytes:
+    """Text that is no smaller when it is compressed and written as text again."""
+    noise = Random(7).randbytes(size)
+    lines = (b64encode(noise[start : start + 57]) + line_end for start in range(0, size, 57))
+    return b"".join(lines)[:size]
+
+
+async def foreign(adapter, group, body: bytes) -> None:
+    """Another program writes into the queue of the group."""
+    url = await adapter._topics.queue_url(group)
+    adapter.native.sqs.send_message(QueueUrl=url, MessageBody=body.decode())
+
+
+async def test_a_foreign_message_that_grows_by_our_encoding_is_retried_and_dies_whole(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    body = b"a;b;c\r\n" * 130_000
+    await foreign(adapter, group, body)
+    consumer = bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    assert await settle(consumer, [delivery], Retry(), failure="{}") == [Done()]
+    (delivery,) = await receive(consumer, 1)
+    assert (delivery.message.body == body, delivery.attempt) == (True, 2)
+    assert await settle(consumer, [delivery], Reject("bad"), failure="{}") == [Done()]
+    async with adapter.dead_letters(group).scan() as letters:
+        (letter,) = [one async for one in letters]
+    assert letter.message.body == body
+
+
+async def test_a_message_too_large_for_any_copy_is_held_for_its_retry_then_cut_and_its_neighbours_are_settled(
+    bench: Bench,
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    body = incompressible(1_040_000, b"\r\n")
+    await foreign(adapter, group, body)
+    consumer = bench.consumer(adapter, group)
+    (large,) = await receive(consumer, 1)
+    await publish(adapter, group.topic, "beside")
+    (beside,) = await receive(consumer, 1)
+    held, done = await settle(consumer, [large, beside], Retry(), after=2.0, failure="{}")
+    assert isinstance(held, Hold)
+    assert held.until == pytest.approx(time.monotonic() + 2, abs=1)
+    assert done == Done()
+    assert await settle(consumer, [large], Reject("bad"), failure="{}") == [Done()]
+    async with adapter.dead_letters(group).scan() as letters:
+        (letter,) = [one async for one in letters]
+    failure = parse(letter.failure)
+    assert body.startswith(letter.message.body)
+    assert failure.cut_from == len(body)
+    assert failure.last is not None
+    assert failure.last.cause == "oversize"
+
+
+async def test_a_retry_that_can_neither_be_copied_nor_held_so_long_is_a_cut_letter(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await foreign(adapter, group, incompressible(1_040_000, b"\r\n"))
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 1)
+    assert await settle(consumer, deliveries, Retry(), after=13 * 3600.0, failure="{}") == [Done()]
+    assert await adapter.dead_letters(group).count() == 1
+
+
+async def test_a_copy_that_is_refused_for_its_size_is_not_tried_for_ever_and_holds_up_no_other(strict: Bench):
+    adapter = await strict.adapter()
+    group = await strict.group(adapter)
+    for body in (incompressible(240_000, b"\r\n"), incompressible(100_000), incompressible(120_000)):
+        await foreign(adapter, group, body)
+    consumer = strict.consumer(adapter, group)
+    large, *small = sorted(await receive(consumer, 3), key=lambda one: -len(one.message.body))
+    first, *others = await settle(consumer, [large, *small], Retry(), failure="{}")
+    assert isinstance(first, SettleError)
+    assert others == [Done(), Done()]
+    (held,) = await settle(consumer, [large], Retry(), failure="{}")
+    assert isinstance(held, Hold)
+    assert await settle(consumer, [large], Reject("bad"), failure="{}") == [Done()]
+
+
+async def test_a_forged_compressed_body_fills_no_memory():
+    forged = b64encode(zlib.compress(b"x" * 50_000_000)).decode()
+    attribute = {"DataType": "String", "StringValue": json.dumps({"messaging-encoding": "deflate"})}
+    raw = {
+        "MessageId": "m",
+        "ReceiptHandle": "h",
+        "Body": forged,
+        "MessageAttributes": {"messaging": attribute},
+    }
+    group = GroupSpec(TopicSpec("orders"), "billing")
+    assert unpack(raw, group, Lease()).message.body == forged.encode()

@@ -14,6 +14,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # The first of these that is Python 3.11 or newer and can make a virtual environment.
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 BROKERS := redis rabbitmq kafka sqs elasticmq
+# Tests wait more than they work: two processes share one set of brokers.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .PHONY: help bench guard demo faults simulate test test-compose check format coverage clean
 
@@ -61,12 +63,12 @@ demo: $(STAMP)
 
 # `run` finds or starts the brokers, hands their URLs to the command by environment, and ends what it started.
 test: $(STAMP_DEV)
-	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-compose: $(STAMP_DEV)
 	@docker compose up --detach --wait $(filter-out elasticmq,$(BROKERS))
 	@set -a; . ./compose.env; set +a; \
-	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # Each fault on each broker, which are our own each time; the table goes into the documentation.
 faults: $(STAMP_DEV)

@@ -336,7 +336,7 @@ async def forgetful(delivery):
         Reject(b"x"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         forgetful,
     ],
-    ids=repr,
+    ids=lambda slip: getattr(slip, "__name__", repr(slip)),
 )
 async def test_no_slip_in_a_handler_ends_more_than_its_message(bus, clock, slip):
     app, handled = App("a", retry=RetryPolicy(2)), []

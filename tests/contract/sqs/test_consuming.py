@@ -222,9 +222,10 @@ async def test_what_nobody_ends_becomes_a_dead_letter_by_the_service_itself(any_
     group = await any_bench.group(adapter)
     await publish(adapter, group.topic, "one")
     url, sqs = await adapter._topics.queue_url(group), adapter.native.sqs
-    for _ in range(12):
-        sqs.receive_message(QueueUrl=url, VisibilityTimeout=0)
     dead = adapter.dead_letters(group)
+    async with asyncio.timeout(30):
+        while not await dead.count():
+            await asyncio.to_thread(sqs.receive_message, QueueUrl=url, VisibilityTimeout=0)
     async with dead.scan() as letters:
         (letter,) = [one async for one in letters]
     assert (letter.message.id, letter.failure) == ("one", None)

@@ -63,6 +63,11 @@ class Capabilities:
         "unsupported", "make a topic with another name, and move its publishers and groups there"
     )
     """A topic's partitions and order can be changed while its programs run (16)."""
+    idempotent_publish: Capability = Capability(
+        "unsupported",
+        "leave the setting idempotent_publish out, and make handlers idempotent: idempotent=True",
+    )
+    """What is published again with the same `Outgoing.once` is stored once. See `Adapter.publishes_once`."""
     max_delay: float = inf
     """The longest delay of an unordered retry, and of a publish, seconds."""
     lateness: float = 0.0
@@ -133,6 +138,9 @@ class Outgoing:
     """Return NoGroup instead of a receipt where no group takes it."""
     reply_to: str | None = None
     """The address of the inbox that waits for a reply."""
+    once: str | None = None
+    """Of a broker with `idempotent_publish`: if a message with this mark was stored in the last five minutes, the
+    receipt is that one's, and nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +473,11 @@ class Adapter(ABC):
         result means that the fate is unknown; any other error that the broker does not have it. Cancelling leaves
         the fates unknown and the connection whole.
         """
+
+    def publishes_once(self, topic: TopicSpec) -> Capability:
+        """Whether `Outgoing.once` holds for this topic, where that is not the same for all."""
+        del topic
+        return self.capabilities.idempotent_publish
 
     @abstractmethod
     def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:

@@ -32,7 +32,7 @@ from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
-from messaging.sending import Sender
+from messaging.sending import Sender, check_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,7 +103,7 @@ class Bus:
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
         self._catalogue = Catalogue(self._routing, settings, clock)
         self._sender = Sender(
-            preparation=Preparation(clock, self.source),
+            preparation=Preparation(clock, self.source, settings.idempotent_publish),
             catalogue=self._catalogue,
             routing=self._routing,
             middleware=tuple(publish_middleware),
@@ -130,6 +130,9 @@ class Bus:
         within = self.settings.connect_timeout
         try:
             await self._routing.open(within)
+            if self.settings.idempotent_publish:
+                for broker in self._routing.brokers:
+                    check_once(broker, broker.capabilities.idempotent_publish, "its topics")
             if self._store is not None:
                 await self._open_store(self._store, within)
         except BaseException:

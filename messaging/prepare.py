@@ -52,6 +52,8 @@ class Preparation:
 
     clock: Clock
     source: str
+    once: bool = False
+    """Whether what is published may be sent again (`Outgoing.once`)."""
     _turns: dict[str, Iterator[int]] = field(default_factory=dict[str, "Iterator[int]"])
 
     def messages(self, topic: Topic[Any], payloads: Iterable[Any], options: Options) -> list[Message]:
@@ -108,7 +110,8 @@ class Preparation:
             _check_size(message, most)
             if message.not_before is not None:
                 check_delay(message, spec, capabilities, self.clock.time())
-            prepared.append(Outgoing(spec, message, partition, mandatory, reply_to))
+            once = new_id() if self.once and reply_to is None else None
+            prepared.append(Outgoing(spec, message, partition, mandatory, reply_to, once))
         return prepared
 
     def _turn(self, spec: TopicSpec, message: Message) -> int:

@@ -2,7 +2,7 @@
 
 A call that finds nothing under way goes straight to the adapter; the others gather meanwhile and go together. An
 ordered topic has one unconfirmed batch per partition at a time (semantics 7). What is outstanding is bounded, and
-callers wait for room (20).
+callers wait for room (20). What its broker stores once (`Outgoing.once`) is sent again while its fate is unknown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections import Counter, OrderedDict, deque
 from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from messaging.clock import timeout
+from messaging.backoff import Backoff
+from messaging.clock import sleep, timeout
 from messaging.errors import Closed, PublishError, PublishUncertain
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ EXCHANGES = 4
 """Exchanges under way at once."""
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
+ONCE_FOR = 240.0
+"""Seconds for which every broker that stores a message once knows it again (SQS: five minutes)."""
 PURGE_AFTER = 1000
 """Abandoned messages that may lie in the queues."""
 
@@ -51,7 +54,7 @@ class _Call:
 
 
 class _Item:
-    __slots__ = ("call", "index", "number", "outgoing", "sent")
+    __slots__ = ("call", "index", "number", "outgoing", "sent", "uncertain_since")
 
     def __init__(self, call: _Call, index: int, outgoing: Outgoing, number: int) -> None:
         self.call = call
@@ -60,6 +63,8 @@ class _Item:
         """Grows in the order of the calls."""
         self.outgoing = outgoing
         self.sent = False
+        self.uncertain_since: float | None = None
+        """When an attempt first ended with an unknown fate: no later one can say that the broker does not have it."""
 
     @property
     def open(self) -> bool:
@@ -230,21 +235,79 @@ class Publisher:
             self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _send(self, batch: list[_Item]) -> None:
-        results: list[tuple[_Item, Result]] = []
+        """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
+        backoff = Backoff()
+        while batch:
+            unknown = await self._attempt(batch)
+            if not unknown:
+                return
+            try:
+                await sleep(self._clock, backoff.next())
+            except BaseException:
+                self._conclude(unknown)
+                raise
+            batch = self._still_wanted(unknown)
+
+    async def _attempt(self, batch: list[_Item]) -> list[tuple[_Item, PublishError]]:
+        """One exchange. What is to be sent again, each with what is known of it; all else is concluded."""
+        results: list[tuple[_Item, Result]]
         try:
             sent = await self._adapter.publish([item.outgoing for item in batch])
             results = list(zip(batch, sent, strict=True))
         except BaseException as error:
             results = [(item, _uncertain(item, error)) for item in batch]
             if not isinstance(error, Exception):
+                self._conclude(results)
                 raise
-        finally:
-            for item, result in results:
-                self._finish(item, result)
-            self._fail_successors(
-                [(item, result) for item, result in results if isinstance(result, PublishError)]
-            )
-            self._let_in()
+        unknown = self._unknown(results)
+        again = {item for item, _ in unknown}
+        self._conclude([one for one in results if one[0] not in again] if again else results)
+        return unknown
+
+    def _unknown(self, results: Sequence[tuple[_Item, Result]]) -> list[tuple[_Item, PublishError]]:
+        """Those stored once whose fate is unknown, and what was not sent because of one before it."""
+        unknown: list[tuple[_Item, PublishError]] = []
+        broken: set[Lane] = set()
+        for item, result in results:
+            outgoing = item.outgoing
+            if outgoing.once is None or not isinstance(result, PublishError):
+                continue
+            if isinstance(result, PublishUncertain) and item.uncertain_since is None:
+                item.uncertain_since = self._clock.monotonic()
+            lane = outgoing.topic.name, outgoing.partition
+            if item.uncertain_since is not None:
+                broken.add(lane)
+                told = result if isinstance(result, PublishUncertain) else _uncertain(item, result)
+                unknown.append((item, told))
+            elif outgoing.topic.ordered and lane in broken:
+                unknown.append((item, result))
+        return unknown
+
+    def _still_wanted(self, unknown: Sequence[tuple[_Item, PublishError]]) -> list[_Item]:
+        """What is sent again; concluded is what nobody waits for any more, and of its key what is behind it (7)."""
+        wanted: list[_Item] = []
+        given_up: list[tuple[_Item, PublishError]] = []
+        broken: set[tuple[str, Key | None]] = set()
+        known_until = self._clock.monotonic() - ONCE_FOR
+        for item, error in unknown:
+            topic, since = item.outgoing.topic, item.uncertain_since
+            key = topic.name, item.outgoing.message.key
+            if item.open and key not in broken and (since is None or since > known_until):
+                wanted.append(item)
+            else:
+                given_up.append((item, error))
+                if topic.ordered:
+                    broken.add(key)
+        self._conclude(given_up)
+        return wanted
+
+    def _conclude(self, results: Sequence[tuple[_Item, Result]]) -> None:
+        for item, result in results:
+            self._finish(item, result)
+        self._fail_successors(
+            [(item, result) for item, result in results if isinstance(result, PublishError)]
+        )
+        self._let_in()
 
     def _fail_successors(self, failed: Sequence[tuple[_Item, PublishError]]) -> None:
         """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
 from messaging.clock import timeout
-from messaging.errors import PublishError
+from messaging.errors import PublishError, UnsupportedCapability
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from messaging.adapter import TopicSpec
+    from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
     from messaging.message import Duration, Message, Receipt, Topic
     from messaging.prepare import Options, Preparation
-    from messaging.routing import Routing
+    from messaging.routing import Broker, Routing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +71,19 @@ class Sender:
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
     ) -> Sequence[Receipt | PublishError]:
         broker = self.routing.of(spec.name)
+        if self.preparation.once and options.reply_to is None:
+            check_once(broker, broker.adapter.publishes_once(spec), f"topic {spec.name}")
         outgoing = self.preparation.outgoing(spec, messages, options, broker.capabilities)
         results = await broker.publisher.publish(outgoing, within)
         for result in results:
             if isinstance(result, Unrouted):
                 self.catalogue.warn_unrouted(spec.name)
         return results
+
+
+def check_once(broker: Broker, capability: Capability, what: str) -> None:
+    """Raises UnsupportedCapability where the setting `idempotent_publish` cannot be kept."""
+    if capability.level == "unsupported":
+        raise UnsupportedCapability(
+            f"idempotent_publish asks {broker.name} to store each message of {what} once: {capability.reason}"
+        )

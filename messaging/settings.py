@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     topology: Literal["declare", "verify", "off"] = "declare"
     connect_timeout: Timeout = 10.0
     publish_timeout: Timeout = 30.0
+    idempotent_publish: bool = False
+    """Send again what has an unknown fate, until it is confirmed or the publish's time is over, so that one copy is
+    stored. Raises at start where the broker cannot."""
     request_timeout: Timeout = 30.0
     generation_interval: Timeout = 5.0
     """How often a running program looks whether a topic has a new generation; the same in all its programs."""

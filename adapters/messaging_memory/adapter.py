@@ -81,6 +81,7 @@ class MemoryAdapter(Adapter):
             history=Capability("native", "handled messages are kept as far as the option history says"),
             no_group=_NATIVE,
             generations=_NATIVE,
+            idempotent_publish=_NATIVE,
             crash_guard=Capability(
                 "native", "a member that is lost; the broker does not outlive the process"
             ),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from messaging_memory.record import Row
 
 _TRIM_AT_LEAST = 1024
+MOST_ONCE = 100_000
+"""Far more than are ever under way."""
 
 _stored_at = itemgetter(0)
 
@@ -64,8 +66,16 @@ class TopicLog:
         self.history = history
         self.partitions = [Partition(number) for number in range(partitions)]
         self.groups: dict[str, Group] = {}
+        self.once: dict[str, str] = {}
+        """Positions by `Outgoing.once`, the last ones that were stored."""
         self.successors: list[TopicLog] = []
         """Of a first generation: the later ones, in their order."""
+
+    def remember(self, once: str, position: str) -> None:
+        """This one is known again when it is published again."""
+        self.once[once] = position
+        if len(self.once) > MOST_ONCE:
+            del self.once[next(iter(self.once))]
 
     def trim(self) -> None:
         """Forget, now and then, what every group has read, but for the history kept for groups to come."""

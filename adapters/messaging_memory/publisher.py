@@ -72,7 +72,12 @@ class Publisher:
                 f"message {message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
                 f"carries {self._maximum} (option max_message_bytes): send a reference to the data instead"
             )
+        once = outgoing.once
+        if once is not None and once in topic.once:
+            return Receipt(message.id, partition, topic.once[once])
         position = topic.partitions[partition].append(row)
+        if once is not None:
+            topic.remember(once, position)
         kind = Receipt if topic.groups else Unrouted
         return kind(message.id, partition, position)
 

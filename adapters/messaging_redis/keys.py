@@ -34,6 +34,8 @@ class TopicKeys:
         self.record = f"{self.root}:topic"
         self.groups = f"{self.root}:groups"
         self.trimmed = f"{self.root}:trimmed"
+        self.once = f"{self.root}:once"
+        """Positions by the mark of what is stored once; with `:order`, when each came."""
         self.streams = [self.stream(partition) for partition in range(self.partitions)]
 
     def stream(self, partition: int) -> str:

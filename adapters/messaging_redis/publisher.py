@@ -24,7 +24,7 @@ from messaging.errors import (
 from messaging.message import Receipt
 from messaging_redis.connection import Interrupted, translate
 from messaging_redis.entries import encode_entry, size_of
-from messaging_redis.scripts import PUBLISH
+from messaging_redis.scripts import PUBLISH, PUBLISH_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _MOST_COMMANDS = 256
 _MOST_ARGUMENTS = 4000
 """What one script call may push onto Lua's stack, with room to spare."""
+_KNOWN_FOR = 300_000
+"""Milliseconds for which the server knows what is stored once."""
 _GROUPS_KNOWN_FOR = 5.0
 """Seconds for which a topic counts as having a group without looking again."""
 
@@ -199,6 +201,8 @@ def _looked(state: TopicState, reply: Any) -> None:
 
 
 def _command(unit: list[_Item]) -> list[Argument]:
+    if unit[0].outgoing.once is not None:
+        return _once_command(unit)
     if len(unit) == 1:
         return ["XADD", unit[0].stream, "*", *unit[0].fields]
     arguments: list[Argument] = []
@@ -206,6 +210,14 @@ def _command(unit: list[_Item]) -> list[Argument]:
         arguments.append(len(item.fields))
         arguments += item.fields
     return PUBLISH.call([unit[0].stream], arguments)
+
+
+def _once_command(unit: list[_Item]) -> list[Argument]:
+    arguments: list[Argument] = [_KNOWN_FOR]
+    for item in unit:
+        arguments += [item.outgoing.once or "", len(item.fields), *item.fields]
+    once = f"{unit[0].state.keys.once}:{unit[0].partition}"
+    return PUBLISH_ONCE.call([unit[0].stream, once, f"{once}:order"], arguments)
 
 
 def _chunks(run: list[_Item]) -> list[list[_Item]]:

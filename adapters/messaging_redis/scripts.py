@@ -57,6 +57,7 @@ GROUP_STATE = Script("group_state")
 TRIM = Script("trim")
 # Publishing
 PUBLISH = Script("publish")
+PUBLISH_ONCE = Script("publish_once")
 REDRIVE = Script("redrive")
 # Members that share all partitions
 TAKE = Script("take")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Ownership,
         ReplyInbox,
         Subscription,
+        TopicSpec,
         Topology,
     )
     from messaging.errors import PublishError
@@ -81,6 +82,7 @@ class SQSAdapter(Adapter):
             ),
             no_group=Capability("emulated", "the list of groups is looked at beside publishing"),
             crash_guard=Capability("emulated", "SQS counts hand-overs; the mark is a tag of the queue"),
+            idempotent_publish=Capability("native", "deduplication of FIFO topics: for ordered topics only"),
             max_delay=LONGEST_DELAY,
             lateness=1.0,
             max_hold=LONGEST_HOLD,
@@ -105,6 +107,14 @@ class SQSAdapter(Adapter):
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
         await self._topics.declare(topology)
+
+    def publishes_once(self, topic: TopicSpec) -> Capability:
+        """See `Adapter.publishes_once`."""
+        if topic.ordered:
+            return self.capabilities.idempotent_publish
+        return Capability(
+            "unsupported", "only FIFO topics know a copy: make the topic ordered, or leave it out"
+        )
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         """See `Adapter.publish`."""

@@ -114,7 +114,10 @@ class Publisher:
             else:
                 fifo: dict[str, str] = {}
                 if one.topic.ordered:
-                    fifo = {"MessageGroupId": message_group(message.key), "MessageDeduplicationId": unique()}
+                    fifo = {
+                        "MessageGroupId": message_group(message.key),
+                        "MessageDeduplicationId": one.once or unique(),
+                    }
                 items.append(_Item(at, one, entry, fifo))
         return items
 

@@ -18,6 +18,7 @@ AREAS = (
     "order",
     "retry",
     "delay",
+    "uncertain",
     "dead_letters",
     "lifecycle",
     "requests",
@@ -38,6 +39,7 @@ CAPABILITIES = {
     "history": "A new group may start at earlier messages",
     "no_group": "A publish that no group gets can be told",
     "generations": "Partitions and order can be changed while programs run",
+    "idempotent_publish": "A publish with an unknown fate is sent again and stored once, where that is asked for",
     "crash_guard": "A message that kills its process ends as a dead letter, alone",
 }
 """The promises that an adapter declares, as `messaging.adapter.Capabilities` names them."""

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from messaging import App, Bus, Delivery, Endpoint, Outcome, Settings, Topic, connect
+from messaging import App, Bus, Delivery, Endpoint, Outcome, Settings, Topic
+from messaging.clock import SystemClock
 from messaging.partition import partition_of
 from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.member import Part
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
     from messaging import Capabilities, DeadLetter
+    from messaging.adapter import Adapter
     from messaging_contracts.foreign import ForeignPublisher
 
     Behaviour: TypeAlias = Callable[[Delivery[Any]], Awaitable[Outcome | None]]
@@ -93,16 +95,20 @@ class BrokerUnderTest:
 
     @asynccontextmanager
     async def another_bus(
-        self, *, short_lease: bool = False, grace: float = 30.0, **settings: Any
+        self,
+        *,
+        short_lease: bool = False,
+        grace: float = 30.0,
+        wrap: Callable[[Adapter], Adapter] | None = None,
+        **settings: Any,
     ) -> AsyncGenerator[Bus]:
         """Another open bus on the same broker: a second member, as another process would have.
 
-        `grace` is for how many seconds handlers may go on at the end.
+        `grace` is for how many seconds handlers may go on at the end; `wrap` stands between the bus and its adapter.
         """
         url = self.target.short_lease_url if short_lease else self.target.url
-        async with connect(
-            Settings(url=url, store=self.target.store, drain_timeout=grace, **settings)
-        ) as bus:
+        made = Settings(url=url, store=self.target.store, drain_timeout=grace, **settings)
+        async with Bus(made, clock=SystemClock(), wrap=wrap) as bus:
             yield bus
 
     @asynccontextmanager

@@ -170,6 +170,7 @@ class ScriptedAdapter(Adapter):
             history=NATIVE,
             no_group=NATIVE,
             crash_guard=NATIVE,
+            idempotent_publish=NATIVE,
             max_message_bytes=100_000,
             durability="none",
             fenced=True,

@@ -20,6 +20,7 @@ from tests.contract.mutants import (  # noqa: F401  they register theirs
     operating,
     publishing,
     requesting,
+    uncertain,
 )
 from tests.contract.mutants.mutant import MUTANTS
 

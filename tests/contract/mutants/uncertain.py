@@ -1,0 +1,37 @@
+"""Mutants of publishes whose confirmation is lost."""
+
+from messaging.errors import PublishUncertain
+from messaging.message import Receipt
+from messaging.publish import Publisher
+from messaging_memory.publisher import Publisher as MemoryPublisher
+from tests.contract.mutants.mutant import killed_by, patched
+
+
+@killed_by("a_publish_with_an_unknown_fate_says_so")
+def takes_an_unknown_fate_for_a_success():
+    finish = Publisher._finish
+
+    def mutated(self, item, result):
+        finish(
+            self,
+            item,
+            Receipt(item.outgoing.message.id) if isinstance(result, PublishUncertain) else result,
+        )
+
+    with patched(Publisher, _finish=mutated):
+        yield
+
+
+@killed_by(
+    "a_publish_with_an_unknown_fate_is_stored_once_where_that_is_asked",
+    "a_message_without_order_is_stored_once_or_refused",
+)
+def stores_what_is_sent_again_again():
+    store = MemoryPublisher._store
+
+    def mutated(self, topic, outgoing, now):
+        outgoing.once = None
+        return store(self, topic, outgoing, now)
+
+    with patched(MemoryPublisher, _store=mutated):
+        yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from messaging import PublishUncertain, UnsupportedCapability
 from messaging_contracts.case import proves
@@ -37,6 +37,11 @@ def losing(confirmations: int) -> Callable[[Adapter], Adapter]:
     return wrap
 
 
+def one_key(_: Any) -> str:
+    """All of a topic have the same."""
+    return "k"
+
+
 @proves("delivery")
 async def a_publish_with_an_unknown_fate_says_so(broker: BrokerUnderTest) -> None:
     """Without a confirmation `publish` raises PublishUncertain; the message may have come all the same, once (20)."""
@@ -61,7 +66,7 @@ async def a_publish_with_an_unknown_fate_says_so(broker: BrokerUnderTest) -> Non
 @proves("idempotent_publish")
 async def a_publish_with_an_unknown_fate_is_stored_once_where_that_is_asked(broker: BrokerUnderTest) -> None:
     """With `idempotent_publish` it is sent again until it is confirmed: one copy, in order, and a receipt (7, 20)."""
-    topic, ledger = broker.topic(ordered=True, key=lambda _: "k"), Ledger()
+    topic, ledger = broker.topic(ordered=True, key=one_key), Ledger()
     async with (
         broker.app(topic, ledger).running(broker.bus),
         broker.another_bus(wrap=losing(3), idempotent_publish=True) as publisher,

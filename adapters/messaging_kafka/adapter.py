@@ -11,7 +11,8 @@ from messaging_kafka.brokers import Brokers
 from messaging_kafka.connection import Link
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.dead_letters import KafkaDeadLetters, Marks
-from messaging_kafka.names import Names
+from messaging_kafka.generations import Generations
+from messaging_kafka.names import Names, recorded
 from messaging_kafka.publisher import Publisher
 from messaging_kafka.registry import Registry
 from messaging_kafka.replies import KafkaReplies
@@ -22,7 +23,7 @@ from messaging_kafka.topology import TopologyKeeper
 from messaging_kafka.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Ownership,
         ReplyInbox,
         Subscription,
+        TopicSpec,
         Topology,
     )
     from messaging.errors import PublishError
@@ -69,6 +71,7 @@ class KafkaAdapter(Adapter):
         )
         self._publisher = Publisher(self._session)
         self._replies = KafkaReplies(self._session)
+        self._generations = Generations(self._session)
         self._capabilities = _capabilities(settings)
         self._marks: dict[tuple[str, str], Marks] = {}
 
@@ -125,7 +128,7 @@ class KafkaAdapter(Adapter):
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         """See `Adapter.dead_letters`."""
-        marks = self._marks.setdefault((group.topic.name, group.name), Marks())
+        marks = self._marks.setdefault((recorded(group.topic), group.name), Marks())
         return KafkaDeadLetters(self._session, group, marks)
 
     async def groups(self) -> Sequence[GroupInfo]:
@@ -134,8 +137,24 @@ class KafkaAdapter(Adapter):
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`."""
-        self._marks.pop((group.topic.name, group.name), None)
+        self._marks.pop((recorded(group.topic), group.name), None)
         await self._session.topology.delete_group(group)
+
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        """See `Adapter.generations`."""
+        return await self._generations.kept(topic)
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.begin_generation`."""
+        await self._generations.begin(topic)
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        """See `Adapter.finish`."""
+        return await self._generations.finish(group, partition)
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        """See `Adapter.finished`."""
+        return await self._generations.finished(group)
 
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`."""
@@ -176,6 +195,9 @@ def _capabilities(settings: KafkaSettings, version: str = "") -> Capabilities:
         no_group=Capability("emulated", "the record of groups, looked at before publishing"),
         crash_guard=Capability(
             "emulated", "take-overs after a crash are counted in the metadata of the committed position"
+        ),
+        generations=Capability(
+            "emulated", "topics of their own, and the record of topics says which are kept"
         ),
         lateness=0.5,
         max_message_bytes=settings.max_message_bytes,

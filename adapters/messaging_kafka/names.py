@@ -24,7 +24,9 @@ class Names:
     namespace: str | None
 
     def topic(self, topic: TopicSpec) -> str:
-        return topic.native or physical(TOPICS, "topic", topic=topic.name, namespace=self.namespace)
+        return topic.native or physical(
+            TOPICS, "topic", topic=topic.name, namespace=self.namespace, generation=topic.generation
+        )
 
     def group(self, group: GroupSpec) -> str:
         """The consumer group."""
@@ -59,4 +61,16 @@ class Names:
         return ".".join(parts)
 
     def _of(self, group: GroupSpec, role: str) -> str:
-        return physical(TOPICS, role, topic=group.topic.name, group=group.name, namespace=self.namespace)
+        return physical(
+            TOPICS,
+            role,
+            topic=group.topic.name,
+            group=group.name,
+            namespace=self.namespace,
+            generation=group.topic.generation,
+        )
+
+
+def recorded(topic: TopicSpec) -> str:
+    """What a generation of a topic is called in the registry."""
+    return topic.name if topic.generation == 1 else f"{topic.name}#{topic.generation}"

@@ -9,6 +9,7 @@ from messaging.adapter import Unrouted
 from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishError
 from messaging.message import Receipt
 from messaging.partition import partition_of
+from messaging_kafka.names import recorded
 from messaging_kafka.records import parcel
 from messaging_kafka.topology import TopicState
 
@@ -97,7 +98,7 @@ class Publisher:
 
     def _forget(self, topic: TopicSpec) -> None:
         """What failed may be gone: look again."""
-        state = self._session.topology.topics.get((topic.name, topic.native))
+        state = self._session.topology.topics.get((recorded(topic), topic.native))
         if state is not None:
             state.found = False
 

@@ -30,7 +30,11 @@ CONFIG = {"cleanup.policy": "compact", "max.compaction.lag.ms": "86400000"}
 
 Fields: TypeAlias = "Mapping[str, Any]"
 Name: TypeAlias = "tuple[str, ...]"
-"""`("topic", name)` or `("group", topic, name)`."""
+"""`("topic", name)` or `("group", topic, name)`; `("generation", topic, number)` of one that is written to, and
+`("finished", topic, group, partition)`. Where a topic has several generations, see `names.recorded`.
+"""
+KINDS = {"topic": 2, "group": 3, "generation": 3, "finished": 4}
+"""How many parts each kind of name has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,11 @@ class Registry:
 
     def groups(self, topic: str) -> dict[str, Record]:
         """What was read of the groups of a topic."""
-        return {
-            name[2]: record
-            for name, record in self._records.items()
-            if name[0] == "group" and name[1] == topic
-        }
+        return {name[2]: record for name, record in self.of("group", topic).items()}
+
+    def of(self, kind: str, topic: str) -> dict[Name, Record]:
+        """What was read of this kind for a topic."""
+        return {name: record for name, record in self._records.items() if name[:2] == (kind, topic)}
 
     async def refresh(self) -> None:
         """Read what is new. A registry that does not exist is empty. Raises ConnectionFailed."""
@@ -109,9 +113,9 @@ class Registry:
             # Compaction keeps the last of a name: it must say what the first said.
             await self._write(beaten)
 
-    async def remove(self, name: Name) -> None:
-        """Forget a name."""
-        await self._write([(name, None)])
+    async def remove(self, *names: Name) -> None:
+        """Forget these names."""
+        await self._write([(name, None) for name in names])
         await self.refresh()
 
     async def _write(self, items: Sequence[tuple[Name, bytes | None]]) -> None:
@@ -129,8 +133,7 @@ def age(record: Record) -> float:
 
 def _name(key: bytes | None) -> Name | None:
     parts = (key or b"").decode("utf-8", "replace").split("/")
-    known = {"topic": 2, "group": 3}
-    return tuple(parts) if known.get(parts[0]) == len(parts) else None
+    return tuple(parts) if KINDS.get(parts[0]) == len(parts) else None
 
 
 def _fields(raw: bytes) -> Fields | None:

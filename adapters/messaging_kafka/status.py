@@ -11,6 +11,7 @@ from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, progress
 from messaging_kafka.brokers import Committed
 from messaging_kafka.library import Place
+from messaging_kafka.names import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,10 +29,10 @@ async def group_infos(
     if registered:
         await topology.registry.refresh()
         for state in list(topology.topics.values()):
-            for name, record in topology.registry.groups(state.spec.name).items():
-                known = groups.get((state.spec.name, name), GroupSpec(state.spec, name))
+            for name, record in topology.registry.groups(recorded(state.spec)).items():
+                known = groups.get((recorded(state.spec), name), GroupSpec(state.spec, name))
                 ordered = bool(record.fields.get("ordered"))
-                groups[state.spec.name, name] = replace(known, ordered=ordered)
+                groups[recorded(state.spec), name] = replace(known, ordered=ordered)
         groups = {
             key: group
             for key, group in groups.items()
@@ -70,5 +71,11 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
     except (TopicNotFound, ConfigurationError):
         return None
     return GroupInfo(
-        group.topic.name, group.name, lag=lag, members=len(members.get(name, ())), dead_letters=dead
+        group.topic.name,
+        group.name,
+        lag=lag,
+        members=len(members.get(name, ())),
+        dead_letters=dead,
+        generation=group.topic.generation,
+        ordered=group.ordered,
     )

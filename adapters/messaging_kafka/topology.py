@@ -18,6 +18,7 @@ from messaging_kafka import library, tiers
 from messaging_kafka.brokers import Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
+from messaging_kafka.names import recorded
 from messaging_kafka.registry import age
 
 if TYPE_CHECKING:
@@ -63,16 +64,18 @@ class TopologyKeeper:
         self._settings = settings
         self.registry = registry
         self.topics: dict[tuple[str, str | None], TopicState] = {}
+        """By what the registry calls a topic, and the name that it was adopted by."""
         self.groups: dict[tuple[str, str], GroupSpec] = {}
+        """By what the registry calls the topic, and the name of the group."""
         self._ready: set[str] = set()
 
     # --- topics ------------------------------------------------------------------------------------------------
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        topics = {_known_by(topic): topic for topic in topology.topics}
         for group in topology.groups:
-            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+            topics.setdefault(_known_by(group.topic), group.topic)
         states = [
             TopicState(topic, self._names.topic(topic), topology.mode, topic.partitions)
             for topic in topics.values()
@@ -80,18 +83,18 @@ class TopologyKeeper:
         if topology.mode != "off":
             await self._topics(states, topology)
         for state in states:
-            self.topics[state.spec.name, state.spec.native] = state
+            self.topics[_known_by(state.spec)] = state
         if topology.mode != "off":
             await self._groups(topology)
         for group in topology.groups:
-            self.groups[group.topic.name, group.name] = group
+            self.groups[recorded(group.topic), group.name] = group
 
     async def state(self, topic: TopicSpec) -> TopicState:
         """The topic, declared or looked for now. Raises what `declare` raises, and TopicNotFound."""
-        state = self.topics.get((topic.name, topic.native))
+        state = self.topics.get(_known_by(topic))
         if state is None:
             await self.declare(Topology(topics=(topic,)))
-            state = self.topics[topic.name, topic.native]
+            state = self.topics[_known_by(topic)]
         if not state.found:
             there = await self._brokers.partitions([state.physical])
             if state.physical not in there:
@@ -170,13 +173,13 @@ class TopologyKeeper:
         if mode == "declare":
             await self.registry.add(
                 {
-                    ("topic", state.spec.name): _topic_fields(state.spec)
+                    _record(state.spec): _topic_fields(state.spec)
                     for state in states
-                    if self.registry.get(("topic", state.spec.name)) is None
+                    if self.registry.get(_record(state.spec)) is None
                 }
             )
         for state in states:
-            _compare_topic(state.spec, self.registry.get(("topic", state.spec.name)))
+            _compare_topic(state.spec, self.registry.get(_record(state.spec)))
 
     # --- groups ------------------------------------------------------------------------------------------------
 
@@ -201,12 +204,12 @@ class TopologyKeeper:
                 _compare_group(group, record)
                 if topology.mode == "declare":
                     await self._begin(group, record)
-            state = self.topics[group.topic.name, group.topic.native]
+            state = self.topics[_known_by(group.topic)]
             state.routed, state.looked = True, time.monotonic()
 
     async def _starts(self, group: GroupSpec) -> list[int]:
         """Where the group begins, for each partition of its topic."""
-        state = self.topics[group.topic.name, group.topic.native]
+        state = self.topics[_known_by(group.topic)]
         places = [Place(state.physical, number) for number in range(state.partitions)]
         latest = await self._brokers.offsets(dict.fromkeys(places, library.LATEST))
         found = await self._brokers.offsets(dict.fromkeys(places, _moment(group.start)))
@@ -253,7 +256,7 @@ class TopologyKeeper:
         self._compare_partitions(state, there[topic])
         await self.registry.refresh()
         if group.topic.native is None:
-            _compare_topic(group.topic, self.registry.get(("topic", group.topic.name)))
+            _compare_topic(group.topic, self.registry.get(_record(group.topic)))
         record = self.registry.get(_name(group))
         if dead not in there or record is None:
             raise ConfigurationError(
@@ -271,21 +274,33 @@ class TopologyKeeper:
         companions = [names.dead(group), names.retry(group), names.redrive(group)]
         there = await self._brokers.partitions(companions)
         await self._brokers.delete(list(there))
-        if self.registry.get(_name(group)) is not None:
-            await self.registry.remove(_name(group))
-        self.groups.pop((group.topic.name, group.name), None)
-        state = self.topics.get((group.topic.name, group.topic.native))
+        finished = [
+            name for name in self.registry.of("finished", recorded(group.topic)) if name[2] == group.name
+        ]
+        known = [_name(group)] if self.registry.get(_name(group)) is not None else []
+        if known or finished:
+            await self.registry.remove(*known, *finished)
+        self.groups.pop((recorded(group.topic), group.name), None)
+        state = self.topics.get(_known_by(group.topic))
         if state is not None:
             state.routed = False
             state.looked = -1e9
 
     def registered(self, topic: TopicSpec) -> bool:
         """Whether the topic has a group, as far as the registry was read."""
-        return bool(self.registry.groups(topic.name))
+        return bool(self.registry.groups(recorded(topic)))
 
 
 def _name(group: GroupSpec) -> Name:
-    return ("group", group.topic.name, group.name)
+    return ("group", recorded(group.topic), group.name)
+
+
+def _record(topic: TopicSpec) -> Name:
+    return ("topic", recorded(topic))
+
+
+def _known_by(topic: TopicSpec) -> tuple[str, str | None]:
+    return recorded(topic), topic.native
 
 
 def _topic_fields(topic: TopicSpec) -> Fields:

@@ -14,5 +14,6 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """With `-n`, a file's tests share a process and its fixtures; a broker's cases of the suite are as a file."""
     for item in items:
         file = item.nodeid.partition("::")[0]
-        broker = item.callspec.id if file.endswith("test_contract.py") and hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{file}[{broker}]"))
+        if file.endswith("test_contract.py"):
+            file += item.name.rpartition("[")[2]
+        item.add_marker(pytest.mark.xdist_group(file))

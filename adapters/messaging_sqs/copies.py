@@ -92,8 +92,12 @@ def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> Co
     """
     if not due:
         return copy_of(delivery.message, control), {}
-    wait = min(max(math.floor(due - time.time()), 0), LONGEST_DELAY)
-    return copy_of(delivery.message, {**control, NOT_BEFORE: repr(due)}), {"DelaySeconds": wait}
+    return copy_of(delivery.message, {**control, NOT_BEFORE: repr(due)}), {"DelaySeconds": step(due)}
+
+
+def step(due: float) -> int:
+    """The whole seconds for which a standard queue hides what is due at this time of the wall clock."""
+    return min(max(math.floor(due - time.time()), 0), LONGEST_DELAY)
 
 
 def dead(delivery: RawDelivery, url: str, failure: str | None, message: Message | None = None) -> Copy:

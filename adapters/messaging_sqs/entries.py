@@ -22,6 +22,7 @@ from string import ascii_letters, digits, punctuation
 from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import Lease, RawDelivery
+from messaging.delay import CLOCKS
 from messaging.envelope import (
     ATTEMPT,
     FAILURE,
@@ -37,6 +38,7 @@ from messaging_sqs.settings import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from messaging.adapter import GroupSpec
     from messaging.message import Key, Message
@@ -226,7 +228,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
             handle=raw["ReceiptHandle"],
             group_id=group_id,
             count=received,
-            due=_due(headers),
+            due=_due(headers, None if group.ordered else message.not_before),
             received=time.monotonic(),
             origin=text(headers.get(ORIGIN)) or position,
         ),
@@ -283,10 +285,12 @@ def _inflated(body: bytes) -> bytes:
     return inflated
 
 
-def _due(headers: Mapping[str, Any]) -> float:
+def _due(headers: Mapping[str, Any], not_before: datetime | None) -> float:
+    """When it may run: what our last copy says, else the publish delay; 0 for what nobody of us can have written."""
     written = headers.get(NOT_BEFORE)
     if written is None:
-        return 0.0
+        due = 0.0 if not_before is None else not_before.timestamp()
+        return due if due - time.time() <= LONGEST_DELAY + CLOCKS else 0.0
     try:
         due = float(written)
     except (TypeError, ValueError, OverflowError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import Hold
 from messaging.message import Reject, Release
 from messaging_sqs import copies
-from messaging_sqs.consumer import Member
+from messaging_sqs.consumer import HELD_HERE, Member
 from messaging_sqs.guard import SUSPECT_AFTER
 from messaging_sqs.settings import LONGEST_HOLD
 
@@ -26,6 +26,8 @@ class SharedConsumer(Member):
             return await self.letter(settlement)
         left: float = delivery.token.received + LONGEST_HOLD - time.monotonic()
         if isinstance(outcome, Release):
+            if 0 < after <= HELD_HERE:
+                return await self._hold(delivery, after)
             if self.worn(delivery) or after > left:
                 copy = copies.released(delivery, after)
                 if copies.fits(delivery, copy):
@@ -36,6 +38,9 @@ class SharedConsumer(Member):
             return self.url, copy
         if after > left:
             return await self.letter(settlement)
+        return await self._hold(delivery, after)
+
+    async def _hold(self, delivery: RawDelivery, after: float) -> Hold:
         await self.unmark(delivery)
         return Hold(time.monotonic() + after)
 

@@ -11,7 +11,7 @@ from messaging_contracts import run
 from messaging_contracts.case import all_cases
 from messaging_contracts.targets import target_of
 
-AREAS = ("order", "retry", "settlement", "dead_letters")
+AREAS = ("order", "retry", "delay", "settlement", "dead_letters")
 CASES = [case for case in all_cases() if case.area in AREAS]
 
 

@@ -1,5 +1,7 @@
 """Publishing: one result each, in order, nothing lost in silence, nothing sent that would be."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from messaging.adapter import TopicSpec, Topology, Unrouted
@@ -288,3 +290,37 @@ async def test_an_adopted_topic_and_queue_are_used_and_nothing_is_made_beside_th
         sns.delete_topic(TopicArn=arn)
         for url in (queue, dead):
             sqs.delete_queue(QueueUrl=url)
+
+
+async def test_a_publish_delay_is_taken_by_the_queue_itself_where_messages_go_to_queues(
+    strict: Bench, monkeypatch
+):
+    adapter = await strict.adapter()
+    group = await strict.group(adapter)
+    consumer = strict.consumer(adapter, group)
+    due = datetime.now(UTC) + timedelta(seconds=2.4)
+    sent: list[dict] = []
+
+    async def note(call, parameters):
+        sent.extend(parameters["Entries"])
+        return await call(**parameters)
+
+    intercept(adapter, monkeypatch, "send_message_batch", note)
+    await publish(adapter, group.topic, "late", not_before=due)
+    (delivery,) = await receive(consumer, 1)
+    assert datetime.now(UTC) + timedelta(seconds=delivery.hold + 0.01) >= due
+    assert (delivery.attempt, delivery.token.count) == (1, 1)
+    assert [entry["DelaySeconds"] for entry in sent] == [2]
+    await publish(adapter, group.topic, "far", not_before=due + timedelta(days=2))
+    assert sent[-1]["DelaySeconds"] == 900
+
+
+async def test_a_publish_delay_that_sns_does_not_know_waits_in_the_queue_uncounted(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    due = datetime.now(UTC) + timedelta(seconds=2.4)
+    await publish(adapter, group.topic, "late", not_before=due)
+    (delivery,) = await receive(consumer, 1)
+    assert datetime.now(UTC) + timedelta(seconds=delivery.hold + 0.01) >= due
+    assert (delivery.attempt, delivery.returns, delivery.message.not_before) == (1, 0, due)

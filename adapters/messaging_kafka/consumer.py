@@ -293,6 +293,12 @@ class KafkaConsumer(Consumer):
             self._moving.clear()
             moves, self._moves = self._moves, []
             left = await self._send_on(moves)
+            for delivery, due in left:
+                if delivery.token.large:  # it waits here for what is left of its delay
+                    delivery.hold = max(0.0, due - time.time())
+                    self._ready.append(delivery)
+                    self._wake.set()
+            left = [move for move in left if not move[0].token.large]
             if left:
                 self._moves += left
                 await asyncio.sleep(AGAIN)

@@ -153,7 +153,7 @@ class KafkaDeadLetters(DeadLetterStore):
             places.append(at)
         done: list[int] = []
         left: list[int] = []
-        for at, fate in zip(places, await self._session.writer.write(parcels), strict=True):
+        for at, fate in zip(places, await self._session.writer.write_copies(parcels), strict=True):
             if isinstance(fate, PublishError):
                 results[at] = type(fate)(f"dead letter {letters[at][1].id} of {where}: {fate}")
                 left.append(letters[at][0].reference[0])

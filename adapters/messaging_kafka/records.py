@@ -36,6 +36,8 @@ ORIGIN = "messaging-origin"
 """Where the original of a copy is: its position."""
 RECORD_OVERHEAD = 512
 """Bytes of a batch around one record, with room to spare."""
+COPY_ROOM = 256 * 1024
+"""Bytes that a copy may be larger than its original: failure record and control headers."""
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
 

@@ -2,6 +2,9 @@
 
 A record that is done leaves the partition's progress. If the commit fails, only the commit is made again: what was
 copied is not copied twice.
+
+A copy that does not fit, even compressed, is no reason to settle for ever: a retry is held by this member as on an
+ordered group, a dead letter is cut.
 """
 
 from __future__ import annotations
@@ -10,15 +13,17 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE, Hold, SettleError
 from messaging.envelope import NOT_BEFORE
-from messaging.errors import ConnectionFailed, LeaseLost, MessagingError, PublishError
+from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge, MessagingError, PublishError
 from messaging.message import Ack, Reject, Release, Retry
+from messaging.oversize import cut
 from messaging_kafka import tiers
-from messaging_kafka.records import attempts, copy
+from messaging_kafka.records import COPY_ROOM, ORIGIN, attempts, copy, parcel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +49,8 @@ class Token:
     """That it was handed out is committed."""
     done: bool = False
     """It is finished here; its commit may still be under way."""
+    large: bool = False
+    """It does not fit into a copy: it stays where it is."""
 
 
 class Settler:
@@ -79,9 +86,9 @@ class Settler:
                 if token.part in unit.dirty:
                     units.setdefault(unit, []).append(at)
                 continue
-            parcel = self._copy(settlement)
-            if parcel is not None:
-                copies.append((at, parcel))
+            copied = self._copy(settlement)
+            if copied is not None:
+                copies.append((at, copied))
                 continue
             if isinstance(settlement.outcome, Ack):
                 self._finish(token)
@@ -123,11 +130,21 @@ class Settler:
         results: list[Settled],
         units: dict[Unit, list[int]],
     ) -> None:
-        fates = await self._session.writer.write([parcel for _, parcel in copies])
+        fates = await self._session.writer.write_copies([copied for _, copied in copies])
+        large = [number for number, fate in enumerate(fates) if isinstance(fate, MessageTooLarge)]
+        letters = [number for number in large if isinstance(settlements[copies[number][0]].outcome, Reject)]
+        if letters:
+            cuts = [self._cut(settlements[copies[number][0]], copies[number][1]) for number in letters]
+            for number, fate in zip(letters, await self._session.writer.write_copies(cuts), strict=True):
+                fates[number] = fate
         for (at, _), fate in zip(copies, fates, strict=True):
             delivery = settlements[at].delivery
             token: Token = delivery.token
-            if isinstance(fate, PublishError):
+            if isinstance(fate, MessageTooLarge) and isinstance(settlements[at].outcome, Retry):
+                token.large = True
+                results[at] = self._hold(settlements[at])
+                units.setdefault(token.unit, []).append(at)
+            elif isinstance(fate, PublishError):
                 results[at] = SettleError(
                     ConnectionFailed(
                         f"message {delivery.message.id} of {self._partitions.where}: its copy was not stored: {fate}"
@@ -138,6 +155,13 @@ class Settler:
             else:
                 self._finish(token)
                 units.setdefault(token.unit, []).append(at)
+
+    def _cut(self, settlement: Settlement, whole: Parcel) -> Parcel:
+        most = self._session.settings.max_message_bytes + COPY_ROOM
+        now = datetime.fromtimestamp(time.time(), UTC)
+        message, failure = cut(settlement, group=self._group.name, size=whole.size, most=most, now=now)
+        control = {ORIGIN: settlement.delivery.position, **attempts(settlement.delivery.attempt, failure)}
+        return parcel(message, whole.topic, whole.partition, control=control)
 
     def _finish(self, token: Token) -> None:
         token.done = True
@@ -183,15 +207,18 @@ class Settler:
         here. Returns those that were not written.
         """
         ours: list[RawDelivery] = []
+        left: list[RawDelivery] = []
         parcels: list[Parcel] = []
         for delivery, due in zip(deliveries, dues, strict=True):
-            if self._partitions.owner(delivery) is not None:
+            if delivery.token.large:
+                left.append(delivery)
+            elif self._partitions.owner(delivery) is not None:
                 ours.append(delivery)
                 parcels.append(self._delayed(delivery, due, attempts(delivery.attempt, delivery.failure)))
-        left: list[RawDelivery] = []
         units: set[Unit] = set()
-        for delivery, fate in zip(ours, await self._session.writer.write(parcels), strict=True):
+        for delivery, fate in zip(ours, await self._session.writer.write_copies(parcels), strict=True):
             if isinstance(fate, PublishError):
+                delivery.token.large = isinstance(fate, MessageTooLarge)
                 left.append(delivery)
             elif self._partitions.owner(delivery) is not None:
                 self._finish(delivery.token)

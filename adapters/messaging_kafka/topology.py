@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from messaging.adapter import Topology
@@ -19,6 +20,7 @@ from messaging_kafka.brokers import Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.names import recorded
+from messaging_kafka.records import COPY_ROOM
 from messaging_kafka.registry import age
 
 if TYPE_CHECKING:
@@ -30,13 +32,15 @@ if TYPE_CHECKING:
     from messaging_kafka.registry import Fields, Name, Record, Registry
     from messaging_kafka.settings import KafkaSettings
 
-COPY_ROOM = 256 * 1024
-"""Bytes that a copy may be larger than its original: failure record and control headers."""
 DEAD_PARTITIONS = 2
 """The letters, and the marks of those that were redriven or purged."""
 EXPIRY_BOUND = 86400.0
 """Seconds within which no broker forgets a group's position (`offsets.retention.minutes` is a week)."""
 SAFE_COPIES = 3
+COPIES_KEPT = 7 * 86400.0
+"""Seconds for which retries and redriven messages are kept at least, however short their topic's retention. A retry
+is written anew at each step of its delay, an hour at most: what this bounds is how long a group may be away.
+"""
 
 
 @dataclass(slots=True)
@@ -141,18 +145,19 @@ class TopologyKeeper:
             ]
         await self._brokers.create(topics)
 
-    def _config(self, topic: TopicSpec, *, room: int = 64 * 1024, forever: bool = False) -> dict[str, str]:
+    def _config(self, topic: TopicSpec, *, room: int = 64 * 1024, at_least: float = 0.001) -> dict[str, str]:
         retention = self._settings.retention if topic.retention is None else topic.retention
+        kept = max(retention, at_least)
         return {
-            "retention.ms": "-1" if forever else str(max(1, int(retention * 1000))),
+            "retention.ms": str(int(kept * 1000)) if isfinite(kept) else "-1",
             "max.message.bytes": str(self._settings.max_message_bytes + room),
         }
 
     def _companions(self, group: GroupSpec) -> list[NewTopic]:
         """What a group has beside its topic."""
         names, topic = self._names, group.topic
-        passing = self._config(topic, room=COPY_ROOM)
-        dead = NewTopic(names.dead(group), DEAD_PARTITIONS, self._config(topic, room=COPY_ROOM, forever=True))
+        passing = self._config(topic, room=COPY_ROOM, at_least=COPIES_KEPT)
+        dead = NewTopic(names.dead(group), DEAD_PARTITIONS, self._config(topic, room=COPY_ROOM, at_least=inf))
         if group.ordered:
             return [dead, NewTopic(names.redrive(group), topic.partitions, passing)]
         return [dead, NewTopic(names.retry(group), tiers.TIERS, passing)]

@@ -22,6 +22,7 @@ from messaging_kafka import library
 from messaging_kafka.brokers import GONE
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
+from messaging_kafka.records import COPY_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ Fate: TypeAlias = "int | PublishError"
 
 BATCH_BYTES = 512 << 10
 """Of a batch with several records; a single record may be larger."""
+REQUEST_BYTES = 90 << 20
+"""Of a batch: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
 ALL_IN_SYNC = -1
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 CHANNEL = "write"
@@ -68,8 +71,31 @@ class Writer:
         self._codec = CODECS[settings.compression]
         self._timeout = settings.confirm_timeout
 
-    async def write(self, parcels: Sequence[Parcel]) -> list[Fate]:
-        """One fate each, in order. Cancelling leaves the fates open and the connection whole."""
+    async def write_copies(self, parcels: Sequence[Parcel]) -> list[Fate]:
+        """As `write`, each for itself: none fails for another, and what is too large as it is goes compressed.
+
+        Another program may have sent it compressed. MessageTooLarge where even that does not fit.
+        """
+        most = self._link.settings.max_message_bytes + COPY_ROOM
+        fates: list[Fate] = [_NOT_SENT] * len(parcels)
+        waiting: list[int] = [at for at, parcel in enumerate(parcels) if parcel.size <= most]
+        large = [at for at, parcel in enumerate(parcels) if parcel.size > most]
+        while waiting:
+            for at, fate in zip(waiting, await self.write([parcels[at] for at in waiting]), strict=True):
+                fates[at] = fate
+            refused = [at for at in waiting if isinstance(fates[at], MessageTooLarge)]
+            large += refused
+            # What lay behind one that was refused was not sent.
+            waiting = [at for at in waiting if fates[at] is _NOT_SENT] if refused else []
+        for at in large:
+            (fates[at],) = await self.write([parcels[at]], squeezed=True)
+        return fates
+
+    async def write(self, parcels: Sequence[Parcel], *, squeezed: bool = False) -> list[Fate]:
+        """One fate each, in order. Cancelling leaves the fates open and the connection whole.
+
+        `squeezed`: compressed, whatever the settings say.
+        """
         fates: list[Fate] = [_NOT_SENT] * len(parcels)
         waiting: dict[Place, list[int]] = {}
         for at, parcel in enumerate(parcels):
@@ -81,9 +107,16 @@ class Writer:
                 queue.append(at)
         single: set[Place] = set()
         while waiting:
-            batches = [
-                self._batch(place, queue, parcels, single=place in single) for place, queue in waiting.items()
-            ]
+            if squeezed:
+                batches = [
+                    await asyncio.to_thread(self._batch, place, queue, parcels, squeezed=True)
+                    for place, queue in waiting.items()
+                ]
+            else:
+                batches = [
+                    self._batch(place, queue, parcels, single=place in single)
+                    for place, queue in waiting.items()
+                ]
             await self._send(batches, fates, single)
             for batch in batches:
                 queue = waiting[batch.to][len(batch.places) :]
@@ -96,8 +129,17 @@ class Writer:
                     waiting[batch.to] = queue
         return fates
 
-    def _batch(self, to: Place, queue: list[int], parcels: Sequence[Parcel], *, single: bool) -> _Batch:
-        builder = library.BatchBuilder(2, self._codec, 0, -1, -1, -1, BATCH_BYTES)
+    def _batch(
+        self,
+        to: Place,
+        queue: list[int],
+        parcels: Sequence[Parcel],
+        *,
+        single: bool = False,
+        squeezed: bool = False,
+    ) -> _Batch:
+        codec = self._codec or (CODECS["gzip"] if squeezed else 0)
+        builder = library.BatchBuilder(2, codec, 0, -1, -1, -1, BATCH_BYTES)
         now = int(time.time() * 1000)
         taken = 0
         for at in queue:
@@ -111,6 +153,9 @@ class Writer:
 
     async def _send(self, batches: list[_Batch], fates: list[Fate], single: set[Place]) -> None:
         """Every batch once, and once more where another broker leads."""
+        large = [batch for batch in batches if len(batch.data) > REQUEST_BYTES]
+        self._fail(large, fates, Errors.MessageSizeTooLargeError())
+        batches = [batch for batch in batches if len(batch.data) <= REQUEST_BYTES]
         for _ in range(2):
             try:
                 await self._brokers.find_leaders(batch.to for batch in batches)

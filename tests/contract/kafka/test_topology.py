@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
@@ -27,6 +28,29 @@ async def test_a_topic_has_the_partitions_that_were_declared(bench: Bench) -> No
     )
 
     assert found == {names.topic(TOPIC): 3, names.retry(group): 16, names.dead(group): 2}
+
+
+async def test_retries_and_letters_outlive_the_retention_of_their_topic(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    plain = await bench.group(adapter, TopicSpec("plain", partitions=1, retention=600.0))
+    long = await bench.group(adapter, TopicSpec("long", ordered=True, partitions=1, retention=30 * 86400.0))
+    names = adapter._session.names
+
+    kept = await retention_of(
+        adapter, names.topic(plain.topic), names.retry(plain), names.dead(plain), names.redrive(long)
+    )
+
+    week, month = 7 * 86_400_000, 30 * 86_400_000
+    assert kept == [600_000, week, -1, month]
+
+
+async def retention_of(adapter, *topics: str) -> list[int]:
+    request = DescribeConfigsRequest(
+        [(2, topic, ["retention.ms"]) for topic in topics], include_synonyms=False
+    )
+    response = await adapter._session.link.send(request)
+    found = {name: int(entries[0][1]) for _, _, _, name, entries in response.resources}
+    return [found[topic] for topic in topics]
 
 
 async def test_a_topic_that_exists_with_another_count_raises_and_names_both(bench: Bench) -> None:

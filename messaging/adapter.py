@@ -526,6 +526,14 @@ class Adapter(ABC):
         """
         raise NotImplementedError
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        """Record durably that nobody writes to this former generation any more. Ending twice is no error."""
+        raise NotImplementedError
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        """Whether `end_generation` was called: what is published to it from now on lies behind everything else."""
+        raise NotImplementedError
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """Record durably that the group has handled this partition of a former generation.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,7 +31,15 @@ from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Iterable,
+        Sequence,
+    )
     from contextlib import AbstractAsyncContextManager
 
     from messaging.adapter import Adapter, Gone, RawDelivery, TopicSpec
@@ -44,6 +53,8 @@ logger = logging.getLogger("messaging")
 
 END = "messaging.generation.end"
 """The `type` of an end mark."""
+PATIENCE = 3
+"""Looks for which a group may wait for a former generation before end marks are published once more."""
 LOOK_AGAIN = 0.1
 """Seconds for which an end mark waits while something before it is not finished."""
 
@@ -74,6 +85,8 @@ class Subscriber:
         self._clock = clock
         self._interval = interval
         self._dispatchers: dict[int, Dispatcher] = {}
+        self._waits: Counter[int] = Counter()
+        """Looks for which this program has waited for each former generation."""
         self._limit = _Limit(binding.subscription.concurrency)
         self._stop = asyncio.Event()
 
@@ -167,13 +180,23 @@ class Subscriber:
         try:
             for former in self._kept:
                 if former.generation < spec.generation and self._group(former).ordered:
-                    finished = await self._adapter.finished(self._group(former))
-                    if len(set(finished)) < former.partitions:
+                    finished = set(await self._adapter.finished(self._group(former)))
+                    if len(finished) < former.partitions:
+                        await self._mark_again(former, finished)
                         return False
         except MessagingError as error:
             logger.debug("what is finished of %s could not be read: %s", self.topic, error)
             return False
         return True
+
+    async def _mark_again(self, former: TopicSpec, finished: Collection[int]) -> None:
+        """A group that began after the end marks, or lost them, would wait for them for ever."""
+        self._waits[former.generation] += 1
+        if self._waits[former.generation] == PATIENCE:
+            if await self._adapter.ended(former):
+                await _mark(self._adapter, former, set(range(former.partitions)) - set(finished))
+            else:
+                self._waits[former.generation] = 0
 
     def _dispatcher(self, spec: TopicSpec) -> Dispatcher:
         binding = self._binding
@@ -351,7 +374,8 @@ async def begin(
         return last
     if former.ordered and new.ordered:
         await sleep(clock, grace)
-        await _end(adapter, former)
+        await adapter.end_generation(former)
+        await _mark(adapter, former, range(former.partitions))
     return new
 
 
@@ -366,10 +390,11 @@ async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None
     await adapter.declare(Topology((wanted,), groups, "declare"))
 
 
-async def _end(adapter: Adapter, former: TopicSpec) -> None:
+async def _mark(adapter: Adapter, former: TopicSpec, partitions: Iterable[int]) -> None:
+    """Publish an end mark to each of these partitions."""
     marks = [
         Outgoing(former, Message(id=new_id(), topic=former.name, body=b"", type=END), partition)
-        for partition in range(former.partitions)
+        for partition in partitions
     ]
     for result in await adapter.publish(marks):
         if isinstance(result, PublishError):

@@ -148,6 +148,14 @@ class KafkaAdapter(Adapter):
         """See `Adapter.begin_generation`."""
         await self._generations.begin(topic)
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.end_generation`."""
+        await self._generations.end(topic)
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        """See `Adapter.ended`."""
+        return await self._generations.ended(topic)
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """See `Adapter.finish`."""
         return await self._generations.finish(group, partition)

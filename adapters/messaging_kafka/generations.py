@@ -62,6 +62,13 @@ class Generations:
                 f"not {dict(fields)}: somebody else began it; look at it before you go on"
             )
 
+    async def end(self, topic: TopicSpec) -> None:
+        await self._registry.add({("ended", recorded(topic)): {}})
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        await self._registry.refresh()
+        return self._registry.get(("ended", recorded(topic))) is not None
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """A message that was redriven may lie beside the partition, unread: then it is not finished."""
         place = Place(self._session.names.redrive(group), partition)

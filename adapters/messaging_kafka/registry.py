@@ -30,10 +30,11 @@ CONFIG = {"cleanup.policy": "compact", "max.compaction.lag.ms": "86400000"}
 
 Fields: TypeAlias = "Mapping[str, Any]"
 Name: TypeAlias = "tuple[str, ...]"
-"""`("topic", name)` or `("group", topic, name)`; `("generation", topic, number)` of one that is written to, and
-`("finished", topic, group, partition)`. Where a topic has several generations, see `names.recorded`.
+"""`("topic", name)` or `("group", topic, name)`; `("generation", topic, number)` of one that is written to,
+`("ended", topic)` of a former one to which nobody writes any more, and `("finished", topic, group, partition)`. How a
+generation is called there: `names.recorded`.
 """
-KINDS = {"topic": 2, "group": 3, "generation": 3, "finished": 4}
+KINDS = {"topic": 2, "group": 3, "generation": 3, "ended": 2, "finished": 4}
 """How many parts each kind of name has."""
 
 

@@ -186,6 +186,14 @@ class MemoryAdapter(Adapter):
         self._ensure()
         self._declarer.begin_generation(topic)
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        self._ensure()
+        self._declarer.topic(topic).ended = True
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        self._ensure()
+        return self._declarer.topic(topic).ended
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         self._ensure()
         found = self._declarer.group(group)

@@ -68,6 +68,8 @@ class TopicLog:
         self.groups: dict[str, Group] = {}
         self.once: dict[str, str] = {}
         """Positions by `Outgoing.once`, the last ones that were stored."""
+        self.ended = False
+        """A former generation to which nobody writes any more."""
         self.successors: list[TopicLog] = []
         """Of a first generation: the later ones, in their order."""
 

@@ -215,6 +215,12 @@ class RabbitMQAdapter(Adapter):
     async def begin_generation(self, topic: TopicSpec) -> None:
         await self._generations.begin(topic)
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        await self._generations.end(topic)
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        return await self._generations.ended(topic)
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         await self._generations.finish(group, partition)
         return True

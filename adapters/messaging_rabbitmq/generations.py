@@ -70,6 +70,12 @@ class Generations:
     async def begin(self, topic: TopicSpec) -> None:
         await self._whole(self._begin(topic))
 
+    async def end(self, topic: TopicSpec) -> None:
+        await self._whole(self._mark(self._names.ended(topic)))
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        return await self._whole(self._exists(self._names.ended(topic)))
+
     async def finish(self, group: GroupSpec, partition: int) -> None:
         await self._whole(self._mark(self._names.finished(group, partition)))
 

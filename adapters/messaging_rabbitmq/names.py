@@ -44,6 +44,10 @@ class Names:
         """The exchange that marks a generation as begun."""
         return self._about(EXCHANGES, "written", topic)
 
+    def ended(self, topic: TopicSpec) -> str:
+        """The exchange that marks a former generation to which nobody writes any more."""
+        return self._about(EXCHANGES, "ended", topic)
+
     def finished(self, group: GroupSpec, partition: int) -> str:
         """The exchange that marks a partition of a former generation as handled."""
         return self._of(group, "finished", partition, rules=EXCHANGES)

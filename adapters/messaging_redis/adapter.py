@@ -172,6 +172,14 @@ class RedisAdapter(Adapter):
         """See `Adapter.begin_generation`."""
         await self._topics.begin_generation(topic)
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.end_generation`."""
+        await self._topics.end_generation(topic)
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        """See `Adapter.ended`."""
+        return await self._topics.ended(topic)
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """See `Adapter.finish`."""
         return await self._topics.finish(group, partition)

@@ -32,6 +32,8 @@ class TopicKeys:
             self.root = first if spec.generation == 1 else f"{first}:g{spec.generation}"
             self.generations = f"{first}:generations"
         self.record = f"{self.root}:topic"
+        self.ended = f"{self.root}:ended"
+        """There where nobody writes to a former generation any more."""
         self.groups = f"{self.root}:groups"
         self.trimmed = f"{self.root}:trimmed"
         self.once = f"{self.root}:once"

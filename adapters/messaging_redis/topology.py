@@ -172,6 +172,16 @@ class Topics:
                 f"{shape!r} (partitions:ordered): look at it before you go on"
             )
 
+    async def end_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.end_generation`."""
+        key = TopicKeys(self._settings, topic).ended
+        await self._connection.call(key, "SET", key, "1")
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        """See `Adapter.ended`."""
+        key = TopicKeys(self._settings, topic).ended
+        return bool(await self._connection.call(key, "EXISTS", key))
+
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """See `Adapter.finish`."""
         key = self.group_keys(group).finished

@@ -193,6 +193,22 @@ async def a_straggler_of_the_former_generation_is_handled(broker: BrokerUnderTes
 
 
 @proves("generations", limit=60)
+async def a_group_that_comes_after_the_change_gets_what_follows(broker: BrokerUnderTest) -> None:
+    """A group that begins when the former generation has ended waits for nothing there (16, 18)."""
+    topic, ledger = broker.topic(ordered=True), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    async with broker.another_bus() as operator:
+        await operator.begin_generation(topic, partitions=5, grace=0.1)
+    late = broker.app(topic, ledger, group="late")
+    async with programs(broker, late) as (_, publisher):
+        receipts = [await publisher.publish(topic, number, key=KEYS[number % 6]) for number in range(12)]
+        await ledger.handled(12)
+    ledger.assert_each_once([receipt.id for receipt in receipts])
+    ledger.assert_order(KEYS)
+
+
+@proves("generations", limit=60)
 async def a_program_may_describe_any_kept_generation_and_no_other(broker: BrokerUnderTest) -> None:
     """Deployments overlap: the former and the new number of partitions are accepted, another is refused (16)."""
     topic, ledger, refused = broker.topic(ordered=True), Ledger(), ""

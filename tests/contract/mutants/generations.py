@@ -57,10 +57,19 @@ def begins_a_generation_without_its_groups():
 
 @killed_by("a_backlog_in_two_generations_is_handled_in_order")
 def never_ends_the_former_generation():
-    async def nothing(adapter, former):
+    async def nothing(adapter, former, partitions):
         """No end marks."""
 
-    with patched(generations, _end=nothing):
+    with patched(generations, _mark=nothing):
+        yield
+
+
+@killed_by("a_group_that_comes_after_the_change_gets_what_follows")
+def marks_the_end_of_a_former_generation_once_only():
+    async def once(self, former, finished):
+        """No more end marks."""
+
+    with patched(Subscriber, _mark_again=once):
         yield
 
 

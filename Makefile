@@ -17,13 +17,14 @@ BROKERS := redis rabbitmq kafka sqs elasticmq
 # Tests wait more than they work: two processes share one set of brokers.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
-.PHONY: help bench guard demo faults simulate test test-compose check format coverage clean
+.PHONY: help bench guard demo faults simulate soak test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
 	@echo "make test          unit tests, contract suite and example on memory, Redis, RabbitMQ, Kafka and SQS/SNS"
 	@echo "make test-compose  the same on the servers of docker-compose.yml, which go on running"
 	@echo "make faults        break brokers, networks and members; the figures go to docs/reliability.md"
+	@echo "make soak          ten minutes of load with faults; fails when memory, tasks or descriptors grow"
 	@echo "make simulate      random histories with faults in memory, for a minute"
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"
@@ -72,7 +73,11 @@ test-compose: $(STAMP_DEV)
 
 # Each fault on each broker, which are our own each time; the table goes into the documentation.
 faults: $(STAMP_DEV)
-	@$(BIN)/python -m messaging_contracts faults --whole --output docs/reliability.md $(ARGS)
+	@$(BIN)/python -m messaging_contracts faults --whole --output docs/reliability.md --journals .cache/faults $(ARGS)
+
+# Ten minutes of load with faults; fails when memory, tasks or file descriptors grow.
+soak: $(STAMP_DEV)
+	@$(BIN)/python -m messaging_contracts soak $(ARGS)
 
 # Random histories, each from its seed, for a minute.
 simulate: $(STAMP_DEV)

@@ -72,6 +72,8 @@ class Workers:
         self._ended = False
         self.alone: RawDelivery | None = None
         """The suspect that runs, or is being settled, with nothing beside it."""
+        self.exiting = False
+        """A handler has raised SystemExit: its process ends of its message, which is a crash (3)."""
 
     @property
     def running(self) -> Collection[RawDelivery]:
@@ -164,6 +166,9 @@ class Workers:
                 if self._ended:
                     raise
                 outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
+            except SystemExit:
+                self.exiting = True
+                raise
             finally:
                 del self._running[delivery]
             if self._interrupted:

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from messaging_contracts.brokers import Broker
 
 
-FAULTY = ("redis", "rabbitmq")
-"""The brokers on which faults are tried."""
+SOAKED = ("redis", "rabbitmq", "kafka", "sqs")
+"""The brokers of `soak`: in memory, the checker's own growth would be measured."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +90,37 @@ def _parser() -> argparse.ArgumentParser:
     simulation.set_defaults(run=_simulate)
 
     faults = commands.add_parser("faults", help="break brokers, networks and members, and tell what was kept")
-    faults.add_argument("--broker", action="append", choices=FAULTY, help="on this one (default: all)")
     faults.add_argument(
-        "--fault", action="append", default=[], metavar="NAME", help="this one (default: all)"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this broker or this fault; several may be given, and the table is printed, not written",
     )
-    faults.add_argument("--whole", action="store_true", help="10 000 messages from 100 publishers each time")
-    faults.add_argument("--journals", type=Path, metavar="FOLDER", help="keep what everybody wrote down here")
+    faults.add_argument("--whole", action="store_true", help="10 000 messages where the broker is restarted")
+    faults.add_argument(
+        "--minutes", type=float, default=40.0, metavar="N", help="after which no fault is begun (default 40)"
+    )
+    faults.add_argument(
+        "--journals",
+        type=Path,
+        metavar="FOLDER",
+        help="where what everybody wrote down is kept (default: a new folder, which is told)",
+    )
     faults.add_argument("--output", type=Path, metavar="FILE", help="the Markdown file to write the table to")
     faults.set_defaults(run=_faults)
+
+    soak = commands.add_parser("soak", help="minutes of load with faults: what processes take must not grow")
+    soak.add_argument("--minutes", type=float, default=10.0, metavar="N", help="how long (default 10)")
+    soak.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=SOAKED,
+        metavar="BROKER",
+        help="on this one (default: all)",
+    )
+    soak.set_defaults(run=_soak)
     return parser
 
 
@@ -140,16 +165,35 @@ def _capabilities(options: argparse.Namespace) -> int:
 
 
 def _faults(options: argparse.Namespace) -> int:
-    from messaging_contracts.faults import run
+    from messaging_contracts.faults.report import page
+    from messaging_contracts.faults.run import Run
 
     logging.getLogger("messaging").setLevel(logging.CRITICAL)  # what it would tell was provoked
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
-    rows = run.run(
-        options.broker or FAULTY, options.fault, whole=options.whole, show=_show, journals=options.journals
+    folder = options.journals or Path(tempfile.mkdtemp(prefix="faults-"))
+    wanted = [name for given in options.only for name in given.split(",")]
+    began = time.monotonic()
+    rows = Run(wanted, options.whole, folder, _show, options.minutes * 60).all()
+    held = sum(row.held for row in rows)
+    _show(
+        f"{held} of {len(rows)} held in {(time.monotonic() - began) / 60:.1f} min; their histories are in {folder}"
     )
-    if options.output is not None:
-        options.output.write_text(run.page(rows), encoding="utf-8")
-    return 0 if all(row.held for row in rows) else 1
+    if options.output is not None and not wanted:
+        options.output.write_text(page(rows), encoding="utf-8")
+    elif wanted:
+        _show(page(rows))
+    return 0 if held == len(rows) else 1
+
+
+def _soak(options: argparse.Namespace) -> int:
+    from messaging_contracts.faults.soak import soak
+
+    logging.getLogger("messaging").setLevel(logging.CRITICAL)  # what it would tell was provoked
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    flat = soak(options.only or SOAKED, options.minutes * 60, folder, _show)
+    _show(f"{'flat' if flat else 'NOT FLAT, or broken'}; the histories are in {folder}")
+    return 0 if flat else 1
 
 
 def _show(text: str) -> None:

@@ -358,7 +358,7 @@ async def test_no_slip_in_a_handler_ends_more_than_its_message(bus, clock, slip)
     assert handled == ["x", "y"]
 
 
-def test_a_handler_that_exits_ends_the_program_and_the_message_goes_back():
+def test_a_handler_that_exits_ends_the_program_and_its_message_is_not_given_back_as_if_nothing_had_happened():
     app, seen = App("a"), []
 
     @app.subscribe(jobs)
@@ -376,7 +376,7 @@ def test_a_handler_that_exits_ends_the_program_and_the_message_goes_back():
 
     with pytest.raises(SystemExit):
         asyncio.run(main())
-    assert seen == [(1, 0)]
+    assert seen == [(0, 0)]  # it comes back when the lease ends, counted, for the crash guard to see
 
 
 # handlers

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import secrets
 import signal
-import sys
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 from messaging import Bus, Settings, connect
 from messaging_contracts.faults.history import (
@@ -21,6 +17,7 @@ from messaging_contracts.faults.history import (
     Ended,
     Event,
     Journal,
+    Ousted,
     Published,
     Seen,
     Struck,
@@ -28,55 +25,19 @@ from messaging_contracts.faults.history import (
     now,
     read,
 )
-from messaging_contracts.faults.proxy import LOOPBACK, Proxy
-from messaging_contracts.faults.worker import GROUP, PARTITIONS, TOPICS, Role, topic_of
+from messaging_contracts.faults.processes import Child, Inside, Process
+from messaging_contracts.faults.proxy import Proxy
+from messaging_contracts.faults.worker import GROUP, NOTICED, PARTITIONS, TOPICS, Role, topic_of
 from messaging_contracts.under_test import one_key_per_partition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from messaging_contracts.faults.grounds import Ground
+
 LOOK = 0.1
 """Seconds between two looks at what other processes wrote: no event tells of it."""
-START = 60.0
-"""Seconds in which a process has to be ready, on a machine with other work."""
-
-
-class Process:
-    """A worker in a process of its own."""
-
-    def __init__(self, role: Role, url: str, child: asyncio.subprocess.Process) -> None:
-        self.role = role
-        self.url = url
-        self.expected_end = False
-        self._child = child
-
-    @property
-    def name(self) -> str:
-        return self.role.name
-
-    @property
-    def code(self) -> int | None:
-        """Its exit status; None while it runs."""
-        return self._child.returncode
-
-    async def ready(self) -> None:
-        """Wait until it says so. Raises AssertionError where it ends instead."""
-        assert self._child.stdout is not None
-        line = await asyncio.wait_for(self._child.stdout.readline(), START)
-        assert line == b"ready\n", f"{self.name} said {line!r} and ended with {await self._child.wait()}"
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing when it has ended."""
-        if self.code is None:
-            self._child.send_signal(number)
-
-    async def ended(self, within: float) -> int:
-        """Its exit status, once it has ended. Raises AssertionError when it does not in time."""
-        try:
-            return await asyncio.wait_for(self._child.wait(), within)
-        except TimeoutError:
-            raise AssertionError(f"{self.name} did not end within {within:g} s") from None
 
 
 class Arena:
@@ -85,10 +46,10 @@ class Arena:
     Every fault that is caused is recorded, so that the checker knows what it may excuse.
     """
 
-    def __init__(self, url: str, folder: Path, lease: float) -> None:
-        self.url = url
+    def __init__(self, ground: Ground, folder: Path) -> None:
+        self.ground = ground
         self.folder = folder
-        self.lease = lease
+        self.lease = ground.lease
         self.namespace = f"faults-{secrets.token_hex(4)}"
         self.processes: list[Process] = []
         self.journal = Journal(folder / "arena.jsonl")
@@ -100,10 +61,12 @@ class Arena:
         await self._stack.__aenter__()
         self._stack.callback(self.journal.__exit__, None, None, None)
         self._stack.push_async_callback(self._end_all)
-        observer = connect(Settings.load(url=self.url, namespace=self.namespace))
+        observer = connect(Settings.load(url=self.ground.url, namespace=self.namespace))
         self._observer = await self._stack.enter_async_context(observer)
         for name in TOPICS:
             await self.observer.declare(topic_of(name), groups=[GROUP])
+        watching = asyncio.create_task(self._watch_the_machine())
+        self._stack.callback(watching.cancel)
         return self
 
     async def __aexit__(
@@ -121,8 +84,8 @@ class Arena:
 
     def proxy(self) -> Proxy:
         """A proxy to the broker, to be entered."""
-        host, port = address_of(self.url)
-        return Proxy(host, port)
+        host, port = self.ground.upstream
+        return Proxy(host, port, self.ground.proxy_port)
 
     async def proxied(self) -> Proxy:
         """A running proxy to the broker, ended with the arena."""
@@ -130,8 +93,7 @@ class Arena:
 
     def through(self, proxy: Proxy) -> str:
         """The broker's URL, with the proxy in its place."""
-        host, port = address_of(self.url)
-        return self.url.replace(f"{host}:{port}", f"{LOOPBACK}:{proxy.port}", 1)
+        return self.ground.through(proxy.port)
 
     async def start(self, name: str, *, url: str | None = None, **role: Any) -> Process:
         """A process, ready."""
@@ -148,15 +110,8 @@ class Arena:
             lease=self.lease,
             **role,
         )
-        url = url or self.url
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "messaging_contracts.faults.worker", json.dumps(asdict(made))),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "MESSAGING_URL": url},
-        )
-        process = Process(made, url, child)
+        url = url or self.ground.url
+        process = Inside(made, url) if self.ground.broker is None else await Child.spawn(made, url)
         self.processes.append(process)
         return process
 
@@ -180,8 +135,16 @@ class Arena:
         """Its process has ended by itself, or was killed: what it held is lost with it."""
         process.expected_end = True
         self.journal.record(
-            Struck(at=now(), kind="killed", member=process.name, fatal=True, aftermath=2 * self.lease)
+            Struck(at=now(), kind="killed", member=process.name, fatal=True, aftermath=self.lease + NOTICED)
         )
+
+    async def ousted(self, process: Process, within: float = 60) -> None:
+        """Wait until it ends by itself with an error that it told. Raises AssertionError for anything else."""
+        process.expected_end = True
+        code = await process.ended(within)
+        told = self._tail.progress().ousted
+        assert code, f"{process.name} ended with {code}, although its subscription is gone"
+        assert process.name in told, f"{process.name} ended with {code} and told no error of its subscription"
 
     async def leave(self, process: Process, within: float = 60) -> None:
         """SIGTERM: it drains and ends, which is no excuse for anything."""
@@ -200,7 +163,7 @@ class Arena:
                 kind=kind,
                 member=None if member is None else member.name,
                 until=now(),
-                aftermath=2 * self.lease if aftermath is None else aftermath,
+                aftermath=self.lease + NOTICED if aftermath is None else aftermath,
             )
         )
 
@@ -255,6 +218,14 @@ class Arena:
         """All that was written down so far."""
         return read(self.folder)
 
+    async def _watch_the_machine(self) -> None:
+        """Record each time that this process stood still too long: then so did others, the broker for instance."""
+        while True:
+            due = now() + LOOK
+            await asyncio.sleep(LOOK)
+            if now() - due > self.lease / 4:
+                self.struck("the machine stood still", due)
+
     async def _end_all(self) -> None:
         for process in self.processes:
             process.signal(signal.SIGCONT)
@@ -268,9 +239,11 @@ class Progress:
     def __init__(self) -> None:
         self.confirmed: set[str] = set()
         self.done: set[str] = set()
+        self.succeeded = 0
         self.begun: dict[str, Begun] = {}
         self.by_member: dict[str, int] = {}
         self.health: dict[str, str] = {}
+        self.ousted: dict[str, str] = {}
 
     def __str__(self) -> str:
         missing = sorted(self.confirmed - self.done)
@@ -294,8 +267,11 @@ class Progress:
             self.by_member[event.member] = self.by_member.get(event.member, 0) + 1
         elif isinstance(event, Ended) and event.how in {"succeeded", "rejected"}:
             self.done.add(self.begun[event.handling].id)
+            self.succeeded += 1
         elif isinstance(event, Seen):
             self.health[event.member] = event.status
+        elif isinstance(event, Ousted):
+            self.ousted[event.member] = event.error
         elif isinstance(event, Buried):
             self.done.add(event.id)
 
@@ -317,10 +293,3 @@ class _Tail:
             for text in whole.splitlines():
                 self._progress.add(event_of(text))
         return self._progress
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """Host and port in a broker's URL."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None, "the URL of a broker of our own has both"
-    return parts.hostname, parts.port

@@ -93,6 +93,29 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ousted:
+    """A member's subscription ended for good, with this error."""
+
+    at: float
+    member: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a process took at this moment."""
+
+    at: float
+    member: str
+    memory: int
+    """Bytes that are resident."""
+    tasks: int
+    """Tasks of its event loop that are not done."""
+    files: int
+    """Open file descriptors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Buried:
     """A dead letter that was found at the end."""
 
@@ -105,10 +128,10 @@ class Buried:
     failed_at: float | None = None
 
 
-Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Buried
+Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried
 
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Seen, Buried)
+    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried)
 }
 
 

@@ -22,8 +22,9 @@ class Proxy:
     slow; `heal` forwards again. An async context manager.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, own_port: int = 0) -> None:
         self._upstream = (host, port)
+        self._own_port = own_port
         self._open = asyncio.Event()
         self._open.set()
         self._cut = False
@@ -34,7 +35,7 @@ class Proxy:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, self._own_port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging_contracts.faults.history import now
+from messaging_contracts.faults.servers import close_connections
 from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
-    from messaging_contracts.faults.arena import Process
+    from messaging_contracts.faults.processes import Process
     from messaging_contracts.faults.stage import Stage
 
 Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
@@ -21,6 +22,13 @@ MOST_DEATHS = 8
 """More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
 OUTAGE = 5.0
 """Seconds for which a network fault lasts."""
+PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
+"""Where members are processes."""
+ALL = ("memory", *PROCESSES)
+RESTARTED = (*PROCESSES, "elasticmq")
+"""ElasticMQ stands in for LocalStack, which forgets everything."""
+SPECIAL = "publisher-1.0.3"
+"""How the ids of the messages end at which a handler misbehaves: one of each topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +38,26 @@ class Fault:
     name: str
     summary: str
     act: Act
-    short: bool
-    """Whether it belongs to the short choice."""
+    on: tuple[str, ...]
+    """The brokers to which it applies."""
+    whole: bool
+    """Whether it is tried with ten thousand messages."""
+    short: tuple[str, ...]
+    """Where it belongs to the short choice."""
 
 
 _faults: dict[str, Fault] = {}
 
 
-def fault(*, short: bool = False) -> Callable[[Act], Act]:
+def fault(
+    *, on: tuple[str, ...] = PROCESSES, whole: bool = False, short: tuple[str, ...] = ()
+) -> Callable[[Act], Act]:
     """Register a fault: its function's name, and the first line of its docstring for the table."""
 
     def register(act: Act) -> Act:
         name = act.__name__
-        _faults[name] = Fault(name, (act.__doc__ or "").strip().splitlines()[0].rstrip("."), act, short)
+        summary = (act.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        _faults[name] = Fault(name, summary, act, on, whole, short)
         return act
 
     return register
@@ -50,13 +65,15 @@ def fault(*, short: bool = False) -> Callable[[Act], Act]:
 
 def faults() -> Sequence[Fault]:
     """All faults, in the order they are written."""
+    from messaging_contracts.faults import pairs  # noqa: F401  it registers its own, after these
+
     return list(_faults.values())
 
 
 # --- members -----------------------------------------------------------------------------------------------------
 
 
-@fault(short=True)
+@fault(short=("kafka",))
 async def killed_member(stage: Stage) -> None:
     """Members killed with kill -9."""
     first, second = await stage.members(2)
@@ -72,18 +89,19 @@ async def killed_member(stage: Stage) -> None:
 @fault()
 async def frozen_member(stage: Stage) -> None:
     """A member frozen (SIGSTOP) beyond its lease, then woken."""
-    frozen, _ = await stage.members(2)
+    frozen, other = await stage.members(2)
     await stage.publish()
     await stage.published(1 / 4)
     await stage.busy(frozen)
+    await stage.busy(other)
     since = now()
     frozen.signal(signal.SIGSTOP)
-    await asyncio.sleep(3 * stage.lease)
+    await asyncio.sleep(max(6.0, 1.5 * stage.lease))
     frozen.signal(signal.SIGCONT)
     stage.arena.struck("frozen", since, frozen)
 
 
-@fault()
+@fault(on=ALL)
 async def members_come_and_go(stage: Stage) -> None:
     """Members joining and leaving every second."""
     present = await stage.members(2)
@@ -94,7 +112,7 @@ async def members_come_and_go(stage: Stage) -> None:
         await stage.arena.leave(present.pop(0))
 
 
-@fault()
+@fault(on=ALL)
 async def shutdown_under_load(stage: Stage) -> None:
     """Members stopped (SIGTERM) under load: no fault, so no duplicates."""
     first, second = await stage.members(2, work=0.05)
@@ -107,31 +125,61 @@ async def shutdown_under_load(stage: Stage) -> None:
     await stage.arena.leave(second)
 
 
-@fault()
+@fault(on=ALL)
 async def blocked_event_loop(stage: Stage) -> None:
     """A handler that blocks its event loop for 10 s."""
-    await stage.members(2, quirk="block", special="publisher-1.0.3", quirk_seconds=10.0)
+    await stage.members(2, quirk="block", special=SPECIAL, quirk_seconds=10.0)
     await stage.publish()
 
 
+@fault(on=ALL)
+async def parked_key(stage: Stage) -> None:
+    """A key that fails for 6 s, with more of its messages parked than may be prefetched: others go on."""
+    stuck = "publisher-1.0"
+    await stage.members(
+        2, prefetch=4, concurrency=4, attempts=1000, retry_delay=0.5, stuck_key=stuck, stuck_until=now() + 9.0
+    )
+    await stage.publish()
+    await stage.published(1 / 4)
+    since = now()
+    before = (await stage.arena.until(lambda _: True, "", 1)).succeeded
+    progress = await stage.arena.until(
+        lambda seen: seen.succeeded >= before + 100, "the other keys go on", stage.scale.patience
+    )
+    assert now() - since < 5.0, f"the other keys took {now() - since:.1f} s for 100 messages"
+    assert not any(id.startswith(f"ordered.{stuck}.") for id in progress.done), "the stuck key was stuck"
+
+
 @fault()
+async def clock_jumps(stage: Stage) -> None:
+    """A member's clock that jumps an hour ahead, another's an hour back, while messages are retried."""
+    ahead = await stage.arena.start("member-1", jump=3600.0, failing=5)
+    back = await stage.arena.start("member-2", jump=-3600.0, failing=5)
+    await stage.publish()
+    for share in (1 / 4, 1 / 2):
+        await stage.published(share)
+        await stage.busy(ahead)
+        await stage.busy(back)
+        ahead.signal(signal.SIGUSR1)
+        back.signal(signal.SIGUSR1)
+
+
+@fault(on=ALL, short=("memory",))
 async def handler_slower_than_lease(stage: Stage) -> None:
-    """A handler that takes three times the lease: no fault, so no duplicates."""
-    await stage.members(2, quirk="slow", special="publisher-1.0.3", quirk_seconds=3 * stage.lease)
+    """A handler that takes longer than the lease: no fault, so no duplicates."""
+    await stage.members(2, quirk="slow", special=SPECIAL, quirk_seconds=1.5 * stage.lease)
     await stage.publish()
 
 
-@fault()
+@fault(on=ALL)
 async def handler_ignores_cancellation(stage: Stage) -> None:
     """A handler that ignores its cancellation when its member is stopped."""
-    stubborn, _ = await stage.members(
-        2, quirk="stubborn", special="publisher-1.0.3", quirk_seconds=30.0, grace=1.0
-    )
+    stubborn, _ = await stage.members(2, quirk="stubborn", special=SPECIAL, quirk_seconds=30.0, grace=1.0)
     await stage.publish()
     progress = await stage.arena.until(
-        lambda seen: any(one.id.endswith(".publisher-1.0.3") for one in seen.begun.values()), "it runs", 60
+        lambda seen: any(one.id.endswith(f".{SPECIAL}") for one in seen.begun.values()), "it runs", 60
     )
-    running = {one.member for one in progress.begun.values() if one.id.endswith(".publisher-1.0.3")}
+    running = {one.member for one in progress.begun.values() if one.id.endswith(f".{SPECIAL}")}
     for process in list(stage.arena.processes):
         if process.name in running:
             await stage.arena.again(stubborn, f"{process.name}-again")
@@ -140,10 +188,23 @@ async def handler_ignores_cancellation(stage: Stage) -> None:
             stage.arena.struck("a handler was left behind", since, process)
 
 
-@fault(short=True)
+@fault(short=("rabbitmq",))
 async def poison(stage: Stage) -> None:
-    """A message that kills each process that handles it."""
-    members = await stage.members(2, quirk="poison", special="publisher-1.0.3")
+    """A message that kills each process that handles it (kill -9)."""
+    await _deadly(stage, "poison")
+
+
+@fault()
+async def exiting_handler(stage: Stage) -> None:
+    """A message whose handler raises SystemExit, which ends its process."""
+    await _deadly(stage, "exit")
+
+
+async def _deadly(stage: Stage, quirk: str) -> None:
+    """Replace the processes that die of the two special messages, until these are dead letters."""
+    members = await stage.members(2, quirk=quirk, special=SPECIAL)
+    for member in members:
+        member.expected_end = True
     await stage.publish()
     deaths = 0
     letters = [stage.arena.observer.dead_letters(topic_of(name), group=GROUP) for name in TOPICS]
@@ -159,6 +220,8 @@ async def poison(stage: Stage) -> None:
                 members.append(await _replacement(stage, member, f"member-{2 + deaths}"))
         await asyncio.sleep(0.1)
     await stage.arena.bury()
+    for member in members:
+        member.expected_end = member.code is not None
 
 
 async def _replacement(stage: Stage, member: Process, name: str) -> Process:
@@ -173,50 +236,79 @@ async def _replacement(stage: Stage, member: Process, name: str) -> Process:
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
-@fault()
+@fault(on=RESTARTED, whole=True)
 async def restarted_broker(stage: Stage) -> None:
     """The broker restarted in an orderly way, twice, under publishing load."""
-    await stage.members(2)
-    await stage.publish()
+    url = await stage.way()
+    await stage.members(2, url=url)
+    await stage.publish(url=url)
     stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)
         await stage.restart_broker(kill=False)
 
 
-@fault(short=True)
+@fault(on=RESTARTED, whole=True, short=("redis",))
 async def killed_broker(stage: Stage) -> None:
     """The broker killed with kill -9, twice, under publishing load."""
-    await stage.members(2)
-    await stage.publish()
+    url = await stage.way()
+    await stage.members(2, url=url)
+    await stage.publish(url=url)
     stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)
         await stage.restart_broker(kill=True)
 
 
-@fault()
-async def full_broker(stage: Stage) -> None:
+@fault(on=("redis", "rabbitmq"))
+async def full_memory(stage: Stage) -> None:
     """The broker out of memory for some seconds."""
     await stage.members(2)
     await stage.publish()
     await stage.published(1 / 3)
     since = now()
-    async with stage.out_of_memory():
+    async with stage.out_of("memory"):
         await asyncio.sleep(OUTAGE)
     stage.arena.struck("out of memory", since)
+
+
+@fault(on=("rabbitmq",))
+async def full_disk(stage: Stage) -> None:
+    """The broker's disk full for some seconds (its disk alarm)."""
+    await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 3)
+    since = now()
+    async with stage.out_of("disk"):
+        await asyncio.sleep(OUTAGE)
+    stage.arena.struck("out of disk", since)
+
+
+@fault(on=ALL, short=("memory",))
+async def deleted_group(stage: Stage) -> None:
+    """The group deleted under its members: they end with an error, members started anew go on."""
+    members = await stage.members(2)
+    await stage.publish()
+    await stage.all_done()
+    for name in TOPICS:
+        await stage.arena.observer.delete_group(topic_of(name), GROUP)
+    for member in members:
+        await stage.arena.ousted(member)
+    await stage.arena.start("member-3")
+    await stage.arena.start("member-4")
+    await stage.publish(name="late")
 
 
 # --- the network -------------------------------------------------------------------------------------------------
 
 
-@fault(short=True)
+@fault(short=("sqs",))
 async def cut_connections(stage: Stage) -> None:
     """All TCP connections of a member and of the publishers cut for 5 s."""
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
-    await stage.publish(proxy=proxy)
+    await stage.publish(url=stage.arena.through(proxy))
     stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
@@ -232,12 +324,25 @@ async def closed_connections(stage: Stage) -> None:
     """All connections closed at once, five times."""
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
-    await stage.publish(proxy=proxy)
+    await stage.publish(url=stage.arena.through(proxy))
     for share in (0.2, 0.3, 0.4, 0.5, 0.6):
         await stage.published(share)
         since = now()
         await proxy.close_connections()
         stage.arena.struck("closed", since, member)
+
+
+@fault(on=("redis", "rabbitmq"))
+async def closed_by_the_broker(stage: Stage) -> None:
+    """All connections ended by the broker's own command, three times."""
+    members = await stage.members(2)
+    await stage.publish()
+    for share in (0.2, 0.4, 0.6):
+        await stage.published(share)
+        await stage.busy(members[0])
+        since = now()
+        await asyncio.to_thread(close_connections, stage.ground.server)
+        stage.arena.struck("closed", since)
 
 
 @fault()
@@ -246,12 +351,12 @@ async def black_hole(stage: Stage) -> None:
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
-    await stage.publish(proxy=proxy)
+    await stage.publish(url=stage.arena.through(proxy))
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
     proxy.black_hole()
-    await asyncio.sleep(max(OUTAGE, 4 * stage.lease))
+    await asyncio.sleep(max(OUTAGE, 1.5 * stage.lease))
     proxy.heal()
     stage.arena.struck("black hole", since, member)
 
@@ -261,7 +366,7 @@ async def slow_network(stage: Stage) -> None:
     """200 ms more on every way to the broker and back: no fault, so no duplicates."""
     proxy = await stage.arena.proxied()
     await stage.members(2, url=stage.arena.through(proxy))
-    await stage.publish(proxy=proxy)
+    await stage.publish(url=stage.arena.through(proxy))
     await stage.published(1 / 4)
     proxy.delay(0.2)
     await stage.published(3 / 4)

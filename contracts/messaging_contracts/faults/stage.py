@@ -5,21 +5,34 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from messaging_contracts.faults.arena import Arena, Process
+from messaging_contracts.faults.arena import Arena
 from messaging_contracts.faults.checker import Verdict, check, recoveries
-from messaging_contracts.faults.history import Begun, Ended, Event, Published, Seen, Struck, now
-from messaging_contracts.faults.memory import exhaust
+from messaging_contracts.faults.history import (
+    Begun,
+    Ended,
+    Event,
+    Measured,
+    Ousted,
+    Published,
+    Seen,
+    Struck,
+    now,
+    read,
+)
+from messaging_contracts.faults.servers import exhaust
 from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from messaging_contracts.brokers import Broker
+    from messaging_contracts.faults.grounds import Ground
+    from messaging_contracts.faults.processes import Process
     from messaging_contracts.faults.proxy import Proxy
+    from messaging_contracts.faults.servers import Resource
 
 TOLERANCE = 0.05
 """Seconds by which a retry may be early: the broker's clock and a member's are two."""
@@ -41,8 +54,12 @@ class Scale:
     """Until everything has to be done with."""
 
 
-QUICK = Scale(messages=400, publishers=20, processes=1, seconds=4)
-WHOLE = Scale(messages=10_000, publishers=100, processes=4, seconds=15)
+SHORT = Scale(messages=100, publishers=10, processes=1, seconds=1.5, patience=60.0)
+QUICK = Scale(messages=300, publishers=15, processes=1, seconds=6)
+WHOLE = Scale(messages=5_000, publishers=52, processes=4, seconds=15, patience=240.0)
+"""10 000 messages from 100 tasks, which begin at both topics."""
+OUTAGE = 5.0
+"""Seconds for which the network to a broker is gone that would forget everything if it were restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +79,10 @@ class Row:
     recovery: float | None
     """The longest that a message waited because of the fault, in seconds; None where none had to."""
     health: str
+    """What members told of their health, in the order in which it was first told."""
     violations: Sequence[str]
+    seconds: float = 0.0
+    """What trying it took."""
 
     @property
     def held(self) -> bool:
@@ -73,14 +93,22 @@ class Row:
 class Stage:
     """What a fault needs to be staged: members, publishers under load, and the broker."""
 
-    def __init__(self, arena: Arena, broker: Broker, scale: Scale) -> None:
+    def __init__(self, arena: Arena, scale: Scale) -> None:
         self.arena = arena
-        self.broker = broker
+        self.ground = arena.ground
         self.scale = scale
         self.lease = arena.lease
         self.unhealthy = False
         """Whether health had to show the fault."""
         self._publishers: list[Process] = []
+        self._fragile: Proxy | None = None
+
+    async def way(self) -> str | None:
+        """The URL for members and publishers of a broker that is to be restarted."""
+        if self.ground.keeps_its_data:
+            return None
+        self._fragile = await self.arena.proxied()
+        return self.arena.through(self._fragile)
 
     async def members(self, number: int, *, url: str | None = None, **role: Any) -> list[Process]:
         """So many members, ready."""
@@ -89,18 +117,19 @@ class Stage:
             await member.ready()
         return made
 
-    async def publish(self, *, proxy: Proxy | None = None) -> None:
+    async def publish(self, *, url: str | None = None, name: str = "publisher", measure: float = 0.0) -> None:
         """Begin to publish, beside everything else."""
         scale = self.scale
         each = scale.messages // scale.processes
         tasks = scale.publishers // scale.processes
         for number in range(1, scale.processes + 1):
             publisher = await self.arena.spawn(
-                f"publisher-{number}",
-                url=None if proxy is None else self.arena.through(proxy),
+                f"{name}-{number}",
+                url=url,
                 publish=each,
                 publishers=tasks,
                 pace=scale.seconds * tasks / each,
+                measure=measure,
             )
             self._publishers.append(publisher)
         for publisher in self._publishers:
@@ -123,24 +152,32 @@ class Stage:
         )
 
     async def restart_broker(self, *, kill: bool) -> None:
-        """End the broker, at once or in an orderly way, and start it again with its data."""
+        """End the broker, at once or in an orderly way, and start it again with its data.
+
+        One that forgets everything is out of reach instead.
+        """
         since = now()
-        if kill:
-            await asyncio.to_thread(self.broker.kill)
-        await asyncio.to_thread(self.broker.restart)
+        if self._fragile is not None:
+            await self._fragile.cut()
+            await asyncio.sleep(OUTAGE)
+            self._fragile.heal()
+        else:
+            if kill:
+                await asyncio.to_thread(self.ground.server.kill)
+            await asyncio.to_thread(self.ground.server.restart)
         self.arena.struck("broker killed" if kill else "broker restarted", since)
 
     @asynccontextmanager
-    async def out_of_memory(self) -> AsyncGenerator[None]:
+    async def out_of(self, resource: Resource) -> AsyncGenerator[None]:
         """While the body runs, the broker takes nothing more."""
-        await asyncio.to_thread(exhaust, self.broker, True)
+        await asyncio.to_thread(exhaust, self.ground.server, resource, True)
         try:
             yield
         finally:
-            await asyncio.to_thread(exhaust, self.broker, False)
+            await asyncio.to_thread(exhaust, self.ground.server, resource, False)
 
-    async def everything_done(self) -> None:
-        """Wait until all is published and done with, then until the last message of every partition is."""
+    async def all_done(self) -> None:
+        """End publishing, and wait until all that was published is done with."""
         for publisher in self._publishers:
             publisher.expected_end = True
             publisher.signal(signal.SIGTERM)
@@ -148,6 +185,10 @@ class Stage:
             code = await publisher.ended(self.scale.patience)
             assert code == 0, f"{publisher.name} ended with {code}"
         await self.arena.until(lambda progress: progress.all_done, "all is done with", self.scale.patience)
+
+    async def everything_done(self) -> None:
+        """Wait until all is published and done with, then until the last message of every partition is."""
+        await self.all_done()
         await self.arena.sentinels()
         await self.arena.until(
             lambda progress: progress.all_done, "the last messages are handled", self.scale.patience
@@ -170,28 +211,34 @@ class Stage:
 async def stage(
     name: str,
     act: Callable[[Stage], Awaitable[None]],
-    broker: Broker,
-    url: str,
-    lease: float,
+    ground: Ground,
     scale: Scale,
     folder: Path,
+    limit: float,
 ) -> Row:
-    """Try one fault; the row says what was found. Raises nothing for a promise that was broken."""
+    """Try one fault, for `limit` seconds at most; the row says what was found, whatever happened."""
     failed: list[str] = []
     unhealthy = False
-    async with Arena(url, folder, lease) as arena:
-        staged = Stage(arena, broker, scale)
-        try:
-            await act(staged)
-            await staged.finish()
-        except AssertionError as error:
-            failed.append(str(error))
-        unhealthy = staged.unhealthy
-        events = arena.events()
-    return row(name, broker, events, failed, unhealthy=unhealthy)
+    began = now()
+    try:
+        async with Arena(ground, folder) as arena:
+            staged = Stage(arena, scale)
+            try:
+                async with asyncio.timeout(limit):
+                    await act(staged)
+                    await staged.finish()
+            except TimeoutError:
+                failed.append(f"it was not over within {limit:g} s")
+            except AssertionError as error:
+                failed.append(str(error))
+            unhealthy = staged.unhealthy
+    except Exception as error:
+        failed.append(f"{type(error).__name__}: {error}")
+    made = row(name, ground, read(folder), failed, unhealthy=unhealthy)
+    return replace(made, seconds=now() - began)
 
 
-def row(name: str, broker: Broker, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
+def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
     """Judge a history."""
     verdicts = {topic: judged(events, topic) for topic in TOPICS}
     violations = list(failed)
@@ -201,14 +248,14 @@ def row(name: str, broker: Broker, events: Sequence[Event], failed: Sequence[str
             verdict.assert_kept(duplicates=most)
         except AssertionError as error:
             violations.append(f"{topic}: {error}")
-    seen = sorted({event.status for event in events if isinstance(event, Seen)})
+    seen = list(dict.fromkeys(event.status for event in events if isinstance(event, Seen)))
     if unhealthy and not {"red", "yellow"} & set(seen):
         violations.append("no member's health told of the fault")
     recovered = [seconds for _, seconds in recoveries(events) if seconds is not None]
     return Row(
         fault=name,
-        broker=broker.name,
-        version=broker.version,
+        broker=ground.name,
+        version=ground.version,
         confirmed=len({one.id for one in events if isinstance(one, Published) and one.fate == "confirmed"}),
         lost=sum(len(verdict.lost) for verdict in verdicts.values()),
         disorder=sum(
@@ -233,7 +280,7 @@ def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:
     mine: list[Event] = []
     handlings: set[str] = set()
     for event in events:
-        if isinstance(event, Struck | Seen):
+        if isinstance(event, Struck | Seen | Ousted | Measured):
             mine.append(event)
         elif isinstance(event, Ended):
             if event.handling in handlings:

@@ -1,7 +1,8 @@
 """`python -m messaging_contracts.faults.worker`: a publisher or a member in a process of its own, to be struck.
 
 It is told what to do by one JSON object, the fields of `Role`, and writes what it does to a journal. On its standard
-output it says `ready`. SIGTERM lets it finish in an orderly way. The broker's URL comes by `MESSAGING_URL`.
+output it says `ready`. SIGUSR1 makes its clock jump, SIGTERM lets it finish in an orderly way. The broker's URL comes
+by `MESSAGING_URL`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,21 +32,35 @@ from messaging import (
     connect,
     fixed,
 )
-from messaging_contracts.faults.history import Begun, Ended, Journal, Published, Seen, Struck, now
+from messaging.clock import SystemClock
+from messaging_contracts.faults.history import (
+    Begun,
+    Ended,
+    Journal,
+    Measured,
+    Ousted,
+    Published,
+    Seen,
+    Struck,
+    now,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from messaging_contracts.faults.history import Fate
 
-Quirk: TypeAlias = Literal["none", "block", "poison", "stubborn", "slow"]
+Quirk: TypeAlias = Literal["none", "block", "poison", "exit", "stubborn", "slow"]
 
 GROUP = "billing"
 TOPICS = ("ordered", "shared")
 """One topic that keeps order and one that does not: every fault is tried on both at once."""
 PARTITIONS = 4
 PREFETCH = 16
-ATTEMPTS = 3
-RETRY_DELAY = 0.2
 TRIES = 200
+NOTICED = 3.0
+"""Seconds after the end of a lease within which everybody has noticed it."""
+SYSTEM_TIME = time.time
 PROBE = 0.2
 """Seconds between two looks at one's own health, and at the lag of one's own event loop."""
 
@@ -71,10 +86,19 @@ class Role:
     failing: int = 0
     """Every so manieth message fails at its first attempt; 0: none."""
     quirk: Quirk = "none"
-    """What happens at the message `special`, once, or each time where it is `poison`."""
+    """What happens at the message `special`, once, or each time where it is `poison` or `exit`."""
     special: str = ""
     quirk_seconds: float = 10.0
     grace: float = 30.0
+    measure: float = 0.0
+    """Seconds between two looks at what the process takes; 0: none."""
+    jump: float = 0.0
+    """By how much the clock jumps at SIGUSR1."""
+    stuck_key: str = ""
+    """Each message of this key fails until `stuck_until`, in `now()` seconds."""
+    stuck_until: float = 0.0
+    attempts: int = 3
+    retry_delay: float = 0.2
 
 
 def topic_of(name: str) -> Topic[Any]:
@@ -85,11 +109,12 @@ def topic_of(name: str) -> Topic[Any]:
 class Worker:
     """What publishers and members share: a bus, a journal, and an eye on its own event loop."""
 
-    def __init__(self, role: Role, bus: Bus, journal: Journal, stop: asyncio.Event) -> None:
+    def __init__(self, role: Role, bus: Bus, journal: Journal, controls: Controls) -> None:
         self._role = role
         self._bus = bus
         self._journal = journal
-        self._stop = stop
+        self._controls = controls
+        self._stop = controls.stop
         self._handlings = count(1)
         self.started = False
 
@@ -112,9 +137,21 @@ class Worker:
                 self._journal.record(Seen(at=now(), member=self._role.name, status=status, error=error[:200]))
             expected = now() + PROBE
 
+    async def measure(self) -> None:
+        """Record at intervals what this process takes."""
+        while self._role.measure:
+            await asyncio.sleep(self._role.measure)
+            memory, files = _taken()
+            tasks = len(asyncio.all_tasks())
+            self._journal.record(
+                Measured(at=now(), member=self._role.name, memory=memory, tasks=tasks, files=files)
+            )
+
     def _strike(self, kind: str, at: float, until: float) -> None:
         self._journal.record(
-            Struck(at=at, kind=kind, member=self._role.name, until=until, aftermath=2 * self._role.lease)
+            Struck(
+                at=at, kind=kind, member=self._role.name, until=until, aftermath=self._role.lease + NOTICED
+            )
         )
 
     # --- publishing ----------------------------------------------------------------------------------------------
@@ -163,13 +200,19 @@ class Worker:
     async def handle(self) -> None:
         """Be a member of the group on each topic until it is asked to stop."""
         role = self._role
-        app = App(GROUP, retry=RetryPolicy(ATTEMPTS, fixed(RETRY_DELAY)))
+        app = App(GROUP, retry=RetryPolicy(role.attempts, fixed(role.retry_delay)))
         for name in TOPICS:
             app.subscribe(topic_of(name), concurrency=role.concurrency, prefetch=role.prefetch)(self._handled)
-        async with app.running(self._bus):
-            self.started = True
-            say("ready")
-            await self._stop.wait()
+        try:
+            async with app.running(self._bus):
+                self.started = True
+                self._controls.ready()
+                await self._stop.wait()
+        except MessagingError as error:
+            if self.started:
+                told = f"{type(error).__name__}: {error}"
+                self._journal.record(Ousted(at=now(), member=role.name, error=told[:500]))
+            raise
 
     async def _handled(self, payload: Any, delivery: Delivery[Any]) -> None:
         handling = f"{self._role.name}/{next(self._handlings)}"
@@ -198,8 +241,8 @@ class Worker:
             ended("cancelled")
             raise
         except Exception:
-            exhausted = delivery.attempt >= ATTEMPTS
-            ended("rejected" if exhausted else "failed", 0.0 if exhausted else RETRY_DELAY)
+            exhausted = delivery.attempt >= self._role.attempts
+            ended("rejected" if exhausted else "failed", 0.0 if exhausted else self._role.retry_delay)
             raise
         ended("succeeded")
 
@@ -209,6 +252,8 @@ class Worker:
             await self._special(delivery)
         elif role.work:
             await asyncio.sleep(role.work)
+        if role.stuck_key and str(delivery.key) == role.stuck_key and now() < role.stuck_until:
+            raise RuntimeError("this key is stuck")
         if role.failing and sequence % role.failing == 0 and delivery.attempt == 1:
             raise RuntimeError("the first attempt fails")
 
@@ -216,6 +261,8 @@ class Worker:
         role = self._role
         if role.quirk == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
+        if role.quirk == "exit":
+            raise SystemExit(3)
         if delivery.deliveries > 1 or delivery.attempt > 1:
             return
         if role.quirk == "block":
@@ -236,32 +283,61 @@ class Worker:
                 continue
 
 
-def say(word: str) -> None:
-    """One line to the process that watches."""
-    os.write(sys.stdout.fileno(), f"{word}\n".encode())
+def _taken() -> tuple[int, int]:
+    """Bytes of memory that are resident, and open file descriptors, of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def main(role: Role) -> None:
-    """Play the role."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+class JumpingClock(SystemClock):
+    """The system's clock, whose time of day can be changed; what is monotonic never jumps."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self.time: Callable[[], float] = self._time
+
+    def _time(self) -> float:
+        return SYSTEM_TIME() + self._ahead
+
+    def jump(self, seconds: float) -> None:
+        """Set it forward, or back."""
+        self._ahead += seconds
+
+
+@dataclass(slots=True)
+class Controls:
+    """How a worker is told what its role leaves open."""
+
+    ready: Callable[[], object]
+    """Called when it takes part."""
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: finish in an orderly way."""
+    clock: JumpingClock = field(default_factory=JumpingClock)
+
+
+async def main(role: Role, url: str, controls: Controls) -> None:
+    """Play the role. Raises what ends a member for good."""
+    stop = controls.stop
     with Journal(Path(role.journal)) as journal:
-        settings = Settings.load(namespace=role.namespace, drain_timeout=role.grace, publish_timeout=5.0)
+        settings = Settings.load(
+            url=url, namespace=role.namespace, drain_timeout=role.grace, publish_timeout=5.0
+        )
         for attempt in count(1):
-            bus = connect(settings)
-            worker = Worker(role, bus, journal, stop)
+            bus = connect(settings, clock=controls.clock)
+            worker = Worker(role, bus, journal, controls)
             try:
                 async with bus:
-                    watching = asyncio.create_task(worker.watch())
+                    watching = [asyncio.create_task(one) for one in (worker.watch(), worker.measure())]
                     try:
                         if role.publish:
-                            say("ready")
+                            controls.ready()
                             await worker.publish()
                         else:
                             await worker.handle()
                     finally:
-                        watching.cancel()
-                        await asyncio.gather(watching, return_exceptions=True)
+                        for one in watching:
+                            one.cancel()
+                        await asyncio.gather(*watching, return_exceptions=True)
                 return
             except MessagingError as error:
                 # A service that cannot start is started again by whoever runs it; one that runs must go on.
@@ -271,6 +347,29 @@ async def main(role: Role) -> None:
                 await asyncio.sleep(0.3)
 
 
+async def _process(role: Role) -> None:
+    """Play the role in a process of its own, controlled by signals."""
+    controls = Controls(ready=lambda: os.write(sys.stdout.fileno(), b"ready\n"))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, controls.stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: controls.clock.jump(role.jump))
+    # Adapters ask the system for the time, as their brokers do; here the clock that jumps is the system's.
+    time.time = controls.clock.time
+    orphaned = asyncio.create_task(_end_with(os.getppid()))
+    try:
+        await main(role, os.environ["MESSAGING_URL"], controls)
+    finally:
+        orphaned.cancel()
+
+
+async def _end_with(parent: int) -> None:
+    """Nobody else ends this process when the one that started it is killed."""
+    while True:
+        await asyncio.sleep(1)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=os.environ.get("MESSAGING_FAULTS_LOG", "CRITICAL"), stream=sys.stderr)
-    asyncio.run(main(Role(**json.loads(sys.argv[1]))))
+    asyncio.run(_process(Role(**json.loads(sys.argv[1]))))

@@ -1,0 +1,125 @@
+"""Faults in pairs: not all of them, but each kind (member, handler, broker, network) with each other kind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+from messaging_contracts.faults.history import now
+from messaging_contracts.faults.scenarios import OUTAGE, SPECIAL, fault
+
+if TYPE_CHECKING:
+    from messaging_contracts.faults.stage import Stage
+
+
+@fault()
+async def killed_broker_and_killed_member(stage: Stage) -> None:
+    """Pair: the broker killed, and a member while it is away."""
+    url = await stage.way()
+    first, _ = await stage.members(2, url=url)
+    await stage.publish(url=url)
+    await stage.published(1 / 3)
+    await stage.busy(first)
+    restarting = asyncio.create_task(stage.restart_broker(kill=True))
+    await stage.arena.kill(first)
+    await restarting
+    await stage.arena.again(first, "member-3")
+
+
+@fault()
+async def killed_broker_and_failing_handler(stage: Stage) -> None:
+    """Pair: the broker killed, and every fifth message to be retried."""
+    url = await stage.way()
+    await stage.members(2, url=url, failing=5)
+    await stage.publish(url=url)
+    for share in (1 / 3, 1 / 2):
+        await stage.published(share)
+        await stage.restart_broker(kill=True)
+
+
+@fault()
+async def slow_network_and_killed_member(stage: Stage) -> None:
+    """Pair: 200 ms more on every way, and a member killed."""
+    proxy = await stage.arena.proxied()
+    first, _ = await stage.members(2, url=stage.arena.through(proxy))
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(first)
+    proxy.delay(0.2)
+    await stage.published(1 / 2)
+    await stage.arena.kill(first)
+    await stage.arena.again(first, "member-3")
+    await stage.published(3 / 4)
+    proxy.heal()
+
+
+@fault()
+async def cut_connections_and_failing_handler(stage: Stage) -> None:
+    """Pair: a member's connections cut twice, and every fifth message to be retried."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy), failing=5)
+    await stage.arena.start("member-2", failing=5)
+    await stage.publish()
+    for share in (1 / 4, 1 / 2):
+        await stage.published(share)
+        await stage.busy(member)
+        since = now()
+        await proxy.cut()
+        await asyncio.sleep(1)
+        proxy.heal()
+        stage.arena.struck("cut", since, member)
+
+
+@fault()
+async def closed_connections_and_members_come_and_go(stage: Stage) -> None:
+    """Pair: members joining and leaving every second, and their connections closed."""
+    proxy = await stage.arena.proxied()
+    url = stage.arena.through(proxy)
+    present = await stage.members(2, url=url)
+    await stage.publish()
+    for number in range(3, 7):
+        await asyncio.sleep(1)
+        present.append(await stage.arena.start(f"member-{number}", url=url))
+        since = now()
+        await proxy.close_connections()
+        for member in present:
+            stage.arena.struck("closed", since, member)
+        await stage.arena.leave(present.pop(0))
+
+
+@fault()
+async def frozen_member_and_cut_connections(stage: Stage) -> None:
+    """Pair: a member frozen beyond its lease, and the other's connections cut meanwhile."""
+    proxy = await stage.arena.proxied()
+    frozen = await stage.arena.start("member-1")
+    other = await stage.arena.start("member-2", url=stage.arena.through(proxy))
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(frozen)
+    await stage.busy(other)
+    since = now()
+    frozen.signal(signal.SIGSTOP)
+    await asyncio.sleep(stage.lease / 3)
+    cut = now()
+    await proxy.cut()
+    await asyncio.sleep(OUTAGE / 2)
+    proxy.heal()
+    stage.arena.struck("cut", cut, other)
+    await asyncio.sleep(stage.lease)
+    frozen.signal(signal.SIGCONT)
+    stage.arena.struck("frozen", since, frozen)
+
+
+@fault()
+async def slow_handler_and_closed_connections(stage: Stage) -> None:
+    """Pair: a handler that takes longer than the lease, and its connections closed."""
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(
+        1, url=stage.arena.through(proxy), quirk="slow", special=SPECIAL, quirk_seconds=1.5 * stage.lease
+    )
+    await stage.publish()
+    await stage.published(1 / 2)
+    since = now()
+    await proxy.close_connections()
+    stage.arena.struck("closed", since, member)

@@ -1,0 +1,55 @@
+"""What is done to a broker of our own by its own commands: its memory or its disk is full, it ends all connections."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from messaging_contracts.brokers.process import NativeBroker
+from messaging_contracts.brokers.resp import Connection
+
+if TYPE_CHECKING:
+    from messaging_contracts.brokers import Broker
+
+Resource: TypeAlias = Literal["memory", "disk"]
+
+LITTLE = 1_000_000
+"""Bytes: less than Redis takes for itself."""
+
+
+def exhaust(broker: Broker, resource: Resource, exhausted: bool) -> None:
+    """Let the broker believe that this is full, or no longer so. Raises LookupError where that is not known here."""
+    if broker.name == "redis" and resource == "memory":
+        with Connection(broker.url, 5) as connection:
+            connection.call("CONFIG", "SET", "maxmemory", LITTLE if exhausted else 0)
+    elif broker.name == "rabbitmq" and resource == "memory":
+        _rabbitmqctl(broker, "set_vm_memory_high_watermark", "0.000001" if exhausted else "0.6")
+    elif broker.name == "rabbitmq":
+        _rabbitmqctl(broker, "set_disk_free_limit", "1000TB" if exhausted else "1MB")
+    else:
+        raise LookupError(f"it is not known here how the {resource} of {broker.name} is exhausted")
+
+
+def close_connections(broker: Broker) -> None:
+    """Let the broker end all connections. Raises LookupError where that is not known here."""
+    if broker.name == "redis":
+        with Connection(broker.url, 5) as connection:
+            connection.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    elif broker.name == "rabbitmq":
+        _rabbitmqctl(broker, "close_all_connections", "a fault that was asked for")
+    else:
+        raise LookupError(f"it is not known here how {broker.name} ends connections")
+
+
+def _rabbitmqctl(broker: Broker, *words: str) -> None:
+    assert isinstance(broker, NativeBroker), "its tools are beside a native broker only"
+    server = broker.command
+    program = server.arguments[0].replace("rabbitmq-server", "rabbitmqctl")
+    subprocess.run(
+        [program, *words],
+        env={**os.environ, **server.environment},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )

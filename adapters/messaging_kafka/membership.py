@@ -213,6 +213,9 @@ class Membership:
         self._hurry_until = time.monotonic() + HURRIED_FOR
         try:
             await self._changed(share)
+        except LeaseLost as error:  # the group went on meanwhile: transient, as every lost session is
+            self._rejoin.set()
+            raise ConnectionFailed(str(error)) from error
         except MessagingError:
             self._rejoin.set()  # what could not be taken is dealt out again
             raise

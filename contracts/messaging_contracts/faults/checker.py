@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging_contracts.faults.history import Begun, Buried, Ended, Published, Struck
+from messaging_contracts.faults.history import CLOCK_JUMPED, Begun, Buried, Ended, Published, Struck
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -163,6 +163,7 @@ class _Check:
         self._handlings: dict[str, _Handling] = {}
         self._buried: dict[tuple[str, str], Buried] = {}
         self._faults: list[Struck] = []
+        self._clock_jumps: list[float] = []
         self._alive: dict[str, tuple[int, float]] = {}
         """The last sign of life of each member."""
         self._read(events)
@@ -184,6 +185,8 @@ class _Check:
                 one = self._handlings[event.handling]
                 one.last, one.end, one.how, one.after = place, event.at, event.how, event.after
                 self._alive[one.begun.member] = (place, event.at)
+            elif isinstance(event, Struck) and event.kind == CLOCK_JUMPED:
+                self._clock_jumps.append(event.at)
             elif isinstance(event, Struck):
                 self._faults.append(self._died(event) if event.fatal else event)
             elif isinstance(event, Buried):
@@ -273,6 +276,7 @@ class _Check:
             counted = one.begun.attempt > former.begun.attempt
             if former.how == "released" or counted:
                 caused = former.how == "released" and self._cause(former, at)
+                caused = caused or any(jump <= at for jump in self._clock_jumps)
                 if at < former.end + former.after - self._tolerance and not caused:
                     self.verdict.early_retries.append(
                         f"{id}: {one} came {at - former.end:.3f} s after {former}, {former.after:.3f} were asked"

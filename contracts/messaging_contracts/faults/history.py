@@ -21,6 +21,10 @@ Fate: TypeAlias = Literal["sent", "confirmed", "uncertain", "failed"]
 End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancelled"]
 
 
+CLOCK_JUMPED = "clock jumped"
+"""The kind of a fault that only excuses a retry that is early: its time was told by a wrong clock."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """A step of publishing one message. `failed`: the publisher was told that the broker does not have it."""

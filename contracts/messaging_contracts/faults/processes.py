@@ -120,6 +120,8 @@ class Inside(Process):
             self._controls.stop.set()
         elif number == signal.SIGUSR1:
             self._controls.clock.jump(self.role.jump)
+        elif number == signal.SIGUSR2:
+            self._controls.heal()
         elif number == signal.SIGKILL:
             self._task.cancel()  # only to clear up: what dies with its process dies with the broker
 

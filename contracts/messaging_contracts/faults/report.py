@@ -31,6 +31,8 @@ judged what they wrote.
 - Overlaps: handlings beside which their key was handled elsewhere, after their member had lost its lease.
 - Recovery: the longest that a message waited because of the fault, from when a member was hit, or from when the broker
   was back, until it was done with.
+- Disturbed: how often the broker took more than a second for a small question, be it because of the fault, be it
+  because the machine had too much other work; duplicates around such a moment have their cause in it.
 - Health: what members told of themselves meanwhile, in the order in which it was first told.
 
 Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heartbeats of RabbitMQ 3 s. LocalStack
@@ -38,8 +40,8 @@ Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heart
 and is restarted in its place.
 """
 COLUMNS = (
-    "| fault | held | confirmed | lost | disorder | duplicates | overlaps | recovery | health |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| fault | held | confirmed | lost | disorder | duplicates | overlaps | recovery | health | disturbed |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -49,7 +51,7 @@ def told(row: Row) -> str:
         f"{'held' if row.held else 'BROKEN'} {row.fault} on {row.broker} {row.version}: {row.confirmed} confirmed, "
         f"lost {row.lost}, disorder {row.disorder}, duplicates {row.duplicates} of at most {row.most_duplicates}, "
         f"overlaps after lost leases {row.overlaps}, recovery {_recovery(row)}, health {row.health}; "
-        f"{row.seconds:.0f} s"
+        f"{row.seconds:.0f} s, disturbed {row.disturbed} times"
     )
     return "\n  ".join([line, *row.violations])
 
@@ -110,6 +112,7 @@ def _line(summary: str, row: Row) -> str:
         row.overlaps,
         _recovery(row),
         row.health,
+        row.disturbed,
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 

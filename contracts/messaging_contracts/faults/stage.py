@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from messaging_contracts.faults.arena import Arena
+from messaging_contracts.faults.arena import DISTURBED, Arena
 from messaging_contracts.faults.checker import Verdict, check, recoveries
 from messaging_contracts.faults.history import (
     Begun,
@@ -83,6 +83,8 @@ class Row:
     violations: Sequence[str]
     seconds: float = 0.0
     """What trying it took."""
+    disturbed: int = 0
+    """How often the broker or the machine stood still for a second, which may be other work's fault."""
 
     @property
     def held(self) -> bool:
@@ -267,6 +269,7 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         recovery=max(recovered, default=None),
         health=" ".join(seen),
         violations=tuple(violations),
+        disturbed=sum(isinstance(event, Struck) and event.kind == DISTURBED for event in events),
     )
 
 

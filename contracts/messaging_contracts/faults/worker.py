@@ -95,8 +95,7 @@ class Role:
     jump: float = 0.0
     """By how much the clock jumps at SIGUSR1."""
     stuck_key: str = ""
-    """Each message of this key fails until `stuck_until`, in `now()` seconds."""
-    stuck_until: float = 0.0
+    """Each message of this key fails until SIGUSR2."""
     attempts: int = 3
     retry_delay: float = 0.2
 
@@ -252,7 +251,7 @@ class Worker:
             await self._special(delivery)
         elif role.work:
             await asyncio.sleep(role.work)
-        if role.stuck_key and str(delivery.key) == role.stuck_key and now() < role.stuck_until:
+        if role.stuck_key and str(delivery.key) == role.stuck_key and not self._controls.healed:
             raise RuntimeError("this key is stuck")
         if role.failing and sequence % role.failing == 0 and delivery.attempt == 1:
             raise RuntimeError("the first attempt fails")
@@ -313,6 +312,12 @@ class Controls:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: finish in an orderly way."""
     clock: JumpingClock = field(default_factory=JumpingClock)
+    healed: bool = False
+    """Whether the stuck key fails no longer."""
+
+    def heal(self) -> None:
+        """Let the stuck key go on."""
+        self.healed = True
 
 
 async def main(role: Role, url: str, controls: Controls) -> None:
@@ -353,6 +358,7 @@ async def _process(role: Role) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, controls.stop.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: controls.clock.jump(role.jump))
+    loop.add_signal_handler(signal.SIGUSR2, controls.heal)
     # Adapters ask the system for the time, as their brokers do; here the clock that jumps is the system's.
     time.time = controls.clock.time
     orphaned = asyncio.create_task(_end_with(os.getppid()))

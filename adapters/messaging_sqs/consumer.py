@@ -66,6 +66,8 @@ class Member(Consumer):
         self._arrivals = Arrivals(self.forget)
         self._held: dict[RawDelivery, None] = {}
         """Everything that is ours, in the order it came."""
+        self._leaving: set[RawDelivery] = set()
+        """What is being removed or given back: an extension that finds it gone says nothing."""
         self._arrived = asyncio.Event()
         self._settling = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -272,7 +274,13 @@ class Member(Consumer):
         if not deliveries:
             return []
         entries = [{"ReceiptHandle": delivery.token.handle} for delivery in deliveries]
-        fates = await in_batches(self.connection, "sqs", "delete_message_batch", entries, QueueUrl=self.url)
+        self._leaving.update(deliveries)
+        try:
+            fates = await in_batches(
+                self.connection, "sqs", "delete_message_batch", entries, QueueUrl=self.url
+            )
+        finally:
+            self._leaving.difference_update(deliveries)
         return self._told(deliveries, fates)
 
     async def replace(
@@ -299,14 +307,18 @@ class Member(Consumer):
             {"ReceiptHandle": delivery.token.handle, "VisibilityTimeout": math.ceil(after)}
             for delivery, after in zip(deliveries, seconds, strict=True)
         ]
-        fates = await in_batches(
-            self.connection,
-            "sqs",
-            "change_message_visibility_batch",
-            entries,
-            in_turn=self.group.ordered,
-            QueueUrl=self.url,
-        )
+        self._leaving.update(deliveries)
+        try:
+            fates = await in_batches(
+                self.connection,
+                "sqs",
+                "change_message_visibility_batch",
+                entries,
+                in_turn=self.group.ordered,
+                QueueUrl=self.url,
+            )
+        finally:
+            self._leaving.difference_update(deliveries)
         return self._told(deliveries, fates)
 
     def _told(
@@ -359,10 +371,10 @@ class Member(Consumer):
         gone: set[RawDelivery] = set()
         failed: set[int] = set()
         for delivery, fate in zip(ours, fates, strict=True):
-            if not isinstance(fate, MessagingError):
+            if not isinstance(fate, MessagingError) or delivery.token.done or delivery in self._leaving:
                 continue
             failed.add(id(delivery.lease))
-            if _is_gone(fate) and not delivery.token.done:
+            if _is_gone(fate):
                 gone.add(delivery)
         for delivery in ours:
             if id(delivery.lease) not in failed:

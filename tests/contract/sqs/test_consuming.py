@@ -319,6 +319,30 @@ async def test_the_deliveries_of_a_key_have_one_lease_and_those_of_another_have_
     assert deliveries["a1"].lease is not deliveries["b1"].lease
 
 
+async def test_an_extension_that_meets_a_removal_under_way_takes_no_successor_of_the_key(
+    any_bench: Bench, monkeypatch
+):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, "a", "b", key="k")
+    await stored(adapter, group, 2)
+    told = Recorder()
+    consumer = any_bench.consumer(adapter, group, told)
+    first, second = await receive(consumer, 2)
+    extended: list[bool] = []
+
+    async def answer_late(call, parameters):
+        answer = await call(**parameters)
+        extended.extend(await consumer.extend([first, second], 30))
+        return answer
+
+    intercept(adapter, monkeypatch, "delete_message_batch", answer_late)
+    assert await settle(consumer, [first], Ack()) == [Done()]
+    assert extended == [True, True]
+    assert await settle(consumer, [second], Ack()) == [Done()]
+    assert told.lost == []
+
+
 async def test_a_dead_letter_of_an_ordered_group_lets_its_key_go_on(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter, ORDERED)

@@ -27,6 +27,7 @@ AREAS = (
     "generations",
     "validation",
     "foreign",
+    "fuzz",
     "crash",
 )
 CAPABILITIES = {

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class ForeignPublisher(Protocol):
-    """What the author of an adapter gives the suite, some ten lines over `bus.native`."""
+    """What the author of an adapter gives the suite, some ten lines over `bus.native`.
+
+    It may also have `oddities`, a mapping as `forgeries`: headers whose values are no text, where the broker has such.
+    """
 
     forgeries: Mapping[str, Any]
     """Native headers with which a hostile program would try to steer this adapter: forged counters, origins,

@@ -37,6 +37,15 @@ class ForeignToKafka:
         "messaging-not-before": "99999999999",
         "messaging-failure": "{}",
     }
+    oddities: Mapping[str, Any] = {
+        "nothing": None,
+        "bytes": b"\xff\xfe",
+        "ce_type": b"\xff",
+        "ce_time": None,
+        "ce_notbefore": b"\xff",
+        "messaging-failure": b"\xff",
+    }
+    """Values that are no text."""
 
     async def publish(
         self,
@@ -48,7 +57,10 @@ class ForeignToKafka:
         content_type: str | None,
     ) -> None:
         where = Names(bus.settings.namespace).topic(bus.catalogue.spec(topic))
-        written = [(name, str(value).encode()) for name, value in headers.items()]
+        written = [
+            (name, str(value).encode() if value is not None and not isinstance(value, bytes) else value)
+            for name, value in headers.items()
+        ]
         if content_type is not None:
             written.append(("content-type", content_type.encode()))
         batch = library.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)

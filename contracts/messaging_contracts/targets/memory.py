@@ -39,6 +39,13 @@ class ForeignToMemory:
     """See `messaging_contracts.foreign.ForeignPublisher`."""
 
     forgeries: Mapping[str, Any] = {"deliveries": "99", "returns": "99", "position": "0"}
+    oddities: Mapping[str, Any] = {
+        "list": [1, {"deep": None}],
+        "bytes": b"\xff",
+        "ce_type": 5,
+        "ce_notbefore": object(),
+    }
+    """Values of other types than text."""
 
     async def publish(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.commands import Basic
@@ -43,6 +45,19 @@ class ForeignToRabbitMQ:
         "CC": ["elsewhere"],
         "messaging-partition": "99",
     }
+    oddities: Mapping[str, Any] = {
+        "list": [1, "a", {"deep": [None, True]}],
+        "bytes": bytearray(b"\xff\xfe"),
+        "number": 1 << 40,
+        "decimal": Decimal("1.5"),
+        "nothing": None,
+        "cloudEvents_type": {"a": 1},
+        "cloudEvents_time": 5,
+        "cloudEvents_notbefore": datetime(2000, 1, 1, tzinfo=UTC),
+        "messaging-attempt": [3],
+        "messaging-failure": {"last": 1},
+    }
+    """Values of other types than text."""
 
     async def publish(
         self,

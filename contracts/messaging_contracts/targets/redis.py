@@ -29,6 +29,14 @@ class ForeignToRedis:
     """See `messaging_contracts.foreign.ForeignPublisher`."""
 
     forgeries: Mapping[str, Any] = {"_entry": "[]", "_attempt": "99", "_returns": "99", "_guard": "tripped"}
+    oddities: Mapping[str, Any] = {
+        "bytes": b"\xff\xfe",
+        "ce_type": b"\xff",
+        "ce_notbefore": b"\xff",
+        "": "",
+        "_origin": "9",
+    }
+    """Values that are no text."""
 
     async def publish(
         self,

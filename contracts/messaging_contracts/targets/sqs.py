@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from messaging import Bus, Topic
     from messaging.adapter import TopicSpec
 
+MOST_ATTRIBUTES = 8
+"""SQS takes ten; the content type and ours come on top."""
+_NONCHARACTERS = frozenset("\ufffe\uffff")
 STORE = "memory://contract"
 """SQS keeps no idempotency keys; the members of these cases share a process."""
 
@@ -44,6 +47,16 @@ class ForeignToSQS:
         "ApproximateReceiveCount": "99",
         "MessageGroupId": "elsewhere",
     }
+    oddities: Mapping[str, Any] = {
+        "list": [1, "a", {"deep": [None, True]}],
+        "number": 1e308,
+        "nothing": None,
+        "ce_type": {"a": 1},
+        "ce_notbefore": 5,
+        "messaging-attempt": [3],
+        "messaging-failure": {"last": 1},
+    }
+    """Values of other types than text."""
 
     async def publish(
         self,
@@ -57,15 +70,15 @@ class ForeignToSQS:
         assert bus.settings.url is not None
         settings = SQSSettings.from_url(bus.settings.url, namespace=bus.settings.namespace)
         spec = bus.catalogue.spec(topic)
-        attributes = {
-            name: {"DataType": "String", "StringValue": value}
-            for name, value in headers.items()
-            if _fits(name, value)
-        }
+        fitting = [(name, value) for name, value in headers.items() if _fits(name, value)][:MOST_ATTRIBUTES]
+        attributes = {name: {"DataType": "String", "StringValue": value} for name, value in fitting}
         wrapped = {name: value for name, value in headers.items() if name not in attributes}
         try:
             text = body.decode()
+            legal = _legal(text)
         except UnicodeDecodeError:
+            text, legal = "", False
+        if not legal:
             text = b64encode(body).decode()
             wrapped["messaging-encoding"] = "base64"
         if not text:
@@ -94,7 +107,13 @@ def _send(clients: Any, settings: SQSSettings, topic: TopicSpec, text: str, more
         clients.sqs.send_message(QueueUrl=url, MessageBody=text, **more)
 
 
+def _legal(text: str) -> bool:
+    return all(
+        letter in "\t\n\r" or " " <= letter <= "\ud7ff" or letter >= "\ue000" for letter in text
+    ) and not (_NONCHARACTERS & set(text))
+
+
 def _fits(name: str, value: Any) -> bool:
-    if not value or name.startswith("messaging-"):
+    if not isinstance(value, str) or not value or name.startswith("messaging-") or not _legal(value):
         return False
     return name.isascii() and all(letter.isalnum() or letter in "_-." for letter in name)

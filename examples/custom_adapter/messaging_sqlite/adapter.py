@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, unquote
 from messaging.adapter import (
     DONE,
     GONE,
-    Adapter,
     BrokerHealth,
     Capabilities,
     Capability,
@@ -46,6 +45,7 @@ from messaging.message import Release, Retry
 from messaging.names import NameRules, physical
 from messaging.partition import partition_of
 from messaging_sqlite.database import PREFIX, TRIPPED, Database, same
+from messaging_sqlite.generations import KeepsGenerations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -78,7 +78,7 @@ NATIVE = Capability("native")
 logger = logging.getLogger("messaging")
 
 
-class SQLiteAdapter(Adapter):
+class SQLiteAdapter(KeepsGenerations):
     """`sqlite:///path/to/file.db`, or four slashes for an absolute path; `?lease=30` in seconds.
 
     `?sync=normal` leaves the disk its time: a confirmed message survives a crash of the process, and may be lost
@@ -94,8 +94,8 @@ class SQLiteAdapter(Adapter):
         self._sync = sync
         self._database = Database(path, context.clock.time, sync)
         self._thread: ThreadPoolExecutor | None = None
-        self._topics: dict[str, str] = {}
-        """What this adapter has declared: the file's name of each topic, and ours."""
+        self._topics: dict[str, TopicSpec] = {}
+        """What this adapter has declared, by the file's name of each."""
         self._inboxes = 0
 
     @classmethod
@@ -137,6 +137,7 @@ class SQLiteAdapter(Adapter):
                 "unsupported", "what was handled is deleted: declare the group first, and start at latest"
             ),
             no_group=NATIVE,
+            generations=NATIVE,
             crash_guard=NATIVE,
             lateness=5 * POLL,
             max_message_bytes=16 * 1024 * 1024,
@@ -175,7 +176,9 @@ class SQLiteAdapter(Adapter):
 
     def topic_name(self, spec: TopicSpec) -> str:
         """The file's name of a topic; an adopted one is used as it is (17)."""
-        return spec.native or physical(RULES, "topic", topic=spec.name, namespace=self.context.namespace)
+        return spec.native or physical(
+            RULES, "topic", topic=spec.name, namespace=self.context.namespace, generation=spec.generation
+        )
 
     async def declare(self, topology: Topology) -> None:
         specs = {
@@ -183,7 +186,7 @@ class SQLiteAdapter(Adapter):
         }
         if topology.mode != "off":
             await self.run(self._declare, specs, topology)
-        self._topics.update((name, spec.name) for name, spec in specs.items())
+        self._topics.update(specs)
 
     def _declare(self, specs: Mapping[str, TopicSpec], topology: Topology) -> None:
         create = topology.mode == "declare"

@@ -20,7 +20,7 @@ from messaging.message import Ack, Message, Receipt, Reject, Release, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
-    from messaging.adapter import Settlement
+    from messaging.adapter import Settlement, TopicSpec
 
 PREFIX = "ce_"
 """Of the attributes among the stored headers."""
@@ -29,6 +29,11 @@ CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INT, ordere
 CREATE TABLE IF NOT EXISTS groups (
     id INTEGER PRIMARY KEY, topic TEXT, name TEXT, ordered INT, fence INT DEFAULT 0, UNIQUE (topic, name)
 );
+CREATE TABLE IF NOT EXISTS generations (
+    topic TEXT, number INT, partitions INT, ordered INT, PRIMARY KEY (topic, number)
+);
+CREATE TABLE IF NOT EXISTS ended (topic TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS finished (grp INT, partition INT, PRIMARY KEY (grp, partition));
 CREATE TABLE IF NOT EXISTS members (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INT, until REAL);
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -100,7 +105,7 @@ class Database:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute(f"PRAGMA synchronous = {self._sync}")
             self._connection.executescript(SCHEMA)
-            with self._transaction() as run:
+            with self.transaction() as run:
                 run("DELETE FROM inboxes WHERE until <= ?", (now,))
                 run("DELETE FROM replies WHERE address NOT IN (SELECT address FROM inboxes)")
         except sqlite3.Error as error:
@@ -113,7 +118,7 @@ class Database:
             self._connection = None
 
     @contextmanager
-    def _transaction(self) -> Generator[Any]:
+    def transaction(self) -> Generator[Any]:
         """All or nothing, on disk when it ends. Raises ConnectionFailed for what SQLite raises."""
         connection = self.connection
         try:
@@ -140,30 +145,32 @@ class Database:
 
     def create_topic(self, name: str, partitions: int, ordered: bool, retention: float | None) -> None:
         """One that exists stays as it is."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("INSERT OR IGNORE INTO topics VALUES (?, ?, ?, ?)", (name, partitions, ordered, retention))
 
     def create_group(self, topic: str, name: str, ordered: bool) -> None:
         """One that exists stays as it is."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             run(
                 "INSERT OR IGNORE INTO groups (topic, name, ordered) VALUES (?, ?, ?)", (topic, name, ordered)
             )
 
     def delete_group(self, topic: str, name: str) -> None:
-        with self._transaction() as run:
+        with self.transaction() as run:
             for (group,) in run(
                 "SELECT id FROM groups WHERE topic = ? AND name = ?", (topic, name)
             ).fetchall():
                 run("DELETE FROM messages WHERE grp = ?", (group,))
                 run("DELETE FROM members WHERE grp = ?", (group,))
+                run("DELETE FROM finished WHERE grp = ?", (group,))
                 run("DELETE FROM groups WHERE id = ?", (group,))
 
-    def infos(self, topics: Mapping[str, str], now: float) -> list[GroupInfo]:
-        """The groups of these topics, by the file's name for each and ours."""
+    def infos(self, topics: Mapping[str, TopicSpec], now: float) -> list[GroupInfo]:
+        """The groups of these topics, by the file's name for each."""
         rows = self.connection.execute(
             """
-            SELECT topic, name, (SELECT count(*) FROM members m WHERE m.grp = g.id AND until > :now) AS members,
+            SELECT topic, name, ordered,
+                (SELECT count(*) FROM members m WHERE m.grp = g.id AND until > :now) AS members,
                 (SELECT count(*) FROM messages m WHERE m.grp = g.id AND dead = 0 AND owner IS NULL) AS lag,
                 (SELECT count(*) FROM messages m WHERE m.grp = g.id AND dead = 1) AS dead,
                 (SELECT min(stored) FROM messages m WHERE m.grp = g.id AND dead = 0) AS stored
@@ -173,12 +180,14 @@ class Database:
         )
         return [
             GroupInfo(
-                topic=topics[row["topic"]],
+                topic=topics[row["topic"]].name,
                 group=row["name"],
                 lag=row["lag"],
                 members=row["members"],
                 dead_letters=row["dead"],
                 oldest=None if row["stored"] is None else max(0.0, now - row["stored"]),
+                generation=topics[row["topic"]].generation,
+                ordered=bool(row["ordered"]),
             )
             for row in rows
         ]
@@ -191,7 +200,7 @@ class Database:
         """Store each, with the file's name of its topic, once for each group; and how many a retention has dropped."""
         results: list[Receipt | PublishError] = []
         dropped = 0
-        with self._transaction() as run:
+        with self.transaction() as run:
             for name in {name for name, _ in messages}:
                 dropped += run(
                     """
@@ -249,7 +258,7 @@ class Database:
     # --- consuming -----------------------------------------------------------------------------------------------
 
     def join(self, group: int, seconds: float) -> int:
-        with self._transaction() as run:
+        with self.transaction() as run:
             until = self._time() + seconds
             return int(run("INSERT INTO members (grp, until) VALUES (?, ?)", (group, until)).lastrowid)
 
@@ -280,7 +289,7 @@ class Database:
             ):
                 self.extend(member, seconds)  # of one that holds nothing, nobody else does it
             return [], 0
-        with self._transaction() as run:
+        with self.transaction() as run:
             self._expire(run, self._time())
             if run("SELECT 1 FROM members WHERE id = ?", (member,)).fetchone() is None:
                 return None
@@ -310,7 +319,7 @@ class Database:
         self, settlements: Sequence[tuple[int, int, Settlement]], ordered: bool, now: float
     ) -> list[bool]:
         """Of each row and its owner: False where the row has another owner by now."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             return [self._settle(run, row, owner, one, ordered, now) for row, owner, one in settlements]
 
     def _settle(
@@ -343,18 +352,18 @@ class Database:
 
     def extend(self, member: int, seconds: float) -> set[int]:
         """The rows that are still the member's."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("UPDATE members SET until = ? WHERE id = ?", (self._time() + seconds, member))
             return {row["id"] for row in run("SELECT id FROM messages WHERE owner = ?", (member,))}
 
     def isolate(self, row: int, owner: int) -> bool:
-        with self._transaction() as run:
+        with self.transaction() as run:
             mine = (ALONE, row, owner)
             return bool(run("UPDATE messages SET guard = ? WHERE id = ? AND owner = ?", mine).rowcount)
 
     def leave(self, member: int) -> None:
         """What it held goes back uncounted."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("UPDATE messages SET owner = NULL, guard = 0 WHERE owner = ?", (member,))
             run("DELETE FROM members WHERE id = ?", (member,))
 
@@ -380,7 +389,7 @@ class Database:
         self, group: int, letters: Sequence[tuple[int, int, Message, str | None]], now: float
     ) -> list[bool]:
         """Each from its row to the tail of the group, to a partition; False for a row that is gone."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             results: list[bool] = []
             for row, partition, message, failure in letters:
                 taken = run("DELETE FROM messages WHERE id = ? AND dead = 1", (row,)).rowcount
@@ -390,7 +399,7 @@ class Database:
             return results
 
     def purge(self, rows: Sequence[int]) -> int:
-        with self._transaction() as run:
+        with self.transaction() as run:
             return int(
                 run(
                     "DELETE FROM messages WHERE dead = 1 AND id IN (SELECT value FROM json_each(?))",
@@ -401,17 +410,17 @@ class Database:
     # --- replies -------------------------------------------------------------------------------------------------
 
     def open_inbox(self, address: str, now: float) -> None:
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (address, now + REPLY_LEASE))
 
     def close_inbox(self, address: str) -> None:
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("DELETE FROM inboxes WHERE address = ?", (address,))
             run("DELETE FROM replies WHERE address = ?", (address,))
 
     def reply(self, replies: Sequence[tuple[str, Message]], now: float) -> None:
         """One whose inbox is gone is dropped."""
-        with self._transaction() as run:
+        with self.transaction() as run:
             for address, message in replies:
                 run(
                     "INSERT INTO replies (address, headers, body, content_type)"
@@ -430,7 +439,7 @@ class Database:
         fresh = inbox is not None and inbox["until"] > now + REPLY_LEASE / 2
         if fresh and self._one("SELECT 1 FROM replies WHERE address = ?", address) is None:
             return []
-        with self._transaction() as run:
+        with self.transaction() as run:
             run("INSERT OR REPLACE INTO inboxes VALUES (?, ?)", (address, now + REPLY_LEASE))
             rows = run(
                 "SELECT * FROM replies WHERE address = ? ORDER BY id LIMIT ?", (address, limit)

@@ -257,6 +257,8 @@ class ConsumerStatus:
     connected: bool
     partitions: Collection[int] | None = None
     """The partitions that this member owns; None where members share all."""
+    full: Collection[int] = ()
+    """Partitions that wait: what is unfinished of them fills the room that the broker has for it (8)."""
 
 
 class Consumer(ABC):

@@ -422,7 +422,7 @@ class Dispatcher:
             running=len(self._workers.running),
             held=len(self._lanes),
             parked=self._lanes.parked,
-            parked_full=bool(self._lanes.full),
+            parked_full=bool(self._lanes.full or self._consumer.status().full),
             lag=lag,
             oldest=oldest,
             dead_letters=dead_letters,

@@ -26,7 +26,7 @@ class SubscriptionHealth:
     held: int
     parked: int
     parked_full: bool
-    """The parked deliveries of some partition fill its window: that partition waits (8)."""
+    """The parked deliveries of some partition fill its window, or the broker's room for them: it waits (8)."""
     lag: int | None
     oldest: float | None
     """Age of the oldest unhandled message, seconds, where the broker can tell."""

@@ -166,7 +166,7 @@ class KafkaConsumer(Consumer):
         soonest = inf
         for unit in units[at:] + units[:at]:
             for part in reversed(unit.parts):
-                if not part.source.waiting:
+                if not part.source.waiting or part.progress.full:
                     continue
                 if limit <= 0 and part.tier is None:
                     continue
@@ -381,7 +381,8 @@ class KafkaConsumer(Consumer):
         connected = membership.joined and membership.error is None and self._fetcher.error is None
         return ConsumerStatus(
             connected and not self._closed,
-            frozenset(number for number in partitions.owned),
+            frozenset(partitions.owned),
+            frozenset(number for number, unit in partitions.owned.items() if unit.full),
         )
 
     async def close(self) -> None:

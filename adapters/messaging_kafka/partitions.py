@@ -17,7 +17,7 @@ from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
 from messaging_kafka import progress, tiers
 from messaging_kafka.brokers import Committed
 from messaging_kafka.fetching import Source
-from messaging_kafka.library import Place
+from messaging_kafka.library import Errors, Place
 from messaging_kafka.membership import Membership
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ logger = logging.getLogger("messaging")
 
 COMMIT_AGAIN = 0.2
 """Seconds between attempts at the last commit of a unit."""
+LEAST_ROOM = 200
+"""Characters: with less for what is unfinished, the position is committed alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +67,11 @@ class Unit:
     def broken(self) -> bool:
         """A log of it ends before what was done."""
         return any(part.source.broken is not None for part in self.parts)
+
+    @property
+    def full(self) -> bool:
+        """What is unfinished of it fills the room beside its position."""
+        return any(part.progress.full for part in self.parts)
 
     def anew(self) -> Unit:
         """The same unit, broken logs from their beginning, the others from where they are."""
@@ -119,6 +126,8 @@ class Partitions:
         self.owned: dict[int, Unit] = {}
         self.relief = False
         """Whether another member has room for what is too much for this one."""
+        self.room = progress.METADATA_LIMIT
+        """Characters that the broker keeps with a position."""
         self._committing = asyncio.Lock()
         self.membership = Membership(
             session.brokers,
@@ -229,13 +238,22 @@ class Partitions:
 
     async def _commit(self, units: Collection[Unit], *, leaving: bool = False) -> None:
         taken = [(unit, set(unit.dirty)) for unit in units]
-        positions: dict[Place, Committed] = {}
-        for unit, parts in taken:
+        for unit, _ in taken:
             unit.dirty.clear()
-            for part in parts:
-                positions[part.place] = part.progress.committed(leaving=leaving)
         try:
-            await self.membership.commit(positions)
+            while True:
+                positions = {
+                    part.place: part.progress.committed(leaving=leaving, limit=self.room)
+                    for _, parts in taken
+                    for part in parts
+                }
+                try:
+                    await self.membership.commit(positions)
+                    break
+                except ConnectionFailed as error:
+                    if not isinstance(error.__cause__, Errors.OffsetMetadataTooLargeError) or not self.room:
+                        raise
+                    self.room = self.room // 2 if self.room > LEAST_ROOM else 0
         except BaseException:
             for unit, parts in taken:
                 unit.dirty |= parts

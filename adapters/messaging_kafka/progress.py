@@ -26,9 +26,12 @@ METADATA_LIMIT = 4096
 SUSPECT_RANGE = 2000
 """Records beyond the known ones that a member that died may have had: its window and its prefetch."""
 DUE_UNITS = 100
-"""Of a second."""
-VERSION = "1"
-_MOST_BYTES = (METADATA_LIMIT - 8) // 4 * 3
+"""Of a second, in which delays are kept."""
+COARSER = (1, 10, 100, 800, 6400)
+"""Of these units: where there is no room for exact delays, they are rounded up before anything is forgotten."""
+VERSION = "2"
+_HEAD_BYTES = 64
+_PLAIN, _ALIKE, _OTHER = range(3)
 
 
 @dataclass(slots=True)
@@ -61,11 +64,20 @@ class Progress:
     """How often the records from `suspect_from` to `suspect_until` may have been handed to a member that died."""
     suspect_from: int = 0
     suspect_until: int = 0
+    coarse: int = 0
+    """Which of the units there was room for at the last commit."""
+    crowded: bool = False
+    """Not all that is unfinished had room at the last commit."""
 
     @property
     def watermark(self) -> int:
         """Everything below is done."""
         return next(iter(self.unfinished), max(self.high, self.done_below))
+
+    @property
+    def full(self) -> bool:
+        """Nothing new must be read: the next owner would not know of it. What a former one left is read."""
+        return self.crowded and not self.expected
 
     @property
     def careful(self) -> bool:
@@ -97,10 +109,16 @@ class Progress:
         """The record is done."""
         self.unfinished.pop(offset, None)
 
-    def committed(self, *, leaving: bool = False) -> Committed:
-        """What to commit now. `leaving`: handed over in peace, so that what is unfinished has not returned."""
+    def committed(self, *, leaving: bool = False, limit: int = METADATA_LIMIT) -> Committed:
+        """What to commit now, with so many characters of metadata at most.
+
+        `leaving`: handed over in peace, so that what is unfinished has not returned.
+        """
         watermark = self.watermark
-        return Committed(watermark, _encode(self, watermark, leaving=leaving))
+        if not limit:
+            self.crowded = bool(self.unfinished)
+            return Committed(watermark)
+        return Committed(watermark, _encode(self, watermark, limit, leaving=leaving))
 
 
 def resume(position: Committed) -> Progress:
@@ -118,38 +136,68 @@ def left(position: Committed, end: int) -> int:
     return len(progress.unfinished) + max(0, end - progress.done_below)
 
 
-def _encode(progress: Progress, watermark: int, *, leaving: bool) -> str:
-    """Fields as variable-length integers; a record with nothing special takes the bytes of its distance."""
+def _encode(progress: Progress, watermark: int, limit: int, *, leaving: bool) -> str:
+    """Fields as variable-length integers."""
+    most = max(0, (limit - 8) // 4 * 3 - _HEAD_BYTES)
+    while True:
+        unit = COARSER[progress.coarse]
+        entries, start, forgotten = _entries(progress, watermark, unit, most, leaving=leaving)
+        if forgotten is None or unit == COARSER[-1]:
+            break
+        progress.coarse += 1
+    if progress.coarse and len(entries) < most // 2:
+        progress.coarse -= 1
+    progress.crowded = forgotten is not None
+    known = max(progress.high, progress.done_below) if forgotten is None else forgotten
     returns = progress.returns if progress.suspect_until > watermark else 0
     body = bytearray()
-    known = max(progress.high, progress.done_below)
-    tail = bytearray()
-    previous = watermark
-    first_due = min(
-        (ceil(entry.due * DUE_UNITS) for entry in progress.unfinished.values() if entry.due), default=0
-    )
-    for offset, entry in progress.unfinished.items():
-        part = bytearray()
-        alone = entry.alone and not leaving
-        plain = entry.attempt == 1 and not entry.returns and not alone
-        _put(part, (offset - previous) << 1 | (not plain))
-        if not plain:
-            _put(part, entry.attempt)
-            _put(part, entry.returns << 1 | alone)
-            _put(part, ceil(entry.due * DUE_UNITS) - first_due + 1 if entry.due else 0)
-        if len(tail) + len(part) + 64 > _MOST_BYTES:
-            known = offset  # what lies beyond is forgotten, and handled again by the next owner
-            break
-        tail += part
-        previous = offset
-    _put(body, int(leaving))
-    _put(body, first_due)
+    _put(body, COARSER.index(unit) << 1 | leaving)
+    _put(body, start)
     _put(body, max(0, known - watermark))
     _put(body, returns)
     if returns:
         _put(body, max(0, progress.suspect_from - watermark))
         _put(body, max(0, progress.suspect_until - watermark))
-    return VERSION + urlsafe_b64encode(bytes(body + tail)).decode().rstrip("=")
+    return VERSION + urlsafe_b64encode(bytes(body + entries)).decode().rstrip("=")
+
+
+def _entries(
+    progress: Progress, watermark: int, unit: int, most: int, *, leaving: bool
+) -> tuple[bytearray, int, int | None]:
+    """The unfinished records in `most` bytes; the first delay; the first record that has no room, or None.
+
+    A record is its distance from the former, what is special about it where that is not as with the former special one,
+    and its delay as a difference. What has no room is forgotten, and handled again by the next owner.
+    """
+    entries = bytearray()
+    previous, marks, start, due = watermark, 0, 0, 0
+    for offset, entry in progress.unfinished.items():
+        part = bytearray()
+        alone = entry.alone and not leaving
+        now = (entry.attempt - 1) << 2 | (entry.returns > 0) << 1 | alone
+        if not now:
+            _put(part, (offset - previous) << 2 | _PLAIN)
+        elif now == marks and not entry.returns:
+            _put(part, (offset - previous) << 2 | _ALIKE)
+        else:
+            _put(part, (offset - previous) << 2 | _OTHER)
+            _put(part, now)
+            if entry.returns:
+                _put(part, entry.returns)
+        units = 0
+        if now and entry.due:
+            units = ceil((entry.due * DUE_UNITS - 0.001) / unit)
+            difference = units - (due or units)
+            _put(part, (difference << 1 if difference >= 0 else -difference << 1 | 1) + 1)
+        elif now:
+            _put(part, 0)
+        if len(entries) + len(part) > most:
+            return entries, start, offset
+        entries += part
+        previous, marks = offset, now or marks
+        if units:
+            start, due = start or units, units
+    return entries, start, None
 
 
 def _decode(watermark: int, text: str) -> Progress:
@@ -159,8 +207,9 @@ def _decode(watermark: int, text: str) -> Progress:
         raise ValueError(text[:1])
     raw = urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4))
     at = 0
-    left, at = _get(raw, at)
-    first_due, at = _get(raw, at)
+    head, at = _get(raw, at)
+    left, unit = head & 1, COARSER[head >> 1]
+    due, at = _get(raw, at)
     ahead, at = _get(raw, at)
     returns, at = _get(raw, at)
     suspect_from = suspect_until = watermark
@@ -171,17 +220,23 @@ def _decode(watermark: int, text: str) -> Progress:
     crashed = not left
     careful = returns > 0
     progress = Progress(high=watermark, done_below=watermark + ahead)
-    offset = watermark
+    offset, marks = watermark, 0
     while at < len(raw):
         head, at = _get(raw, at)
-        offset += head >> 1
+        offset += head >> 2
+        kind = head & 3
         entry = Entry()
-        if head & 1:
-            entry.attempt, at = _get(raw, at)
-            marked, at = _get(raw, at)
-            entry.returns, entry.alone = marked >> 1, bool(marked & 1)
-            due, at = _get(raw, at)
-            entry.due = (first_due + due - 1) / DUE_UNITS if due else 0.0
+        if kind == _OTHER:
+            marks, at = _get(raw, at)
+            if marks & 2:
+                entry.returns, at = _get(raw, at)
+        if kind != _PLAIN:
+            entry.attempt, entry.alone = (marks >> 2) + 1, bool(marks & 1)
+            difference, at = _get(raw, at)
+            if difference:
+                difference -= 1
+                due += -(difference >> 1) if difference & 1 else difference >> 1
+                entry.due = due * unit / DUE_UNITS
         entry.returns += crashed
         progress.unfinished[offset] = entry
         progress.expected.append(offset)

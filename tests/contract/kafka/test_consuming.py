@@ -9,6 +9,7 @@ from messaging.adapter import DONE, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_kafka.consumer import KafkaConsumer
+from messaging_kafka.library import Errors
 from tests.contract.kafka.support import (
     QUICK,
     Bench,
@@ -411,3 +412,47 @@ async def test_large_messages_of_one_partition_come_while_another_is_busy(bench:
     assert ids([one for one in deliveries if one.partition == 1]) == [
         f"large {number}" for number in range(3)
     ]
+
+
+async def test_a_partition_whose_room_is_full_waits_says_so_and_goes_on(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    consumer = bench.consumer(adapter, group)
+    await owned(consumer)
+    assert consumer._partitions is not None
+    consumer._partitions.room = 120
+    await publish(adapter, ONE, *map(str, range(60)))
+    deliveries = await receive(consumer, 50)
+
+    held = await settle(consumer, deliveries, Retry(), after=60.0, failure="{}")
+
+    assert all(isinstance(one, Hold) for one in held)
+    assert consumer.status().full == {0}
+    await nothing(consumer)
+    await ack(consumer, deliveries[:45])
+    assert consumer.status().full == frozenset()
+    assert ids(await receive(consumer, 10)) == [str(number) for number in range(50, 60)]
+
+
+async def test_a_broker_that_keeps_less_beside_a_position_is_given_less(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`offset.metadata.max.bytes` may be smaller than usual: no commit is tried for ever."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    commit = brokers_of(adapter).commit
+
+    async def strict(name, positions, **more) -> None:
+        if any(len(position.metadata) > 300 for position in positions.values()):
+            raise Errors.OffsetMetadataTooLargeError
+        await commit(name, positions, **more)
+
+    monkeypatch.setattr(brokers_of(adapter), "commit", strict)
+    await publish(adapter, ONE, *map(str, range(1000)))
+    consumer = bench.consumer(adapter, group, prefetch=1000)
+    deliveries = await receive(consumer, 1000)
+
+    assert await settle(consumer, deliveries[1::2], Ack()) == [DONE] * 500
+    assert await settle(consumer, deliveries[::2], Ack()) == [DONE] * 500
+    await consumer.close()
+    await nothing(bench.consumer(adapter, group))

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from messaging.adapter import RawDelivery
 from messaging_kafka.brokers import Committed
 from messaging_kafka.progress import METADATA_LIMIT, Progress, resume
@@ -164,3 +166,72 @@ def test_five_hundred_parked_messages_keep_their_attempts_and_delays() -> None:
 
     kept = [(offset, entry.attempt, entry.due) for offset, entry in heir.unfinished.items()]
     assert kept == [(offset, entry.attempt, entry.due) for offset, entry in progress.unfinished.items()]
+
+
+@pytest.mark.parametrize("spread", [0.5, 60.0, 300.0])
+def test_a_thousand_failed_keys_keep_their_attempts_and_are_never_early(spread: float) -> None:
+    """All that may be parked of a partition fits; where room is short, delays are rounded up."""
+    chosen = random.Random(5)
+    progress = Progress(high=0)
+    handed_out(progress, *range(0, 20_000, 20))
+    for entry in progress.unfinished.values():
+        entry.attempt = chosen.randrange(2, 8)
+        entry.due = 1_800_000_000 + chosen.uniform(0, spread)
+
+    heir = again(progress, leaving=True)
+
+    assert not progress.full
+    assert list(heir.unfinished) == list(progress.unfinished)
+    for offset, entry in progress.unfinished.items():
+        assert heir.unfinished[offset].attempt == entry.attempt
+        assert entry.due - 1e-3 <= heir.unfinished[offset].due <= entry.due + max(0.02, spread / 30)
+
+
+def test_delays_are_exact_again_when_there_is_room() -> None:
+    progress = Progress(high=0)
+    handed_out(progress, *range(1000))
+    for number, entry in enumerate(progress.unfinished.values()):
+        entry.attempt, entry.due = 2 + number % 5, 1_800_000_000.25 + number * 7919 % 300
+    again(progress)
+    for offset in range(10, 1000):
+        progress.finish(offset)
+    for _ in range(5):
+        heir = again(progress, leaving=True)
+
+    assert [entry.due for entry in heir.unfinished.values()] == [
+        entry.due for entry in progress.unfinished.values()
+    ]
+
+
+def test_a_full_room_stops_new_records_and_not_those_that_a_former_owner_left() -> None:
+    progress = Progress(high=0)
+    handed_out(progress, *range(0, 40_000_000, 40_000))
+    for entry in progress.unfinished.values():
+        entry.attempt = 3
+
+    heir = again(progress)
+    heir.committed()
+
+    assert progress.full
+    assert heir.crowded
+    assert not heir.full
+    for offset in list(heir.expected):
+        handed_out(heir, offset)
+    assert heir.full
+    for offset in list(heir.unfinished)[500:]:
+        heir.finish(offset)
+    heir.committed()
+    assert not heir.full
+
+
+@pytest.mark.parametrize("limit", [0, 100, 200, 1000])
+def test_a_broker_with_less_room_is_given_less(limit: int) -> None:
+    progress = Progress(high=0)
+    handed_out(progress, *range(3000))
+    progress.finish(1)
+
+    position = progress.committed(limit=limit)
+
+    assert len(position.metadata) <= limit
+    assert resume(position).watermark == 0
+    assert progress.full

@@ -74,7 +74,7 @@ def faults() -> Sequence[Fault]:
 # --- members -----------------------------------------------------------------------------------------------------
 
 
-@fault(short=("kafka",))
+@fault(short=("rabbitmq", "kafka"))
 async def killed_member(stage: Stage) -> None:
     """Members killed with kill -9."""
     first, second = await stage.members(2)
@@ -190,7 +190,7 @@ async def handler_ignores_cancellation(stage: Stage) -> None:
             stage.arena.struck("a handler was left behind", since, process)
 
 
-@fault(short=("rabbitmq",))
+@fault()
 async def poison(stage: Stage) -> None:
     """A message that kills each process that handles it (kill -9)."""
     await _deadly(stage, "poison")
@@ -222,8 +222,15 @@ async def _deadly(stage: Stage, quirk: str) -> None:
                 members.append(await _replacement(stage, member, f"member-{2 + deaths}"))
         await asyncio.sleep(0.1)
     await stage.arena.bury()
+    # Who met the message last may still be about to end, although another has made it a dead letter by now.
+    progress = await stage.arena.until(lambda _: True, "", 1)
+    met = {one.member for one in progress.begun.values() if one.id.endswith(f".{SPECIAL}")}
     for member in members:
-        member.expected_end = member.code is not None
+        if member.name in met:
+            await member.ended(60)
+            stage.arena.died(member)
+        else:
+            member.expected_end = False
 
 
 async def _replacement(stage: Stage, member: Process, name: str) -> Process:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import ReplyInbox
 from messaging.envelope import REPLY_TO
-from messaging.errors import Closed, InvalidMessage, PublishError
+from messaging.errors import Closed, InvalidMessage, PublishError, TopicNotFound
 from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
 from messaging_kafka.fetching import Fetcher, Source
@@ -40,10 +40,19 @@ class KafkaReplies:
         self._partitions = 0
 
     async def _ready(self) -> int:
-        """The partitions of the reply topic, which is made when it is first needed."""
+        """The partitions of the reply topic, which is made when it is first needed.
+
+        Raises TopicNotFound where it is absent and nothing may be made, ConnectionFailed.
+        """
         if not self._partitions:
             settings, brokers = self._session.settings, self._session.brokers
             there = await brokers.partitions([self._topic])
+            if self._topic not in there and not self._session.topology.creates:
+                raise TopicNotFound(
+                    f"requests need the topic {self._topic}, which Kafka at {settings.address} does not have, and the "
+                    f"topology setting forbids making it: create it with {settings.reply_partitions} partitions and "
+                    f"retention.ms={int(KEPT_FOR * 1000)}, or let one requester declare its topology"
+                )
             if self._topic not in there:
                 config = {
                     "retention.ms": str(int(KEPT_FOR * 1000)),
@@ -66,7 +75,10 @@ class KafkaReplies:
         results: list[PublishError | None] = [None] * len(replies)
         parcels: list[Parcel] = []
         sent: list[int] = []
-        partitions = await self._ready()
+        try:
+            partitions = await self._ready()
+        except TopicNotFound as error:
+            return [error] * len(replies)
         for at, (address, message) in enumerate(replies):
             match = _ADDRESS.fullmatch(address)
             if match is None or int(match[1]) >= partitions:

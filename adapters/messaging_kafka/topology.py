@@ -71,12 +71,16 @@ class TopologyKeeper:
         """By what the registry calls a topic, and the name that it was adopted by."""
         self.groups: dict[tuple[str, str], GroupSpec] = {}
         """By what the registry calls the topic, and the name of the group."""
-        self._ready: set[str] = set()
+        self.creates = True
+        """Whether topics may be made here: not where all that was declared was only to be verified or remembered."""
+        self._modes: set[TopologyMode] = set()
 
     # --- topics ------------------------------------------------------------------------------------------------
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
+        self._modes.add(topology.mode)
+        self.creates = "declare" in self._modes
         topics = {_known_by(topic): topic for topic in topology.topics}
         for group in topology.groups:
             topics.setdefault(_known_by(group.topic), group.topic)

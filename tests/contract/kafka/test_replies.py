@@ -1,12 +1,15 @@
 """Reply inboxes: a shared topic, of which each reads a partition and takes only its own."""
 
 import asyncio
+import re
+import secrets
 
 import pytest
 
-from messaging.errors import Closed, InvalidMessage
+from messaging.adapter import TopicSpec, Topology
+from messaging.errors import Closed, InvalidMessage, TopicNotFound
 from messaging.message import Message
-from tests.contract.kafka.support import Bench
+from tests.contract.kafka.support import Bench, topics_of
 
 
 def reply(id: str) -> Message:
@@ -73,5 +76,26 @@ async def test_waiting_for_a_reply_can_be_cancelled(bench: Bench) -> None:
 
     await adapter.reply([(inbox.address, reply("a"))])
 
+    assert [message.id for message in await inbox.receive(1, 5)] == ["a"]
+    await inbox.close()
+
+
+async def test_the_reply_topic_is_not_made_where_the_topology_is_only_verified(bench: Bench) -> None:
+    topic = TopicSpec("orders", partitions=1)
+    maker = await bench.adapter(reply_partitions=2)
+    await maker.declare(Topology(topics=[topic]))
+    requester = await bench.adapter()
+    await requester.declare(Topology(topics=[topic], mode="verify"))
+    name = requester._session.names.replies
+
+    with pytest.raises(TopicNotFound, match=rf"{re.escape(name)}.*create it with 16 partitions"):
+        await requester.reply_inbox()
+    (unsent,) = await requester.reply([(f"0/{secrets.token_hex(16)}", reply("a"))])
+    assert isinstance(unsent, TopicNotFound)
+    assert await topics_of(requester, name) == []
+
+    await (await maker.reply_inbox()).close()
+    inbox = await requester.reply_inbox()
+    await maker.reply([(inbox.address, reply("a"))])
     assert [message.id for message in await inbox.receive(1, 5)] == ["a"]
     await inbox.close()

@@ -15,6 +15,7 @@ from messaging.errors import ConfigurationError, MessagingError, PublishError
 from messaging.generations import kept_apart
 from messaging.message import Topic
 from messaging.names import check_group
+from messaging.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -47,6 +48,7 @@ class Catalogue:
         self._declaring: dict[Broker, asyncio.Lock] = {}
         self._first_uses: Counter[str] = Counter()
         """Topics by who waits to hear that they are declared."""
+        self._together: dict[str, Together[TopicSpec]] = {}
 
     def spec(self, topic: Topic[Any]) -> TopicSpec:
         """The topic with the settings applied.
@@ -135,20 +137,20 @@ class Catalogue:
         """Declare the topic, or look for its generation. Callers go on in the order of their calls (7)."""
         spec = self.spec(topic)
         with self._using(spec.name):
-            async with self._lock(
-                self._routing.of(spec.name)
-            ):  # once: who waits for it twice would be overtaken
-                return await self._write_generation(spec)
+            together = self._together.setdefault(spec.name, Together())
+            return await together.get(lambda: self._write_generation(spec))
 
     async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
-        if spec.name not in self._kept:
-            await self._declare(self._routing.of(spec.name), {spec.name: spec}, ())
-        try:
-            return (await self._refresh(spec))[-1]
-        except PublishError:
-            raise
-        except MessagingError as error:
-            raise PublishError(f"nothing was published to topic {spec.name}: {error}") from error
+        broker = self._routing.of(spec.name)
+        async with self._lock(broker):  # once: who waits for it twice would be overtaken
+            if spec.name not in self._kept:
+                await self._declare(broker, {spec.name: spec}, ())
+            try:
+                return (await self._refresh(spec))[-1]
+            except PublishError:
+                raise
+            except MessagingError as error:
+                raise PublishError(f"nothing was published to topic {spec.name}: {error}") from error
 
     @contextmanager
     def _using(self, topic: str) -> Generator[None]:

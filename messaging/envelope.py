@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from messaging.errors import InvalidMessage
 from messaging.message import Key, Message
@@ -64,33 +64,56 @@ def _names(prefix: str) -> dict[str, str]:
     return {written + attribute: attribute for written in prefixes for attribute in _ATTRIBUTES}
 
 
+class _Written(NamedTuple):
+    """The attributes' names on the wire."""
+
+    specversion: str
+    messagingformat: str
+    id: str
+    type: str
+    source: str
+    time: str
+    partitionkey: str
+    partitionkeybase64: str
+    expirytime: str
+    notbefore: str
+    correlationid: str
+    causationid: str
+
+
+@lru_cache(maxsize=64)
+def _written(prefix: str) -> _Written:
+    return _Written(*(prefix + attribute for attribute in _Written._fields))
+
+
 def encode(message: Message, *, prefix: str) -> dict[str, str]:
     """The headers of a message: its attributes, each with `prefix`, and its plain headers.
 
     Without body, content type and control headers, which the adapter adds where it needs them.
     """
+    names = _written(prefix)
     headers = dict(message.headers)
-    headers[prefix + "specversion"] = SPEC_VERSION
-    headers[prefix + "messagingformat"] = FORMAT_VERSION
-    headers[prefix + "id"] = message.id
-    headers[prefix + "type"] = message.type or message.topic
+    headers[names.specversion] = SPEC_VERSION
+    headers[names.messagingformat] = FORMAT_VERSION
+    headers[names.id] = message.id
+    headers[names.type] = message.type or message.topic
     if message.source is not None:
-        headers[prefix + "source"] = message.source
+        headers[names.source] = message.source
     if message.time is not None:
-        headers[prefix + "time"] = _format_time(message.time)
-    if message.key is not None:
-        if isinstance(key := readable_key(message.key), str):
-            headers[prefix + "partitionkey"] = key
+        headers[names.time] = _format_time(message.time)
+    if (key := message.key) is not None:
+        if isinstance(key, str) or isinstance(key := readable_key(key), str):
+            headers[names.partitionkey] = key
         else:
-            headers[prefix + "partitionkeybase64"] = b64encode(key).decode()
+            headers[names.partitionkeybase64] = b64encode(key).decode()
     if message.expires_at is not None:
-        headers[prefix + "expirytime"] = _format_time(message.expires_at)
+        headers[names.expirytime] = _format_time(message.expires_at)
     if message.not_before is not None:
-        headers[prefix + "notbefore"] = _format_time(message.not_before)
+        headers[names.notbefore] = _format_time(message.not_before)
     if message.correlation_id is not None:
-        headers[prefix + "correlationid"] = message.correlation_id
+        headers[names.correlationid] = message.correlation_id
     if message.causation_id is not None:
-        headers[prefix + "causationid"] = message.causation_id
+        headers[names.causationid] = message.causation_id
     return headers
 
 

@@ -131,6 +131,22 @@ class Receipt:
     position: str | None = None
 
 
+class _ReceiptDraft:
+    """A Receipt in the making; see `_Draft`."""
+
+    __slots__ = tuple(Receipt.__slots__)
+
+    def __init__(self, id: str, partition: int, position: str | None) -> None:
+        self.id = id
+        self.partition = partition
+        self.position = position
+        self.__class__ = Receipt  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  same slots
+
+
+make_receipt = cast("Callable[[str, int, str | None], Receipt]", _ReceiptDraft)
+"""A Receipt from all its attributes, by position."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ack:
     """Handled. `reply` is what a responder answers."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from messaging.backoff import Backoff
 from messaging.clock import sleep, timeout
+from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError, PublishUncertain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from messaging.adapter import Adapter, Outgoing
     from messaging.clock import Clock
@@ -27,48 +28,66 @@ BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
 EXCHANGES = 4
 """Exchanges under way at once."""
-OUTSTANDING = 10_000
-"""Messages waiting or under way, per broker of a bus."""
+GATHER = 2
+"""While messages are under way, another exchange begins with at least one for so many of them.
+
+Else callers who publish again as soon as they are confirmed fall apart into ever smaller exchanges.
+"""
 ONCE_FOR = 240.0
 """Seconds for which every broker that stores a message once knows it again (SQS: five minutes)."""
+OUTSTANDING = 10_000
+"""Messages waiting or under way, per broker of a bus."""
 PURGE_AFTER = 1000
 """Abandoned messages that may lie in the queues."""
 
 Lane: TypeAlias = "tuple[str, int]"
 Result: TypeAlias = "Receipt | PublishError"
+Place: TypeAlias = "tuple[_Call, int]"
+"""Where a message is: its call and its number in it."""
 
+_UNDER_WAY = PublishUncertain("it is under way")
+"""In the results of a call: handed to the adapter, not confirmed yet."""
 _ABANDONED = PublishError("nobody waits for it any more")
 
 
 class _Call:
-    """One `publish` or `publish_many`: its results come together."""
+    """One `publish` or `publish_many`, of one topic: its results come together."""
 
-    __slots__ = ("admitted", "done", "items", "missing", "results")
+    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "ordered", "results")
 
-    def __init__(self, messages: Sequence[Outgoing], numbers: Iterator[int]) -> None:
-        self.results: list[Result | None] = [None] * len(messages)
-        self.missing = len(messages)
-        self.admitted = False
-        self.done = asyncio.get_running_loop().create_future()
-        self.items = [_Item(self, index, one, next(numbers)) for index, one in enumerate(messages)]
-
-
-class _Item:
-    __slots__ = ("call", "index", "number", "outgoing", "sent", "uncertain_since")
-
-    def __init__(self, call: _Call, index: int, outgoing: Outgoing, number: int) -> None:
-        self.call = call
-        self.index = index
+    def __init__(self, messages: Sequence[Outgoing], number: int) -> None:
+        self.messages = messages
         self.number = number
         """Grows in the order of the calls."""
-        self.outgoing = outgoing
-        self.sent = False
-        self.uncertain_since: float | None = None
-        """When an attempt first ended with an unknown fate: no later one can say that the broker does not have it."""
+        self.ordered = messages[0].topic.name if messages[0].topic.ordered else None
+        self.missing = len(messages)
+        self.results: list[Result | None] = [None] * self.missing
+        """None: it waits to be sent."""
+        self.next = 0
+        """Without order, messages are sent in their sequence: the first that waits."""
+        self.admitted = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def open(self) -> bool:
-        return self.call.results[self.index] is None
+    def open(self) -> list[int]:
+        """The places of the messages that have no result yet."""
+        return [at for at, result in enumerate(self.results) if result is None or result is _UNDER_WAY]
+
+    def end(self) -> None:
+        """Let the caller go on."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class _Batch:
+    """What goes in one exchange: places in calls, in the order of the messages."""
+
+    __slots__ = ("lanes", "messages", "parts")
+
+    def __init__(self) -> None:
+        self.messages: list[Outgoing] = []
+        self.parts: list[tuple[_Call, Sequence[int]]] = []
+        self.lanes: list[Lane] = []
 
 
 class Publisher:
@@ -78,13 +97,18 @@ class Publisher:
         self._adapter = adapter
         self._clock = clock
         self._numbers = count()
+        self._deadlines = Deadlines[_Call](clock, _Call.end)
         self._waiting: OrderedDict[_Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
-        self._free: deque[_Item] = deque()
-        self._ordered: dict[Lane, deque[_Item]] = {}
+        self._free: deque[_Call] = deque()
+        self._ordered: dict[Lane, deque[tuple[_Call, int]]] = {}
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._outstanding = 0
+        self._queued = 0
+        """Of the outstanding: not handed over yet."""
+        self._under_way = 0
+        """Messages in exchanges, also those that nobody waits for any more."""
         self._calls: Counter[str] = Counter()
         """Calls under way for each ordered topic."""
         self._ended = asyncio.Event()
@@ -94,7 +118,7 @@ class Publisher:
         self._closed = False
 
     async def publish(self, messages: Sequence[Outgoing], within: float | None) -> Sequence[Result]:
-        """One result each, in order, `within` seconds.
+        """One result each, in order, `within` seconds. All are of one topic.
 
         A message that was not handed over by then, or when the call is cancelled, is not sent; one that was has an
         unknown fate: PublishUncertain.
@@ -103,27 +127,28 @@ class Publisher:
             return []
         if self._closed:
             raise Closed("The bus is closed: nothing can be published any more")
-        call = _Call(messages, self._numbers)
-        topic = messages[0].topic.name if messages[0].topic.ordered else None
+        call = _Call(messages, next(self._numbers))
+        topic = call.ordered
         if topic is not None:
             self._calls[topic] += 1
         if self._waiting or self._outstanding >= OUTSTANDING:
             self._waiting[call] = None
         else:
             self._admit(call)
+        if within is not None:
+            self._deadlines.add(call, within)
         try:
-            try:
-                async with timeout(self._clock, within):
-                    await call.done
-            except TimeoutError:
+            await call.done
+            if call.missing:
                 self._give_up(call, within)
-            return [result for result in call.results if result is not None]
+            return cast("list[Result]", call.results)
         finally:
+            if within is not None:
+                self._deadlines.remove(call, within)
             if not call.admitted:
                 self._waiting.pop(call)
             if call.missing:
                 self._abandon(call)
-            call.items.clear()  # they know the call: a circle would cost collections of garbage
             if topic is not None:
                 self._calls[topic] -= 1
                 self._ended.set()
@@ -147,13 +172,18 @@ class Publisher:
         except TimeoutError:
             pass
         finally:
-            waiting = [item for call in self._waiting for item in call.items]
-            for item in [*self._free, *chain.from_iterable(self._ordered.values()), *waiting]:
-                self._finish(item, _unsent(item, "the bus was closed"))
+            queued = (call for call, _ in chain.from_iterable(self._ordered.values()))
+            for call in dict.fromkeys([*self._free, *queued, *self._waiting]):
+                for at in call.open:
+                    if call.results[at] is None:
+                        self._finish(call, at, _unsent(call.messages[at], "the bus was closed"))
             for task in self._exchanges:
                 task.cancel()
             if self._exchanges:
                 await asyncio.wait(self._exchanges)
+            self._deadlines.close()
+
+    # --- from calls to exchanges ---------------------------------------------------------------------------------
 
     def _let_in(self) -> None:
         """Take in the calls that there is room for."""
@@ -164,215 +194,288 @@ class Publisher:
     def _admit(self, call: _Call) -> None:
         call.admitted = True
         self._outstanding += call.missing
-        for item in call.items:
-            if item.open:
-                self._enqueue(item)
-        self._start_exchange()
-
-    def _enqueue(self, item: _Item) -> None:
-        outgoing = item.outgoing
-        if outgoing.topic.ordered:
-            self._ordered.setdefault((outgoing.topic.name, outgoing.partition), deque()).append(item)
+        self._queued += call.missing
+        if call.ordered is None:
+            self._free.append(call)
         else:
-            self._free.append(item)
-
-    def _finish(self, item: _Item, result: Result) -> None:
-        call = item.call
-        if call.results[item.index] is None:
-            call.results[item.index] = result
-            call.missing -= 1
-            self._outstanding -= call.admitted
-            if not call.missing and not call.done.done():
-                call.done.set_result(None)
+            for at in call.open:
+                outgoing = call.messages[at]
+                lane = (outgoing.topic.name, outgoing.partition)
+                self._ordered.setdefault(lane, deque()).append((call, at))
+        self._start_exchange()
 
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
-        work = self._free or any(lane not in self._busy for lane in self._ordered)
-        if work and not self._starting and len(self._exchanges) < EXCHANGES:
+        if self._starting or len(self._exchanges) >= EXCHANGES or not self._enough():
+            return
+        if self._free or any(lane not in self._busy for lane in self._ordered):
             self._starting = True
             task = asyncio.create_task(self._exchange(), name="messaging-publish")
             self._exchanges.add(task)
             task.add_done_callback(self._exchanges.discard)  # of one that never ran; see _exchange
 
-    def _next_batch(self) -> tuple[list[_Item], list[Lane]]:
-        batch: list[_Item] = []
-        while self._free and len(batch) < BATCH:
-            item = self._free.popleft()
-            if item.open:
-                batch.append(item)
-        lanes: list[Lane] = []
+    def _enough(self) -> bool:
+        """Whether what waits is worth an exchange beside those under way."""
+        return self._queued * GATHER >= self._under_way
+
+    def _next_batch(self) -> _Batch:
+        batch = _Batch()
+        free, messages = self._free, batch.messages
+        while free and (room := BATCH - len(messages)) > 0:
+            call = free[0]
+            start, end = call.next, len(call.messages)
+            if call.missing == 0:  # given up meanwhile
+                free.popleft()
+                continue
+            if end - start <= room:
+                free.popleft()
+            else:
+                end = start + room
+            messages += call.messages[start:end]
+            call.results[start:end] = [_UNDER_WAY] * (end - start)
+            call.next = end
+            batch.parts.append((call, range(start, end)))
         if self._ordered:
-            for lane, waiting in list(self._ordered.items()):
-                if lane in self._busy or len(batch) >= BATCH:
-                    continue
-                while waiting and len(batch) < BATCH:
-                    item = waiting.popleft()
-                    if item.open:
-                        batch.append(item)
-                        if not lanes or lanes[-1] != lane:
-                            lanes.append(lane)
-                if not waiting:
-                    del self._ordered[lane]
-        return batch, lanes
+            self._take_ordered(batch)
+        self._queued -= len(messages)
+        return batch
+
+    def _take_ordered(self, batch: _Batch) -> None:
+        for lane, waiting in list(self._ordered.items()):
+            if lane in self._busy or len(batch.messages) >= BATCH:
+                continue
+            before = len(batch.messages)
+            while waiting and len(batch.messages) < BATCH:
+                call, at = waiting.popleft()
+                if call.results[at] is None:
+                    call.results[at] = _UNDER_WAY
+                    batch.messages.append(call.messages[at])
+                    batch.parts.append((call, (at,)))
+            if len(batch.messages) > before:
+                batch.lanes.append(lane)
+            if not waiting:
+                del self._ordered[lane]
 
     async def _exchange(self) -> None:
         self._starting = False
         try:
-            while True:
-                batch, lanes = self._next_batch()
-                if not batch:
+            while self._enough():
+                batch = self._next_batch()
+                if not batch.messages:
                     return
-                for item in batch:
-                    item.sent = True
-                self._busy.update(lanes)
+                self._under_way += len(batch.messages)
+                self._busy.update(batch.lanes)
                 self._start_exchange()
                 try:
                     await self._send(batch)
                 finally:
-                    self._busy.difference_update(lanes)
+                    self._busy.difference_update(batch.lanes)
         finally:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
             self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    async def _send(self, batch: list[_Item]) -> None:
+    async def _send(self, batch: _Batch) -> None:
         """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
+        messages = batch.messages
+        try:
+            results = await self._attempt(messages)
+        except BaseException as error:
+            self._confirm(batch, [_uncertain(one, error) for one in messages])
+            raise
+        finally:
+            self._under_way -= len(messages)
+        if any(one.once is not None for one in messages):
+            await self._send_again([(call, at) for call, places in batch.parts for at in places], results)
+        else:
+            self._confirm(batch, results)
+
+    async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
+        try:
+            results = await self._adapter.publish(messages)
+            if len(results) != len(messages):
+                raise ValueError(f"{len(results)} results for {len(messages)} messages")
+        except Exception as error:
+            return [_uncertain(one, error) for one in messages]
+        return results
+
+    # --- what is stored once -------------------------------------------------------------------------------------
+
+    async def _send_again(self, places: Sequence[Place], results: Sequence[Result]) -> None:
+        """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
+        uncertain_since: dict[Place, float] = {}
         backoff = Backoff()
-        while batch:
-            unknown = await self._attempt(batch)
+        while True:
+            unknown = self._unknown(places, results, uncertain_since)
+            self._conclude([one for one in zip(places, results, strict=True) if one[0] not in unknown])
             if not unknown:
                 return
             try:
                 await sleep(self._clock, backoff.next())
+                places = self._still_wanted(unknown, uncertain_since)
+                if not places:
+                    return
+                results = await self._attempt([call.messages[at] for call, at in places])
             except BaseException:
-                self._conclude(unknown)
+                self._conclude(list(unknown.items()))
                 raise
-            batch = self._still_wanted(unknown)
 
-    async def _attempt(self, batch: list[_Item]) -> list[tuple[_Item, PublishError]]:
-        """One exchange. What is to be sent again, each with what is known of it; all else is concluded."""
-        results: list[tuple[_Item, Result]]
-        try:
-            sent = await self._adapter.publish([item.outgoing for item in batch])
-            results = list(zip(batch, sent, strict=True))
-        except BaseException as error:
-            results = [(item, _uncertain(item, error)) for item in batch]
-            if not isinstance(error, Exception):
-                self._conclude(results)
-                raise
-        unknown = self._unknown(results)
-        again = {item for item, _ in unknown}
-        self._conclude([one for one in results if one[0] not in again] if again else results)
-        return unknown
+    def _unknown(
+        self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]
+    ) -> dict[Place, PublishError]:
+        """Those whose fate is unknown, and what was not sent because of one before it.
 
-    def _unknown(self, results: Sequence[tuple[_Item, Result]]) -> list[tuple[_Item, PublishError]]:
-        """Those stored once whose fate is unknown, and what was not sent because of one before it."""
-        unknown: list[tuple[_Item, PublishError]] = []
+        Once an attempt ended with an unknown fate, no later one can say that the broker does not have the message.
+        """
+        unknown: dict[Place, PublishError] = {}
         broken: set[Lane] = set()
-        for item, result in results:
-            outgoing = item.outgoing
+        for place, result in zip(places, results, strict=True):
+            call, at = place
+            outgoing = call.messages[at]
             if outgoing.once is None or not isinstance(result, PublishError):
                 continue
-            if isinstance(result, PublishUncertain) and item.uncertain_since is None:
-                item.uncertain_since = self._clock.monotonic()
+            if isinstance(result, PublishUncertain):
+                uncertain_since.setdefault(place, self._clock.monotonic())
             lane = outgoing.topic.name, outgoing.partition
-            if item.uncertain_since is not None:
+            if place in uncertain_since:
                 broken.add(lane)
-                told = result if isinstance(result, PublishUncertain) else _uncertain(item, result)
-                unknown.append((item, told))
+                unknown[place] = (
+                    result if isinstance(result, PublishUncertain) else _uncertain(outgoing, result)
+                )
             elif outgoing.topic.ordered and lane in broken:
-                unknown.append((item, result))
+                unknown[place] = result
         return unknown
 
-    def _still_wanted(self, unknown: Sequence[tuple[_Item, PublishError]]) -> list[_Item]:
+    def _still_wanted(
+        self, unknown: Mapping[Place, PublishError], uncertain_since: Mapping[Place, float]
+    ) -> list[Place]:
         """What is sent again; concluded is what nobody waits for any more, and of its key what is behind it (7)."""
-        wanted: list[_Item] = []
-        given_up: list[tuple[_Item, PublishError]] = []
+        wanted: list[Place] = []
+        given_up: list[tuple[Place, Result]] = []
         broken: set[tuple[str, Key | None]] = set()
         known_until = self._clock.monotonic() - ONCE_FOR
-        for item, error in unknown:
-            topic, since = item.outgoing.topic, item.uncertain_since
-            key = topic.name, item.outgoing.message.key
-            if item.open and key not in broken and (since is None or since > known_until):
-                wanted.append(item)
+        for place, error in unknown.items():
+            call, at = place
+            topic, since = call.messages[at].topic, uncertain_since.get(place)
+            key = topic.name, call.messages[at].message.key
+            is_open = call.results[at] is _UNDER_WAY
+            if is_open and key not in broken and (since is None or since > known_until):
+                wanted.append(place)
             else:
-                given_up.append((item, error))
+                given_up.append((place, error))
                 if topic.ordered:
                     broken.add(key)
         self._conclude(given_up)
         return wanted
 
-    def _conclude(self, results: Sequence[tuple[_Item, Result]]) -> None:
-        for item, result in results:
-            self._finish(item, result)
-        self._fail_successors(
-            [(item, result) for item, result in results if isinstance(result, PublishError)]
-        )
+    # --- from exchanges to calls ---------------------------------------------------------------------------------
+
+    def _confirm(self, batch: _Batch, results: Sequence[Result]) -> None:
+        """The results of a batch, all of which are known."""
+        ordered: list[tuple[Place, Result]] = []
+        start = 0
+        for call, places in batch.parts:
+            end = start + len(places)
+            if call.ordered is not None:
+                ordered += [
+                    ((call, at), result) for at, result in zip(places, results[start:end], strict=True)
+                ]
+            elif call.missing:  # else it was given up as a whole
+                call.results[places[0] : places[-1] + 1] = results[start:end]
+                self._count_finished(call, len(places))
+            start = end
+        self._conclude(ordered)
+
+    def _conclude(self, results: Sequence[tuple[Place, Result]]) -> None:
+        failed: list[tuple[_Call, int, PublishError]] = []
+        for (call, at), result in results:
+            self._finish(call, at, result)
+            if isinstance(result, PublishError) and call.ordered is not None:
+                failed.append((call, at, result))
+        if failed:
+            self._fail_successors(failed)
         self._let_in()
 
-    def _fail_successors(self, failed: Sequence[tuple[_Item, PublishError]]) -> None:
-        """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""
-        first: dict[tuple[str, Key | None], tuple[_Item, PublishError]] = {}
-        lanes: dict[Lane, None] = {}
-        for item, error in failed:
-            topic = item.outgoing.topic
-            if topic.ordered:
-                first.setdefault((topic.name, item.outgoing.message.key), (item, error))
-                lanes[topic.name, item.outgoing.partition] = None
-        if not first:
+    def _finish(self, call: _Call, at: int, result: Result) -> None:
+        """The result of one message, unless it has one."""
+        former = call.results[at]
+        if former is None:
+            self._queued -= call.admitted
+        elif former is not _UNDER_WAY:
             return
-        queued = [item for lane in lanes for item in self._ordered.get(lane, ())]
-        for item in chain(queued, *(call.items for call in self._waiting)):
-            message = item.outgoing.message
-            found = first.get((item.outgoing.topic.name, message.key))
-            if found is not None and found[0].number < item.number:
-                former = found[0].outgoing.message.id
-                self._finish(
-                    item,
-                    _unsent(
-                        item, f"message {former}, published before it with the same key, failed: {found[1]}"
-                    ),
-                )
+        call.results[at] = result
+        self._count_finished(call, 1)
+
+    def _count_finished(self, call: _Call, finished: int) -> None:
+        call.missing -= finished
+        if call.admitted:
+            self._outstanding -= finished
+        if not call.missing:
+            call.end()
+
+    def _fail_successors(self, failed: Iterable[tuple[_Call, int, PublishError]]) -> None:
+        """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""
+        first: dict[tuple[str, Key | None], tuple[_Call, int, PublishError]] = {}
+        lanes: dict[Lane, None] = {}
+        for call, at, error in failed:
+            outgoing = call.messages[at]
+            first.setdefault((outgoing.topic.name, outgoing.message.key), (call, at, error))
+            lanes[outgoing.topic.name, outgoing.partition] = None
+        queued = [entry for lane in lanes for entry in self._ordered.get(lane, ())]
+        waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
+        for call, at in [*queued, *waiting]:
+            outgoing = call.messages[at]
+            found = first.get((outgoing.topic.name, outgoing.message.key))
+            if found is not None and (found[0].number, found[1]) < (call.number, at):
+                former = found[0].messages[found[1]].message.id
+                reason = f"message {former}, published before it with the same key, failed: {found[2]}"
+                self._finish(call, at, _unsent(outgoing, reason))
 
     def _give_up(self, call: _Call, within: float | None) -> None:
         """Its time is over."""
-        late = [(item, _too_late(item, within)) for item in call.items if item.open]
-        for item, error in late:
-            self._finish(item, error)
-        self._fail_successors([(item, error) for item, error in late if not item.sent])
-        self._left(call)
+        unsent: list[tuple[_Call, int, PublishError]] = []
+        for at in call.open:
+            sent = call.results[at] is not None
+            error = _too_late(call.messages[at], within, sent=sent)
+            self._finish(call, at, error)
+            if not sent:
+                unsent.append((call, at, error))
+        if unsent and call.ordered is not None:
+            self._fail_successors(unsent)
+        self._left(len(unsent))
 
     def _abandon(self, call: _Call) -> None:
         """Nobody waits for these any more: what was not handed over is not sent."""
-        for item in call.items:
-            self._finish(item, _ABANDONED)
-        self._left(call)
+        unsent = call.results.count(None)
+        for at in call.open:
+            self._finish(call, at, _ABANDONED)
+        self._left(unsent)
 
-    def _left(self, call: _Call) -> None:
+    def _left(self, unsent: int) -> None:
         """A call has ended before all of it was sent: the rest must not pile up in the queues."""
-        self._abandoned += sum(not item.sent for item in call.items)
+        self._abandoned += unsent
         if self._abandoned >= PURGE_AFTER:
             self._abandoned = 0
-            self._free = deque(item for item in self._free if item.open)
-            for lane, waiting in list(self._ordered.items()):
-                self._ordered[lane] = deque(item for item in waiting if item.open)
+            self._free = deque(call for call in self._free if call.missing)
+            for lane, waiting in self._ordered.items():
+                self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
         self._let_in()
 
 
-def _too_late(item: _Item, within: float | None) -> PublishError:
-    message = item.outgoing.message
-    if item.sent:
+def _too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> PublishError:
+    message = outgoing.message
+    if sent:
         return PublishUncertain(
             f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "
             "the broker may have it; publish it again with the same id if handlers are idempotent"
         )
-    return _unsent(item, f"{within:g} s were over before its turn came")
+    return _unsent(outgoing, f"{within:g} s were over before its turn came")
 
 
-def _unsent(item: _Item, reason: str) -> PublishError:
-    message = item.outgoing.message
+def _unsent(outgoing: Outgoing, reason: str) -> PublishError:
+    message = outgoing.message
     return PublishError(f"Message {message.id} for {message.topic} was not sent: {reason}")
 
 
-def _uncertain(item: _Item, error: BaseException) -> PublishUncertain:
-    message = item.outgoing.message
+def _uncertain(outgoing: Outgoing, error: BaseException) -> PublishUncertain:
+    message = outgoing.message
     return PublishUncertain(f"The fate of message {message.id} for {message.topic} is unknown: {error!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import AdapterContext
@@ -47,6 +48,11 @@ class Broker:
     @property
     def capabilities(self) -> Capabilities:
         """What this broker promises, with its bounds; complete once the bus is open."""
+        return self.adapter.capabilities
+
+    @cached_property
+    def bounds(self) -> Capabilities:
+        """The capabilities as they were at the first publish, for each message: no bound changes while it is open."""
         return self.adapter.capabilities
 
     @property

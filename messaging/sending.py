@@ -73,7 +73,7 @@ class Sender:
         broker = self.routing.of(spec.name)
         if self.preparation.once and options.reply_to is None:
             check_once(broker, broker.adapter.publishes_once(spec), f"topic {spec.name}")
-        outgoing = self.preparation.outgoing(spec, messages, options, broker.capabilities)
+        outgoing = self.preparation.outgoing(spec, messages, options, broker.bounds)
         results = await broker.publisher.publish(outgoing, within)
         for result in results:
             if isinstance(result, Unrouted):

@@ -20,6 +20,7 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
+from messaging_redis.arrived import replies_arrived
 from messaging_redis.clients import Clients
 from messaging_redis.scripts import with_source
 
@@ -266,7 +267,10 @@ async def _converse(
 ) -> list[Any]:
     await connection.send_packed_command(_packed(connection, commands), check_health=False)
     replies: list[Any] = []
-    for _ in commands:
+    while (missing := len(commands) - len(replies)) > 0:
+        if replies and each is None and (arrived := replies_arrived(connection, missing)):
+            replies += arrived
+            continue
         try:
             replies.append(await connection.read_response())
         except redis_errors.ResponseError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.envelope import MAX_ATTEMPT, REPLY_TO, decode, encode
@@ -49,19 +50,20 @@ class Token:
 def encode_entry(message: Message, reply_to: str | None = None) -> Fields:
     """The fields of an entry, name and value in turn."""
     fields: Fields = ["body", message.body, "content-type", message.content_type or ""]
-    for name, value in encode(message, prefix=PREFIX).items():
-        fields.append(name)
-        fields.append(value)
+    fields.extend(chain.from_iterable(encode(message, prefix=PREFIX).items()))
     if reply_to is not None:
         fields += (REPLY_TO, reply_to)
     return fields
 
 
-def size_of(fields: Fields) -> int:
-    """Bytes of all names and values."""
-    return sum(
+def exceeds(fields: Fields, most: int) -> int:
+    """Bytes of all names and values where they are more than `most`, else 0."""
+    if 4 * sum(map(len, fields)) <= most:  # no character has more bytes
+        return 0
+    size = sum(
         len(part) if isinstance(part, bytes) or part.isascii() else len(part.encode()) for part in fields
     )
+    return size if size > most else 0
 
 
 def decode_entry(fields: Sequence[bytes], *, topic: str, position: str) -> tuple[Message, str | None]:

@@ -21,15 +21,16 @@ from messaging.errors import (
     PublishUncertain,
     TopicNotFound,
 )
-from messaging.message import Receipt
+from messaging.message import make_receipt
 from messaging_redis.connection import Interrupted, translate
-from messaging_redis.entries import encode_entry, size_of
+from messaging_redis.entries import encode_entry, exceeds
 from messaging_redis.scripts import PUBLISH, PUBLISH_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from messaging.adapter import Outgoing
+    from messaging.adapter import Outgoing, TopicSpec
+    from messaging.message import Receipt
     from messaging_redis.connection import Argument, RedisConnection
     from messaging_redis.entries import Fields
     from messaging_redis.topology import Topics, TopicState
@@ -55,7 +56,7 @@ class _Item:
         self.state = state
         self.fields = fields
         self.partition = outgoing.partition if state.spec.native is None else 0
-        self.stream = state.keys.stream(self.partition)
+        self.stream = state.keys.streams[self.partition]
 
 
 class Publisher:
@@ -70,28 +71,44 @@ class Publisher:
     async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
         """See `Adapter.publish`."""
         results: list[Receipt | PublishError] = [_NOT_SENT] * len(messages)
-        items: list[_Item] = []
+        by_shard: dict[str, list[_Item]] = {}
+        shards: dict[str, list[_Item]] = {}
+        """By stream."""
+        to_trim: dict[TopicSpec, None] = {}
         for at, outgoing in enumerate(messages):
-            ready = await self._prepare(at, outgoing)
-            if isinstance(ready, _Item):
-                items.append(ready)
-            else:
-                results[at] = ready
-        by_shard: dict[str, list[_Item]] = defaultdict(list)
-        for item in items:
-            try:
-                by_shard[self._connection.shard(item.stream)].append(item)
-            except MessagingError as error:
-                results[item.at] = _not_sent(item.outgoing, error)
-        for shard_items in by_shard.values():
-            await self._send(shard_items, results)
-        for spec in {item.outgoing.topic for item in items if _ours_to_trim(item)}:
+            state = self._topics.known(outgoing.topic)
+            if state is None or not state.found or (outgoing.mandatory and not _known(state)):
+                ready = await self._look_for(outgoing)
+                if isinstance(ready, PublishError):
+                    results[at] = ready
+                    continue
+                state = ready
+            fields = encode_entry(outgoing.message, outgoing.reply_to)
+            if size := exceeds(fields, self._max_bytes):
+                results[at] = _too_large(outgoing, size, self._max_bytes)
+                continue
+            item = _Item(at, outgoing, state, fields)
+            shard = shards.get(item.stream)
+            if shard is None:
+                try:
+                    shard = by_shard.setdefault(self._connection.shard(item.stream), [])
+                except MessagingError as error:
+                    results[at] = _not_sent(outgoing, error)
+                    continue
+                shards[item.stream] = shard
+            shard.append(item)
+            if outgoing.topic.retention is not None or not state.routed:
+                to_trim[outgoing.topic] = None
+        for items in by_shard.values():
+            await self._send(items, results)
+        for spec in to_trim:
             # Where no group has a member, nobody else bounds what is kept.
             with contextlib.suppress(MessagingError):
                 await self._trimmer.trim(spec)
         return results
 
-    async def _prepare(self, at: int, outgoing: Outgoing) -> _Item | PublishError:
+    async def _look_for(self, outgoing: Outgoing) -> TopicState | PublishError:
+        """The topic, declared or found; a group of it where the message must have one."""
         try:
             state = self._topics.known(outgoing.topic)
             if state is None:
@@ -103,7 +120,7 @@ class Publisher:
                     f"message {outgoing.message.id}: topic {outgoing.topic.name!r} does not exist on Redis and "
                     f"topology is {state.mode!r}: declare it first"
                 )
-            if outgoing.mandatory and not (state.routed and _fresh(state)):
+            if outgoing.mandatory and not _known(state):
                 await self._look(state)
                 if not state.routed:
                     return NoGroup(
@@ -114,13 +131,7 @@ class Publisher:
             return error
         except MessagingError as error:
             return _not_sent(outgoing, error)
-        fields = encode_entry(outgoing.message, outgoing.reply_to)
-        if (size := size_of(fields)) > self._max_bytes:
-            return MessageTooLarge(
-                f"message {outgoing.message.id} for topic {outgoing.topic.name!r} has {size} bytes with its headers; "
-                f"at most {self._max_bytes} fit (option max_message_bytes of the Redis adapter)"
-            )
-        return _Item(at, outgoing, state, fields)
+        return state
 
     async def _send(self, items: Sequence[_Item], results: list[Receipt | PublishError]) -> None:
         """One shard: everything in as few exchanges as the limits allow."""
@@ -176,8 +187,11 @@ class Publisher:
 _NOT_SENT = PublishError("not sent: an earlier message of the same partition failed")
 
 
-def _ours_to_trim(item: _Item) -> bool:
-    return item.outgoing.topic.retention is not None or not item.state.routed
+def _too_large(outgoing: Outgoing, size: int, most: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"message {outgoing.message.id} for topic {outgoing.topic.name!r} has {size} bytes with its headers; "
+        f"at most {most} fit (option max_message_bytes of the Redis adapter)"
+    )
 
 
 def _known(state: TopicState) -> bool:
@@ -242,18 +256,27 @@ def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) 
         for item in unit:
             results[item.at] = _not_sent(item.outgoing, refused)
         return
-    ids = cast("list[bytes]", reply if isinstance(reply, list) else [reply])
+    if isinstance(reply, list):
+        _read_script(unit, cast("list[bytes]", reply), results)
+    else:
+        (item,) = unit
+        results[item.at] = _receipt(item, reply.decode())
+
+
+def _read_script(unit: list[_Item], ids: list[bytes], results: list[Receipt | PublishError]) -> None:
     for at, item in enumerate(unit):
-        position = ids[at].decode() if at < len(ids) else None
-        if position is None:
+        if at >= len(ids):
             error = ConnectionFailed("an earlier message of the same partition was refused")
             results[item.at] = _not_sent(item.outgoing, error)
-        elif position.startswith("!"):
-            results[item.at] = _not_sent(item.outgoing, MessagingError(position[1:]))
+        elif ids[at].startswith(b"!"):
+            results[item.at] = _not_sent(item.outgoing, MessagingError(ids[at][1:].decode()))
         else:
-            kind = Receipt if item.state.routed else Unrouted
-            partition = item.partition
-            results[item.at] = kind(item.outgoing.message.id, partition, f"{partition}/{position}")
+            results[item.at] = _receipt(item, ids[at].decode())
+
+
+def _receipt(item: _Item, position: str) -> Receipt:
+    make = make_receipt if item.state.routed else Unrouted
+    return make(item.outgoing.message.id, item.partition, f"{item.partition}/{position}")
 
 
 def _describe(outgoing: Outgoing, error: BaseException) -> str:

@@ -388,6 +388,23 @@ async def test_an_exchange_that_ends_makes_room_at_once_for_the_next(desk):
     assert await call == [Receipt("again")]
 
 
+async def test_callers_who_publish_again_and_again_stay_together(desk):
+    """Else each exchange that ends would be followed by one of as few as were confirmed with it."""
+
+    async def again_and_again(name):
+        for number in range(20):
+            await desk.publisher.publish([outgoing(f"{name}-{number}")], 5)
+
+    desk.gate.set()
+    first = asyncio.create_task(again_and_again("first"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.gather(first, *(again_and_again(name) for name in range(63)))
+
+    assert sum(map(len, desk.batches)) == 64 * 20
+    assert len(desk.batches) < 80
+
+
 async def test_close_refuses_new_messages_and_sends_what_waits(desk, monkeypatch):
     monkeypatch.setattr(module, "EXCHANGES", 1)
     first = await desk.started(outgoing("1"))

@@ -3,7 +3,7 @@
 import pytest
 
 from messaging.message import Message
-from messaging_redis.entries import decode_copy, decode_entry, encode_entry, pack, size_of, unpack
+from messaging_redis.entries import decode_copy, decode_entry, encode_entry, exceeds, pack, unpack
 
 
 def raw(fields):
@@ -51,9 +51,16 @@ def test_packed_fields_come_back_and_damaged_ones_do_not_raise():
     fields = ["body", bytes(range(256)), "ü", "", "a", "b" * 5000]
 
     assert unpack(pack(fields)) == raw(fields)
-    assert size_of(fields) == sum(len(part) for part in raw(fields))
     assert unpack(b"5:abcde9999:x") == [b"abcde", b"x"]
     assert unpack(b"no") == unpack(b"") == unpack(b":::") == []
+
+
+@pytest.mark.parametrize("filler", [b"x" * 500, "x" * 500, "ü" * 250, "😀" * 125])
+def test_the_bound_of_a_message_counts_bytes_not_characters(filler):
+    fields = ["body", filler]
+
+    assert exceeds(fields, 504) == 0
+    assert exceeds(fields, 503) == 504
 
 
 def test_a_forged_copy_counts_as_a_first_delivery_at_worst():

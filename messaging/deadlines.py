@@ -1,0 +1,76 @@
+"""The deadlines of many waits, with one timer for all.
+
+A timer per wait costs more than what is waited for. Those that may take equally long end in the order in which they
+began, so each length has a queue, and only the heads of the queues are looked at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from messaging.clock import Clock, Timer
+
+W = TypeVar("W")
+
+
+class Deadlines(Generic[W]):
+    """Calls `late(wait)` for each wait that was not removed in time."""
+
+    def __init__(self, clock: Clock, late: Callable[[W], object]) -> None:
+        self._clock = clock
+        self._late = late
+        self._queues: dict[float, dict[W, float]] = {}
+        """By length in seconds: the waits in the order of their deadlines."""
+        self._timer: Timer | None = None
+        self._timer_due = 0.0
+
+    def add(self, wait: W, within: float) -> None:
+        """Begin a wait of at most `within` seconds."""
+        queue = self._queues.get(within)
+        if queue is None:
+            queue = self._queues[within] = {}
+        due = queue[wait] = self._clock.monotonic() + within
+        if self._timer is None or due < self._timer_due:
+            self._arm(due)
+
+    def remove(self, wait: W, within: float) -> None:
+        """The wait is over. A no-op when it was late."""
+        queue = self._queues.get(within)
+        if queue is not None and queue.pop(wait, None) is not None and not queue:
+            del self._queues[within]
+        # The timer stays: the next wait needs one all the same.
+
+    def close(self) -> None:
+        """Leave no timer behind; whoever still waits is never late."""
+        self._queues.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._clock.call_later(max(0.0, due - self._clock.monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        # A loop's timer may come a little early: who is due with it is late now.
+        now = max(now, self._timer_due)
+        late: list[W] = []
+        for within, queue in list(self._queues.items()):
+            for wait, due in list(queue.items()):
+                if due > now:
+                    break
+                del queue[wait]
+                late.append(wait)
+            if not queue:
+                del self._queues[within]
+        if self._queues:
+            self._arm(min(next(iter(queue.values())) for queue in self._queues.values()))
+        for wait in late:
+            self._late(wait)

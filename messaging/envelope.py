@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from messaging.errors import InvalidMessage
-from messaging.message import Key, Message
+from messaging.message import Key, Message, make_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 ATTEMPT = "messaging-attempt"
 FAILURE = "messaging-failure"
@@ -140,32 +140,89 @@ def decode(
     attributes: dict[str, str] = {}
     plain: dict[str, str] = {}
     for raw_name, raw in headers.items():
-        name = raw_name if type(raw_name) is str and raw_name.isascii() else text(raw_name)
         value = raw if type(raw) is str and raw.isascii() else text(raw)
-        attribute = known.get(name)
-        if attribute is not None:
-            attributes[attribute] = value
-        elif not name.startswith(CONTROL):
-            plain[name] = value
+        attribute = known.get(raw_name)
+        if attribute is None:
+            name = raw_name if type(raw_name) is str and raw_name.isascii() else text(raw_name)
+            attribute = known.get(name)
+            if attribute is None:
+                if not name.startswith(CONTROL):
+                    plain[name] = value
+                continue
+        attributes[attribute] = value
     get = attributes.get
     written = get("time")
     expires = get("expirytime")
     not_before = get("notbefore")
-    return Message(
-        id=get("id") or text(message_id or "") or position,
-        topic=topic,
-        body=body,
-        key=_decode_key(attributes, key),
-        headers=plain,
-        content_type=None if content_type is None else text(content_type),
-        type=get("type"),
-        source=get("source"),
-        time=time if written is None else parse_time(written) or time,
-        expires_at=None if expires is None else parse_time(expires),
-        correlation_id=get("correlationid") or (None if correlation_id is None else text(correlation_id)),
-        causation_id=get("causationid"),
-        not_before=None if not_before is None else parse_time(not_before),
+    return make_message(
+        get("id") or text(message_id or "") or position,
+        topic,
+        body,
+        _decode_key(attributes, key),
+        plain,
+        None if content_type is None else text(content_type),
+        get("type"),
+        get("source"),
+        time if written is None else parse_time(written) or time,
+        None if expires is None else parse_time(expires),
+        get("correlationid") or (None if correlation_id is None else text(correlation_id)),
+        get("causationid"),
+        None if not_before is None else parse_time(not_before),
     )
+
+
+class Plain:
+    """The short way to read a message of ours without headers of the program: from its headers as bytes.
+
+    Most messages are such, and `decode` looks at each header twice. `names` makes a header's name on the wire of what
+    the program calls it; `more` are the names of headers that may stand beside the attributes.
+    """
+
+    def __init__(self, prefix: str, names: Callable[[str], Any], more: Collection[Any]) -> None:
+        written = _written(prefix)
+        self._attributes = tuple(
+            names(name)
+            for name in (
+                written.id,
+                written.type,
+                written.source,
+                written.time,
+                written.partitionkey,
+                written.expirytime,
+                written.correlationid,
+                written.causationid,
+            )
+        )
+        beside = (written.specversion, written.messagingformat)
+        self._known = frozenset((*self._attributes, *map(names, beside), *more))
+
+    def decode(
+        self, headers: Mapping[Any, bytes | None], *, topic: str, body: bytes, content_type: str | None
+    ) -> Message | None:
+        """As `decode` reads it; None for a message that is not such a one."""
+        if not self._known.issuperset(headers):
+            return None
+        id, kind, source, time, key, expires, correlation, causation = map(headers.get, self._attributes)
+        if not id or time is None:
+            return None
+        try:
+            at = parse_time(time.decode())
+            return at and make_message(
+                id.decode(),
+                topic,
+                body,
+                None if key is None else key.decode(),
+                {},
+                content_type,
+                None if kind is None else kind.decode(),
+                None if source is None else source.decode(),
+                at,
+                None if expires is None else parse_time(expires.decode()),
+                (correlation.decode() or None) if correlation is not None else None,
+                None if causation is None else causation.decode(),
+            )
+        except UnicodeDecodeError:
+            return None
 
 
 def _decode_key(attributes: dict[str, str], native: Key | None) -> Key | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from messaging.backoff import Backoff
 from messaging.binding import current_delivery
@@ -150,7 +150,7 @@ class Workers:
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        loop = asyncio.get_running_loop()
+        loop, handler = asyncio.get_running_loop(), self._binding.handler
         while not self._ended:  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
@@ -161,7 +161,21 @@ class Workers:
                 continue
             self._running[delivery] = task
             try:
-                outcome = await self._handle(delivery)
+                message = delivery.message
+                kind, outcome = message.type, None
+                if (
+                    delivery is self.alone
+                    or message.not_before is not None
+                    or (kind is not None and kind.startswith(CONTROL))
+                ):
+                    outcome = await self._unusual(delivery)
+                if outcome is None:
+                    given = self._given(delivery)
+                    if isinstance(given, Reject):
+                        outcome = given
+                    else:
+                        current_delivery.set(given)
+                        outcome = await handler(given)
             except asyncio.CancelledError:
                 if self._ended:
                     raise
@@ -171,6 +185,7 @@ class Workers:
                 raise
             finally:
                 del self._running[delivery]
+                current_delivery.set(None)
             if self._interrupted:
                 self._interrupted.discard(delivery)
             while task.cancelling():
@@ -213,22 +228,20 @@ class Workers:
         self._lose(delivery, "its lease ended before its handler started")
         return False
 
-    async def _handle(self, raw: RawDelivery) -> Outcome:
+    async def _unusual(self, raw: RawDelivery) -> Outcome | None:
+        """The outcome of what no handler gets now: it is early, a suspect that may not run, or for us."""
         if raw.message.not_before is not None and not self._lanes.ordered:
             early = judge_early(raw.message.not_before, self._clock.time(), self._binding.max_delay)
             if early is not None:
                 return early
         if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):
             return Release()
+        control, kind = self._binding.control, raw.message.type
+        return await control(raw) if control is not None and kind and kind.startswith(CONTROL) else None
+
+    def _given(self, raw: RawDelivery) -> Delivery[Any] | Reject:
+        """What the handler gets, unless the body cannot be read."""
         message = raw.message
-        if (
-            message.type is not None
-            and message.type.startswith(CONTROL)
-            and self._binding.control is not None
-        ):
-            outcome = await self._binding.control(raw)
-            if outcome is not None:
-                return outcome
         try:
             payload = self._binding.codec.decode(message.body, message.content_type)
         except DecodeError as error:
@@ -250,11 +263,7 @@ class Workers:
         )
         if self._binding.observer is not None:
             self._binding.observer.started(delivery, raw)
-        token = current_delivery.set(delivery)
-        try:
-            return await self._binding.handler(delivery)
-        finally:
-            current_delivery.reset(token)
+        return delivery
 
     async def _isolated(self, suspect: RawDelivery) -> bool:
         """Whether the durable mark is stored and the suspect may run now; else it is over here, or given back."""

@@ -18,6 +18,7 @@ from messaging.envelope import (
     FAILURE,
     NOT_BEFORE,
     REPLY_TO,
+    Plain,
     decode,
     encode,
     recorded_attempt,
@@ -38,6 +39,9 @@ RECORD_OVERHEAD = 512
 """Bytes of a batch around one record, with room to spare."""
 COPY_ROOM = 256 * 1024
 """Bytes that a copy may be larger than its original: failure record and control headers."""
+
+_KEY = PREFIX + "partitionkey"
+_PLAIN = Plain(PREFIX, str, (CONTENT_TYPE, REPLY_TO))
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
 
@@ -155,6 +159,17 @@ class Received:
 
 def read(record: Any, *, topic: str, partition: int, ours: bool) -> Received:
     """The message of a record. Never raises, whoever wrote it. `ours`: it is a copy that we wrote."""
+    values = dict(record.headers)
+    if not ours and len(values) == len(record.headers) and (record.key is None or _KEY in values):
+        kind, address = values.get(CONTENT_TYPE), values.get(REPLY_TO)
+        own = _PLAIN.decode(
+            values,
+            topic=topic,
+            body=record.value or b"",
+            content_type=None if kind is None else kind.decode("utf-8", "replace") or None,
+        )
+        if own is not None:
+            return Received(own, None if address is None else address.decode("utf-8", "replace"), {})
     headers: dict[str, str] = {}
     control: dict[str, str] = {}
     content_type: str | None = None

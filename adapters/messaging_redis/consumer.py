@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, Lease, RawDelivery
@@ -66,6 +66,7 @@ class SharedConsumer(Consumer):
         self._streams: dict[str, str] = {RETRY: keys.retry} | {
             f"m{p}": key for p, key in enumerate(keys.topic.streams)
         }
+        self._partitions = {f"m{p}": p for p in range(len(keys.topic.streams))}
         self._sources: list[str] = list(self._streams)
         self._settler = SharedSettler(
             connection, keys, self._streams, consumer=self._name, where=self._where, delayed=self._put_aside
@@ -238,28 +239,33 @@ class SharedConsumer(Consumer):
         self, source: str, raw_id: bytes, fields: list[bytes], count: int, marked: bool, sent: float
     ) -> RawDelivery:
         id = raw_id.decode()
-        token = Token(source, self._streams[source], id, marked)
-        delivery = RawDelivery(
-            cast("Any", None), lease=Lease(sent + self._connection.settings.lease), token=token, native=fields
-        )
-        delivery.guard = "tripped" if marked else "none"
+        topic, failure = self._group.topic.name, None
         if source == RETRY:
             copy = decode_copy(fields, id)
-            fields = copy.fields
-            delivery.partition, delivery.position = copy.partition, copy.origin
-            delivery.attempt = copy.failures + 1
-            delivery.failure = copy.failure
-            delivery.deliveries = copy.deliveries + count
-            delivery.returns = copy.returns + count - 1
+            fields, failure = copy.fields, copy.failure
+            partition, position, attempt = copy.partition, copy.origin, copy.failures + 1
+            deliveries, returns = copy.deliveries + count, copy.returns + count - 1
         else:
-            delivery.partition = int(source[1:])
-            delivery.position = f"{delivery.partition}/{id}"
-            delivery.deliveries = count
-            delivery.returns = count - 1
-        delivery.message, delivery.reply_to = decode_entry(
-            fields, topic=self._group.topic.name, position=delivery.position
+            partition = self._partitions[source]
+            position, attempt, deliveries, returns = f"{partition}/{id}", 1, count, count - 1
+        message, reply_to = decode_entry(fields, topic=topic, position=position)
+        lease = Lease(sent + self._connection.settings.lease)
+        token = Token(source, self._streams[source], id, marked)
+        delivery = self._held[source, id] = RawDelivery(
+            message,
+            partition,
+            position,
+            attempt,
+            deliveries,
+            returns,
+            "tripped" if marked else "none",
+            failure,
+            reply_to,
+            0,
+            lease,
+            fields,
+            token,
         )
-        self._held[source, id] = delivery
         return delivery
 
     # --- settle ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
-from messaging.envelope import MAX_ATTEMPT, REPLY_TO, decode, encode
+from messaging.envelope import MAX_ATTEMPT, REPLY_TO, Plain, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ PREFIX = "ce_"
 Fields: TypeAlias = "list[bytes | str]"
 
 _REPLY_TO = REPLY_TO.encode()
+_PLAIN = Plain(PREFIX, str.encode, (b"body", b"content-type", _REPLY_TO))
 
 
 @dataclass(slots=True)
@@ -68,6 +69,13 @@ def exceeds(fields: Fields, most: int) -> int:
 
 def decode_entry(fields: Sequence[bytes], *, topic: str, position: str) -> tuple[Message, str | None]:
     """The message, and the address that waits for a reply. Never raises, whoever wrote the entry."""
+    values = dict(zip(fields[::2], fields[1::2], strict=False))
+    if 2 * len(values) == len(fields) and (own := values.get(b"body")) is not None:
+        kind = values.get(b"content-type", b"").decode("utf-8", "replace") or None
+        message = _PLAIN.decode(values, topic=topic, body=own, content_type=kind)
+        if message is not None:
+            address = values.get(_REPLY_TO)
+            return message, None if address is None else address.decode("utf-8", "replace")
     headers: dict[str, str] = {}
     body: bytes | None = None
     content_type: str | None = None

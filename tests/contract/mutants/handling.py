@@ -80,15 +80,20 @@ def starts_what_waits_while_it_stops():
 
 @killed_by("a_stop_cancels_what_does_not_end_in_time", "nothing_is_acknowledged_before_its_handler_has_ended")
 def swallows_cancellation():
-    handle = Workers._handle
+    make = Workers.__init__
 
-    async def swallow(self, raw):
-        try:
-            return await handle(self, raw)
-        except asyncio.CancelledError:
-            return Ack()
+    def made(self, binding, *args, **kwargs):
+        handle = binding.handler
 
-    with patched(Workers, _handle=swallow):
+        async def swallow(delivery):
+            try:
+                return await handle(delivery)
+            except asyncio.CancelledError:
+                return Ack()
+
+        make(self, replace(binding, handler=swallow), *args, **kwargs)
+
+    with patched(Workers, __init__=made):
         yield
 
 

@@ -3,60 +3,90 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from messaging.adapter import Capabilities
-from messaging.app import App
-from messaging.bus import Bus, connect
-from messaging.dead_letters import DeadLetter, DeadLetters
-from messaging.errors import (
-    AuthenticationFailed,
-    Closed,
-    ConfigurationError,
-    ConnectionFailed,
-    DecodeError,
-    IdempotencyConflict,
-    InvalidMessage,
-    LeaseLost,
-    MessageTooLarge,
-    MessagingError,
-    MissingExtra,
-    NoGroup,
-    PublishError,
-    PublishManyError,
-    PublishUncertain,
-    RemoteError,
-    RequestTimeout,
-    TopicNotFound,
-    UnsupportedCapability,
-)
-from messaging.health import Health
-from messaging.message import (
-    Ack,
-    Delivery,
-    Endpoint,
-    Handler,
-    Message,
-    Outcome,
-    Receipt,
-    Reject,
-    Release,
-    Retry,
-    Topic,
-)
-from messaging.middleware.retry import RetryPolicy, exponential, fixed
-
 if TYPE_CHECKING:
+    from messaging.adapter import Capabilities
+    from messaging.app import App
+    from messaging.bus import Bus, connect
+    from messaging.dead_letters import DeadLetter, DeadLetters
+    from messaging.errors import (
+        AuthenticationFailed,
+        Closed,
+        ConfigurationError,
+        ConnectionFailed,
+        DecodeError,
+        IdempotencyConflict,
+        InvalidMessage,
+        LeaseLost,
+        MessageTooLarge,
+        MessagingError,
+        MissingExtra,
+        NoGroup,
+        PublishError,
+        PublishManyError,
+        PublishUncertain,
+        RemoteError,
+        RequestTimeout,
+        TopicNotFound,
+        UnsupportedCapability,
+    )
+    from messaging.health import Health
+    from messaging.message import (
+        Ack,
+        Delivery,
+        Endpoint,
+        Handler,
+        Message,
+        Outcome,
+        Receipt,
+        Reject,
+        Release,
+        Retry,
+        Topic,
+    )
+    from messaging.middleware.retry import RetryPolicy, exponential, fixed
     from messaging.settings import Settings
 
 logging.getLogger("messaging").addHandler(logging.NullHandler())
 
+_HOMES = {
+    "adapter": "Capabilities",
+    "app": "App",
+    "bus": "Bus connect",
+    "dead_letters": "DeadLetter DeadLetters",
+    "errors": (
+        "AuthenticationFailed Closed ConfigurationError ConnectionFailed DecodeError "
+        "IdempotencyConflict InvalidMessage LeaseLost MessageTooLarge MessagingError MissingExtra "
+        "NoGroup PublishError PublishManyError PublishUncertain RemoteError RequestTimeout "
+        "TopicNotFound UnsupportedCapability"
+    ),
+    "health": "Health",
+    "message": "Ack Delivery Endpoint Handler Message Outcome Receipt Reject Release Retry Topic",
+    "middleware.retry": "RetryPolicy exponential fixed",
+    "settings": "Settings",
+}
+"""Each module with the names that it lends to the package."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
 
 def __getattr__(name: str) -> Any:
-    """`Settings` is loaded on first use: pydantic-settings takes as long to import as all the rest."""
-    if name == "Settings":
-        from messaging.settings import Settings
+    """A name is loaded with its first use: who needs only `Topic` does not wait for what runs an app."""
+    from importlib import import_module
 
-        return Settings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _HOME.get(name)
+    try:
+        found = import_module(f"{__name__}.{module or name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if module is None:
+        return found
+    globals()[name] = value = getattr(found, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

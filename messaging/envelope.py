@@ -207,7 +207,9 @@ class Plain:
             return None
         try:
             at = parse_time(time.decode())
-            return at and make_message(
+            if at is None:
+                return None
+            return make_message(
                 id.decode(),
                 topic,
                 body,

@@ -89,6 +89,24 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
         from messaging import Conect  # pyright: ignore[reportAttributeAccessIssue]  # noqa: F401
 
 
+def test_the_names_can_be_listed_before_they_are_used():
+    loaded = loaded_after("import messaging; assert set(messaging.__all__) <= set(dir(messaging))")
+
+    assert "messaging.app" not in loaded
+
+
+def test_a_module_of_ours_is_an_attribute_of_the_package():
+    assert "messaging.codec" in loaded_after("import messaging; messaging.codec.register")
+
+
+def test_a_library_that_is_missing_is_told_as_such(monkeypatch):
+    monkeypatch.setitem(sys.modules, "messaging.settings", None)
+    monkeypatch.delitem(vars(messaging), "Settings", raising=False)
+
+    with pytest.raises(ModuleNotFoundError, match=r"messaging\.settings"):
+        _ = messaging.Settings
+
+
 def test_every_error_can_be_caught_as_a_messaging_error():
     errors = [
         value

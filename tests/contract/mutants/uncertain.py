@@ -9,16 +9,16 @@ from tests.contract.mutants.mutant import killed_by, patched
 
 @killed_by("a_publish_with_an_unknown_fate_says_so")
 def takes_an_unknown_fate_for_a_success():
-    finish = Publisher._finish
+    publish = Publisher.publish
 
-    def mutated(self, item, result):
-        finish(
-            self,
-            item,
-            Receipt(item.outgoing.message.id) if isinstance(result, PublishUncertain) else result,
-        )
+    async def mutated(self, messages, within):
+        results = await publish(self, messages, within)
+        return [
+            Receipt(one.message.id) if isinstance(result, PublishUncertain) else result
+            for one, result in zip(messages, results, strict=True)
+        ]
 
-    with patched(Publisher, _finish=mutated):
+    with patched(Publisher, publish=mutated):
         yield
 
 

@@ -178,12 +178,13 @@ class Subscriber:
         if not self._group(spec).ordered:
             return True
         try:
-            for former in self._kept:
-                if former.generation < spec.generation and self._group(former).ordered:
-                    finished = set(await self._adapter.finished(self._group(former)))
-                    if len(finished) < former.partitions:
-                        await self._mark_again(former, finished)
-                        return False
+            for former in reversed([one for one in self._kept if one.generation < spec.generation]):
+                if not self._group(former).ordered:
+                    break  # nobody kept order over that change
+                finished = set(await self._adapter.finished(self._group(former)))
+                if len(finished) < former.partitions:
+                    await self._mark_again(former, finished)
+                    return False
         except MessagingError as error:
             logger.debug("what is finished of %s could not be read: %s", self.topic, error)
             return False
@@ -375,7 +376,7 @@ async def begin(
     if former.ordered and new.ordered:
         await sleep(clock, grace)
         await adapter.end_generation(former)
-        await _mark(adapter, former, range(former.partitions))
+        await _mark(adapter, former, await _unfinished(adapter, former))
     return new
 
 
@@ -388,6 +389,17 @@ async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None
         if info.topic == last.name and info.generation == last.generation
     ]
     await adapter.declare(Topology((wanted,), groups, "declare"))
+
+
+async def _unfinished(adapter: Adapter, former: TopicSpec) -> set[int]:
+    """The partitions for whose end some group waits."""
+    await adapter.declare(Topology(topics=(former,), mode="verify"))
+    waiting: set[int] = set()
+    for info in await adapter.groups():
+        if (info.topic, info.generation) == (former.name, former.generation) and info.ordered is not False:
+            finished = await adapter.finished(GroupSpec(former, info.group, ordered=True))
+            waiting |= set(range(former.partitions)) - set(finished)
+    return waiting
 
 
 async def _mark(adapter: Adapter, former: TopicSpec, partitions: Iterable[int]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
 from messaging_sqs.connection import Connection
-from messaging_sqs.dead_letters import SQSDeadLetters
 from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
 from messaging_sqs.fifo import OrderedConsumer
+from messaging_sqs.generations import Generations
 from messaging_sqs.publisher import Publisher
 from messaging_sqs.replies import SQSInbox, send_replies
 from messaging_sqs.settings import LONGEST_HOLD, SQSSettings
@@ -18,7 +19,7 @@ from messaging_sqs.shared import SharedConsumer
 from messaging_sqs.topology import Topics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -50,6 +51,7 @@ class SQSAdapter(Adapter):
         self._connection = Connection(settings)
         self._topics = Topics(self._connection)
         self._publisher = Publisher(self._connection, self._topics)
+        self._generations = Generations(self._connection, self._topics)
 
     def __repr__(self) -> str:
         return f"SQSAdapter({self._settings.address!r})"
@@ -82,6 +84,10 @@ class SQSAdapter(Adapter):
             ),
             no_group=Capability("emulated", "the list of groups is looked at beside publishing"),
             crash_guard=Capability("emulated", "SQS counts hand-overs; the mark is a tag of the queue"),
+            generations=Capability(
+                "emulated",
+                "the number of partitions is a word in the record; another order has queues of its own",
+            ),
             idempotent_publish=Capability("native", "deduplication of FIFO topics: for ordered topics only"),
             max_delay=LONGEST_DELAY,
             lateness=1.0,
@@ -106,7 +112,7 @@ class SQSAdapter(Adapter):
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        await self._topics.declare(topology)
+        await self._topics.declare(self._generations.stored_topology(topology))
 
     def publishes_once(self, topic: TopicSpec) -> Capability:
         """See `Adapter.publishes_once`."""
@@ -118,11 +124,12 @@ class SQSAdapter(Adapter):
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         """See `Adapter.publish`."""
-        return await self._publisher.publish(messages)
+        return await self._publisher.publish(self._generations.stored_messages(messages))
 
     def consumer(self, subscription: Subscription, ownership: Ownership) -> Consumer:
         """See `Adapter.consumer`."""
         kind = OrderedConsumer if subscription.group.ordered else SharedConsumer
+        subscription = replace(subscription, group=self._generations.stored_group(subscription.group))
         return kind(self._connection, self._topics, subscription, ownership, self._member)
 
     async def reply_inbox(self) -> ReplyInbox:
@@ -137,21 +144,46 @@ class SQSAdapter(Adapter):
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         """See `Adapter.dead_letters`."""
-        return SQSDeadLetters(self._connection, self._topics, group)
+        return self._generations.dead_letters(group)
 
     async def groups(self) -> Sequence[GroupInfo]:
         """See `Adapter.groups`."""
-        return await self._topics.infos()
+        return [self._generations.told(info) for info in await self._topics.infos()]
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`."""
-        await self._topics.delete(group)
+        await self._topics.delete(self._generations.stored_group(group))
+
+    async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
+        """See `Adapter.generations`."""
+        return await self._generations.kept(topic)
+
+    async def begin_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.begin_generation`."""
+        await self._generations.begin(topic)
+
+    async def end_generation(self, topic: TopicSpec) -> None:
+        """See `Adapter.end_generation`: nobody waits for the end of a former generation."""
+
+    async def ended(self, topic: TopicSpec) -> bool:
+        """See `Adapter.ended`."""
+        del topic
+        return False
+
+    async def finish(self, group: GroupSpec, partition: int) -> bool:
+        """See `Adapter.finish`: all is finished."""
+        del group, partition
+        return True
+
+    async def finished(self, group: GroupSpec) -> Collection[int]:
+        """See `Adapter.finished`."""
+        return self._generations.finished(group)
 
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`."""
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
-                groups = await self._topics.infos()
+                groups = await self.groups()
         except TimeoutError:
             error = f"SQS at {self._settings.address} gave no answer within {_HEALTH_BOUND:g} s"
             return BrokerHealth(False, error=error)

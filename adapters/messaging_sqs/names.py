@@ -62,12 +62,22 @@ class Names:
 
     def topic(self, topic: TopicSpec) -> str:
         """The SNS topic."""
-        name = physical(self._topics, "topic", topic=topic.name, namespace=self.settings.namespace)
+        name = physical(
+            self._topics,
+            "topic",
+            topic=topic.name,
+            namespace=self.settings.namespace,
+            generation=topic.generation,
+        )
         return name + FIFO if topic.ordered else name
 
     def record(self, topic: TopicSpec) -> str:
         """Without SNS: the queue whose tags are the record of the topic. No message is ever in it."""
-        return physical(self._queues, "topic", topic=topic.name, namespace=self.settings.namespace)
+        return self._about("topic", topic)
+
+    def generation(self, topic: TopicSpec) -> str:
+        """The queue that says that a generation is written to. No message is ever in it."""
+        return self._about("generation", topic)
 
     def queue(self, group: GroupSpec) -> str:
         if group.native is not None:
@@ -96,6 +106,15 @@ class Names:
         """The addresses that an inbox of ours may have."""
         return re.compile(re.escape(self.replies) + "[0-9a-f]{32}")
 
+    def _about(self, role: str, topic: TopicSpec) -> str:
+        return physical(
+            self._queues,
+            role,
+            topic=topic.name,
+            namespace=self.settings.namespace,
+            generation=topic.generation,
+        )
+
     def _of(self, group: GroupSpec, role: str) -> str:
         name = physical(
             self._queues,
@@ -103,5 +122,6 @@ class Names:
             topic=group.topic.name,
             group=group.name,
             namespace=self.settings.namespace,
+            generation=group.topic.generation,
         )
         return name + FIFO if group.ordered else name

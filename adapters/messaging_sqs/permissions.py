@@ -27,7 +27,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
     "publisher": (
         _FREE
         | _VERIFY_TOPIC
-        | _calls("sqs", "GetQueueUrl")
+        | _calls("sqs", "GetQueueUrl", "ListQueueTags")
         | _calls("sns", "PublishBatch", "ListSubscriptionsByTopic")
     ),
     "requester": _calls(
@@ -65,6 +65,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
             "sqs",
             "GetQueueUrl",
             "GetQueueAttributes",
+            "ListQueueTags",
             "ReceiveMessage",
             "SendMessageBatch",
             "DeleteMessageBatch",

@@ -61,9 +61,9 @@ class Publisher:
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
         """See `Adapter.publish`."""
         results: list[Result] = [_PENDING] * len(messages)
-        by_topic: dict[tuple[str, str | None], list[int]] = {}
+        by_topic: dict[tuple[str, str | None, int], list[int]] = {}
         for at, one in enumerate(messages):
-            by_topic.setdefault((one.topic.name, one.topic.native), []).append(at)
+            by_topic.setdefault((one.topic.name, one.topic.native, one.topic.generation), []).append(at)
         if len(by_topic) == 1:
             await self._publish_to(range(len(messages)), messages, results)
         else:

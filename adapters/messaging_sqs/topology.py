@@ -11,7 +11,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
@@ -31,7 +31,9 @@ ORDERED = "messaging-ordered"
 FORMAT = "messaging-format"
 TOPIC = "messaging-topic"
 GROUP = "messaging-group"
+GENERATION = "messaging-generation"
 _FORMAT = "1"
+Key: TypeAlias = "tuple[str, str | None, int]"
 
 
 @dataclass(slots=True)
@@ -71,15 +73,15 @@ class Topics:
         self._settings = connection.settings
         self.names = Names(connection.settings)
         self.queues = Queues(connection)
-        self._states: dict[tuple[str, str | None], TopicState] = {}
-        self._groups: dict[tuple[str, str], GroupSpec] = {}
+        self._states: dict[Key, TopicState] = {}
+        self._groups: dict[tuple[Key, str], GroupSpec] = {}
         self._urls: dict[str, str] = {}
 
     def state(self, topic: TopicSpec) -> TopicState:
         """What is known of a topic, declared or not."""
-        state = self._states.get((topic.name, topic.native))
+        state = self._states.get(_key(topic))
         if state is None:
-            state = self._states[topic.name, topic.native] = self._new_state(topic, "off")
+            state = self._states[_key(topic)] = self._new_state(topic, "off")
         return state
 
     def _new_state(self, topic: TopicSpec, mode: TopologyMode) -> TopicState:
@@ -117,9 +119,9 @@ class Topics:
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        topics = {(topic.name, topic.native): topic for topic in topology.topics}
+        topics = {_key(topic): topic for topic in topology.topics}
         for group in topology.groups:
-            topics.setdefault((group.topic.name, group.topic.native), group.topic)
+            topics.setdefault(_key(group.topic), group.topic)
         for key, topic in topics.items():
             state = self._new_state(topic, topology.mode)
             if topic.native is not None:
@@ -133,7 +135,7 @@ class Topics:
                 await self._adopt_group(group, group.native)
             elif topology.mode != "off":
                 await self._declare_group(group, state)
-            self._groups[group.topic.name, group.name] = group
+            self._groups[_key(group.topic), group.name] = group
             state.looked = -1e9
 
     async def verify(self, group: GroupSpec) -> None:
@@ -175,6 +177,10 @@ class Topics:
             stored = await self._record(state) or wanted
         _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
         state.verified = True
+
+    async def tags(self, topic: TopicSpec) -> dict[str, str] | None:
+        """The record of a topic that may not be declared; None where there is no topic."""
+        return await self._record(self._new_state(topic, "off"))
 
     async def _record(self, state: TopicState) -> dict[str, str] | None:
         """The tags of a topic, None where there is no topic."""
@@ -244,7 +250,10 @@ class Topics:
         )
 
     def _tags(self, group: GroupSpec) -> dict[str, str]:
-        return {TOPIC: group.topic.name, GROUP: group.name, ORDERED: _yes(group.ordered)}
+        tags = {TOPIC: group.topic.name, GROUP: group.name, ORDERED: _yes(group.ordered)}
+        if group.topic.generation > 1:
+            tags[GENERATION] = str(group.topic.generation)
+        return tags
 
     def _retention(self, topic: TopicSpec) -> int:
         if topic.retention is None:
@@ -342,7 +351,9 @@ class Topics:
         return [
             (url, GroupSpec(topic, tag[GROUP], tag.get(ORDERED) == _yes(True)))
             for url, tag in zip(urls, tags, strict=True)
-            if tag.get(TOPIC) == topic.name and GROUP in tag
+            if tag.get(TOPIC) == topic.name
+            and GROUP in tag
+            and tag.get(GENERATION, "1") == str(topic.generation)
         ]
 
     async def infos(self) -> list[GroupInfo]:
@@ -378,6 +389,8 @@ class Topics:
             group=group.name,
             lag=sum(int(number) for number in queue.values()),
             dead_letters=dead,
+            generation=group.topic.generation,
+            ordered=group.ordered,
         )
 
     async def dead_count(self, group: GroupSpec) -> int:
@@ -394,7 +407,7 @@ class Topics:
 
     async def delete(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`. An adopted queue is left alone."""
-        self._groups.pop((group.topic.name, group.name), None)
+        self._groups.pop((_key(group.topic), group.name), None)
         if group.native is not None:
             return
         state = self.state(group.topic)
@@ -417,6 +430,11 @@ class Topics:
             return
         if subscription is not None:
             await self.queues.unsubscribe(subscription)
+
+
+def _key(topic: TopicSpec) -> Key:
+    """What tells one topic, and one generation of it, from all others."""
+    return topic.name, topic.native, topic.generation
 
 
 def _compare(spec: TopicSpec, stored: dict[str, str], *, ordered: bool | None) -> None:

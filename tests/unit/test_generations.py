@@ -148,6 +148,23 @@ async def test_a_group_that_gives_order_up_reads_both_generations_at_once(bus, c
     assert seen == ["new"]
 
 
+async def test_a_topic_that_gave_order_up_and_keeps_it_again_is_read_on(bus, clock):
+    app, seen = App("a"), []
+
+    @app.subscribe(orders)
+    async def take(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        await change(bus, clock, orders, ordered=False)
+        await change(bus, clock, orders, ordered=True)
+        await clock.advance(20)
+        await bus.publish(orders, "third")
+        await clock.advance(5)
+
+    assert seen == ["third"]
+
+
 async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
     await bus.declare(orders)
 

@@ -1,6 +1,7 @@
 """The least policy in the documentation is what the adapter calls, no more and no less."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,17 @@ async def roles(bench: Bench, monkeypatch):
     await topology.declare(Topology(groups=[GROUP]))
     await topology.declare(Topology(groups=[GROUP]))
     await topology.groups()
+    await topology.generations(TOPIC)
+    await topology.begin_generation(replace(TOPIC, generation=2, partitions=5))
 
     publisher = await recording("publisher")
     await publisher.declare(Topology(topics=[TOPIC], mode="verify"))
+    assert len(await publisher.generations(TOPIC)) == 2
     await publish(publisher, TOPIC, "ack", "retry", "reject", "guard", mandatory=True)
 
     consumer = await recording("consumer")
     await consumer.declare(Topology(groups=[GROUP], mode="verify"))
+    assert len(await consumer.generations(TOPIC)) == 2
     member = bench.consumer(consumer, GROUP)
     outcomes = {"ack": Ack(), "retry": Retry(), "reject": Reject("bad")}
     guarded = 0
@@ -56,7 +61,7 @@ async def roles(bench: Bench, monkeypatch):
         name = delivery.message.id
         if name == "guard":
             guarded += 1
-            if delivery.returns >= 3:
+            if guarded >= 4:
                 assert await member.isolate(delivery)
             await settle(member, [delivery], Release() if guarded < 5 else Ack())
         else:
@@ -65,6 +70,7 @@ async def roles(bench: Bench, monkeypatch):
     await consumer.groups()
 
     operator = await recording("dead letters")
+    assert len(await operator.generations(TOPIC)) == 2
     dead = operator.dead_letters(GROUP)
     async with dead.scan() as letters:
         assert [letter async for letter in letters]

@@ -70,7 +70,7 @@ class SQSSettings(BaseModel):
     """How long a delivery stays with a member that shows no life (the visibility timeout)."""
     poll_wait: int = Field(default=5, ge=1, le=LONGEST_POLL)
     """How long a receive waits at an idle queue. A member that leaves waits for it: a cut one would hide messages."""
-    pollers: int = Field(default=2, ge=1, le=16)
+    pollers: int = Field(default=4, ge=1, le=16)
     """Receives under way at once, per subscription, while there is work."""
     threads: int = Field(default=8, ge=1, le=64)
     """For all other calls."""

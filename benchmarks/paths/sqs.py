@@ -20,20 +20,23 @@ TEN = 10
 POLLERS = 4
 
 
-@contextmanager
-def _queue(url: str) -> Iterator[tuple[Any, str]]:
-    """A client, and a queue, which is gone afterwards."""
+def _client(service: str, url: str) -> Any:
     import boto3
     from botocore.config import Config
 
     parts = urlsplit(url)
-    endpoint = parse_qs(parts.query).get("endpoint_url", [None])[0]
-    client: Any = boto3.client(
-        "sqs",
+    return boto3.client(
+        service,
         region_name=parts.netloc,
-        endpoint_url=endpoint,
+        endpoint_url=parse_qs(parts.query).get("endpoint_url", [None])[0],
         config=Config(max_pool_connections=64),
     )
+
+
+@contextmanager
+def _queue(url: str) -> Iterator[tuple[Any, str]]:
+    """A client, and a queue, which is gone afterwards."""
+    client = _client("sqs", url)
     queue = client.create_queue(QueueName=fresh("queue"))["QueueUrl"]
     try:
         yield client, queue
@@ -72,6 +75,31 @@ def _send_ten(client: Any, queue: str, start: int) -> None:
         raise Incomplete("some of a batch were not sent")
 
 
+async def topic_batches_of_ten(url: str, messages: int) -> Measured:
+    """To a topic of SNS, with a queue that gets what is published."""
+    loop = asyncio.get_running_loop()
+    sns = _client("sns", url)
+    topic = sns.create_topic(Name=fresh("topic"))["TopicArn"]
+    with _queue(url) as (client, queue), ThreadPoolExecutor(POLLERS) as threads:
+        asked = client.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+        arn = asked["Attributes"]["QueueArn"]
+        raw = {"RawMessageDelivery": "true"}
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes=raw)
+        measured = await publishing(
+            lambda batch: loop.run_in_executor(threads, _publish_ten, sns, topic, batch * TEN),
+            messages // TEN,
+            callers=POLLERS,
+        )
+        sns.delete_topic(TopicArn=topic)
+        return Measured(measured.rate * TEN, messages)
+
+
+def _publish_ten(client: Any, topic: str, start: int) -> None:
+    entries = [{"Id": str(number), "Message": body(number).decode()} for number in range(start, start + TEN)]
+    if client.publish_batch(TopicArn=topic, PublishBatchRequestEntries=entries).get("Failed"):
+        raise Incomplete("some of a batch were not published")
+
+
 async def receive_and_delete(url: str, messages: int) -> Measured:
     """As many pollers as the library has, batches of ten."""
     tally = Tally(messages)
@@ -108,14 +136,28 @@ async def publish(url: str, messages: int) -> Measured:
     return await ours.publish(url, messages, callers=64)
 
 
+async def publish_to_queues(url: str, messages: int) -> Measured:
+    return await ours.publish(f"{url}&fanout=client&groups_refresh=1", messages, callers=64)
+
+
 PATHS = (
     Path(
-        "SQS publish",
+        "SNS publish",
         "sqs",
-        "64 callers at once",
+        "64 callers at once, to a topic with one queue",
         2_000,
         (
             Contender(OURS, publish),
+            Contender("boto3, batches of ten", topic_batches_of_ten, target=0.9),
+        ),
+    ),
+    Path(
+        "SQS publish",
+        "sqs",
+        "64 callers at once, `fanout=client`: to one queue, without SNS",
+        2_000,
+        (
+            Contender(OURS, publish_to_queues),
             Contender("boto3, single sends", single_sends, share=0.3, target=5),
             Contender("boto3, batches of ten", batches_of_ten, target=0.9),
         ),

@@ -71,6 +71,8 @@ class RabbitMQAdapter(Adapter):
         self._generations = Generations(consuming, names)
         consuming.on_loss.add(lambda _: self._generations.forget())
         self._capabilities = _capabilities(settings)
+        self._looking: asyncio.Task[Sequence[GroupInfo]] | None = None
+        """What the probes of health wait for."""
 
     @classmethod
     def from_url(cls, url: str, context: AdapterContext) -> RabbitMQAdapter:
@@ -100,6 +102,9 @@ class RabbitMQAdapter(Adapter):
     async def close(self) -> None:
         session = self._session
         await asyncio.gather(session.publishing.close(), session.consuming.close())
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
         await self._generations.close()
 
     async def declare(self, topology: Topology) -> None:
@@ -231,9 +236,11 @@ class RabbitMQAdapter(Adapter):
     async def health(self) -> BrokerHealth:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                # A process that seldom publishes has no other occasion to connect again.
-                await self._session.publishing.connection()
-                groups = await group_infos(self._session, registered=False)
+                # Given up midway, a declaration may end the connection, with all that is being handled: it goes on, and
+                # the next probe has what it brings.
+                if self._looking is None or self._looking.done():
+                    self._looking = asyncio.create_task(self._look(), name="messaging-rabbitmq-look")
+                groups = await asyncio.shield(self._looking)
         except TimeoutError:
             return BrokerHealth(
                 connected=self._session.consuming.current is not None,
@@ -243,6 +250,11 @@ class RabbitMQAdapter(Adapter):
         except MessagingError as error:
             return BrokerHealth(connected=False, error=str(error))
         return BrokerHealth(connected=True, groups=groups)
+
+    async def _look(self) -> Sequence[GroupInfo]:
+        # A process that seldom publishes has no other occasion to connect again.
+        await self._session.publishing.connection()
+        return await group_infos(self._session, registered=False)
 
 
 _PENDING = PublishError("not sent")

@@ -39,6 +39,7 @@ class FencedSettler:
         self, settlements: Sequence[Settlement], owned: Mapping[int, Partition]
     ) -> list[Settled]:
         """One result each. Acks without anything recorded go as one list of ids per stream."""
+        owned = dict(owned)  # what is lost meanwhile is refused by the server
         results: list[Settled] = [DONE] * len(settlements)
         acks: dict[tuple[int, str], list[int]] = {}
         others: list[int] = []

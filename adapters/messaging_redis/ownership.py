@@ -46,12 +46,21 @@ class Source:
     """What is pending comes first, by the last id that was read; then what is new."""
     wake_after: str = ""
     """The last id that is known not to be new, for the read that only wakes; empty: not yet known."""
+    seen: str = PENDING
+    """The last id of which a read's answer has come."""
+    missed: bool = False
+    """The answer to a read of what is new was lost: what it took is read again, uncounted, as it was seen by nobody."""
     asleep_until: float = 0.0
     """A redrive stream is rarely there: it is looked at now and then (monotonic seconds), and when it wakes us."""
 
     @property
     def redriven(self) -> bool:
         return self.name.startswith("r")
+
+    def look_back(self) -> None:
+        """The answer to a read was lost: what it took is pending here, and comes before anything newer (7)."""
+        if self.cursor == NEW:
+            self.cursor, self.missed = self.seen, True
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,7 @@ from messaging_redis.connection import code_of, translate
 from messaging_redis.consumer import stream_pairs
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.fenced import CONSUMER, FencedSettler
-from messaging_redis.ownership import NEW, Partition, Partitions, Source
+from messaging_redis.ownership import NEW, PENDING, Partition, Partitions, Source
 from messaging_redis.scripts import FENCED_ISOLATE, FENCED_READ
 
 if TYPE_CHECKING:
@@ -141,9 +141,15 @@ class PartitionedConsumer(Consumer):
         ]
         arguments: list[Argument] = [self._keys.name, CONSUMER, limit]
         for partition, source in pairs:
-            flag = int(partition.counted) if source.cursor != NEW else 2 if source.wake_after else 0
+            counted = partition.counted and not source.missed
+            flag = int(counted) if source.cursor != NEW else 2 if source.wake_after else 0
             arguments += [partition.number, partition.key, source.name, source.cursor, flag]
-        server_ms, *replies = await self._connection.run(FENCED_READ, keys, arguments)
+        try:
+            server_ms, *replies = await self._connection.run(FENCED_READ, keys, arguments)
+        except MessagingError:
+            for _, source in pairs:
+                source.look_back()
+            raise
         found: list[RawDelivery] = []
         for (partition, source), (state, entries, last) in zip(pairs, replies, strict=True):
             if state == b"lost":
@@ -154,7 +160,7 @@ class PartitionedConsumer(Consumer):
                     source.asleep_until = now + _REDRIVE_LOOK
                 else:
                     await self._topics.restore(self._group)
-                source.cursor, source.wake_after = NEW, "0-0"
+                source.cursor, source.wake_after, source.seen, source.missed = NEW, "0-0", PENDING, False
             else:
                 if source.redriven and not entries and source.cursor == NEW:
                     source.asleep_until = now + _REDRIVE_LOOK
@@ -356,10 +362,12 @@ class PartitionedConsumer(Consumer):
 
 
 def _advance(source: Source, state: bytes, last: str) -> None:
+    if last:
+        source.seen = last
     if source.cursor == NEW:
         if last:
             source.wake_after = last
     elif state == b"end":
-        source.cursor = NEW
+        source.cursor, source.missed = NEW, False
     elif last:
         source.cursor = last

@@ -365,3 +365,17 @@ async def test_a_loss_that_the_client_library_gives_no_reason_for_passes_too() -
         raise Exception  # noqa: TRY002  as aiormq does
     with pytest.raises(KeyError), translated("looking", "here:1"):
         raise KeyError("ours")
+
+
+async def test_probes_that_are_given_up_at_any_moment_cost_no_connection(bench: Bench):
+    adapter = await bench.adapter()
+    await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    connection = await adapter._session.consuming.connection()
+    for pause in range(100):
+        probes = [asyncio.create_task(adapter.health()) for _ in range(3)]
+        await asyncio.sleep(pause * 0.0001)
+        for probe in probes:
+            probe.cancel()
+        await asyncio.wait(probes)
+    assert (await adapter.health()).groups
+    assert adapter._session.consuming.current is connection

@@ -95,9 +95,13 @@ class Bench:
         partition = number % topic.partitions if key is None else partition_of(key, topic.partitions)
         return Outgoing(topic, self.message(number, key), partition, **more)
 
-    async def publish(self, adapter: RedisAdapter, topic: TopicSpec, count: int, keys: int = 0) -> list[Any]:
-        """Messages 0..count-1; with `keys`, message n has key n % keys."""
-        batch = [self.outgoing(topic, n, str(n % keys) if keys else None) for n in range(count)]
+    async def publish(
+        self, adapter: RedisAdapter, topic: TopicSpec, count: int, keys: int = 0, first: int = 0
+    ) -> list[Any]:
+        """Messages first..first+count-1; with `keys`, message n has key n % keys."""
+        batch = [
+            self.outgoing(topic, n, str(n % keys) if keys else None) for n in range(first, first + count)
+        ]
         return list(await adapter.publish(batch))
 
     async def receive(self, consumer: Any, count: int, within: float = 5.0) -> list[RawDelivery]:

@@ -3,9 +3,12 @@
 import asyncio
 import time
 
+import pytest
+
 from messaging.adapter import Done, Hold, SettleError, Settlement
-from messaging.errors import LeaseLost
+from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
+from messaging_redis.scripts import FENCED_READ
 
 SHORT = {"partition_lease": 0.6, "block": 0.1}
 
@@ -299,3 +302,30 @@ async def test_members_that_come_and_go_lose_and_reorder_nothing(bench, new_owne
 
     assert len(settled) == len({d.message.id for d in settled}) == 600
     assert all(numbers == sorted(numbers) for numbers in order_by_key(settled).values())
+
+
+async def test_what_a_read_took_whose_answer_was_lost_comes_first_and_uncounted(bench, monkeypatch):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=True)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 10, keys=1)
+    first = await bench.drain(consumer, 10)
+    await bench.publish(adapter, group.topic, 10, keys=1, first=10)
+    connection = consumer._connection
+    run = connection.run
+
+    async def lose_the_answer(script, keys, arguments):
+        answer = await run(script, keys, arguments)
+        if script is FENCED_READ and any(entries for _, entries, _ in answer[1:]):
+            monkeypatch.undo()
+            raise ConnectionFailed("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(connection, "run", lose_the_answer)
+    with pytest.raises(ConnectionFailed):
+        await bench.drain(consumer, 10)
+    await bench.publish(adapter, group.topic, 10, keys=1, first=20)
+    rest = await bench.drain(consumer, 20)
+
+    assert [int(one.message.id[1:]) for one in (*first, *rest)] == list(range(30))
+    assert {one.returns for one in rest} == {0}

@@ -1,4 +1,7 @@
-"""What the guard counts: `python -m benchmarks.guard.workload NAME MESSAGES` does the work of so many messages."""
+"""What the guard counts: `python -m benchmarks.guard.workload FEW MANY` does the work of few and of many messages.
+
+Each piece of work is between two marks, at which callgrind begins a new count.
+"""
 
 from __future__ import annotations
 
@@ -54,5 +57,17 @@ def work(name: str, messages: int) -> float:
     return time.process_time() - start
 
 
+def mark() -> None:
+    """A call of a C function that nothing else here calls: see `MARK` of the guard."""
+    sys.setrecursionlimit(sys.getrecursionlimit())
+
+
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]))
+    few, many = map(int, sys.argv[1:])
+    for workload in WORKLOADS:
+        work(workload, few)  # what only the first message costs
+    for workload in WORKLOADS:
+        for messages in (few, many):
+            mark()
+            work(workload, messages)
+    mark()

@@ -24,13 +24,16 @@ def ends_at_what_it_cannot_read():
 
 @killed_by("garbage_is_handled_or_given_up_with_a_reason", "garbage_stops_no_ordered_topic")
 def drops_what_it_cannot_read():
-    handle = Workers._handle
+    make = Workers.__init__
 
-    async def mutated(self, raw):
-        outcome = await handle(self, raw)
-        return Ack() if getattr(outcome, "cause", "") == "deserialize" else outcome
+    def made(self, *args, conclude, **kwargs):
+        def concluded(delivery, outcome):
+            dropped = getattr(outcome, "cause", "") == "deserialize"
+            conclude(delivery, Ack() if dropped else outcome)
 
-    with patched(Workers, _handle=mutated):
+        make(self, *args, conclude=concluded, **kwargs)
+
+    with patched(Workers, __init__=made):
         yield
 
 

@@ -34,5 +34,7 @@ class Path:
     contenders: tuple[Contender, ...]
     rate: float | None = None
     """Messages a second that the library must reach on one core."""
+    limit: str = ""
+    """What bounds the library on this path, in a sentence."""
     latency: bool = False
     """Compared by the latency of single calls, not by rate."""

@@ -11,7 +11,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING
 
 from benchmarks.path import OURS
-from benchmarks.run import ratio
+from benchmarks.run import ratio, reaches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,28 +62,35 @@ def _section(path: Path, results: Sequence[Result]) -> str:
     (ours,) = (result for result in results if result.contender.name == OURS)
     lines = [f"## {path.name}", "", f"{path.what[0].upper()}{path.what[1:]}.", ""]
     unit = "p50, ms | p99, ms" if path.latency else "messages/s | lowest to highest"
-    lines += [f"| contender | {unit} | ratio | to reach | duplicates |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| contender | {unit} | ratio | to reach | reached | duplicates |",
+        "|---|---:|---:|---:|---:|---|---:|",
+    ]
     lines += [_line(path, ours, result) for result in results]
+    if path.limit:
+        lines += ["", f"What limits it: {path.limit}."]
     return "\n".join([*lines, ""])
 
 
 def _line(path: Path, ours: Result, result: Result) -> str:
     contender = result.contender
     if result.failure or not result.rounds:
-        return f"| {contender.name} | failed: {result.failure} | | | | |"
+        return f"| {contender.name} | failed: {result.failure} | | | | | |"
     if path.latency:
         figures = f"{result.latency(50) * 1000:.2f} | {result.latency(99) * 1000:.2f}"
     else:
         low, high = result.spread
         figures = f"{result.rate:,.0f} | {low:,.0f} to {high:,.0f}"
-    found, goal = "", ""
+    found, goal, reached = "", "", ""
     if result is not ours:
         found = f"{ratio(path, ours, result):.2f}"
         if contender.target is not None:
             goal = f"{'≤' if path.latency else '≥'} {contender.target:.3g}"
+            reached = "yes" if reaches(path, ours, result) else "no"
     elif path.rate is not None:
         goal = f"≥ {path.rate:,.0f}/s"
-    return f"| {contender.name} | {figures} | {found} | {goal} | {result.duplicates} |"
+        reached = "yes" if ours.rate >= path.rate else "no"
+    return f"| {contender.name} | {figures} | {found} | {goal} | {reached} | {result.duplicates} |"
 
 
 def _versions(brokers: Mapping[str, str]) -> str:

@@ -97,6 +97,12 @@ def ratio(path: Path, ours: Result, other: Result) -> float:
     return ours.latency(50) / other.latency(50) if path.latency else ours.rate / other.rate
 
 
+def reaches(path: Path, ours: Result, other: Result) -> bool:
+    """Whether the target against this contender is reached; there must be one."""
+    target, found = other.contender.target or 0.0, ratio(path, ours, other)
+    return found <= target if path.latency else found >= target
+
+
 def misses(path: Path, results: Sequence[Result]) -> list[str]:
     """The targets that were not reached, one a line."""
     (ours,) = (result for result in results if result.contender.name == OURS)
@@ -107,10 +113,9 @@ def misses(path: Path, results: Sequence[Result]) -> list[str]:
         target = other.contender.target
         if target is None or other.failure:
             continue
-        found = ratio(path, ours, other)
-        if found > target if path.latency else found < target:
+        if not reaches(path, ours, other):
             missed.append(
-                f"{path.name}: {found:.2f} x {other.contender.name} instead of "
+                f"{path.name}: {ratio(path, ours, other):.2f} x {other.contender.name} instead of "
                 f"{'<=' if path.latency else '>='} {target:.3g}"
             )
     return missed

@@ -166,6 +166,7 @@ PATHS = (
             Contender("aiokafka send, futures", send_futures, target=0.8),
             Contender("FastStream", faststream_publish, share=0.5),
         ),
+        limit="the headers and the typed payload of each record, and a call with a future of its own",
     ),
     Path(
         "Kafka consume",
@@ -177,6 +178,8 @@ PATHS = (
             Contender("aiokafka getmany and commit", getmany_and_commit, target=0.6),
             Contender("FastStream, an ack per message", faststream_consume, share=0.01, target=100),
         ),
+        limit="headers made a message, a validated payload, a worker for each message, and the "
+        "record of what is settled out of order",
     ),
     Path(
         "Kafka publish, one at a time",
@@ -187,6 +190,7 @@ PATHS = (
             Contender(OURS, ours.publish_one_by_one),
             Contender("aiokafka send_and_wait", send_and_wait_one_by_one, target=0.95),
         ),
+        limit="the round trip, and the write of the log",
     ),
     ours.in_order("Kafka", "kafka", 50),
 )

@@ -80,6 +80,8 @@ PATHS = (
             Contender("FastStream test broker", faststream, share=0.08, target=30),
         ),
         rate=150_000,
+        limit="what Python does for each message to prepare, store, hand over and settle it, beside "
+        "the encoding of the payload",
     ),
     ours.in_order("memory", "memory", 150),
 )

@@ -24,7 +24,7 @@ READ = 256
 async def _client(url: str) -> AsyncIterator[Any]:
     from redis.asyncio import Redis
 
-    client: Any = Redis.from_url(url)
+    client: Any = Redis.from_url(url, socket_timeout=60)  # longer than any read here waits
     try:
         yield client
     finally:
@@ -71,7 +71,7 @@ async def read_and_ack(url: str, messages: int) -> Measured:
     async with _stream(url) as (client, stream):
         await _fill(client, stream, messages)
         while not tally.all.is_set():
-            ((_, entries),) = await client.xreadgroup(GROUP, "one", {stream: ">"}, count=READ, block=2000)
+            ((_, entries),) = await client.xreadgroup(GROUP, "one", {stream: ">"}, count=READ, block=20_000)
             for _, fields in entries:
                 tally.handled(number_of(fields[b"body"]))
             await client.xack(stream, GROUP, *(position for position, _ in entries))
@@ -173,7 +173,8 @@ async def request(url: str, requests: int) -> Measured:
 
         async def respond() -> None:
             while True:
-                for _, entries in await other.xreadgroup(GROUP, "one", {stream: ">"}, count=READ, block=2000):
+                read = await other.xreadgroup(GROUP, "one", {stream: ">"}, count=READ, block=2000)
+                for _, entries in read or ():
                     for position, fields in entries:
                         await other.xadd(replies, {"body": b"%d" % number_of(fields[b"body"])})
                         await other.xack(stream, GROUP, position)
@@ -184,7 +185,7 @@ async def request(url: str, requests: int) -> Measured:
         async def ask(number: int) -> int:
             nonlocal last
             await client.xadd(stream, {"body": body(number)})
-            ((_, ((last, fields),)),) = await client.xread({replies: last}, count=1, block=2000)
+            ((_, ((last, fields),)),) = await client.xread({replies: last}, count=1, block=20_000)
             return int(fields[b"body"])
 
         try:
@@ -209,6 +210,8 @@ PATHS = (
             Contender("taskiq", taskiq_publish, share=0.2),
             Contender("FastStream", faststream_publish, share=0.2),
         ),
+        limit="ten fields per entry instead of one, a typed payload, and a call with a future of "
+        "its own for each message",
     ),
     Path(
         "Redis consume",
@@ -221,6 +224,8 @@ PATHS = (
             Contender("taskiq", taskiq_consume, share=0.2, target=10),
             Contender("FastStream", faststream_consume, share=0.2),
         ),
+        limit="the fields of an entry made a message, a validated payload, and a worker with the "
+        "chain of middleware for each",
     ),
     Path(
         "Redis publish, one at a time",
@@ -231,6 +236,7 @@ PATHS = (
             Contender(OURS, ours.publish_one_by_one),
             Contender("redis-py", one_by_one, target=0.95),
         ),
+        limit="the round trip; an exchange passes through the batches of the publisher, in a task of its own",
     ),
     Path(
         "Redis request/reply",
@@ -242,6 +248,7 @@ PATHS = (
             Contender("redis-py by hand", request, target=1.3),
         ),
         latency=True,
+        limit="two reads that wait on the server, and the batches between request, handler and reply",
     ),
     ours.in_order("Redis", "redis", 50),
 )

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from messaging import Ack, ConfigurationError, Reject, Retry, RetryPolicy, Topic, fixed
+from messaging.adapter import TopicSpec
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger
 
@@ -210,6 +211,30 @@ async def a_group_that_comes_after_the_change_gets_what_follows(broker: BrokerUn
         await ledger.handled(12)
     ledger.assert_each_once([receipt.id for receipt in receipts])
     ledger.assert_order(KEYS)
+
+
+@proves("generations", limit=60)
+async def two_operators_at_once_agree_on_the_next_generation(broker: BrokerUnderTest) -> None:
+    """Of two who begin different generations at once one is refused, or second; what is told is on record (16)."""
+    topic, ledger = broker.topic(), Ledger()
+    broker.uses(topic, "billing")
+    await broker.bus.declare(topic, groups=["billing"])
+    async with broker.another_bus() as one, broker.another_bus() as two:
+        results = await asyncio.gather(
+            *(bus.begin_generation(topic, partitions=wanted) for bus, wanted in ((one, 5), (two, 7))),
+            return_exceptions=True,
+        )
+        kept = [await bus.adapter.generations(TopicSpec(topic.name)) for bus in (one, two)]
+    begun = [result for result in results if isinstance(result, TopicSpec)]
+    refused = [result for result in results if isinstance(result, BaseException)]
+    assert begun, f"nobody has begun a generation: {refused}"
+    assert all(isinstance(error, ConfigurationError) for error in refused), refused
+    assert kept[0] == kept[1]
+    assert all(spec in kept[0] for spec in begun), f"{begun} was told, {kept[0]} is on record"
+    async with programs(broker, broker.app(topic, ledger)) as (_, publisher):
+        receipts = [await publisher.publish(topic, number) for number in range(10)]
+        await ledger.handled(10)
+    ledger.assert_each_once([receipt.id for receipt in receipts])
 
 
 @proves("generations", limit=60)

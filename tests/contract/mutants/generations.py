@@ -7,6 +7,7 @@ from messaging.catalogue import Catalogue
 from messaging.dispatch import Dispatcher
 from messaging.generations import Subscriber
 from messaging.message import Ack
+from messaging_memory import MemoryAdapter
 from tests.contract.mutants.mutant import killed_by, patched
 
 
@@ -61,6 +62,15 @@ def never_ends_the_former_generation():
         """No end marks."""
 
     with patched(generations, _mark=nothing):
+        yield
+
+
+@killed_by("two_operators_at_once_agree_on_the_next_generation")
+def tells_of_a_generation_that_is_not_on_record():
+    async def forgotten(self, topic):
+        """Nothing is written down."""
+
+    with patched(MemoryAdapter, begin_generation=forgotten):
         yield
 
 

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     faults.add_argument("--whole", action="store_true", help="10 000 messages where the broker is restarted")
     faults.add_argument(
-        "--minutes", type=float, default=40.0, metavar="N", help="after which no fault is begun (default 40)"
+        "--minutes", type=float, default=38.0, metavar="N", help="after which no fault is begun (default 38)"
     )
     faults.add_argument(
         "--journals",

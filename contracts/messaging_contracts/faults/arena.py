@@ -10,12 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from messaging import Bus, Settings, connect
+from messaging import Bus, MessagingError, PublishUncertain, Settings, connect
 from messaging_contracts.faults.history import (
     Begun,
     Buried,
     Ended,
     Event,
+    Fate,
     Journal,
     Ousted,
     Published,
@@ -27,7 +28,7 @@ from messaging_contracts.faults.history import (
 )
 from messaging_contracts.faults.processes import Child, Inside, Process
 from messaging_contracts.faults.proxy import Proxy
-from messaging_contracts.faults.worker import GROUP, NOTICED, PARTITIONS, TOPICS, Role, topic_of
+from messaging_contracts.faults.worker import GROUP, NOTICED, PARTITIONS, TOPICS, TRIES, Role, topic_of
 from messaging_contracts.under_test import one_key_per_partition
 
 if TYPE_CHECKING:
@@ -196,13 +197,27 @@ class Arena:
         """A last message for every partition: when they are handled, so is what came before them."""
         for name in TOPICS:
             for key in one_key_per_partition(PARTITIONS):
-                id = f"{name}.sentinel.{key}"
-                for fate in ("sent", "confirmed"):
-                    if fate == "confirmed":
-                        await self.observer.publish(topic_of(name), [key, 0], key=f"sentinel.{key}", id=id)
-                    self.journal.record(
-                        Published(at=now(), fate=fate, id=id, key=f"sentinel.{key}", publisher="arena")
-                    )
+                await self._sentinel(name, key)
+
+    async def _sentinel(self, name: str, key: str) -> None:
+        id, key = f"{name}.sentinel.{key}", f"sentinel.{key}"
+
+        def tell(fate: Fate) -> None:
+            self.journal.record(Published(at=now(), fate=fate, id=id, key=key, publisher="arena"))
+
+        for _ in range(TRIES):
+            tell("sent")
+            try:
+                await self.observer.publish(topic_of(name), [key, 0], key=key, id=id)
+            except PublishUncertain:
+                tell("uncertain")
+            except MessagingError:
+                tell("failed")
+            else:
+                tell("confirmed")
+                return
+            await asyncio.sleep(LOOK)
+        raise AssertionError(f"{id} could not be published")
 
     async def bury(self) -> None:
         """Record the dead letters."""

@@ -51,5 +51,5 @@ def _rabbitmqctl(broker: Broker, *words: str) -> None:
         env={**os.environ, **server.environment},
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=150,  # its runtime starts slowly on a machine with other work
     )

@@ -124,6 +124,7 @@ class Stage:
         scale = self.scale
         each = scale.messages // scale.processes
         tasks = scale.publishers // scale.processes
+        begun: list[Process] = []
         for number in range(1, scale.processes + 1):
             publisher = await self.arena.spawn(
                 f"{name}-{number}",
@@ -133,8 +134,9 @@ class Stage:
                 pace=scale.seconds * tasks / each,
                 measure=measure,
             )
-            self._publishers.append(publisher)
-        for publisher in self._publishers:
+            begun.append(publisher)
+        self._publishers += begun
+        for publisher in begun:
             await publisher.ready()
 
     async def published(self, share: float) -> None:

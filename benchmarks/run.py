@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LONGEST_ROUND = 90.0
 """Seconds after which a contender has failed."""
 
+LEAST = 0.2
+"""Of a path's messages, a round has so many at least."""
+
 Loop: TypeAlias = Callable[[Coroutine[Any, Any, "Measured"]], "Measured"]
 
 
@@ -50,17 +53,22 @@ class Result:
 
 
 def run(path: Path, url: str, *, rounds: int, scale: float, loop: Loop, until: float) -> list[Result]:
-    """Measure all contenders of a path. The first round warms up and is not counted.
+    """Measure all contenders of a path. The first round, a fifth of the others, warms up and is not counted.
 
-    No round begins after `until` (monotonic seconds) once three were counted.
+    No round begins after `until` (monotonic seconds) once three were counted; on a slow machine the rounds have fewer
+    messages instead.
     """
     results = [Result(contender) for contender in path.contenders]
+    begun = time.monotonic()
     for number in range(rounds + 1):
         if number > 3 and time.monotonic() > until:
             break
         for result in results:
             if not result.failure:
                 _round(path, url, result, scale=scale if number else scale / 5, loop=loop, counted=number > 0)
+        if number == 0:
+            needed = 5 * (time.monotonic() - begun) * rounds
+            scale *= min(1.0, max(LEAST, (until - time.monotonic()) / needed))
     return results
 
 

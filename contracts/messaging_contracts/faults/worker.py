@@ -364,6 +364,9 @@ async def _process(role: Role) -> None:
     orphaned = asyncio.create_task(_end_with(os.getppid()))
     try:
         await main(role, os.environ["MESSAGING_URL"], controls)
+    except MessagingError as error:
+        logging.getLogger(__name__).warning("%s ends: %r", role.name, error)
+        raise SystemExit(1) from None
     finally:
         orphaned.cancel()
 

@@ -79,6 +79,7 @@ class Dispatcher:
         self._timer_due = 0.0
         self.receiving = False
         self.last_error: str | None = None
+        self._lease_error: str | None = None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------
 
@@ -375,13 +376,12 @@ class Dispatcher:
             check_cancelled()
             await sleep(self._clock, lease / 3)
             held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
-            if not held:
-                continue
             try:
-                ours = await self._consumer.extend(held, lease)
+                ours = await self._consumer.extend(held, lease) if held else ()
             except ConnectionFailed as error:
-                self.last_error = str(error)
+                self._lease_error = str(error)
                 continue
+            self._lease_error = None
             # What is being settled may be gone just because it was settled: its settlement tells.
             settling = self._settler.deliveries
             lost = [
@@ -426,7 +426,7 @@ class Dispatcher:
             lag=lag,
             oldest=oldest,
             dead_letters=dead_letters,
-            last_error=self.last_error,
+            last_error=self.last_error or self._lease_error,
             **asdict(counters),
         )
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
 from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
-from messaging.errors import ConnectionFailed, IdempotencyConflict
+from messaging.errors import ConnectionFailed, IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
 from messaging.store import Completed, IdempotencyStore, InProgress
 
@@ -21,6 +21,7 @@ _log = logging.getLogger("messaging")
 
 _BEATS = 3  # how often within one lease it is extended
 _PATIENCE = 5.0  # seconds that a call to the store may take once the handler is over
+_AWAY = (MessagingError, TimeoutError)
 _STORE_AWAY = 1.0  # seconds until a message is tried again whose key the store could not take
 
 
@@ -157,7 +158,7 @@ class _Entry:
                 async with timeout(self._clock, _PATIENCE):
                     await call
             except Exception as error:
-                self._warn(f"the idempotency key was not {done}, it stays until its lease ends: {error!r}")
+                self._tell(f"the idempotency key was not {done}, it stays until its lease ends", error)
 
         await _ended(asyncio.get_running_loop().create_task(bounded()))
 
@@ -170,12 +171,23 @@ class _Entry:
                 ours = await self._store.extend(self._name, self._fence, lease=self._lease)
             except Exception as error:
                 # The next beat tries again; if the lease ends meanwhile, the fence protects the key.
-                self._warn(f"the lease of the idempotency key was not extended: {error!r}")
+                self._tell("the lease of the idempotency key was not extended", error)
             else:
                 if not ours:
                     return
             check_cancelled()
             await sleep(self._clock, self._lease / _BEATS)
+
+    def _tell(self, text: str, error: Exception) -> None:
+        """What went wrong at the store; whatever a store that is away does not raise is a defect, and shown as one."""
+        away = isinstance(error, _AWAY)
+        _log_about(
+            self._delivery,
+            self._owner,
+            f"{text}: {error!r}",
+            level=logging.WARNING if away else logging.ERROR,
+            defect=None if away else error,
+        )
 
     def _warn(self, text: str) -> None:
         _warn(self._delivery, self._owner, text)
@@ -194,12 +206,25 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def _warn(delivery: Delivery[Any], owner: str, text: str) -> None:
+    _log_about(delivery, owner, text)
+
+
+def _log_about(
+    delivery: Delivery[Any],
+    owner: str,
+    text: str,
+    *,
+    level: int = logging.WARNING,
+    defect: Exception | None = None,
+) -> None:
     message = delivery.message
-    _log.warning(
+    _log.log(
+        level,
         "%s (message %s of %s, group %s)",
         text,
         message.id,
         message.topic,
         delivery.group,
         extra={"message_id": message.id, "topic": message.topic, "group": delivery.group, "member": owner},
+        exc_info=defect,
     )

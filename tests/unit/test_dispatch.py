@@ -383,6 +383,7 @@ async def test_an_extension_that_fails_is_tried_again():
         await bench.clock.advance(10)
 
         assert len(bench.consumer.extended) == 2
+        assert bench.health.last_error is None
         assert work.running == {"1"}
         work.finish("1")
 

@@ -401,6 +401,28 @@ async def test_when_the_store_goes_away_after_a_failure_the_failure_is_what_coun
     assert "was not cleared" in caplog.text
 
 
+@pytest.mark.parametrize("call", ["complete", "clear", "extend"])
+async def test_a_defect_of_the_store_is_shown_as_one(store, clock, caplog, call):
+    store.broken[call] = AttributeError("no such column")
+    task = asyncio.create_task(
+        protect(store, always(Release()) if call == "clear" else taking(clock, LEASE / 2))(delivery())
+    )
+    await clock.advance(LEASE)
+
+    assert isinstance(await task, Release if call == "clear" else Ack)
+    record = caplog.records[0]
+    assert (record.levelname, record.exc_info[0]) == ("ERROR", AttributeError)
+
+
+async def test_a_defect_of_the_store_before_the_handler_is_a_failure_of_the_message(store):
+    store.broken["begin"] = AttributeError("no such column")
+
+    with pytest.raises(AttributeError):
+        await protect(store, handler := always(Ack()))(delivery())
+
+    assert handler.handled == []
+
+
 async def test_a_store_that_hangs_does_not_hold_the_outcome_for_ever(store, clock, caplog):
     store.slow["complete"] = 1e6
     task = asyncio.create_task(protect(store, always(Ack()))(delivery()))

@@ -26,7 +26,7 @@ def exhaust(broker: Broker, resource: Resource, exhausted: bool) -> None:
     elif broker.name == "rabbitmq" and resource == "memory":
         _rabbitmqctl(broker, "set_vm_memory_high_watermark", "0.000001" if exhausted else "0.6")
     elif broker.name == "rabbitmq":
-        _rabbitmqctl(broker, "set_disk_free_limit", "1000TB" if exhausted else "1MB")
+        _rabbitmqctl(broker, "set_disk_free_limit", "1000000GB" if exhausted else "1MB")
     else:
         raise LookupError(f"it is not known here how the {resource} of {broker.name} is exhausted")
 

@@ -3,8 +3,7 @@
 An adapter moves batches and keeps promises. It holds no policy, never retries by itself and logs no secret. Each
 call makes at most one attempt to (re)connect; whoever calls decides when to try again. Broker exceptions are
 translated at the adapter's edge into `messaging.errors`. All of it runs on one event loop.
-
-The rules that it carries are numbered in the semantics page of the documentation; numbers below refer to them.
+The numbers below are those of the rules in the semantics page of the documentation.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from datetime import datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from messaging.capabilities import Capabilities as Capabilities
+from messaging.capabilities import Capability as Capability
 from messaging.message import Message, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -25,61 +26,8 @@ if TYPE_CHECKING:
     from messaging.errors import MessagingError, PublishError
 
 API_VERSION = 1
-
-Level: TypeAlias = Literal["native", "emulated", "unsupported"]
 Start: TypeAlias = Literal["latest", "earliest"] | datetime
 TopologyMode: TypeAlias = Literal["declare", "verify", "off"]
-
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """How a broker keeps one promise; `reason` says how, or why not and what to do instead."""
-
-    level: Level
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What an adapter promises on the broker it is connected to, with its bounds. Checked at start."""
-
-    broker: str
-    version: str = ""
-    groups: Capability
-    """Every group gets every message."""
-    order: Capability
-    """Per-key order across the members of a group, retries included (7)."""
-    delayed_retry: Capability
-    dead_letters: Capability
-    redrive: Capability
-    requests: Capability
-    history: Capability
-    """A new group may start at earliest or at a time."""
-    no_group: Capability
-    """A publish to a topic without a group can be told."""
-    crash_guard: Capability
-    """A poison message that kills the process ends as a dead letter, alone (3)."""
-    generations: Capability = Capability(
-        "unsupported", "make a topic with another name, and move its publishers and groups there"
-    )
-    """A topic's partitions and order can be changed while its programs run (16)."""
-    idempotent_publish: Capability = Capability(
-        "unsupported",
-        "leave the setting idempotent_publish out, and make handlers idempotent: idempotent=True",
-    )
-    """What is published again with the same `Outgoing.once` is stored once. See `Adapter.publishes_once`."""
-    max_delay: float = inf
-    """The longest delay of an unordered retry, and of a publish, seconds."""
-    lateness: float = 0.0
-    """How late what was delayed may come on an idle broker, seconds."""
-    max_hold: float = inf
-    """The longest time a delivery may be held by a member of an ordered group, seconds (8)."""
-    max_message_bytes: int
-    """Body, key, headers and attributes together, bytes."""
-    durability: Literal["none", "process crash", "power loss", "unknown"]
-    """What a confirmed message survives, on one node."""
-    fenced: bool
-    """The settlement of a member that lost its lease is refused (9)."""
 
 
 @dataclass(frozen=True, slots=True)

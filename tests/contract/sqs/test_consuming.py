@@ -205,6 +205,30 @@ async def test_the_copy_is_stored_before_the_message_goes_and_only_once(any_benc
     assert await adapter.dead_letters(group).count() == 1
 
 
+async def test_one_entry_of_a_settled_batch_may_fail_alone(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await publish(adapter, group.topic, *"abc")
+    consumer = any_bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 3)
+    failing = True
+
+    async def one_fails(call, parameters):
+        entries = parameters["Entries"]
+        if not failing:
+            return await call(**parameters)
+        answer = await call(**{**parameters, "Entries": entries[:1] + entries[2:]})
+        refusal = {"Id": entries[1]["Id"], "Code": "InternalError", "Message": "", "SenderFault": False}
+        return {**answer, "Failed": [refusal]}
+
+    intercept(adapter, monkeypatch, "delete_message_batch", one_fails)
+    first, second, third = await settle(consumer, deliveries, Ack())
+    assert (first, third) == (Done(), Done())
+    assert isinstance(second, SettleError)
+    failing = False
+    assert await settle(consumer, deliveries, Ack()) == [Done()] * 3
+
+
 async def test_a_release_after_many_receives_starts_a_new_count(any_bench: Bench):
     adapter = await any_bench.adapter(max_receives=10)
     group = await any_bench.group(adapter)

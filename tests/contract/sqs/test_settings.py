@@ -122,6 +122,15 @@ async def test_a_client_of_ones_own_is_used(bench):
     assert len(await receive(bench.consumer(adapter, group), 1)) == 1
 
 
+async def test_a_session_of_ones_own_is_used(bench, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    session = boto3.Session("own", "secret", region_name="us-east-1")
+    adapter = await bench.adapter(session=session)
+    assert adapter.native.sqs.meta.region_name == "us-east-1"
+    assert (await adapter.health()).connected
+
+
 async def test_what_is_created_is_encrypted_with_the_key_that_was_named(bench):
     adapter = await bench.adapter(kms_key="alias/messaging")
     group = await bench.group(adapter)

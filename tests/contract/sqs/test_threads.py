@@ -1,0 +1,59 @@
+"""Calls that block run in threads of a bounded number, and receives never keep the others waiting."""
+
+import asyncio
+import threading
+
+import pytest
+
+from messaging.errors import Closed
+from messaging_sqs.threads import Threads
+from tests.contract.sqs.support import Bench, publish
+
+
+async def test_no_more_calls_run_at_once_than_there_are_threads():
+    threads, gate, running = Threads("test", 3), threading.Event(), threading.Semaphore(0)
+
+    def call() -> None:
+        running.release()
+        gate.wait(5)
+
+    calls = [asyncio.create_task(threads.run(call)) for _ in range(10)]
+    for _ in range(3):
+        assert await asyncio.to_thread(running.acquire, timeout=5)
+    assert not running.acquire(blocking=False)
+    gate.set()
+    await asyncio.gather(*calls)
+    threads.close()
+    with pytest.raises(Closed):
+        await threads.run(call)
+
+
+async def test_a_cancelled_call_ends_by_itself_and_holds_up_no_later_one():
+    threads, gate, ended = Threads("test", 1), threading.Event(), threading.Event()
+
+    def call() -> None:
+        gate.wait(5)
+        ended.set()
+
+    waiting = asyncio.create_task(threads.run(call))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    gate.set()
+    assert await threads.run(lambda: "later") == "later"
+    assert ended.is_set()
+    threads.close()
+
+
+async def test_receives_that_wait_keep_no_publish_waiting(bench: Bench):
+    adapter = await bench.adapter(threads=1, pollers=16, poll_wait=5)
+    group = await bench.group(adapter)
+    consumers = [bench.consumer(adapter, group) for _ in range(4)]
+    waiting = [asyncio.create_task(consumer.receive(1, 5.0)) for consumer in consumers]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(4):
+        await publish(adapter, group.topic, "one")
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for receive in waiting:
+        receive.cancel()
+    await asyncio.wait(waiting)

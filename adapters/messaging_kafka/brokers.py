@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+GONE_WITHIN = 5.0
+"""Seconds for which a broker may go on naming a topic that was deleted."""
 LOOK_AGAIN = 0.02
 """Seconds between two looks at a topic that was just created, or that has no leader: the broker sends no event."""
 _COORDINATOR_MOVES = (
@@ -38,6 +40,8 @@ RELEASES = (
 )
 """By the least and the latest version of the fetch request that a release knows."""
 GONE = (Errors.UnknownTopicOrPartitionError, Errors.InvalidTopicError)
+_MOVING = (Errors.NotLeaderForPartitionError, Errors.LeaderNotAvailableError, Errors.StaleMetadata)
+_PASSING = (*_MOVING, Errors.UnknownTopicOrPartitionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,26 @@ class Brokers:
                 described = [one for one in described if one[0] in again]
                 if described:
                     await asyncio.sleep(LOOK_AGAIN * 5)
-            await self._until_led([one.name for one in topics])
-            # A broker may be named as the leader before it knows.
-            places = [Place(one.name, number) for one in topics for number in range(one.partitions)]
-            await self.offsets(dict.fromkeys(places, library.LATEST))
+            await self._until_open(await self._until_led([one.name for one in topics]))
         return created
 
-    async def _until_led(self, names: Sequence[str]) -> None:
+    async def _until_open(self, places: Sequence[Place]) -> None:
+        """A broker may be named as the leader of what it does not know yet."""
+        names = sorted({place.topic for place in places})
+        until = time.monotonic() + self._link.settings.operation_timeout
+        while True:
+            try:
+                await self._offsets(dict.fromkeys(places, library.LATEST))
+            except _PASSING:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN)
+                await self._look(names)
+            else:
+                return
+
+    async def _until_led(self, names: Sequence[str]) -> list[Place]:
+        """All partitions of these, when each has a leader."""
         try:
             async with asyncio.timeout(self._link.settings.operation_timeout):
                 while True:
@@ -148,7 +165,7 @@ class Brokers:
                     if len(found) == len(names) and all(
                         leader >= 0 for leaders in found.values() for leader in leaders.values()
                     ):
-                        return
+                        return [Place(name, number) for name, leaders in found.items() for number in leaders]
                     await asyncio.sleep(LOOK_AGAIN)
         except TimeoutError:
             raise ConnectionFailed(
@@ -167,6 +184,16 @@ class Brokers:
                 error = library.failure_of(code)
                 if error is not None and not isinstance(error, GONE):
                     raise type(error)(f"{name}: {error}")
+            await self._until_gone(names)
+
+    async def _until_gone(self, names: Sequence[str]) -> None:
+        """A broker knows a little later than the controller: who makes the topic again would find the former one."""
+        until = time.monotonic() + GONE_WITHIN  # somebody else may have made it again meanwhile
+        while await self._look(names) and time.monotonic() < until:  # noqa: ASYNC110  the broker sends no event
+            await asyncio.sleep(LOOK_AGAIN)
+        gone = set(names)
+        for place in [place for place in self._leaders if place.topic in gone]:
+            del self._leaders[place]
 
     # --- leaders -----------------------------------------------------------------------------------------------
 
@@ -195,11 +222,7 @@ class Brokers:
             while True:
                 try:
                     return await self._offsets(at)
-                except (
-                    Errors.NotLeaderForPartitionError,
-                    Errors.LeaderNotAvailableError,
-                    Errors.StaleMetadata,
-                ):
+                except _MOVING:
                     if time.monotonic() >= until:
                         raise
                     await asyncio.sleep(LOOK_AGAIN)

@@ -325,6 +325,8 @@ class SQLiteConsumer(Consumer):
     async def _take(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
         if self._closed:
             raise Closed("this consumer is closed: ask the adapter for a new one")
+        if self._has_ended:
+            await self._leave()
         if self._number is None:
             self._number = await self._adapter.run(self._adapter.find_group, self._group)
         monotonic = self._clock.monotonic()
@@ -392,6 +394,9 @@ class SQLiteConsumer(Consumer):
             return [False] * len(deliveries)
         member, monotonic = self._member, self._clock.monotonic()
         rows = await self._adapter.run(self._database.extend, member, seconds)
+        if self._has_ended or self._member != member:
+            await self._leave()
+            return [False] * len(deliveries)
         self._until.deadline = monotonic + seconds
         return [
             one.token is not None and one.token[1] == member and one.token[0] in rows for one in deliveries
@@ -411,6 +416,15 @@ class SQLiteConsumer(Consumer):
         if self._taking is not None:
             await asyncio.gather(self._taking, return_exceptions=True)
             self._taking = None
+        await self._leave()
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the lease has ended as the reader sees it: it has given up what the file still says it holds."""
+        return self._member is not None and self._clock.monotonic() >= self._until.deadline
+
+    async def _leave(self) -> None:
+        """Give back all that is held, so that it comes again before what follows it (7)."""
         if self._member is not None:
             member, self._member = self._member, None
             await self._adapter.run(self._database.leave, member)

@@ -173,6 +173,21 @@ class Brokers:
                 f"{self._link.settings.operation_timeout:g} s"
             ) from None
 
+    async def grow(self, name: str, partitions: int) -> None:
+        """Give a topic so many partitions and wait until they can be used; that it has them already is no error."""
+        wait = int(self._link.settings.operation_timeout * 1000)
+        with self._link.translated(f"adding partitions to topic {name}"):
+            response = await self._link.send(
+                library.CreatePartitions([(name, (partitions, None))], wait, False)
+            )
+            for topic, code, message in response.topic_errors:
+                error = library.failure_of(code)
+                if error is not None and not isinstance(error, Errors.InvalidPartitionsError):
+                    raise type(error)(f"{topic}: {message or error}")
+            await self._until_led([name])
+            places = [Place(name, number) for number in range(partitions)]
+            await self.offsets(dict.fromkeys(places, library.LATEST))
+
     async def delete(self, names: Sequence[str]) -> None:
         """Delete these topics; absent is no error."""
         if not names:

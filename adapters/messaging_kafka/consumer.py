@@ -21,7 +21,7 @@ from messaging_kafka.library import KafkaError
 from messaging_kafka.partitions import Partitions
 from messaging_kafka.records import read
 from messaging_kafka.settling import Settler, Token
-from messaging_kafka.watching import watch
+from messaging_kafka.watching import watch, watch_growth
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -119,6 +119,8 @@ class KafkaConsumer(Consumer):
             self._background.start(
                 watch(self._fetcher, self._where, self._session.settings), name="messaging-kafka-watch"
             )
+            if self._group.topic.native is not None:
+                self._background.start(watch_growth(partitions, self._fetcher), name="messaging-kafka-growth")
             if not self._group.ordered:
                 self._background.start(self._relieve(), name="messaging-kafka-relief")
         else:
@@ -129,6 +131,8 @@ class KafkaConsumer(Consumer):
 
     async def _prepare(self) -> Partitions:
         state = await self._session.topology.state(self._group.topic)
+        if self._group.topic.native is not None:
+            await self._session.topology.fit(self._group, state.partitions)
         partitions = Partitions(
             self._session,
             self._group,

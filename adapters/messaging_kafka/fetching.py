@@ -171,6 +171,11 @@ class Fetcher:
         self.error = None
         self._again.set()
 
+    def tell(self, error: MessagingError) -> None:
+        """The reader is to know of this, once."""
+        self.error = error
+        self._woken()
+
     def asking(self) -> list[Source]:
         """What answers are expected for: nothing after an error, until somebody tries again."""
         return [] if self.error is not None else [one for one in self._sources.values() if one.hungry]
@@ -190,8 +195,7 @@ class Fetcher:
         await self.close()
         for source in sources:
             self._brokers.forget_leader(source.place)
-        self.error = error
-        self._woken()
+        self.tell(error)
         self.add(sources)
 
     async def close(self) -> None:

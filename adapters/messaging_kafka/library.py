@@ -28,6 +28,7 @@ connect: Any = conn.create_conn
 """One connection to one broker, authenticated; raises why it cannot be had."""
 TokenProvider: Any = abc.AbstractTokenProvider
 
+CreatePartitions: Any = admin.CreatePartitionsRequest
 CreateTopics: Any = admin.CreateTopicsRequest
 DeleteTopics: Any = admin.DeleteTopicsRequest
 DescribeGroups: Any = admin.DescribeGroupsRequest

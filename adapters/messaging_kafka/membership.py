@@ -42,7 +42,8 @@ class Membership:
     """One member of one group.
 
     `changed(share)` is awaited with each new share; `lost(reason)` is called when everything is lost. Both come from
-    the task that keeps the membership. `claim` says what is owned now.
+    the task that keeps the membership. `claim` says what is owned now; a leader asks `kinds` what there is to
+    deal out.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Membership:
         brokers: Brokers,
         group: str,
         topics: Sequence[str],
-        kinds: Sequence[range],
+        kinds: Callable[[], Awaitable[Sequence[range]]],
         places: Callable[[int], Sequence[Place]],
         *,
         where: str,
@@ -251,7 +252,8 @@ class Membership:
             check(response.error_code)
             self._member, self.generation = response.member_id, response.generation_id
             self.alone = len(response.members) == 1
-            shares = self._deal(response) if response.leader_id == response.member_id else []
+            leading = response.leader_id == response.member_id
+            shares = self._deal(response, await self._kinds()) if leading else []
             sent = time.monotonic()
             synced = await self._to_group(
                 library.SyncGroup(self._group, self.generation, self._member, None, shares), patience
@@ -278,14 +280,12 @@ class Membership:
             self._group, request, channel=library.GROUP_CHANNEL, within=within
         )
 
-    def _deal(self, response: Any) -> list[tuple[str, bytes]]:
+    def _deal(self, response: Any, kinds: Sequence[range]) -> list[tuple[str, bytes]]:
         claims: dict[str, Claim] = {}
         for member in response.members:
             metadata = library.MemberMetadata.decode(member[-1])
             claims[member[0]] = assignor.decode_claim(metadata.user_data)
-        return [
-            (member, self._assignment(share)) for member, share in assignor.deal(claims, self._kinds).items()
-        ]
+        return [(member, self._assignment(share)) for member, share in assignor.deal(claims, kinds).items()]
 
     def _assignment(self, share: Share) -> bytes:
         """Other tools show the partitions; members read the units."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from messaging_kafka.library import Errors, Place
 from messaging_kafka.membership import Membership
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from messaging.adapter import GroupSpec, Lease, Ownership, RawDelivery
     from messaging_kafka.assignor import Share
@@ -33,6 +34,8 @@ logger = logging.getLogger("messaging")
 
 COMMIT_AGAIN = 0.2
 """Seconds between attempts at the last commit of a unit."""
+FIRST_TIER = 100_000
+"""The number of the unit of the first tier: above those of partitions, however many are added."""
 LEAST_ROOM = 200
 """Characters: with less for what is unfinished, the position is committed alone."""
 
@@ -121,7 +124,6 @@ class Partitions:
         self._woken = woken
         names = session.names
         self._beside = names.redrive(group) if group.ordered else names.retry(group)
-        kinds = [range(count)] if group.ordered else [range(count), range(count, count + tiers.TIERS)]
         self.where = f"{group.topic.name}/{group.name}"
         self.owned: dict[int, Unit] = {}
         self.relief = False
@@ -133,7 +135,7 @@ class Partitions:
             session.brokers,
             names.group(group),
             [topic, self._beside],
-            kinds,
+            self._kinds,
             self.places,
             where=self.where,
             changed=self._share,
@@ -145,9 +147,38 @@ class Partitions:
         """The partitions of a unit."""
         if self._group.ordered:
             return [Place(self._topic, unit), Place(self._beside, unit)]
-        if unit < self._count:
+        if unit < FIRST_TIER:
             return [Place(self._topic, unit)]
-        return [Place(self._beside, unit - self._count)]
+        return [Place(self._beside, unit - FIRST_TIER)]
+
+    async def _kinds(self) -> Sequence[range]:
+        with suppress(MessagingError):  # whoever looks for it tells
+            await self.grown()
+        units = range(self._count)
+        return [units] if self._group.ordered else [units, range(FIRST_TIER, FIRST_TIER + tiers.TIERS)]
+
+    async def grown(self) -> bool:
+        """Whether the owner of an adopted topic has added partitions, which are dealt out from now on.
+
+        Raises ConnectionFailed, and ConfigurationError where what is beside the topic cannot grow with it.
+        """
+        if self._group.topic.native is None:
+            return False
+        count = (await self._session.brokers.partitions([self._topic])).get(self._topic, 0)
+        if count <= self._count:
+            return False
+        await self._session.topology.fit(self._group, count)
+        logger.warning(
+            "Topic %s of %s has %d partitions, it had %d: they are read from their beginning. Keys that moved may be "
+            "handled out of order",
+            self._topic,
+            self.where,
+            count,
+            self._count,
+            extra={"topic": self._group.topic.name, "group": self._group.name, "partitions": count},
+        )
+        self._count = count
+        return True
 
     def owner(self, delivery: RawDelivery) -> Unit | None:
         """The unit that the delivery came from, while it is owned without a break."""
@@ -157,7 +188,7 @@ class Partitions:
     @property
     def owns_first_tier(self) -> bool:
         """Whether what is sent on without a delay would come back to this member."""
-        return self._count in self.owned
+        return FIRST_TIER in self.owned
 
     def _claim(self) -> tuple[int, ...]:
         """What is owned; first that of which something has been in this process for longest: it may be long to end."""
@@ -191,7 +222,8 @@ class Partitions:
             for place in self.places(number):
                 position = committed.get(place)
                 if position is None:
-                    if place.topic == self._topic:
+                    newer = self._session.topology.newer(self._group, place.partition)
+                    if place.topic == self._topic and not newer:
                         raise self._session.topology.expired(self._group)
                     position = Committed(0)
                 copies = place.topic == self._beside

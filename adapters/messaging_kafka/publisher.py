@@ -91,6 +91,8 @@ class Publisher:
         """Whether the topic has a group. A topic of another program may have groups that we do not know."""
         if state.spec.native is not None:
             state.routed = True
+            there = await self._session.brokers.partitions([state.physical])  # its owner may add some
+            state.partitions = there.get(state.physical, state.partitions)
         else:
             await self._session.topology.registry.refresh()
             state.routed = self._session.topology.registered(state.spec)

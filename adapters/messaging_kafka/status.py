@@ -59,7 +59,7 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
         known = {
             place: committed.get(place, Committed(0))
             for place in ends
-            if place in committed or place.topic == beside
+            if place in committed or place.topic == beside or session.topology.newer(group, place.partition)
         }
         short = [place for place, position in known.items() if ends[place] < position.offset]
         starts = await session.brokers.offsets(dict.fromkeys(short, library.EARLIEST)) if short else {}

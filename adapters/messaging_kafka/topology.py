@@ -247,6 +247,33 @@ class TopologyKeeper:
         except KafkaError as error:
             raise translate(error, f"declaring group {group.name}", self._settings.address) from error
 
+    def newer(self, group: GroupSpec, partition: int) -> bool:
+        """Whether a partition of an adopted topic was added after the group was declared: the group begins with it."""
+        record = self.registry.get(_name(group))
+        return (
+            group.topic.native is not None
+            and record is not None
+            and partition >= len(record.fields.get("starts", ()))
+        )
+
+    async def fit(self, group: GroupSpec, partitions: int) -> None:
+        """The redrive topic of an ordered group has as many partitions as its adopted topic.
+
+        Raises ConfigurationError naming both where it has fewer and nothing may be made here.
+        """
+        name = self._names.redrive(group)
+        if not group.ordered:
+            return
+        there = (await self._brokers.partitions([name])).get(name, 0)
+        if there >= partitions:
+            return
+        if not self.creates:
+            raise ConfigurationError(
+                f"topic {group.topic.native} has {partitions} partitions on Kafka, and {name}, which group "
+                f"{group.name} needs beside it, has {there}: give it as many, or let a member declare its topology"
+            )
+        await self._brokers.grow(name, partitions)
+
     def expired(self, group: GroupSpec) -> ConfigurationError:
         """The error for a group whose position the broker has forgotten."""
         return ConfigurationError(

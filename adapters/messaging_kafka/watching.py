@@ -14,10 +14,13 @@ from messaging.errors import ConnectionFailed, MessagingError
 
 if TYPE_CHECKING:
     from messaging_kafka.fetching import Fetcher, Source
+    from messaging_kafka.partitions import Partitions
     from messaging_kafka.settings import KafkaSettings
 
 logger = logging.getLogger("messaging")
 
+GROWTH_PERIOD = 30.0
+"""Seconds between looks at the partitions of a topic that another program owns."""
 LOOKS = 2
 """Looks in a row without an answer: after one, this process may have been frozen itself."""
 
@@ -42,6 +45,22 @@ async def watch(fetcher: Fetcher, where: str, settings: KafkaSettings) -> None:
         if still:
             silent.clear()
             await _look_after(fetcher, still, where)
+
+
+async def watch_growth(partitions: Partitions, fetcher: Fetcher) -> None:
+    """Look whether the owner of an adopted topic has added partitions; until cancelled.
+
+    The reader is told where they cannot be read; what goes on meanwhile is looked at again.
+    """
+    while True:
+        await asyncio.sleep(GROWTH_PERIOD)
+        try:
+            if await partitions.grown():
+                partitions.membership.rejoin()
+        except ConnectionFailed:
+            continue
+        except MessagingError as error:
+            fetcher.tell(error)
 
 
 async def _look_after(fetcher: Fetcher, still: list[Source], where: str) -> None:

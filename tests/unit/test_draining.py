@@ -1,0 +1,139 @@
+import asyncio
+
+import pytest
+
+from messaging.adapter import DONE, SettleError
+from messaging.errors import (
+    ConnectionFailed,
+)
+from messaging.message import Ack, Release, Retry
+from tests.unit.scripted import Bench, Work, acking, later, raw
+
+DOWN = SettleError(ConnectionFailed("down"))
+
+
+# drain
+
+
+async def test_a_drain_finishes_what_runs_and_starts_nothing_more():
+    work = Work()
+    async with Bench(work, concurrency=1, grace=30.0).running() as bench:
+        await bench.put(raw("1", "a"), raw("2", "a"), raw("3", "b"))
+        bench.dispatcher.stop()
+        await bench.clock.advance(29)
+        assert not bench.task.done()
+        work.finish("1")
+        await bench.clock.settle()
+
+        assert bench.task.done()
+        assert bench.consumer.settled == [("1", Ack())]
+        assert bench.consumer.closed
+        assert work.started == ["1"]
+
+
+async def test_a_drain_cancels_after_its_grace_and_gives_back():
+    work = Work()
+    async with Bench(work, grace=30.0).running() as bench:
+        await bench.put(raw("1"))
+        bench.dispatcher.stop()
+        await bench.clock.advance(30)
+
+        assert bench.task.done()
+        assert bench.consumer.settled == [("1", Release())]
+
+
+async def test_a_drain_does_not_wait_for_parked_keys_or_suspects():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("1", "a"), raw("run", "b"))
+        work.finish("1", Retry(after=3600))
+        await bench.put(raw("s", "c", returns=3))
+        bench.dispatcher.stop()
+        await bench.clock.settle()
+        work.finish("run")
+        await bench.clock.settle()
+
+        assert bench.task.done()
+        assert bench.consumer.isolated == []
+
+
+async def test_a_failure_that_is_held_while_draining_is_left_to_the_broker():
+    work = Work()
+    async with Bench(work).running() as bench:
+        await bench.put(raw("1", "a"))
+        bench.dispatcher.stop()
+        await bench.clock.settle()
+        work.finish("1", Retry(after=60))
+        await bench.clock.settle()
+
+        assert bench.task.done()
+        assert bench.consumer.outcomes(Retry) == ["1"]
+
+
+async def test_a_drain_without_grace_ends_without_time():
+    work = Work()
+    async with Bench(work, grace=0.0).running() as bench:
+        await bench.put(raw("1"))
+        bench.dispatcher.stop()
+        await bench.clock.settle()
+
+        assert bench.task.done()
+        assert bench.consumer.settled == [("1", Release())]
+
+
+async def test_a_drain_waits_for_a_settlement_that_is_slow_but_not_for_ever():
+    bench = Bench(acking, grace=30.0)
+    bench.consumer.on_settle = lambda settlements: later(bench.clock, 10, [DONE])
+    async with bench.running():
+        await bench.put(raw("1"))
+        bench.dispatcher.stop()
+        await bench.clock.advance(10)
+        assert bench.task.done()
+    assert bench.counters.acked == 1
+
+    stuck = Bench(acking, grace=30.0)
+    stuck.consumer.on_settle = lambda settlements: later(stuck.clock, 0, [DOWN])
+    async with stuck.running():
+        await stuck.put(raw("1"))
+        stuck.dispatcher.stop()
+        await stuck.clock.advance(36)
+        assert stuck.task.done()
+    assert stuck.counters.acked == 0
+
+
+async def test_cancelling_gives_back_what_was_not_settled():
+    work = Work()
+    bench = Bench(work)
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1", "a"), raw("2", "b"))
+    work.finish("2", Retry(after=60))
+    await bench.clock.settle()
+
+    task.cancel()
+    await asyncio.wait((task,))
+
+    assert task.cancelled()
+    assert work.cancelled == ["1"]
+    assert bench.consumer.outcomes() == ["2"]
+    assert bench.consumer.closed
+
+
+@pytest.mark.parametrize("rounds", range(1, 12))
+async def test_a_cancellation_at_any_moment_of_a_drain_closes_the_consumer(rounds):
+    work = Work()
+    bench = Bench(work, grace=0.0)
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"))
+    bench.dispatcher.stop()
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+
+    task.cancel()
+    await asyncio.wait((task,))
+
+    assert bench.consumer.closed
+    assert work.running == set()
+    assert all(one.done() for one in bench.dispatcher._workers._tasks)
+
+
+# a random life

@@ -1,0 +1,170 @@
+import asyncio
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from messaging import (
+    Ack,
+    App,
+    Delivery,
+    Endpoint,
+    RemoteError,
+    Retry,
+    RetryPolicy,
+    Topic,
+    connect,
+    fixed,
+)
+from messaging.testing import VirtualClock
+
+orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
+jobs = Topic("jobs", str)
+prices = Endpoint("prices", str, int)
+
+
+@pytest.fixture
+async def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect("memory://", clock=clock) as bus:
+        yield bus
+
+
+# handlers
+
+
+async def test_a_failure_is_retried_and_then_a_dead_letter(bus, clock):
+    app = App("a", retry=RetryPolicy(3, fixed(10)))
+    attempts = []
+
+    @app.subscribe(orders)
+    async def handle(order: str, delivery: Delivery):
+        attempts.append((delivery.attempt, clock.monotonic()))
+        raise ValueError("bad")
+
+    async with app.running(bus):
+        await bus.publish(orders, "x")
+        await clock.advance(60)
+
+    assert attempts == [(1, 0), (2, 10), (3, 20)]
+    assert await bus.dead_letters(orders, group="a").count() == 1
+
+
+async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
+    app = App("a", retry=RetryPolicy(1))
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        task = asyncio.create_task(asyncio.Event().wait())
+        task.cancel()
+        await task
+
+    async with app.running(bus):
+        await bus.publish_many(jobs, [str(number) for number in range(30)])
+        await clock.advance(1)
+        assert await bus.dead_letters(jobs, group="a").count() == 30
+
+
+async def test_an_hour_of_a_synchronous_handlers_retries_takes_no_time(bus, clock):
+    app, threads, times = App("a", retry=RetryPolicy(2, fixed(3600))), set(), []
+
+    @app.subscribe(jobs)
+    def handle(job: str, delivery: Delivery):
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        times.append(clock.monotonic())
+        return Retry() if delivery.attempt == 1 else Ack()
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.advance(3600)
+
+    assert times == [0, 3600]
+    assert threads == {"messaging-a"}
+
+
+async def test_a_thread_is_waited_for_before_its_key_goes_on():
+    app, running, overlaps = App("a", timeout=0.02, retry=RetryPolicy(2, fixed(0))), set(), []
+
+    @app.subscribe(orders)
+    def handle(order: str):
+        if order in running:
+            overlaps.append(order)
+        running.add(order)
+        time.sleep(0.1)
+        running.discard(order)
+
+    async with connect("memory://") as bus, app.running(bus):
+        await bus.publish(orders, "x")
+        letters = bus.dead_letters(orders, group="a")
+        async with asyncio.timeout(5):
+            while not await letters.count():
+                await asyncio.sleep(0.01)
+    assert overlaps == []
+
+
+async def test_settings_override_what_the_code_says(tmp_path, monkeypatch, clock):
+    file = tmp_path / "messaging.toml"
+    file.write_text(
+        """
+        [topics.jobs]
+        partitions = 3
+        [subscriptions."jobs/a"]
+        concurrency = 2
+        prefetch = 5
+        timeout = 7
+        on_expired = "dead_letter"
+        retry = {attempts = 9, delay = 2, maximum = 4, multiplier = 1, jitter = 0}
+        """
+    )
+    monkeypatch.setenv("MESSAGING_CONFIG", str(file))
+    app = App("a", concurrency=10, retry=RetryPolicy(2, fixed(1)))
+    app.subscribe(jobs, concurrency=20, prefetch=40, timeout=60)(lambda job: None)
+
+    (plan,) = app.plans(connect("memory://", clock=clock))
+
+    assert (plan.concurrency, plan.prefetch, plan.timeout, plan.on_expired) == (2, 5, 7.0, "dead_letter")
+    assert plan.group.topic.partitions == 3
+    assert (plan.retry.attempts, plan.retry.delay.initial, plan.retry.delay.maximum) == (9, 2, 4)
+
+
+# responders
+
+
+async def test_requests_are_answered_and_failures_raised_at_the_requester(bus, clock):
+    app = App("a")
+
+    @app.respond(prices)
+    async def quote(ask: str) -> int:
+        if ask == "bad":
+            raise ValueError("no such thing")
+        return len(ask)
+
+    async with app.running(bus):
+        assert await bus.request(prices, "abc") == 3
+        with pytest.raises(RemoteError, match="ValueError: no such thing"):
+            await bus.request(prices, "bad")
+    assert not bus.broker("prices").requester._pending
+
+
+async def test_a_cut_while_a_reply_is_sent_ends_no_responder(bus, clock):
+    app, asked = App("a"), []
+
+    @app.respond(prices)
+    async def quote(ask: str) -> int:
+        asked.append(ask)
+        if len(asked) == 1:
+            bus.native.disconnect()
+        return 1
+
+    async with app.running(bus):
+        with suppress(Exception):
+            await bus.request(prices, "abc", timeout=5)
+        bus.native.reconnect()
+        await clock.advance(30)
+        assert await bus.request(prices, "abc", timeout=5) == 1
+        assert bus.fatal is None

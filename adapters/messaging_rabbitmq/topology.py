@@ -280,7 +280,8 @@ class TopologyKeeper:
         async with self.registry_of(group.topic, create=False) as entries:
             known = {} if entries is None else entries.groups
             last = entries is not None and not known.keys() - {group.name}
-            await self._delete(replace(group, ordered=known.get(group.name, group.ordered)), last=last)
+            recorded = replace(group, ordered=known.get(group.name, group.ordered))
+            await self._delete(await self._whole(recorded), last=last)
             if entries is not None:
                 await entries.remove(group.name)
         if last:
@@ -289,6 +290,17 @@ class TopologyKeeper:
                     await channel.queue_delete(
                         self._names.registry(group.topic), if_unused=True, if_empty=True
                     )
+
+    async def _whole(self, group: GroupSpec) -> GroupSpec:
+        """The group with every partition that the broker has of it, should it be described with fewer."""
+        count = group.topic.partitions
+        if group.ordered:
+            async with self._link.throwaway(f"looking for the partitions of group {group.name}") as channel:
+                with suppress(ChannelNotFoundEntity):
+                    while True:
+                        await channel.queue_declare(self._names.queue(group, count), passive=True)
+                        count += 1
+        return replace(group, topic=replace(group.topic, partitions=count))
 
     async def _delete(self, group: GroupSpec, *, last: bool) -> None:
         names = self._names

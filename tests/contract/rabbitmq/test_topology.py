@@ -1,6 +1,7 @@
 """Declaring, verifying, comparing, listing and deleting."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,19 @@ async def test_groups_of_other_programs_are_listed_with_what_the_broker_knows(be
     await other.delete_group(billing)
     await other.delete_group(billing)
     assert [one.group for one in await adapter.groups()] == ["search"]
+
+
+async def test_a_group_described_with_fewer_partitions_is_deleted_whole(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=3)
+    billing = await bench.group(adapter, topic)
+    await publish(adapter, topic, "m1", partition=2)
+
+    await adapter.delete_group(replace(billing, topic=replace(topic, partitions=1)))
+    await bench.group(await bench.adapter(), topic)
+
+    (kept,) = await adapter.groups()
+    assert kept.lag == 0
 
 
 async def test_every_group_gets_every_message_from_its_declaration_on(bench: Bench) -> None:

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     # argparse would look for the empty list among `choices`; an unknown name is refused by `start`.
     capabilities.add_argument(
-        "brokers", nargs="*", metavar="BROKER", help=f"{_names()}; without any, all that have an adapter"
+        "brokers", nargs="*", metavar="BROKER", help=f"{_names()}; without any, one for each adapter"
     )
     capabilities.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the Markdown file to write"

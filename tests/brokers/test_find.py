@@ -88,6 +88,10 @@ def test_a_server_has_an_adapter_when_one_is_installed_for_its_url(monkeypatch: 
     assert brokers.with_an_adapter() == ("redis",)
 
 
+def test_of_the_servers_for_one_adapter_the_first_is_taken() -> None:
+    assert brokers.with_an_adapter() == ("redis", "rabbitmq", "kafka", "sqs")
+
+
 def test_an_unknown_broker_is_named_with_the_known_ones() -> None:
     with pytest.raises(brokers.BrokerUnavailable, match="redis, rabbitmq"):
         brokers.start("pigeon")

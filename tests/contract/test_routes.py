@@ -24,9 +24,7 @@ from messaging import (
 )
 from messaging_contracts import brokers
 
-REAL = tuple(
-    name for name in brokers.with_an_adapter() if name != "elasticmq"
-)  # it is queues alone, without SNS
+REAL = brokers.with_an_adapter()
 BROKERS = ("memory", *REAL)
 KEYS = ("ann", "bob", "cas")
 

@@ -37,11 +37,12 @@ def environment_variable(name: str) -> str:
 
 
 def with_an_adapter() -> tuple[str, ...]:
-    """Those of `NAMES` that an installed adapter takes the URL of."""
+    """Those of `NAMES` that an installed adapter takes the URL of; of several servers for one adapter the first."""
     schemes = entry_points(group="messaging.adapters").names
-    return tuple(
-        name for name, kind in KINDS.items() if urlsplit(kind.url(LOOPBACK, 1, Options())).scheme in schemes
-    )
+    first: dict[str, str] = {}
+    for name, kind in KINDS.items():
+        first.setdefault(urlsplit(kind.url(LOOPBACK, 1, Options())).scheme, name)
+    return tuple(name for scheme, name in first.items() if scheme in schemes)
 
 
 def start(

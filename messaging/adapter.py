@@ -132,6 +132,7 @@ class RawDelivery:
     """The adapter's own."""
     hold: float = 0.0
     """Seconds for which it must still be held: what is left of a retry's delay that a former owner began."""
+    received: float = 0.0  # the dispatcher's own
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from messaging.message import Ack, Release, Retry
@@ -66,6 +67,8 @@ class Binding:
     service: str
     grace: float
     max_delay: float
+    max_hold: float = inf
+    """The longest time for which the broker lets a delivery be held, all its retries together, seconds (8)."""
     answer: Callable[[RawDelivery, Outcome], tuple[Outcome, Message | None]] | None = None
     """Turns a responder's outcome into a reply."""
     observer: Observer | None = None

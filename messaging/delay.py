@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from messaging.adapter import Capabilities, TopicSpec
-    from messaging.message import Duration, Message
+    from messaging.message import Duration, Message, Retry
 
 LONGEST = 365 * 86_400.0
 """Seconds, where the broker has no bound of its own: what another program writes must not be kept for ever (19)."""
@@ -82,3 +82,16 @@ def judge_early(not_before: datetime, now: float, longest: float) -> Release | R
             cause="delay_unsupported",
         )
     return Release(after=min(after, bound))
+
+
+def bounded(outcome: Retry, after: float, longest: float) -> Retry | Reject:
+    """A retry that the broker can wait for; else a dead letter, with the retry's cause."""
+    if after <= longest:
+        return outcome
+    reason = (
+        f"{outcome.reason or 'failed'}; a retry after {after:g} s is beyond the broker's longest, "
+        f"{max(0.0, longest):g} s"
+    )
+    rejected = Reject(reason, cause="delay_unsupported")
+    rejected.__cause__ = outcome.__cause__ or outcome
+    return rejected

@@ -10,18 +10,15 @@ import asyncio
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING
 
 from messaging import failure
 from messaging.adapter import Hold, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
-from messaging.errors import (
-    AuthenticationFailed,
-    ConfigurationError,
-    ConnectionFailed,
-    LeaseLost,
-)
+from messaging.delay import bounded
+from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, LeaseLost
 from messaging.health import SubscriptionHealth
 from messaging.lanes import Lanes
 from messaging.message import Ack, Reject, Release, Retry, seconds
@@ -179,6 +176,10 @@ class Dispatcher:
 
     def _take_in(self, deliveries: Collection[RawDelivery]) -> None:
         revoked = self._revoked
+        if self._binding.max_hold < inf:
+            now = self._clock.monotonic()
+            for one in deliveries:
+                one.received = now
         self._lanes.add(
             [one for one in deliveries if one.partition not in revoked] if revoked else deliveries
         )
@@ -212,8 +213,7 @@ class Dispatcher:
         after = 0.0
         if isinstance(outcome, Retry):
             after = seconds(outcome.after or 0.0)
-            if after > self._binding.max_delay:
-                outcome = _delay_unsupported(outcome, after, self._binding.max_delay)
+            outcome = bounded(outcome, after, self._longest_delay(delivery))
         cause = outcome.cause if isinstance(outcome, Reject) else "exception"
         record = failure.record(
             delivery.failure,
@@ -233,6 +233,13 @@ class Dispatcher:
         if isinstance(outcome, Reject):
             _log_dead_letter(delivery, outcome, cause, self._extra())
         return Settlement(delivery, outcome, after=after, failure=record)
+
+    def _longest_delay(self, delivery: RawDelivery) -> float:
+        """No longer than the broker lets a delivery be held, since it was received (8)."""
+        longest, hold = self._binding.max_delay, self._binding.max_hold
+        if hold == inf:
+            return longest
+        return min(longest, hold - (self._clock.monotonic() - delivery.received))
 
     def _settled(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
         held, lost, observer = self._held, self._lost, self._binding.observer
@@ -478,13 +485,6 @@ def _lane_of(delivery: RawDelivery) -> tuple[int, int, Key | None]:
 
 def _any_of(deliveries: Collection[RawDelivery], partitions: Collection[int]) -> bool:
     return any(delivery.partition in partitions for delivery in deliveries)
-
-
-def _delay_unsupported(outcome: Retry, after: float, longest: float) -> Reject:
-    reason = f"{outcome.reason or 'failed'}; a retry after {after:g} s is beyond the broker's longest, {longest:g} s"
-    rejected = Reject(reason, cause="delay_unsupported")
-    rejected.__cause__ = outcome.__cause__ or outcome
-    return rejected
 
 
 def _log_dead_letter(delivery: RawDelivery, outcome: Reject, cause: str, extra: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from messaging.adapter import SettleError, Subscription
@@ -86,6 +87,7 @@ class Pull(Generic[T]):
             service=self._group.name,
             grace=0.0,
             max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
+            max_hold=capabilities.max_hold if self._group.ordered else inf,
             observer=self,
         )
         self._dispatcher = subscriber(self._bus, binding)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from messaging.adapter import Subscription
@@ -110,6 +111,12 @@ class Plan:
                 f"{self.definition.name} may retry after {longest:g} s; {capabilities.broker} at {broker.name} "
                 f"can wait {bound:g} s there: lower the policy's maximum"
             )
+        elif self.group.ordered and self.on_exhausted != "hold_key" and self.retry.total > bound:
+            reasons.append(
+                f"{self.definition.name} may retry for {self.retry.total:g} s in all; {capabilities.broker} at "
+                f"{broker.name} can hold a message of an ordered group for {bound:g} s: lower the policy's delays or "
+                "attempts"
+            )
         if self.on_exhausted == "hold_key" and not self.group.ordered:
             reasons.append(f"{self.definition.name} holds keys, which only an ordered group has")
         if self.idempotent and bus.store is None:
@@ -149,6 +156,8 @@ class Plan:
             service=definition.app,
             grace=bus.settings.drain_timeout,
             max_delay=capabilities.max_hold if ordered else capabilities.max_delay,
+            # A key that is held for ever comes again where the broker takes it back.
+            max_hold=capabilities.max_hold if ordered and self.on_exhausted == "dead_letter" else inf,
             answer=None
             if definition.endpoint is None
             else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),

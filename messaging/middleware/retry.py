@@ -102,6 +102,17 @@ class RetryPolicy:
         """The longest delay that this policy asks for before it is exhausted, in seconds."""
         return self.delay.before_jitter(self.attempts - 1) if self.attempts > 1 else 0.0
 
+    @property
+    def total(self) -> float:
+        """All delays of this policy together, without jitter, in seconds."""
+        total, longest = 0.0, self.longest
+        for attempt in range(1, self.attempts):
+            delay = self.delay.before_jitter(attempt)
+            if delay >= longest:  # it never falls
+                return total + delay * (self.attempts - attempt)
+            total += delay
+        return total
+
     def retries(self, error: BaseException) -> bool:
         """Whether this exception, no group, deserves another attempt. One beside Exception is judged as one."""
         if not isinstance(error, Exception):

@@ -242,6 +242,19 @@ async def test_a_delay_beyond_the_brokers_longest_is_a_dead_letter():
     assert outcome.reason == "slow down; a retry after 1001 s is beyond the broker's longest, 1000 s"
 
 
+async def test_retries_that_together_hold_a_message_longer_than_the_broker_can_end_as_a_dead_letter():
+    async def handler(delivery):
+        return Retry("again", after=400)
+
+    async with Bench(handler, max_hold=1000.0).running() as bench:
+        await bench.put(raw("1"))
+        await bench.clock.advance(900)
+
+    outcomes = [outcome for _, outcome in bench.consumer.settled]
+    assert [type(one) for one in outcomes] == [Retry, Retry, Reject]
+    assert outcomes[-1].reason == "again; a retry after 400 s is beyond the broker's longest, 200 s"
+
+
 async def test_a_retry_without_a_delay_is_settled_with_none():
     async def handler(delivery):
         return Retry() if delivery.attempt == 1 else Ack()

@@ -291,9 +291,24 @@ async def test_a_policy_that_never_waits_so_long_is_no_reason(monkeypatch):
     """Three attempts wait twice: 1 s and 2 s, whatever the maximum."""
     bus, app = bus_with(), App("billing", retry=RetryPolicy(3, exponential(1, maximum=3600, jitter=0)))
     app.subscribe(orders)(handle)
-    able(bus, monkeypatch, max_hold=2.0)
+    able(bus, monkeypatch, max_hold=3.0)
 
     await starting(app, bus)
+
+
+async def test_a_policy_whose_delays_together_are_too_long_for_a_hold_is_refused(monkeypatch):
+    bus, app = bus_with(), App("billing", retry=RetryPolicy(4, fixed(2)))
+    app.subscribe(orders)(handle)
+    app.subscribe(jobs)(handle)
+    able(bus, monkeypatch, max_hold=5.0, max_delay=5.0)
+
+    with pytest.raises(UnsupportedCapability) as raised:
+        await starting(app, bus)
+
+    assert str(raised.value) == (
+        "orders/billing may retry for 6 s in all; memory at memory:// can hold a message of an ordered group for 5 s: "
+        "lower the policy's delays or attempts"
+    )
 
 
 async def test_a_key_that_is_held_may_wait_for_the_policys_maximum(monkeypatch):

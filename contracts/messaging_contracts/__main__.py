@@ -151,6 +151,10 @@ def _run(options: argparse.Namespace) -> int:
                 child.wait()
 
 
+SERVERS = {"sqs": "on LocalStack", "elasticmq": "on ElasticMQ"}
+"""What stands in for a broker that is a service."""
+
+
 def _capabilities(options: argparse.Namespace) -> int:
     from messaging_contracts.capabilities import report
 
@@ -159,7 +163,10 @@ def _capabilities(options: argparse.Namespace) -> int:
     with ExitStack() as started:
         running = _start(options.brokers or brokers.with_an_adapter(), started)
         os.environ.update(_environment(running))
-        text, kept = asyncio.run(report(["memory://capabilities", *(broker.url for broker in running)]))
+        versions = {
+            broker.url: f"{SERVERS.get(broker.name, '')} {broker.version}".strip() for broker in running
+        }
+        text, kept = asyncio.run(report({"memory://capabilities": "", **versions}))
     options.output.write_text(text, encoding="utf-8")
     return 0 if kept else 1
 

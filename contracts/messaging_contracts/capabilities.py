@@ -31,11 +31,13 @@ class Findings:
     """What a run has shown of one broker."""
 
     capabilities: Capabilities
+    server: str = ""
+    """Its version, as the server tells it."""
     shown: dict[str, Shown] = field(default_factory=dict[str, Shown])
 
     @property
     def title(self) -> str:
-        return " ".join(filter(None, (self.capabilities.broker, self.capabilities.version)))
+        return " ".join(filter(None, (self.capabilities.broker, self.server or self.capabilities.version)))
 
     def verdict(self, promise: str, of: Sequence[Case]) -> str:
         """The level at which the cases have shown the promise, and how many of them."""
@@ -48,11 +50,11 @@ class Findings:
         return f"{level} ({len(shown)})"
 
 
-async def investigate(url: str) -> Findings:
+async def investigate(url: str, server: str = "") -> Findings:
     """Run every case on this broker."""
     target = target_of(url)
     async with connect(target.url) as bus:
-        findings = Findings(bus.capabilities)
+        findings = Findings(bus.capabilities, server)
     gate = asyncio.Semaphore(PARALLEL)
 
     async def one(case: Case) -> None:
@@ -69,9 +71,9 @@ async def investigate(url: str) -> Findings:
     return findings
 
 
-async def report(urls: Sequence[str]) -> tuple[str, bool]:
-    """The document for these brokers, and whether all promises are kept."""
-    findings = [await investigate(url) for url in urls]
+async def report(servers: Mapping[str, str]) -> tuple[str, bool]:
+    """The document for these brokers, versions by URL, and whether all promises are kept."""
+    findings = [await investigate(url, version) for url, version in servers.items()]
     broken = any(shown == "broken" for one in findings for shown in one.shown.values())
     return document(findings), not broken
 

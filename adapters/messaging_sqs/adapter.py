@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
-from messaging_sqs.connection import Connection
+from messaging_sqs.connection import Connection, Denied
 from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
 from messaging_sqs.fifo import OrderedConsumer
 from messaging_sqs.generations import Generations
@@ -180,13 +180,16 @@ class SQSAdapter(Adapter):
         return self._generations.finished(group)
 
     async def health(self) -> BrokerHealth:
-        """See `Adapter.health`."""
+        """See `Adapter.health`. Figures at which this role may not look are unknown, and no failure."""
+        groups: Sequence[GroupInfo] = ()
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
                 groups = await self.groups()
         except TimeoutError:
             error = f"SQS at {self._settings.address} gave no answer within {_HEALTH_BOUND:g} s"
             return BrokerHealth(False, error=error)
+        except Denied:
+            pass  # the service has answered
         except MessagingError as error:
             return BrokerHealth(False, error=str(error))
         failed = self._connection.failed

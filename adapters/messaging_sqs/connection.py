@@ -90,6 +90,10 @@ class Absent(MessagingError):
     """The queue, topic or subscription does not exist."""
 
 
+class Denied(ConfigurationError):
+    """This role may not do it: the service was reached, and the credentials are known."""
+
+
 class Exists(MessagingError):
     """It exists already, with other attributes."""
 
@@ -187,7 +191,7 @@ class Connection:
     async def call(self, service: Service, operation: str, /, **parameters: Any) -> Any:
         """One request and its answer. Cancelling leaves the request to end by itself.
 
-        Raises Absent, Exists, DeletedRecently, ConfigurationError (not permitted), AuthenticationFailed,
+        Raises Absent, Exists, DeletedRecently, Denied, AuthenticationFailed,
         ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (refused for another reason).
         """
         request = partial(getattr(getattr(self.clients, service), operation), **parameters)
@@ -246,8 +250,9 @@ class Connection:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         if code in _AUTHENTICATION or query_code in _AUTHENTICATION:
             return AuthenticationFailed(f"{where}: the credentials were refused: {code}")
-        if code in _DENIED:
-            return ConfigurationError(
+        if code in _DENIED or query_code in _DENIED:
+            self.failed = None  # it is an answer
+            return Denied(
                 f"{where} is not permitted: {text}. The documentation lists the least policy to grant"
             )
         if code in _ABSENT or query_code in _ABSENT:

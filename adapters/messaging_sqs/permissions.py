@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 Role: TypeAlias = Literal["publisher", "requester", "consumer", "dead letters", "topology"]
+Fanout: TypeAlias = Literal["sns", "client"]
 Call: TypeAlias = "tuple[str, str]"
 """A service and its operation, as `("sqs", "SendMessageBatch")`."""
 
@@ -21,13 +22,14 @@ def _calls(service: str, *operations: str) -> frozenset[Call]:
 
 
 _VERIFY_TOPIC = _calls("sns", "GetTopicAttributes", "ListTagsForResource")
+_VERIFY_GROUP = _VERIFY_TOPIC | _calls("sns", "ListSubscriptionsByTopic", "GetSubscriptionAttributes")
 _FREE = _calls("sts", "GetCallerIdentity")
 
 CALLS: Mapping[Role, Collection[Call]] = {
     "publisher": (
         _FREE
         | _VERIFY_TOPIC
-        | _calls("sqs", "GetQueueUrl", "ListQueueTags")
+        | _calls("sqs", "GetQueueUrl", "GetQueueAttributes", "ListQueueTags")
         | _calls("sns", "PublishBatch", "ListSubscriptionsByTopic")
     ),
     "requester": _calls(
@@ -43,8 +45,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
     ),
     "consumer": (
         _FREE
-        | _VERIFY_TOPIC
-        | _calls("sns", "ListSubscriptionsByTopic", "GetSubscriptionAttributes")
+        | _VERIFY_GROUP
         | _calls(
             "sqs",
             "GetQueueUrl",
@@ -60,7 +61,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
     ),
     "dead letters": (
         _FREE
-        | _VERIFY_TOPIC
+        | _VERIFY_GROUP
         | _calls(
             "sqs",
             "GetQueueUrl",
@@ -74,19 +75,19 @@ CALLS: Mapping[Role, Collection[Call]] = {
     ),
     "topology": (
         _FREE
-        | _VERIFY_TOPIC
-        | _calls(
-            "sns",
-            "CreateTopic",
-            "ListSubscriptionsByTopic",
-            "GetSubscriptionAttributes",
-            "Subscribe",
-            "Unsubscribe",
-        )
+        | _VERIFY_GROUP
+        | _calls("sns", "CreateTopic", "Subscribe", "Unsubscribe")
         | _calls("sqs", "GetQueueUrl", "CreateQueue", "GetQueueAttributes", "ListQueueTags", "DeleteQueue")
     ),
 }
 """What each role calls with `topology="verify"`; `topology` declares and deletes. A requester is a publisher, too."""
+
+_WITHOUT_SNS: Mapping[Role, Collection[Call]] = {
+    "publisher": _calls("sqs", "ListQueues", "SendMessageBatch"),
+    "consumer": _calls("sqs", "ListQueues"),
+    "topology": _calls("sqs", "ListQueues"),
+}
+"""What `fanout=client` calls in place of SNS: who the groups are is told by the queues' names and tags."""
 
 _ALSO: Mapping[Call, tuple[str, ...]] = {
     ("sns", "CreateTopic"): ("sns:TagResource",),
@@ -95,6 +96,14 @@ _ALSO: Mapping[Call, tuple[str, ...]] = {
 """Creating with tags asks for two permissions."""
 _ANYWHERE = frozenset({"sqs:ListQueues", "sns:Unsubscribe", "sns:GetSubscriptionAttributes"})
 """Actions that IAM cannot limit to a resource."""
+
+
+def calls_of(role: Role, fanout: Fanout = "sns") -> frozenset[Call]:
+    """What a role calls, with or without SNS."""
+    calls = frozenset(CALLS[role])
+    if fanout == "sns":
+        return calls
+    return frozenset(call for call in calls if call[0] == "sqs").union(_WITHOUT_SNS.get(role, ()))
 
 
 def actions(calls: Collection[Call]) -> list[str]:
@@ -108,10 +117,16 @@ def actions(calls: Collection[Call]) -> list[str]:
 
 
 def policy(
-    role: Role, *, prefix: str = "messaging", region: str = "*", account: str = "*", partition: str = "aws"
+    role: Role,
+    *,
+    fanout: Fanout = "sns",
+    prefix: str = "messaging",
+    region: str = "*",
+    account: str = "*",
+    partition: str = "aws",
 ) -> dict[str, Any]:
     """The least policy of a role, as IAM reads it. With a namespace, put it behind the prefix: `messaging-staging-`."""
-    needed = actions(CALLS[role])
+    needed = actions(calls_of(role, fanout))
     kind = f"{prefix}-reply-*" if role == "requester" else f"{prefix}-*"
     statements: list[dict[str, Any]] = []
     for service in ("sns", "sqs"):

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
-from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.adapter import BrokerHealth, GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Message, Reject, Release, Retry
 from messaging_sqs.clients import make_clients
-from messaging_sqs.permissions import CALLS, actions, policy
+from messaging_sqs.connection import Denied
+from messaging_sqs.permissions import CALLS, Fanout, Role, actions, calls_of, policy
 from tests.contract.sqs.support import Bench, publish, receive, settle
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
@@ -18,9 +20,10 @@ GROUP = GroupSpec(TOPIC, "billing")
 
 
 @pytest.fixture
-async def roles(bench: Bench, monkeypatch):
+async def roles(fanout: Fanout, bench: Bench, monkeypatch):
     """Each role does its work once, with an adapter of its own; what each has called."""
     recorded: dict[str, set[tuple[str, str]]] = {}
+    bench.url += f"&fanout={fanout}"
 
     async def recording(role: str):
         calls = recorded[role] = set()
@@ -49,6 +52,7 @@ async def roles(bench: Bench, monkeypatch):
     await publisher.declare(Topology(topics=[TOPIC], mode="verify"))
     assert len(await publisher.generations(TOPIC)) == 2
     await publish(publisher, TOPIC, "ack", "retry", "reject", "guard", mandatory=True)
+    assert (await publisher.health()).connected
 
     consumer = await recording("consumer")
     await consumer.declare(Topology(groups=[GROUP], mode="verify"))
@@ -68,8 +72,10 @@ async def roles(bench: Bench, monkeypatch):
             await settle(member, [delivery], outcomes.pop(name, Ack()), failure="{}")
     await member.close()
     await consumer.groups()
+    assert (await consumer.health()).groups
 
     operator = await recording("dead letters")
+    await operator.declare(Topology(groups=[GROUP], mode="verify"))  # as the command does first
     assert len(await operator.generations(TOPIC)) == 2
     dead = operator.dead_letters(GROUP)
     async with dead.scan() as letters:
@@ -93,16 +99,44 @@ async def roles(bench: Bench, monkeypatch):
     return recorded
 
 
-async def test_the_calls_of_each_role_are_those_that_its_policy_allows(roles):
+@pytest.mark.parametrize("fanout", ["sns", "client"])
+async def test_the_calls_of_each_role_are_those_that_its_policy_allows(roles, fanout: Fanout):
     # Only a long life and a bad moment show these: the heartbeat, and what a poll brings after the end.
     unasked = {"requester": {("sqs", "TagQueue"), ("sqs", "ChangeMessageVisibilityBatch")}}
     for role, calls in roles.items():
-        assert calls | unasked.get(role, set()) == set(CALLS[role]), role
+        assert calls | unasked.get(role, set()) == calls_of(role, fanout), role
 
 
 @pytest.mark.parametrize("role", CALLS)
 def test_the_page_shows_the_policy_of_each_role(role):
     assert json.dumps(policy(role), indent=2) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("role", CALLS)
+def test_the_page_shows_what_each_role_needs_in_place_of_sns(role: Role):
+    more = sorted(set(actions(calls_of(role, "client"))) - set(actions(CALLS[role])))
+    shown = ", ".join(f"`{action}`" for action in more) or "nothing"
+    assert f"| {role} | {shown} |" in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("service", "operation"), [("sqs", "GetQueueAttributes"), ("sns", "ListSubscriptionsByTopic")]
+)
+async def test_a_role_that_may_not_look_at_groups_is_connected_and_has_no_figures(bench, service, operation):
+    adapter = await bench.adapter()
+    await bench.group(adapter, TOPIC)
+    assert (await adapter.health()).groups
+
+    def refuse(**_: object) -> tuple[object, dict[str, object]]:
+        error = {"Code": "AccessDenied", "Message": "not authorized"}
+        return AWSResponse("", 403, {}, None), {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403}}
+
+    events = getattr(adapter.native, service).meta.events
+    events.register(f"before-call.{service}.{operation}", refuse)
+    adapter._connection.failed = "an older request had no answer"  # a refusal is an answer
+    assert await adapter.health() == BrokerHealth(connected=True)
+    with pytest.raises(Denied, match="not permitted"):
+        await adapter.groups()
 
 
 def test_a_batch_needs_the_permission_of_its_call_and_creating_with_tags_two():

@@ -96,7 +96,7 @@ class KafkaAdapter(Adapter):
     # --- lifecycle ---------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """See `Adapter.open`."""
+        """See `Adapter.open`. Raises ConfigurationError for a server that is too old."""
         await self._session.link.open()
         self._capabilities = _capabilities(self._settings, await self._session.brokers.version())
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from messaging.errors import ConnectionFailed
+from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging_kafka import library
 from messaging_kafka.connection import check
 from messaging_kafka.library import Errors, Place
@@ -31,17 +31,29 @@ _COORDINATOR_MOVES = (
     Errors.NotCoordinatorForGroupError,
 )
 FETCH = 1
+_TOO_OLD = "before 3.7"
 RELEASES = (
     ((4, 18), "4.1 or later"),
     ((4, 0), "4.0"),
     ((0, 17), "3.9"),
     ((0, 16), "3.7 or 3.8"),
-    ((0, 1), "before 3.7"),
+    ((0, 1), _TOO_OLD),
 )
 """By the least and the latest version of the fetch request that a release knows."""
 GONE = (Errors.UnknownTopicOrPartitionError, Errors.InvalidTopicError)
 _MOVING = (Errors.NotLeaderForPartitionError, Errors.LeaderNotAvailableError, Errors.StaleMetadata)
 _PASSING = (*_MOVING, Errors.UnknownTopicOrPartitionError)
+
+
+def release(fetch: tuple[int, int], address: str) -> str:
+    """Which release of Kafka it is, as far as its versions of the fetch request tell; empty where they do not.
+
+    Raises ConfigurationError for one that is too old.
+    """
+    name = next((name for least, name in RELEASES if fetch >= least), "")
+    if name == _TOO_OLD:
+        raise ConfigurationError(f"Kafka at {address} is version {name}; 3.7 or newer is needed")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +116,11 @@ class Brokers:
         return max(1, min(3, len(response.brokers)))
 
     async def version(self) -> str:
-        """Which release of Kafka it is, as far as the versions of its requests tell; empty where they do not."""
+        """See `release`."""
         with self._link.translated("asking for the version"):
             response = await self._link.send(library.ApiVersions())
         fetch = {key: (least, most) for key, least, most, *_ in response.api_versions}.get(FETCH, (0, 0))
-        return next((name for least, name in RELEASES if fetch >= least), "")
+        return release(fetch, self._link.settings.address)
 
     async def create(self, topics: Sequence[NewTopic]) -> set[str]:
         """Create these and wait until they can be used; the names of those that were not there before."""

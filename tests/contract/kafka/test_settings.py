@@ -5,6 +5,7 @@ import pytest
 from messaging.adapter import AdapterContext
 from messaging.clock import SystemClock
 from messaging.errors import ConfigurationError
+from messaging_kafka.brokers import release
 from messaging_kafka.connection import client_options
 from messaging_kafka.settings import KafkaSettings, read_settings
 
@@ -82,3 +83,19 @@ async def test_an_oauth_token_comes_from_a_setting_a_file_or_a_provider(tmp_path
 def test_certificates_that_are_not_there_are_a_matter_of_configuration() -> None:
     with pytest.raises(ConfigurationError, match=r"ca=.*cannot be used"):
         client_options(read("kafka+ssl://h?ca=/nowhere.pem"))
+
+
+@pytest.mark.parametrize("fetch", [(0, 15), (0, 1)])
+def test_a_kafka_that_is_too_old_is_refused_with_what_is_needed(fetch: tuple[int, int]) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"shop:9092 is version before 3\.7; 3\.7 or newer is needed"
+    ):
+        release(fetch, "shop:9092")
+
+
+@pytest.mark.parametrize(
+    ("fetch", "told"),
+    [((0, 16), "3.7 or 3.8"), ((0, 17), "3.9"), ((4, 17), "4.0"), ((4, 18), "4.1 or later"), ((0, 0), "")],
+)
+def test_a_kafka_is_told_by_its_requests(fetch: tuple[int, int], told: str) -> None:
+    assert release(fetch, "shop:9092") == told

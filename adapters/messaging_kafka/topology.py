@@ -172,7 +172,8 @@ class TopologyKeeper:
             raise ConfigurationError(
                 f"topic {state.spec.name} has {stored} partitions on Kafka, and this program asks for "
                 f"{state.spec.partitions}: the broker's record counts. Set the same in the topic or its settings, or "
-                f"use another topic name. A topic that was grown by hand has lost the order of its keys."
+                f"change it by `messaging generations begin`. "
+                f"A topic that was grown by hand has lost the order of its keys."
             )
 
     async def _compare_order(self, states: Sequence[TopicState], mode: TopologyMode) -> None:
@@ -354,7 +355,7 @@ def _compare_topic(topic: TopicSpec, record: Record | None) -> None:
         asked, stored = _spoken(topic.ordered), _spoken(not topic.ordered)
         raise ConfigurationError(
             f"topic {topic.name} is {stored} on Kafka, and this program asks for {asked}: the broker's record counts. "
-            f"Correct the program, or use another topic name."
+            f"Correct the program, or change it by `messaging generations begin`."
         )
 
 

@@ -347,7 +347,7 @@ def _different(topic: TopicSpec, text: str) -> ConfigurationError:
     kept = _spoken(stored[0], ordered=stored[1])
     return ConfigurationError(
         f"topic {topic.name} has {kept} on the broker, and this program asks for {asked}: the broker's record "
-        f"counts. Set the same in the topic or its settings, or use another topic name."
+        f"counts. Set the same in the topic or its settings, or change it by `messaging generations begin`."
     )
 
 

@@ -405,7 +405,8 @@ def _compare_topic(spec: TopicSpec, wanted: dict[str, str], stored: Sequence[byt
         if theirs is not None and theirs.decode() != ours:
             raise ConfigurationError(
                 f"topic {spec.name!r} has {name} {_shown(name, theirs.decode())} on Redis, but the program says "
-                f"{_shown(name, ours)}: correct the program, or use another topic or namespace"
+                f"{_shown(name, ours)}: correct the program, or change it by "
+                f"`messaging generations begin`"
             )
 
 

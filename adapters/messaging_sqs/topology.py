@@ -445,7 +445,7 @@ def _compare(spec: TopicSpec, stored: dict[str, str], *, ordered: bool | None) -
         raise ConfigurationError(
             f"topic {spec.name!r} has {partitions} partitions and is {_spoken(kept_order)} on the service, and this "
             f"program asks for {spec.partitions} partitions, {_spoken(spec.ordered)}: the service's record counts. Set "
-            f"the same in the topic or its settings, or use another topic or namespace."
+            f"the same in the topic or its settings, or change it by `messaging generations begin`."
         )
     if stored.get(FORMAT, _FORMAT) != _FORMAT:
         raise ConfigurationError(

@@ -3,6 +3,8 @@
     python -m examples.checkout
     MESSAGING_URL=redis://localhost python -m examples.checkout
     MESSAGING_URL=amqp://localhost python -m examples.checkout
+    MESSAGING_URL=kafka://localhost python -m examples.checkout
+    MESSAGING_URL=sqs://eu-central-1 python -m examples.checkout
 
 `[routes]` in the settings gives some of its topics another broker: see docs/configuration.md.
 

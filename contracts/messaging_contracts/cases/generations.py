@@ -52,9 +52,36 @@ def changed(topic: Topic[Any], *, partitions: int | None = None, ordered: bool |
     )
 
 
+@asynccontextmanager
+async def publishing(bus: Bus, topic: Topic[Any]) -> AsyncGenerator[Sequence[Receipt]]:
+    """Of each key rising numbers are published, one message after the other, until the block ends."""
+    receipts: list[Receipt] = []
+    enough = asyncio.Event()
+
+    async def publish() -> None:
+        number = 0
+        while not enough.is_set():
+            receipts.extend([await bus.publish(topic, number, key=key) for key in KEYS])
+            number += 1
+            await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(publish())
+        try:
+            yield receipts
+        finally:
+            enough.set()
+
+
 async def work(_: Delivery[Any]) -> Outcome | None:
     """A handler that takes its time, so that what may overlap does."""
     await asyncio.sleep(0.002)
+    return Ack()
+
+
+async def work_unevenly(delivery: Delivery[Any]) -> Outcome | None:
+    """Each second message of a key takes so long that the next one is published meanwhile."""
+    await asyncio.sleep(0.002 if delivery.payload % 2 else 0.03)
     return Ack()
 
 
@@ -178,6 +205,57 @@ async def an_unordered_topic_becomes_ordered(broker: BrokerUnderTest) -> None:
         await ledger.handled(40)
     ledger.assert_each_once([*before, *after])
     ledger.assert_order(("bob",))
+
+
+@proves("generations", limit=60)
+async def order_begins_while_programs_run(broker: BrokerUnderTest) -> None:
+    """A topic becomes ordered under two members: each once, and what is published after the change in order (16)."""
+    topic, ledger = broker.topic(), Ledger()
+    one, two = (broker.app(topic, ledger, member=name, then=work_unevenly) for name in ("one", "two"))
+    async with programs(broker, one, two) as (_, _, publisher):
+        async with publishing(publisher, topic) as receipts:
+            await ledger.handled(18)
+            await begin(broker, topic, ordered=True)
+            await asyncio.sleep(2 * INTERVAL)  # by then the publisher has noticed
+            before = len(receipts) + len(KEYS)  # a round was perhaps under way
+            await ledger.handled(before + 36)
+        await ledger.handled(len(receipts))
+        await ledger.quiet()
+    ledger.assert_each_once([receipt.id for receipt in receipts])
+    after = Ledger()
+    ids = {receipt.id for receipt in receipts[before:]}
+    after.handlings = [one for one in ledger.handlings if one.id in ids]
+    after.assert_order(KEYS)
+
+
+@proves("generations", limit=60)
+async def order_is_given_up_while_programs_run(broker: BrokerUnderTest) -> None:
+    """A topic becomes unordered under two members: each once, and a key waits for nothing after the change (16)."""
+    topic, ledger, go_on = broker.topic(ordered=True), Ledger(), asyncio.Event()
+
+    async def work_or_hang(delivery: Delivery[Any]) -> Outcome | None:
+        if delivery.key == "slow" and delivery.payload == 0:
+            await go_on.wait()
+        return await work_unevenly(delivery)
+
+    one, two = (broker.app(topic, ledger, member=name, then=work_or_hang) for name in ("one", "two"))
+    async with programs(broker, one, two) as (_, _, publisher):
+        async with publishing(publisher, topic) as receipts:
+            await ledger.handled(18)
+            before = {receipt.id for receipt in receipts}
+            await begin(broker, topic, ordered=False)
+            await asyncio.sleep(2 * INTERVAL)  # by then the publisher has noticed
+            first, second = [(await publisher.publish(topic, number, key="slow")).id for number in range(2)]
+            try:
+                await ledger.until(lambda: second in {one.id for one in ledger.done})
+            finally:
+                go_on.set()
+        await ledger.handled(len(receipts) + 2)
+        await ledger.quiet()
+    ledger.assert_each_once([first, second, *(receipt.id for receipt in receipts)])
+    former = Ledger()
+    former.handlings = [one for one in ledger.handlings if one.id in before]
+    former.assert_order(KEYS)
 
 
 @proves("generations", limit=60)

@@ -120,6 +120,26 @@ def begins_every_generation_without_order():
         yield
 
 
+@killed_by("order_begins_while_programs_run", "order_is_given_up_while_programs_run")
+def keeps_the_order_that_the_program_describes():
+    def described(self, group, spec):
+        return replace(group, topic=spec)
+
+    with patched(Catalogue, in_generation=described):
+        yield
+
+
+@killed_by("order_is_given_up_while_programs_run")
+def waits_for_the_former_generation_whose_order_was_given_up():
+    may_start = Subscriber._may_start
+
+    async def last(self, spec):
+        return spec.generation == 1 and await may_start(self, spec)
+
+    with patched(Subscriber, _may_start=last):
+        yield
+
+
 @killed_by("a_straggler_of_the_former_generation_is_handled")
 def leaves_the_former_generation_at_its_end():
     end_mark = Subscriber._end_mark

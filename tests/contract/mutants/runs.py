@@ -55,7 +55,9 @@ SLOW = {
     "garbage_is_handled_or_given_up_with_a_reason": 2.0,
     "garbage_stops_no_ordered_topic": 2.0,
     "members_of_a_group_share_its_messages": 1.0,
+    "order_begins_while_programs_run": 3.0,
     "order_holds_while_the_partitions_change": 3.0,
+    "order_is_given_up_while_programs_run": 3.0,
     "what_a_killed_member_was_giving_up_is_kept": 1.2,
 }
 """Cases that need longer, when all is well."""

@@ -48,28 +48,28 @@ def test_the_shop_keeps_its_promises_on_every_broker(python, broker_url):
     assert (urlsplit(broker_url).password or "secret") not in run.stdout
 
 
-@pytest.mark.redis
+@pytest.mark.kafka
 @pytest.mark.rabbitmq
-def test_the_shop_keeps_its_promises_on_two_brokers_by_settings_alone(
-    python, redis_url, rabbitmq_url, tmp_path
+def test_named_topics_go_to_kafka_and_the_rest_to_rabbitmq_by_settings_alone(
+    python, kafka_url, rabbitmq_url, tmp_path
 ):
     settings = tmp_path / "messaging.toml"
-    settings.write_text(f'[routes]\n"catalogue.*" = "fast"\n"checkout.payments" = "{redis_url}"\n')
+    settings.write_text(f'[routes]\n"catalogue.*" = "log"\n"checkout.payments" = "{kafka_url}"\n')
 
     run = python(
         ["-m", "examples.checkout"],
         environment={
             "MESSAGING_URL": rabbitmq_url,
             "MESSAGING_CONFIG": str(settings),
-            "MESSAGING__BROKER__FAST__URL": redis_url,
+            "MESSAGING__BROKER__LOG__URL": kafka_url,
         },
     )
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert not run.stderr
     assert re.search(r"checkout\.orders lives on amqp://", run.stdout)
-    assert re.search(r"checkout\.payments lives on (fast|redis://)", run.stdout)
-    assert "catalogue.product lives on fast" in run.stdout
+    assert re.search(r"checkout\.payments lives on (log|kafka://)", run.stdout)
+    assert "catalogue.product lives on log" in run.stdout
     assert run.stdout.count("  kept  ") == PROMISES
     assert "BROKEN" not in run.stdout
 

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from messaging_contracts import all_cases
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-LIBRARIES = ("redis", "aio_pika", "aiokafka", "boto3")
+LIBRARIES = ("redis", "aiormq", "aiokafka", "boto3")
+LEFT_OUT = 2
+"""Cases of stopped processes: one that is stopped inside a transaction holds SQLite's lock, and with it all others."""
 PROGRAM = """
 import asyncio, sys
 from importlib.util import find_spec
@@ -76,7 +80,7 @@ def test_it_passes_the_suite_where_only_its_extra_is_installed(outside):
 
     passed = re.search(r"^(\d+) passed in", shown, re.MULTILINE)
     assert passed is not None, shown
-    assert int(passed[1]) > 100
+    assert int(passed[1]) == len(all_cases()) - LEFT_OUT
 
 
 @pytest.mark.slow

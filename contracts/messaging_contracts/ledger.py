@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,12 @@ class Ledger:
         except AssertionError:
             return
         raise AssertionError(f"there was more to come: {self!r}")
+
+    async def calm(self, period: float = 0.3) -> None:
+        """Wait until nothing has begun for so many seconds: what killed members had not settled comes again."""
+        with suppress(AssertionError):
+            while True:
+                await self.begun(len(self.handlings) + 1, period)
 
     @property
     def ids(self) -> Sequence[str]:

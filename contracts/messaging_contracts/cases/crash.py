@@ -135,7 +135,7 @@ async def a_message_that_kills_its_process_ends_as_a_dead_letter_alone(broker: B
     expected = {receipt.id for receipt in neighbours}
     async with broker.running(broker.app(topic, ledger, member="after"), short_lease=True):
         await ledger.until(lambda: expected <= {one.id for one in ledger.done})
-        await ledger.quiet()
+        await ledger.calm()
     assert [one.id for one in await broker.letters(topic)] == [poison.id]
     assert len(ledger.of(poison.id)) == deaths
     assert all(one.attempt == 1 for one in ledger.handlings)

@@ -222,7 +222,7 @@ def clamps_what_is_longer_than_it_can_wait():
     with (
         patched(MemoryAdapter, capabilities=property(bounded)),
         patched(messaging.subscription.Plan, missing=lambda self, bus: []),
-        binding(max_delay=lambda _: math.inf),
+        binding(max_delay=lambda _: math.inf, max_hold=lambda _: math.inf),
     ):
         yield
 

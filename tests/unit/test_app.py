@@ -12,31 +12,14 @@ from messaging import (
     Closed,
     ConfigurationError,
     Delivery,
-    Endpoint,
     Reject,
     Release,
     Retry,
     RetryPolicy,
-    Topic,
     connect,
 )
 from messaging.errors import AuthenticationFailed, UnsupportedCapability
-from messaging.testing import VirtualClock
-
-orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
-jobs = Topic("jobs", str)
-prices = Endpoint("prices", str, int)
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect("memory://", clock=clock) as bus:
-        yield bus
+from tests.unit.topics import jobs, orders, prices
 
 
 def group_of(bus, name):

@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 
 from messaging import (
-    Ack,
     App,
     AuthenticationFailed,
     Closed,
     ConfigurationError,
     ConnectionFailed,
-    Endpoint,
     InvalidMessage,
     MessageTooLarge,
     NoGroup,
@@ -25,39 +23,8 @@ from messaging import (
     Topic,
     connect,
 )
-from messaging.testing import VirtualClock
 from messaging_memory import MemoryAdapter
-
-orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
-jobs = Topic("jobs", str)
-prices = Endpoint("prices", str, int)
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect("memory://", clock=clock) as bus:
-        yield bus
-
-
-async def bodies(bus, clock, topic=jobs):
-    """What the group `audit` gets now, in order."""
-    found = []
-    async with bus.consume(topic, group="audit", prefetch=1000) as pull:
-        while True:
-            task = asyncio.create_task(anext(pull))
-            await clock.settle()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-                return found
-            found.append(task.result().message.body)
-            await pull.settle(task.result(), Ack())
-
+from tests.unit.topics import bodies, jobs, orders, prices
 
 # connect
 

@@ -9,31 +9,13 @@ from messaging import (
     Ack,
     App,
     Delivery,
-    Endpoint,
     RemoteError,
     Retry,
     RetryPolicy,
-    Topic,
     connect,
     fixed,
 )
-from messaging.testing import VirtualClock
-
-orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
-jobs = Topic("jobs", str)
-prices = Endpoint("prices", str, int)
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect("memory://", clock=clock) as bus:
-        yield bus
-
+from tests.unit.topics import jobs, orders, prices
 
 # handlers
 

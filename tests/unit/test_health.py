@@ -2,23 +2,9 @@ import asyncio
 
 import pytest
 
-from messaging import App, Health, Reject, RetryPolicy, Topic, connect, fixed
+from messaging import App, Health, Reject, RetryPolicy, connect, fixed
 from messaging.errors import AuthenticationFailed
-from messaging.testing import VirtualClock
-
-orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
-jobs = Topic("jobs", str)
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect("memory://", clock=clock) as bus:
-        yield bus
+from tests.unit.topics import jobs, orders
 
 
 def app_with(topic, handler, **options):

@@ -3,18 +3,10 @@ from contextlib import suppress
 
 import pytest
 
-from messaging import Ack, ConfigurationError, LeaseLost, Reject, Release, Retry, Topic, connect
+from messaging import Ack, ConfigurationError, LeaseLost, Reject, Release, Retry, connect
 from messaging.adapter import Capability
 from messaging.errors import AuthenticationFailed, Closed, UnsupportedCapability
-from messaging.testing import VirtualClock
-
-orders = Topic("orders", str, key=lambda payload: payload[0], ordered=True)
-jobs = Topic("jobs", str)
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
+from tests.unit.topics import jobs, orders
 
 
 @pytest.fixture

@@ -65,6 +65,12 @@ class NewTopic:
     config: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+BY_BROKER = {"message.timestamp.type": "LogAppendTime"}
+"""Retention goes by the clock of the broker: by the writer's, what one writes whose clock is wrong goes at once."""
+BY_WRITER = {"message.timestamp.type": "CreateTime"}
+"""For copies: their waits and claims are told by the clock of the member that wrote them, and so is their time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """What a group has committed for a partition."""
@@ -150,23 +156,10 @@ class Brokers:
                 described = [one for one in described if one[0] in again]
                 if described:
                     await asyncio.sleep(LOOK_AGAIN * 5)
-            await self._until_open(await self._until_led([one.name for one in topics]))
+            places = await self._until_led([one.name for one in topics])
+            # A broker may be named as the leader of what it does not know yet.
+            await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
         return created
-
-    async def _until_open(self, places: Sequence[Place]) -> None:
-        """A broker may be named as the leader of what it does not know yet."""
-        names = sorted({place.topic for place in places})
-        until = time.monotonic() + self._link.settings.operation_timeout
-        while True:
-            try:
-                await self._offsets(dict.fromkeys(places, library.LATEST))
-            except _PASSING:
-                if time.monotonic() >= until:
-                    raise
-                await asyncio.sleep(LOOK_AGAIN)
-                await self._look(names)
-            else:
-                return
 
     async def _until_led(self, names: Sequence[str]) -> list[Place]:
         """All partitions of these, when each has a leader."""
@@ -245,15 +238,19 @@ class Brokers:
         """The first offset at or after each time (milliseconds, or EARLIEST, LATEST); ABSENT where there is none."""
         topics = ", ".join(sorted({place.topic for place in at}))
         with self._link.translated(f"looking for offsets of {topics}"):
-            until = time.monotonic() + self._link.settings.operation_timeout
-            while True:
-                try:
-                    return await self._offsets(at)
-                except _MOVING:
-                    if time.monotonic() >= until:
-                        raise
-                    await asyncio.sleep(LOOK_AGAIN)
-                    await self._look(sorted({place.topic for place in at}))
+            return await self._found(at, _MOVING)
+
+    async def _found(self, at: Mapping[Place, int], passing: tuple[type[Exception], ...]) -> dict[Place, int]:
+        """See `offsets`; asked again for a while after what passes."""
+        until = time.monotonic() + self._link.settings.operation_timeout
+        while True:
+            try:
+                return await self._offsets(at)
+            except passing:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN)
+                await self._look(sorted({place.topic for place in at}))
 
     async def _offsets(self, at: Mapping[Place, int]) -> dict[Place, int]:
         unknown = sorted({place.topic for place in at if self._leaders.get(place, -1) < 0})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, tiers
-from messaging_kafka.brokers import Committed, NewTopic
+from messaging_kafka.brokers import BY_BROKER, BY_WRITER, Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.names import recorded
@@ -153,6 +153,7 @@ class TopologyKeeper:
         retention = self._settings.retention if topic.retention is None else topic.retention
         kept = max(retention, at_least)
         return {
+            **BY_BROKER,
             "retention.ms": str(int(kept * 1000)) if isfinite(kept) else "-1",
             "max.message.bytes": str(self._settings.max_message_bytes + room),
         }
@@ -161,10 +162,11 @@ class TopologyKeeper:
         """What a group has beside its topic."""
         names, topic = self._names, group.topic
         passing = self._config(topic, room=COPY_ROOM, at_least=COPIES_KEPT)
-        dead = NewTopic(names.dead(group), DEAD_PARTITIONS, self._config(topic, room=COPY_ROOM, at_least=inf))
+        letters = {**self._config(topic, room=COPY_ROOM, at_least=inf), **BY_WRITER}
+        dead = NewTopic(names.dead(group), DEAD_PARTITIONS, letters)
         if group.ordered:
             return [dead, NewTopic(names.redrive(group), topic.partitions, passing)]
-        return [dead, NewTopic(names.retry(group), tiers.TIERS, passing)]
+        return [dead, NewTopic(names.retry(group), tiers.TIERS, {**passing, **BY_WRITER})]
 
     def _compare_partitions(self, state: TopicState, stored: int) -> None:
         state.partitions = stored

@@ -1,6 +1,7 @@
 """Topics and groups: created as declared, compared, begun where they should."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +11,7 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
+from messaging_kafka.fetching import read_between
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel
 from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, topics_of
@@ -42,6 +44,24 @@ async def test_retries_and_letters_outlive_the_retention_of_their_topic(bench: B
 
     week, month = 7 * 86_400_000, 30 * 86_400_000
     assert kept == [600_000, week, -1, month]
+
+
+async def test_a_producer_whose_clock_is_wrong_does_not_decide_how_long_its_message_is_kept(
+    bench: Bench,
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", partitions=1))
+    before, where = time.time(), Place(adapter._session.names.topic(group.topic), 0)
+    batch = library.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    batch.append(0, 0, None, b"of 1970", [])
+
+    await adapter._session.link.send(
+        library.Produce(None, -1, 5000, [(where.topic, [(0, bytes(batch.build()))])]),
+        node=brokers_of(adapter).leader(where),
+    )
+
+    (record,) = [record async for record in read_between(brokers_of(adapter), where, 0, 1)]
+    assert (record.value, record.timestamp / 1000 > before - 60) == (b"of 1970", True)
 
 
 async def retention_of(adapter, *topics: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts import targets
@@ -64,7 +65,8 @@ class ForeignToKafka:
         if content_type is not None:
             written.append(("content-type", content_type.encode()))
         batch = library.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
-        batch.append(0, 0, None, body, written)
+        # Retention deletes a record by the time that its producer wrote into it.
+        batch.append(0, int(time.time() * 1000), None, body, written)
         request = library.Produce(None, -1, 5000, [(where, [(0, bytes(batch.build()))])])
         client = bus.native
         await client.add_topic(where)

@@ -16,6 +16,7 @@ from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.processes import Process
+    from messaging_contracts.faults.servers import Resource
     from messaging_contracts.faults.stage import Stage
 
 Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
@@ -272,25 +273,13 @@ async def killed_broker(stage: Stage) -> None:
 @fault(on=("redis", "rabbitmq"))
 async def full_memory(stage: Stage) -> None:
     """The broker out of memory for some seconds."""
-    await stage.members(2)
-    await stage.publish()
-    await stage.published(1 / 3)
-    since = now()
-    async with stage.out_of("memory"):
-        await asyncio.sleep(OUTAGE)
-    stage.arena.struck("out of memory", since)
+    await _full(stage, "memory")
 
 
 @fault(on=("rabbitmq",))
 async def full_disk(stage: Stage) -> None:
     """The broker's disk full for some seconds (its disk alarm)."""
-    await stage.members(2)
-    await stage.publish()
-    await stage.published(1 / 3)
-    since = now()
-    async with stage.out_of("disk"):
-        await asyncio.sleep(OUTAGE)
-    stage.arena.struck("out of disk", since)
+    await _full(stage, "disk")
 
 
 @fault(on=ALL, short=("memory",))
@@ -396,3 +385,13 @@ async def dripping_network(stage: Stage) -> None:
     await asyncio.sleep(OUTAGE)
     proxy.heal()
     stage.arena.struck("drip", since, member)
+
+
+async def _full(stage: Stage, of: Resource) -> None:
+    await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 3)
+    since = now()
+    async with stage.out_of(of):
+        await asyncio.sleep(OUTAGE)
+    stage.arena.struck(f"out of {of}", since)

@@ -32,15 +32,19 @@ async def publish_one_by_one(url: str, messages: int) -> Measured:
     return await publish(url, messages, callers=1)
 
 
-async def consume(url: str, messages: int) -> Measured:
-    """Handled one by one, acknowledged after the handler: 64 workers, the default middleware, typed payloads."""
-    orders, tally = topic(), Tally(messages)
+def counting(orders: Topic[Order], tally: Tally) -> App:
+    """64 workers, the default middleware, typed payloads."""
     app = App("bench", concurrency=64, prefetch=1024)
 
     @app.subscribe(orders)
     async def handle(order: Order) -> None:
         tally.handled(order.number)
 
+    return app
+
+
+async def stored_first(url: str, app: App, orders: Topic[Order], tally: Tally, messages: int) -> Measured:
+    """What it takes to handle what is all there before."""
     async with connect(url) as bus:
         await bus.declare(app)
         await fill(bus, orders, messages)
@@ -50,15 +54,17 @@ async def consume(url: str, messages: int) -> Measured:
         return measured
 
 
+async def consume(url: str, messages: int) -> Measured:
+    """Handled one by one, acknowledged after the handler: 64 workers, the default middleware, typed payloads."""
+    orders, tally = topic(), Tally(messages)
+    app = counting(orders, tally)
+    return await stored_first(url, app, orders, tally, messages)
+
+
 async def through(url: str, messages: int) -> Measured:
     """Published in batches while it is consumed."""
     orders, tally = topic(), Tally(messages)
-    app = App("bench", concurrency=64, prefetch=1024)
-
-    @app.subscribe(orders)
-    async def handle(order: Order) -> None:
-        tally.handled(order.number)
-
+    app = counting(orders, tally)
     async with connect(url) as bus, app.running(bus):
         await fill(bus, orders, messages)
         return await tally.measured()
@@ -78,13 +84,7 @@ async def ordered(url: str, messages: int) -> Measured:
         await asyncio.sleep(HANDLER)
         tally.handled(order.number)
 
-    async with connect(url) as bus:
-        await bus.declare(app)
-        await fill(bus, orders, messages)
-        async with app.running(bus):
-            measured = await tally.measured()
-        await bus.delete_group(orders, "bench")
-        return measured
+    return await stored_first(url, app, orders, tally, messages)
 
 
 async def serial(_: str, messages: int) -> Measured:

@@ -58,3 +58,7 @@ class Capabilities:
     """What a confirmed message survives, on one node."""
     fenced: bool
     """The settlement of a member that lost its lease is refused (9)."""
+
+    def longest_wait(self, *, ordered: bool) -> float:
+        """The longest delay of one retry, in seconds: a member of an ordered group holds it, else the broker does."""
+        return self.max_hold if ordered else self.max_delay

@@ -1,7 +1,8 @@
 """The publish delay: when a message may first be handled, and what becomes of one that arrives earlier (5).
 
 It travels as an attribute of the message, and the topic takes it as any other. Each group puts what comes too early
-into its own ladder of delays, as it does with retries, but uncounted. So it costs no queue and no topic.
+into its own ladder of delays, as it does with retries, but uncounted. So it costs no queue and no topic. What no broker
+could wait for ends as a dead letter, here as with retries.
 """
 
 from __future__ import annotations

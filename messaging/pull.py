@@ -86,7 +86,7 @@ class Pull(Generic[T]):
             handler_name="bus.consume",
             service=self._group.name,
             grace=0.0,
-            max_delay=capabilities.max_hold if self._group.ordered else capabilities.max_delay,
+            max_delay=capabilities.longest_wait(ordered=self._group.ordered),
             max_hold=capabilities.max_hold if self._group.ordered else inf,
             observer=self,
         )

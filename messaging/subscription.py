@@ -105,7 +105,7 @@ class Plan:
             if needed and (capability := getattr(capabilities, name)).level == "unsupported"
         ]
         longest = self.longest_delay
-        bound = capabilities.max_hold if self.group.ordered else capabilities.max_delay
+        bound = capabilities.longest_wait(ordered=self.group.ordered)
         if longest > bound:
             reasons.append(
                 f"{self.definition.name} may retry after {longest:g} s; {capabilities.broker} at {broker.name} "
@@ -155,7 +155,7 @@ class Plan:
             handler_name=name_of(definition.function),
             service=definition.app,
             grace=bus.settings.drain_timeout,
-            max_delay=capabilities.max_hold if ordered else capabilities.max_delay,
+            max_delay=capabilities.longest_wait(ordered=ordered),
             # A key that is held for ever comes again where the broker takes it back.
             max_hold=capabilities.max_hold if ordered and self.on_exhausted == "dead_letter" else inf,
             answer=None

@@ -174,7 +174,7 @@ async def what_a_killed_publisher_was_confirmed_arrives(broker: BrokerUnderTest)
     confirmed = set(publisher.receipts)
     async with broker.running(broker.app(topic, ledger, concurrency=50, prefetch=500)):
         await ledger.until(lambda: confirmed <= set(ledger.ids))
-        await ledger.quiet()
+        await ledger.calm()
     assert len(ledger.ids) == len(ledger.handlings)
     assert len(set(ledger.ids) - confirmed) <= 100, "more arrived than can have been under way"
 

@@ -164,9 +164,11 @@ async def a_failing_key_does_not_stall_other_keys(broker: BrokerUnderTest) -> No
             Retry(after=1.0) if (delivery.key, delivery.payload, delivery.attempt) == ("ann", 0, 1) else Ack()
         )
 
-    async with broker.app(topic, ledger, then=fail_ann_once, prefetch=4).running(broker.bus):
-        ann = await publish_in_turn(broker, topic, ("ann",), each=8)
-        others = await publish_in_turn(broker, topic, ("bob", "cat"), each=5)
+    app = broker.app(topic, ledger, then=fail_ann_once, prefetch=4)
+    await broker.bus.declare(app)
+    ann = await publish_in_turn(broker, topic, ("ann",), each=8)
+    others = await publish_in_turn(broker, topic, ("bob", "cat"), each=5)
+    async with app.running(broker.bus):
         await ledger.until(lambda: len(ledger.with_key("bob")) + len(ledger.with_key("cat")) == 10)
         assert len(ledger.with_key("ann")) == 1, "the others had to wait for ann"
         await ledger.handled(8 + 10 + 1)

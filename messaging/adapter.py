@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from messaging.capabilities import Capabilities as Capabilities
 from messaging.capabilities import Capability as Capability
+from messaging.errors import PublishUncertain
 from messaging.message import Message, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class Outgoing:
 @dataclass(frozen=True, slots=True)
 class Unrouted(Receipt):
     """The receipt of a message that the broker confirmed although no group takes it."""
+
+
+class Untraceable(PublishUncertain):
+    """The fate of a message with `Outgoing.once` is unknown for ever: sent again, it might be stored a second time."""
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, deque
 from itertools import chain, count
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from messaging.adapter import Untraceable
 from messaging.backoff import Backoff
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
@@ -331,7 +332,11 @@ class Publisher:
         for place, result in zip(places, results, strict=True):
             call, at = place
             outgoing = call.messages[at]
-            if outgoing.once is None or not isinstance(result, PublishError):
+            if (
+                outgoing.once is None
+                or not isinstance(result, PublishError)
+                or isinstance(result, Untraceable)
+            ):
                 continue
             if isinstance(result, PublishUncertain):
                 uncertain_since.setdefault(place, self._clock.monotonic())

@@ -207,6 +207,10 @@ def _capabilities(settings: KafkaSettings, version: str = "") -> Capabilities:
         generations=Capability(
             "emulated", "topics of their own, and the record of topics says which are kept"
         ),
+        idempotent_publish=Capability(
+            "native",
+            "producer ids and sequence numbers; for as long as the process that published knows them",
+        ),
         lateness=0.5,
         max_message_bytes=settings.max_message_bytes,
         durability="process crash",

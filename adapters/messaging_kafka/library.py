@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 from aiokafka import abc, client, conn, errors
 from aiokafka.coordinator import protocol as consumer_protocol
-from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce
+from aiokafka.protocol import (
+    admin,
+    commit,
+    coordination,
+    fetch,
+    group,
+    metadata,
+    offset,
+    produce,
+    transaction,
+)
 from aiokafka.record import default_records, memory_records
 
 _logger = logging.getLogger("aiokafka")
@@ -46,6 +56,7 @@ Metadata: Any = metadata.MetadataRequest
 ListOffsets: Any = offset.OffsetRequest
 Fetch: Any = fetch.FetchRequest
 Produce: Any = produce.ProduceRequest
+InitProducerId: Any = transaction.InitProducerIdRequest
 
 MemberMetadata: Any = consumer_protocol.ConsumerProtocolMemberMetadata
 MemberAssignment: Any = consumer_protocol.ConsumerProtocolMemberAssignment

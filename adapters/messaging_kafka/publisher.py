@@ -10,6 +10,7 @@ from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishEr
 from messaging.message import Receipt
 from messaging.partition import partition_of
 from messaging_kafka.names import recorded
+from messaging_kafka.once import OnceWriter
 from messaging_kafka.records import parcel
 from messaging_kafka.topology import TopicState
 
@@ -31,6 +32,7 @@ class Publisher:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._once = OnceWriter(session.brokers)
         self._max_bytes = session.settings.max_message_bytes
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
@@ -53,7 +55,11 @@ class Publisher:
                 results[at] = error
                 if one.topic.ordered:
                     failed.setdefault((one.topic.name, one.partition), _behind(one, error))
-        for at, packed, fate in zip(sent, parcels, await self._session.writer.write(parcels), strict=True):
+        if any(one.once is not None for one in messages):
+            fates = await self._once.write(parcels, [messages[at].once for at in sent])
+        else:
+            fates = await self._session.writer.write(parcels)
+        for at, packed, fate in zip(sent, parcels, fates, strict=True):
             one = messages[at]
             if isinstance(fate, int):
                 state = states[id(one.topic)]

@@ -5,7 +5,7 @@ import pytest
 
 from messaging import Settings, UnsupportedCapability
 from messaging import publish as module
-from messaging.adapter import Capability
+from messaging.adapter import Capability, Untraceable
 from messaging.bus import Bus
 from messaging.errors import Closed, PublishError, PublishUncertain
 from messaging.message import Receipt
@@ -92,6 +92,23 @@ async def test_successors_of_what_was_given_up_are_not_sent(desk):
     assert "message 1, published before it with the same key, failed" in str(error)
     assert await other == [Receipt("3")]
     assert ["2"] not in desk.batches
+    assert desk.nothing_is_left()
+
+
+async def test_what_can_never_be_known_is_told_at_once_and_so_is_what_is_behind_it(desk):
+    desk.answers["1"] = Untraceable("the broker has lost track")
+    desk.answers["2"] = PublishError("not sent: an earlier one failed")
+    desk.gate.clear()
+    first = await desk.started(once("1", "k", ordered=True), once("2", "k", ordered=True))
+    second = await desk.started(once("3", "k", ordered=True))
+    desk.gate.set()
+
+    (lost, behind), (later,) = await first, await second
+
+    assert isinstance(lost, PublishUncertain)
+    assert not isinstance(behind, PublishUncertain)
+    assert "message 1, published before it with the same key, failed" in str(later)
+    assert desk.batches == [["1", "2"]]
     assert desk.nothing_is_left()
 
 

@@ -18,8 +18,8 @@ IN_FLIGHT = 256
 class Proxy:
     """Forwards every connection to one address; what it does to them can be changed at any time.
 
-    `cut` ends all connections and accepts none, `black_hole` keeps them and forwards nothing, `delay` and `drip` are
-    slow; `heal` forwards again. An async context manager.
+    `cut` ends all connections and accepts none, `black_hole` keeps them and forwards nothing, `lose_answers` forwards
+    only what clients say, `delay` and `drip` are slow; `heal` forwards again. An async context manager.
     """
 
     def __init__(self, host: str, port: int, own_port: int = 0) -> None:
@@ -27,6 +27,8 @@ class Proxy:
         self._own_port = own_port
         self._open = asyncio.Event()
         self._open.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._cut = False
         self._delay = 0.0
         self._drip: tuple[int, float] | None = None
@@ -60,6 +62,10 @@ class Proxy:
         """Forward nothing in either direction; connections stay, and new ones are accepted."""
         self._open.clear()
 
+    def lose_answers(self) -> None:
+        """Forward what clients say, and nothing of what they are answered; connections stay."""
+        self._answering.clear()
+
     def delay(self, seconds: float) -> None:
         """Let everything take so long on its way, in each direction."""
         self._delay = seconds
@@ -72,6 +78,7 @@ class Proxy:
         """Forward everything at once again."""
         self._cut, self._delay, self._drip = False, 0.0, None
         self._open.set()
+        self._answering.set()
 
     async def _end_connections(self) -> None:
         tasks = list(self._connections)
@@ -101,8 +108,8 @@ class Proxy:
             return
         try:
             directions = {
-                asyncio.create_task(self._forward(reader, far_writer)),
-                asyncio.create_task(self._forward(far_reader, writer)),
+                asyncio.create_task(self._forward(reader, far_writer, self._open)),
+                asyncio.create_task(self._forward(far_reader, writer, self._answering)),
             }
             try:
                 await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +120,9 @@ class Proxy:
         finally:
             far_writer.transport.abort()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, allowed: asyncio.Event
+    ) -> None:
         """One direction, until one side ends it."""
         loop = asyncio.get_running_loop()
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
@@ -132,14 +141,15 @@ class Proxy:
                         await asyncio.sleep(due - loop.time())
                     if not data:
                         return
-                    await self._write(writer, data)
+                    await self._write(writer, data, allowed)
         finally:
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)
 
-    async def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+    async def _write(self, writer: asyncio.StreamWriter, data: bytes, allowed: asyncio.Event) -> None:
         while data:
             await self._open.wait()
+            await allowed.wait()
             if self._drip is None:
                 part, data, pause = data, b"", 0.0
             else:

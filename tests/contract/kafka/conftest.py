@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from messaging_contracts.brokers import Broker, start
+from messaging_contracts.brokers.kafka import listener
+from messaging_contracts.brokers.process import LOOPBACK, free_port
 from tests.contract.kafka.support import Bench
 
 
@@ -26,10 +28,19 @@ def kafka_url() -> Iterator[str]:
         yield broker.url
 
 
-@pytest.fixture(scope="module")
-def own_broker() -> Iterator[Broker]:
-    """A broker that the tests of a module may stop, kill and pause; each leaves it running."""
-    with start("kafka", own=True) as broker:
+@pytest.fixture(scope="session")
+def way_in() -> tuple[int, int]:
+    """Another port of the broker of our own, and where it sends those on who come by it: to a proxy."""
+    return free_port(), free_port()
+
+
+@pytest.fixture(scope="session")
+def own_broker(way_in: tuple[int, int]) -> Iterator[Broker]:
+    """A broker that tests may stop, kill and pause; each leaves it running."""
+    port, proxy = way_in
+    with start(
+        "kafka", own=True, config=listener("PROXIED", port, advertised=f"{LOOPBACK}:{proxy}")
+    ) as broker:
         yield broker
 
 
@@ -43,6 +54,6 @@ async def bench(kafka_url: str) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def fragile(own_broker: Broker) -> AsyncIterator[Bench]:
-    """The same on the module's own broker; what it leaves goes with the broker."""
+    """The same on the broker of our own; what it leaves goes with the broker."""
     async with AsyncExitStack() as stack:
         yield Bench(own_broker.url, stack)

@@ -1,7 +1,7 @@
 """A broker that is gone, hangs or forgets: everything is bounded, nothing is lost, everything goes on by itself.
 
 What a consumer or producer of aiokafka does there (endless commits, a `stop` that hangs or leaks a CancelledError) is
-what these tests would show. The broker is the module's own.
+what these tests would show. The broker is one of our own.
 """
 
 import asyncio

@@ -64,7 +64,8 @@ async def test_too_large_is_told_before_anything_is_sent_and_keeps_its_successor
     assert sorted(ids(await receive(bench.consumer(adapter, group), 2))) == ["elsewhere", "first"]
 
 
-async def test_a_batch_that_the_broker_refuses_poisons_no_later_one(bench: Bench) -> None:
+@pytest.mark.parametrize("once", [False, True], ids=["as ever", "stored once"])
+async def test_a_batch_that_the_broker_refuses_poisons_no_later_one(bench: Bench, *, once: bool) -> None:
     """An idempotent producer of aiokafka is out of order for ever after one."""
     adapter = await bench.adapter(namespace=bench.namespace)
     name = adapter._session.names.topic(ORDERED)
@@ -73,7 +74,9 @@ async def test_a_batch_that_the_broker_refuses_poisons_no_later_one(bench: Bench
     large = outgoing(ORDERED, "large", partition=0, body=b"x" * 20_000)
     small = [outgoing(ORDERED, str(one), partition=0, body=b"x" * 2000) for one in range(6)]
 
-    for _ in range(2):
+    for turn in range(2):
+        for one in [large, *small]:
+            one.once = f"{turn} {one.message.id}" if once else None
         (refused,) = await adapter.publish([large])
         assert isinstance(refused, MessageTooLarge)
         # Together they are too large for the topic as well, one by one they are not.

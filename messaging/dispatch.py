@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging import failure
-from messaging.adapter import Hold, SettleError, Settlement
+from messaging.adapter import DONE, Hold, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
 from messaging.delay import bounded
@@ -190,7 +190,7 @@ class Dispatcher:
 
     def _conclude(self, delivery: RawDelivery, outcome: Outcome) -> None:
         """Hand the outcome of one handling to the settler."""
-        if delivery in self._lost or delivery not in self._held:
+        if delivery not in self._held or (self._lost and delivery in self._lost):
             self._forget(delivery)
             self._workers.end_alone(delivery)
             return
@@ -231,7 +231,7 @@ class Dispatcher:
             service=self._binding.service,
         )
         if isinstance(outcome, Reject):
-            _log_dead_letter(delivery, outcome, cause, self._extra())
+            failure.log_dead_letter(delivery, outcome, cause, self._extra())
         return Settlement(delivery, outcome, after=after, failure=record)
 
     def _longest_delay(self, delivery: RawDelivery) -> float:
@@ -242,33 +242,36 @@ class Dispatcher:
         return min(longest, hold - (self._clock.monotonic() - delivery.received))
 
     def _settled(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
-        held, lost, observer = self._held, self._lost, self._binding.observer
+        held, lost, finish = self._held, self._lost, self._lanes.finish
+        unobserved, lonely = self._binding.observer is None, self._workers.lonely
         acked = 0
         for settlement, result in zip(settlements, results, strict=True):
             delivery = settlement.delivery
-            if delivery not in held or delivery in lost:
+            if delivery not in held or (lost and delivery in lost):
                 continue
-            if isinstance(result, SettleError):
-                self._forget_lost((delivery,), str(result.error))
+            if result is DONE and unobserved and settlement.outcome.__class__ is Ack:
+                acked += 1
+                finish(delivery)
             else:
-                if observer is not None:
-                    observer.settled(delivery, result)
-                if isinstance(settlement.outcome, Ack):
-                    acked += 1
-                else:
-                    self._binding.counters.count(settlement.outcome)
-                if (
-                    isinstance(result, Hold)
-                    and not self._draining
-                    and delivery.partition not in self._revoked
-                ):
-                    self._hold(settlement, result.until)
-                else:
-                    self._lanes.finish(delivery)
-            if self._workers.lonely:
+                self._take_result(settlement, result)
+            if lonely:
                 self._workers.end_alone(delivery)
         self._binding.counters.acked += acked
         self._freed(len(settlements))
+
+    def _take_result(self, settlement: Settlement, result: Settled) -> None:
+        """One that is not just done: it failed, is held, or somebody wants to know of it."""
+        delivery = settlement.delivery
+        if isinstance(result, SettleError):
+            self._forget_lost((delivery,), str(result.error))
+            return
+        if self._binding.observer is not None:
+            self._binding.observer.settled(delivery, result)
+        self._binding.counters.count(settlement.outcome)
+        if isinstance(result, Hold) and not self._draining and delivery.partition not in self._revoked:
+            self._hold(settlement, result.until)
+        else:
+            self._lanes.finish(delivery)
 
     def _hold(self, settlement: Settlement, until: float) -> None:
         """Park a delivery that stays with this member; its failure is recorded, so its returns start anew."""
@@ -367,7 +370,7 @@ class Dispatcher:
     def _still_ours(self, settlements: Sequence[Settlement]) -> list[Settlement]:
         """Those whose delivery is still ours; the others are lost."""
         held, lost, now = self._held, self._lost, self._clock.monotonic()
-        ours = [one for one in settlements if one.delivery in held and one.delivery not in lost]
+        ours = [one for one in settlements if one.delivery in held and not (lost and one.delivery in lost)]
         ended = [one.delivery for one in ours if one.delivery.lease.deadline <= now]
         if ended:
             self._forget_lost(ended, "its lease ended before it was settled")
@@ -485,15 +488,3 @@ def _lane_of(delivery: RawDelivery) -> tuple[int, int, Key | None]:
 
 def _any_of(deliveries: Collection[RawDelivery], partitions: Collection[int]) -> bool:
     return any(delivery.partition in partitions for delivery in deliveries)
-
-
-def _log_dead_letter(delivery: RawDelivery, outcome: Reject, cause: str, extra: dict[str, str]) -> None:
-    logger.error(
-        "Message %s of %s became a dead letter of group %s (%s): %s",
-        delivery.message.id,
-        extra["topic"],
-        extra["group"],
-        cause,
-        outcome.reason,
-        extra={**extra, "message_id": delivery.message.id, "cause": cause},
-    )

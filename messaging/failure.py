@@ -9,6 +9,7 @@ it was raised.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from dataclasses import dataclass, replace
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 from messaging.stack import ErrorInfo, clip, describe
 
 if TYPE_CHECKING:
-    from messaging.message import Message
+    from messaging.adapter import RawDelivery
+    from messaging.message import Message, Reject
+
+logger = logging.getLogger("messaging")
 
 LIMIT = 16 * 1024
 """The longest record, in bytes."""
@@ -307,3 +311,16 @@ def _library() -> str:
         return metadata.version("messaging-ports")
     except metadata.PackageNotFoundError:
         return ""
+
+
+def log_dead_letter(delivery: RawDelivery, outcome: Reject, cause: str, extra: dict[str, str]) -> None:
+    """Tell operators of a message that its group gave up."""
+    logger.error(
+        "Message %s of %s became a dead letter of group %s (%s): %s",
+        delivery.message.id,
+        extra["topic"],
+        extra["group"],
+        cause,
+        outcome.reason,
+        extra={**extra, "message_id": delivery.message.id, "cause": cause},
+    )

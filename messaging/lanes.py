@@ -91,6 +91,11 @@ class Lanes:
     def unparked(self) -> int:
         return len(self._held) - self.parked if self._parked else len(self._held)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `take` may find something."""
+        return bool(self._ready)
+
     def add(self, deliveries: Collection[RawDelivery]) -> None:
         """Hold deliveries that have just been received."""
         if self.ordered:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from messaging.adapter import SettleError, Settlement
+from messaging.adapter import DONE, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
 from messaging.errors import ConnectionFailed, LeaseLost
@@ -51,14 +51,16 @@ class Settler:
         self._clock = clock
         self._pending: list[Settlement] = []
         self._replies: dict[Settlement, tuple[str, Message]] = {}
-        self._wake = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None
+        """Ends when there is something to settle."""
 
     def add(self, settlement: Settlement, reply: tuple[str, Message] | None = None) -> None:
         """Settle this one soon; `reply` goes out first."""
         self._pending.append(settlement)
         if reply is not None:
             self._replies[settlement] = reply
-        self._wake.set()
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     @property
     def deliveries(self) -> Collection[RawDelivery]:
@@ -71,13 +73,19 @@ class Settler:
         while True:
             check_cancelled()
             if not self._pending:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait()
             if await self._settle_batch():
                 backoff.reset()
             else:
                 check_cancelled()
                 await sleep(self._clock, backoff.next())
+
+    async def _wait(self) -> None:
+        self._idle = asyncio.get_running_loop().create_future()
+        try:
+            await self._idle
+        finally:
+            self._idle = None
 
     async def flush(self) -> None:
         """One attempt at what is left, after `run` has ended."""
@@ -93,6 +101,9 @@ class Settler:
         # What is cancelled midway stays pending: settling twice is a no-op.
         results: Sequence[Settled] = await self._settle(batch) if batch else ()
         del self._pending[: len(taken)]  # others may have come meanwhile
+        if results.count(DONE) == len(batch):
+            self._settled(batch, results)
+            return True
         failed = {
             settlement: result.error
             for settlement, result in zip(batch, results, strict=True)

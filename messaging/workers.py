@@ -1,6 +1,7 @@
 """Workers: a fixed number of tasks that take deliveries from the lanes and run the handler in place.
 
-There is no task per message. A message that is suspected of killing its process runs alone (semantics 3).
+There is no task per message. A message that is suspected of killing its process runs alone (semantics 3). Few workers
+are woken at first: one whose handler waits for nothing handles a whole batch, and the others would find nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
+LATE = "its lease ended before its handler started"
 SUSPECT_AFTER = 3
 """Returns without a recorded failure after which a message is run alone (semantics 3)."""
 CONTROL = "messaging."
 """What the type of a message begins with that may be for us, and not for a handler."""
+WOKEN_AT_ONCE = 2
+"""Workers that one wakes while there is more to run: with handlers that wait, all are at work after a few steps."""
 ABANDON_AFTER = 5.0
 """Seconds given to a handler that was cancelled, before it is left behind."""
 
@@ -64,10 +68,15 @@ class Workers:
         self._park = park
         self._changed = changed
         self._tasks: list[asyncio.Task[None]] = []
-        self._running: dict[RawDelivery, asyncio.Task[None]] = {}
+        self._at_work: list[RawDelivery | None] = []
+        """What each worker runs, by its number."""
         self._interrupted: set[RawDelivery] = set()
         self._suspects: deque[RawDelivery] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        group = binding.subscription.group
+        self._group = group.name
+        self._ordinary = None if group.topic.name.startswith(CONTROL) else group.topic.name
+        """The type of most messages."""
         self._stopped = False
         self._ended = False
         self.alone: RawDelivery | None = None
@@ -77,7 +86,7 @@ class Workers:
 
     @property
     def running(self) -> Collection[RawDelivery]:
-        return self._running.keys()
+        return [delivery for delivery in self._at_work if delivery is not None]
 
     @property
     def idle(self) -> bool:
@@ -91,9 +100,11 @@ class Workers:
 
     async def run(self) -> None:
         """Work until cancelled; raises what ends a worker, which never ends by itself."""
+        concurrency = self._binding.subscription.concurrency
+        self._at_work = [None] * concurrency
         self._tasks = [
-            asyncio.create_task(self._work(), name=f"messaging-worker-{number}")
-            for number in range(self._binding.subscription.concurrency)
+            asyncio.create_task(self._work(number), name=f"messaging-worker-{number}")
+            for number in range(concurrency)
         ]
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for worker in done:
@@ -114,8 +125,9 @@ class Workers:
         self._stopped = True
 
     def wake(self, most: int) -> None:
-        """Deliveries may have become startable: let up to `most` waiting workers look."""
+        """Up to `most` deliveries may have become startable: let waiting workers look, who wake the others."""
         waiting = self._waiting
+        most = min(most, WOKEN_AT_ONCE)
         while waiting and most > 0:
             waiter = waiting.popleft()
             if not waiter.done():
@@ -124,8 +136,10 @@ class Workers:
 
     def interrupt(self, delivery: RawDelivery) -> None:
         """Cancel the handler of this delivery; its worker lives on and concludes it as a Release."""
-        task = self._running.get(delivery)
-        if task is not None and delivery not in self._interrupted and task is not asyncio.current_task():
+        if delivery not in self._at_work or delivery in self._interrupted:
+            return
+        task = self._tasks[self._at_work.index(delivery)]
+        if task is not asyncio.current_task():
             self._interrupted.add(delivery)
             task.cancel()
 
@@ -147,26 +161,29 @@ class Workers:
         self.wake(len(self._waiting))
         self._changed()
 
-    async def _work(self) -> None:
+    async def _work(self, number: int) -> None:
         task = asyncio.current_task()
         assert task is not None
-        loop, handler = asyncio.get_running_loop(), self._binding.handler
+        binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
+        woken = False
         while not self._ended:  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
-                waiter = loop.create_future()
-                self._waiting.append(waiter)
-                self._changed()
-                await waiter
+                await self._wait()
+                woken = True
                 continue
-            self._running[delivery] = task
+            if woken:
+                woken = False
+                if lanes.ready:
+                    self.wake(WOKEN_AT_ONCE)
+            at_work[number] = delivery
             try:
                 message = delivery.message
                 kind, outcome = message.type, None
                 if (
                     delivery is self.alone
                     or message.not_before is not None
-                    or (kind is not None and kind.startswith(CONTROL))
+                    or (kind != ordinary and kind is not None and kind.startswith(CONTROL))
                 ):
                     outcome = await self._unusual(delivery)
                 if outcome is None:
@@ -175,7 +192,7 @@ class Workers:
                         outcome = given
                     else:
                         current_delivery.set(given)
-                        outcome = await handler(given)
+                        outcome = await binding.handler(given)
             except asyncio.CancelledError:
                 if self._ended:
                     raise
@@ -184,19 +201,26 @@ class Workers:
                 self.exiting = True
                 raise
             finally:
-                del self._running[delivery]
-                current_delivery.set(None)
+                at_work[number] = None
             if self._interrupted:
                 self._interrupted.discard(delivery)
             while task.cancelling():
                 task.uncancel()
             self._conclude(delivery, outcome)
 
+    async def _wait(self) -> None:
+        """For something to run."""
+        current_delivery.set(None)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._changed()
+        await waiter
+
     def _next(self) -> RawDelivery | None:
         """The next delivery to run; a suspect only when nothing else runs."""
         while self.alone is None and not self._stopped:
             if self._suspects:
-                if self._running:
+                if self.running:
                     return None
                 suspect = self._suspects.popleft()
                 if self._leased(suspect):
@@ -206,7 +230,8 @@ class Workers:
             delivery = self._lanes.take()
             if delivery is None:
                 return None
-            if not self._leased(delivery):
+            if delivery.lease.deadline <= self._clock.monotonic():
+                self._lose(delivery, LATE)
                 continue
             if not (delivery.hold or delivery.returns or delivery.guard != "none"):
                 return delivery
@@ -225,7 +250,7 @@ class Workers:
         """Whether it may start; one that somebody else may have by now is lost."""
         if delivery.lease.deadline > self._clock.monotonic():
             return True
-        self._lose(delivery, "its lease ended before its handler started")
+        self._lose(delivery, LATE)
         return False
 
     async def _unusual(self, raw: RawDelivery) -> Outcome | None:
@@ -251,9 +276,9 @@ class Workers:
         delivery = Delivery(
             payload,
             message,
-            dict(message.headers),
+            dict(message.headers) if message.headers else {},
             message.key,
-            self._binding.subscription.group.name,
+            self._group,
             raw.attempt,
             raw.deliveries,
             raw.partition,
@@ -262,6 +287,7 @@ class Workers:
             raw.native,
         )
         if self._binding.observer is not None:
+            current_delivery.set(None)
             self._binding.observer.started(delivery, raw)
         return delivery
 
@@ -283,7 +309,7 @@ class Workers:
         return False
 
     def _log_abandoned(self) -> None:
-        for delivery in self._running:
+        for delivery in self.running:
             logger.error(
                 "Handler %s ignores its cancellation and is left behind; message %s is delivered again",
                 self._binding.handler_name,

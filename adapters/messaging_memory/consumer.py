@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from messaging_memory.broker import Connection
     from messaging_memory.topology import Declarer
 
+BATCH = 128
+"""Messages handed over at once: more only stay longer in the garbage collector's way and out of the caches."""
 HAND_OVER_GRACE = 10.0
 """Seconds beyond the deadline of a hand-over after which the partitions are taken all the same."""
 
@@ -94,7 +96,7 @@ class MemoryConsumer(Consumer):
 
     def _take(self, member: Member, limit: int) -> Sequence[RawDelivery]:
         member.group.topic.expire(self._clock.time())
-        batch = member.group.take(member, limit)
+        batch = member.group.take(member, min(limit, BATCH))
         if batch:
             self._connection.broker.touch()
         return batch

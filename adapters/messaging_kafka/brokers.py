@@ -189,9 +189,8 @@ class Brokers:
                 error = library.failure_of(code)
                 if error is not None and not isinstance(error, Errors.InvalidPartitionsError):
                     raise type(error)(f"{topic}: {message or error}")
-            await self._until_led([name])
-            places = [Place(name, number) for number in range(partitions)]
-            await self.offsets(dict.fromkeys(places, library.LATEST))
+            places = await self._until_led([name])
+            await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete these topics; absent is no error."""

@@ -67,7 +67,6 @@ Errors: Any = errors
 KafkaError: type[Exception] = errors.KafkaError
 
 DEFAULT_CHANNEL: Any = client.ConnectionGroup.DEFAULT
-GROUP_CHANNEL: Any = client.ConnectionGroup.COORDINATION
 COMMIT_CHANNEL = "commit"
 """A connection of its own for commits: a join keeps the one that it is sent on waiting."""
 

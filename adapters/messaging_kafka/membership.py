@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Lease
@@ -63,6 +64,7 @@ class Membership:
         self._link = brokers.link
         self._settings = brokers.link.settings
         self._group = group
+        self._channel = f"group {group}"
         self._topics = list(topics)
         self._kinds = kinds
         self._places = places
@@ -160,7 +162,7 @@ class Membership:
             response = await self._link.to_coordinator(
                 self._group,
                 request,
-                channel=library.GROUP_CHANNEL,
+                channel=self._channel,
                 within=max(0.2, min(self._settings.operation_timeout, self.lease.deadline - sent)),
             )
             check(response.error_code)
@@ -245,7 +247,7 @@ class Membership:
         )
         patience = 2 * settings.session + _MARGIN
         try:
-            response = await self._to_group(request, patience)
+            response = await self._waited(request, patience)
             if isinstance(library.failure_of(response.error_code), Errors.MemberIdRequired):
                 self._member = response.member_id
                 return None
@@ -255,7 +257,7 @@ class Membership:
             leading = response.leader_id == response.member_id
             shares = self._deal(response, await self._kinds()) if leading else []
             sent = time.monotonic()
-            synced = await self._to_group(
+            synced = await self._waited(
                 library.SyncGroup(self._group, self.generation, self._member, None, shares), patience
             )
             check(synced.error_code)
@@ -276,9 +278,32 @@ class Membership:
         return assignor.decode_share(assignment.user_data)
 
     async def _to_group(self, request: Any, within: float) -> Any:
-        return await self._link.to_coordinator(
-            self._group, request, channel=library.GROUP_CHANNEL, within=within
-        )
+        # A connection of its own: Kafka answers in turn, and a join keeps what is sent behind it waiting.
+        return await self._link.to_coordinator(self._group, request, channel=self._channel, within=within)
+
+    async def _waited(self, request: Any, within: float) -> Any:
+        """The answer to what the whole group is waited for with: for a silent member, as long as its session."""
+        beating = asyncio.create_task(self._beat_meanwhile(), name="messaging-kafka-heartbeat")
+        try:
+            return await self._to_group(request, within)
+        finally:
+            beating.cancel()
+            await asyncio.wait((beating,))
+
+    async def _beat_meanwhile(self) -> None:
+        """Keep the lease while the group lets this member wait. What goes wrong, the answer waited for tells."""
+        while self.joined:
+            await asyncio.sleep(self._settings.heartbeat)
+            sent, lease = time.monotonic(), self.lease
+            request = library.Heartbeat(self._group, self.generation, self._member)
+            with suppress(KafkaError, MessagingError):
+                response = await self._link.to_coordinator(
+                    self._group, request, channel=library.COMMIT_CHANNEL
+                )
+                with suppress(Errors.RebalanceInProgressError):  # said to members only
+                    check(response.error_code)
+                if lease.deadline > time.monotonic():
+                    lease.deadline = max(lease.deadline, sent + self._settings.session)
 
     def _deal(self, response: Any, kinds: Sequence[range]) -> list[tuple[str, bytes]]:
         claims: dict[str, Claim] = {}
@@ -346,6 +371,7 @@ class Membership:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+        self._link.drop_channel(self._channel)
         if not self.joined:
             return
         member, self.generation = self._member, -1

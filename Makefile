@@ -17,7 +17,7 @@ BROKERS := redis rabbitmq kafka sqs elasticmq
 # Tests wait more than they work: two processes share one set of brokers.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
-.PHONY: help bench guard demo faults simulate soak test test-compose check format coverage clean
+.PHONY: help bench bench-full guard demo faults simulate soak test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
@@ -29,6 +29,7 @@ help:
 	@echo "make check         formatting, lint, types"
 	@echo "make format        mend formatting and what lint can mend"
 	@echo "make bench         raw clients, this library and its peers side by side, into docs/benchmarks.md"
+	@echo "make bench-full    the same with other sizes and loops, and how cost and memory scale, into docs/scaling.md"
 	@echo "make guard         what a message costs, against what it cost before"
 	@echo "make coverage      branch coverage of the portable layer, at least 95 %"
 
@@ -103,6 +104,16 @@ coverage: $(STAMP_DEV)
 bench: $(STAMP_BENCH)
 	@$(BIN)/python -m messaging_contracts run redis rabbitmq kafka sqs -- \
 		$(BIN)/python -m benchmarks --output docs/benchmarks.md $(ARGS)
+
+# Small messages, large ones, the standard loop, then how it scales. About an hour.
+bench-full: $(STAMP_BENCH)
+	@$(BIN)/python -m messaging_contracts run redis rabbitmq kafka sqs -- sh -ec ' \
+		$(BIN)/python -m benchmarks --output docs/benchmarks.md; \
+		mkdir -p docs/benchmarks; \
+		BENCHMARKS_SIZE=100 $(BIN)/python -m benchmarks --output docs/benchmarks/100-bytes.md; \
+		BENCHMARKS_SIZE=65536 $(BIN)/python -m benchmarks --scale 0.2 --output docs/benchmarks/64-kib.md; \
+		$(BIN)/python -m benchmarks --standard-loop --output docs/benchmarks/standard-loop.md; \
+		$(BIN)/python -m benchmarks.curves --output docs/scaling.md'
 
 guard: $(STAMP_DEV)
 	@$(BIN)/python -m benchmarks.guard

@@ -39,7 +39,7 @@ def main() -> int:
     options = _parser().parse_args()
     logging.disable(logging.CRITICAL)  # peers tell of every start and stop
     warnings.simplefilter("ignore")
-    chosen = [path for path in PATHS if options.only.lower() in path.name.lower() and _url(path.broker)]
+    chosen = [path for path in PATHS if options.only.lower() in path.name.lower() and url_of(path.broker)]
     if not chosen:
         print("no path of that name has a broker here", file=sys.stderr)
         return 1
@@ -50,7 +50,7 @@ def main() -> int:
         left = options.minutes * 60 - (time.monotonic() - start)
         found = run(
             path,
-            _url(path.broker),
+            url_of(path.broker),
             rounds=options.rounds,
             scale=options.scale,
             loop=asyncio.run if options.standard_loop else uvloop.run,
@@ -64,6 +64,7 @@ def main() -> int:
         brokers=asyncio.run(_versions(chosen)),
         rounds=rounds,
         seconds=time.monotonic() - start,
+        loop="asyncio's own loop" if options.standard_loop else "uvloop",
     )
     if options.output is not None:
         options.output.write_text(page)
@@ -83,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _url(broker: str) -> str:
+def url_of(broker: str) -> str:
+    """Empty where it was not started."""
     return "memory://" if broker == "memory" else os.environ.get(f"MESSAGING_TEST_{broker.upper()}_URL", "")
 
 
@@ -108,10 +110,11 @@ def _show(path: Path, results: Sequence[Result]) -> None:
 async def _versions(paths: Sequence[Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for broker in dict.fromkeys(path.broker for path in paths if path.broker != "memory"):
-        async with connect(_url(broker)) as bus:
+        async with connect(url_of(broker)) as bus:
             capabilities = bus.capabilities
             found[capabilities.broker] = capabilities.version
     return found
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

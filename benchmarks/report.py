@@ -11,6 +11,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING
 
 from benchmarks.path import OURS
+from benchmarks.payload import SIZE
 from benchmarks.run import ratio, reaches
 
 if TYPE_CHECKING:
@@ -37,21 +38,27 @@ LIBRARIES = (
 
 
 def write(
-    results: Mapping[Path, Sequence[Result]], *, brokers: Mapping[str, str], rounds: int, seconds: float
+    results: Mapping[Path, Sequence[Result]],
+    *,
+    brokers: Mapping[str, str],
+    rounds: int,
+    seconds: float,
+    loop: str,
 ) -> str:
     """The page, as Markdown."""
-    sections = [_head(rounds, seconds)]
+    sections = [_head(rounds, seconds, loop)]
     sections += [_section(path, found) for path, found in results.items()]
     return "\n".join([*sections, _versions(brokers)])
 
 
-def _head(rounds: int, seconds: float) -> str:
-    when, where = f"{datetime.now(UTC):%Y-%m-%d}", _processor()
+def _head(rounds: int, seconds: float, loop: str) -> str:
+    when, where = f"{datetime.now(UTC):%Y-%m-%d}", processor()
+    size = f"{SIZE // 1024} KiB" if SIZE >= 1024 else f"{SIZE} bytes"
     return f"""# Benchmarks
 
-Written by `make bench` on {when}: {rounds} rounds in {seconds / 60:.0f} minutes, contenders in turn within each round,
-medians of the rounds. Messages are 1 KiB of JSON; durable, confirmed, acknowledged after the handler;
-uvloop; one process on {where}, brokers on the same machine. The library runs with its default middleware and a
+Written by `make bench` or `make bench-full` on {when}: {rounds} rounds in {seconds / 60:.0f} minutes, contenders in
+turn within each round, medians of the rounds. Messages are {size} of JSON; durable, confirmed, acknowledged after the
+handler; {loop}; one process on {where}, brokers on the same machine. The library runs with its default middleware and a
 typed payload, peers with a typed payload where they have one, raw clients with bytes. Consumption is timed over the
 middle half of the messages, and every message must be handled. *Ratio* is the library's speed in parts of that
 contender's; for latencies, the library's median latency in parts of that contender's.
@@ -110,7 +117,8 @@ def _versions(brokers: Mapping[str, str]) -> str:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The cores of this machine, and what they are."""
     found = platform.processor() or platform.machine()
     cpuinfo = File("/proc/cpuinfo")
     if sys.platform == "linux" and cpuinfo.exists():

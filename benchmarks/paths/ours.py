@@ -32,9 +32,9 @@ async def publish_one_by_one(url: str, messages: int) -> Measured:
     return await publish(url, messages, callers=1)
 
 
-def counting(orders: Topic[Order], tally: Tally) -> App:
-    """64 workers, the default middleware, typed payloads."""
-    app = App("bench", concurrency=64, prefetch=1024)
+def counting(orders: Topic[Order], tally: Tally, app: App | None = None) -> App:
+    """64 workers, the default middleware, typed payloads; or one more handler of this app."""
+    app = app or App("bench", concurrency=64, prefetch=1024)
 
     @app.subscribe(orders)
     async def handle(order: Order) -> None:
@@ -110,11 +110,11 @@ async def request(url: str, requests: int, *, callers: int = 1) -> Measured:
         )
 
 
-async def fill(bus: Bus, orders: Topic[Order], messages: int) -> None:
-    for start in range(0, messages, BATCH):
-        await bus.publish_many(
-            orders, [order(number) for number in range(start, min(start + BATCH, messages))]
-        )
+async def fill(bus: Bus, orders: Topic[Order], messages: int, *, first: int = 0) -> None:
+    """Publish so many, numbered from `first`."""
+    end = first + messages
+    for start in range(first, end, BATCH):
+        await bus.publish_many(orders, [order(number) for number in range(start, min(start + BATCH, end))])
 
 
 def in_order(name: str, broker: str, target: float) -> Path:

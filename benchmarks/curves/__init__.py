@@ -1,0 +1,1 @@
+"""How cost and memory change with members, topics, keys and what waits."""

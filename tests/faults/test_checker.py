@@ -323,6 +323,16 @@ def test_a_retry_or_release_that_comes_early_is_seen(story: Story, how: End):
     assert list(story.verdict().violations) == ["early_retries"]
 
 
+def test_a_retry_goes_by_the_first_of_the_failures_that_a_fault_repeated(story: Story):
+    story.published("m0")
+    story.struck(None, lasts=5)
+    story.handled("m0", "failed", after=5)
+    story.pass_time(4)
+    story.handled("m0", "failed", after=5)
+    story.handled("m0", attempt=2)
+    assert story.verdict().violations == {}
+
+
 def test_a_retry_on_time_is_none(story: Story):
     story.published("m0")
     story.handled("m0", "failed", after=5)

@@ -254,10 +254,11 @@ class _Check:
         message = self._messages.get(id)
         several = message is not None and message.copies > 1
         failures, highest = 0, 1
-        for former, one in zip([None, *handlings], handlings, strict=False):
+        for number, one in enumerate(handlings):
             attempt = one.begun.attempt
+            former = handlings[number - 1] if number else None
             if former is not None:
-                self._judge_return(id, former, one, several=several)
+                self._judge_return(id, handlings[:number], one, several=several)
             if several:
                 continue  # copies count for themselves
             if attempt < highest:
@@ -270,14 +271,16 @@ class _Check:
                 self.verdict.attempts_overcounted.append(f"{id}: {one} after {failures} failures")
             highest = max(highest, attempt)
 
-    def _judge_return(self, id: str, former: _Handling, one: _Handling, *, several: bool) -> None:
-        at = one.begun.at
+    def _judge_return(self, id: str, formers: Sequence[_Handling], one: _Handling, *, several: bool) -> None:
+        at, former = one.begun.at, formers[-1]
         if former.how in {"failed", "released"} and former.last < one.first and not several:
             counted = one.begun.attempt > former.begun.attempt
             if former.how == "released" or counted:
                 caused = former.how == "released" and self._cause(former, at)
                 caused = caused or any(jump <= at for jump in self._clock_jumps)
-                if at < former.end + former.after - self._tolerance and not caused:
+                # What a fault brought back fails beside the retry of its first failure.
+                due = min(other.end + other.after for other in formers if _alike(other, former))
+                if at < due - self._tolerance and not caused:
                     self.verdict.early_retries.append(
                         f"{id}: {one} came {at - former.end:.3f} s after {former}, {former.after:.3f} were asked"
                     )
@@ -391,6 +394,12 @@ def _begin(one: _Handling) -> float:
 
 def _end(one: _Handling) -> float:
     return one.last
+
+
+def _alike(other: _Handling, former: _Handling) -> bool:
+    return other is former or (
+        (other.how, former.how) == ("failed", "failed") and other.begun.attempt == former.begun.attempt
+    )
 
 
 def _name(sent: Published) -> str:

@@ -16,7 +16,7 @@ class Curve:
     axis: str
     values: tuple[int, ...]
     brokers: tuple[str, ...]
-    most: dict[str, int] = field(default_factory=dict[str, int])
+    most: dict[str, int] = field(default_factory=dict[str, int], hash=False)
     """Where a broker's curve ends earlier."""
 
     def points(self, broker: str) -> list[int]:

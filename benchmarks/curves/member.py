@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import sys
@@ -126,4 +127,5 @@ async def _member(topic: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # libraries tell of every start and stop
     uvloop.run(_member(sys.argv[1]))

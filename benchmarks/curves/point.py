@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import sys
@@ -109,5 +110,6 @@ async def members(url: str, count: int, messages: int) -> Point:
 RUNS: dict[str, Run] = {"members": members, "topics": topics, "keys": keys, "backlog": backlog}
 
 if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)  # libraries tell of every start and stop
     name, x, messages = sys.argv[1:]
     print(json.dumps(asdict(uvloop.run(RUNS[name](os.environ["MESSAGING_URL"], int(x), int(messages))))))

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="only this broker or this fault; several may be given, and the table is printed, not written",
+        help="only this broker or this fault; several may be given. The table has what the journals have of the others",
     )
     faults.add_argument("--whole", action="store_true", help="10 000 messages where the broker is restarted")
     faults.add_argument(
@@ -173,7 +173,7 @@ def _capabilities(options: argparse.Namespace) -> int:
 
 def _faults(options: argparse.Namespace) -> int:
     from messaging_contracts.faults.report import page
-    from messaging_contracts.faults.run import Run
+    from messaging_contracts.faults.run import Run, kept
 
     logging.getLogger("messaging").setLevel(logging.CRITICAL)  # what it would tell was provoked
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
@@ -185,10 +185,8 @@ def _faults(options: argparse.Namespace) -> int:
     _show(
         f"{held} of {len(rows)} held in {(time.monotonic() - began) / 60:.1f} min; their histories are in {folder}"
     )
-    if options.output is not None and not wanted:
-        options.output.write_text(page(rows), encoding="utf-8")
-    elif wanted:
-        _show(page(rows))
+    if options.output is not None:
+        options.output.write_text(page(kept(folder)), encoding="utf-8")
     return 0 if held == len(rows) else 1
 
 

@@ -8,7 +8,7 @@ from messaging_contracts.__main__ import SOAKED
 from messaging_contracts.faults.grounds import NAMES, Ground, ground
 from messaging_contracts.faults.history import Measured
 from messaging_contracts.faults.report import not_tried, page, told
-from messaging_contracts.faults.run import BROKERS, Run, try_one
+from messaging_contracts.faults.run import BROKERS, Run, kept, try_one
 from messaging_contracts.faults.scenarios import faults
 from messaging_contracts.faults.soak import MIB, growth
 from messaging_contracts.faults.stage import SHORT, Row
@@ -45,6 +45,7 @@ def test_what_is_not_tried_in_time_is_told_and_does_not_hold(tmp_path):
     rows = Run(["redis", "killed_member"], False, tmp_path, shown.append, -1).all()
     assert [(row.broker, row.fault, row.held) for row in rows] == [("redis", "killed_member", False)]
     assert "not tried: the run's time was over" in shown[0]
+    assert kept(tmp_path) == rows, "the page of a later run has the rows of this one"
 
 
 def a_row(**changed) -> Row:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -16,14 +17,13 @@ from messaging_contracts.faults.grounds import Ground, ground
 from messaging_contracts.faults.history import now
 from messaging_contracts.faults.report import not_tried, told
 from messaging_contracts.faults.scenarios import faults
-from messaging_contracts.faults.stage import QUICK, WHOLE, Scale, stage
+from messaging_contracts.faults.stage import QUICK, WHOLE, Row, Scale, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from messaging_contracts.faults.scenarios import Fault
-    from messaging_contracts.faults.stage import Row
 
 BROKERS = ("kafka", "sqs", "rabbitmq", "redis", "elasticmq", "memory")
 """Those that take longest come first, so that two at a time end together."""
@@ -31,6 +31,7 @@ AT_A_TIME = 2
 LIMIT = 240.0
 """Seconds after which one fault is given up."""
 LIMIT_WHOLE = 420.0
+ROW = "row.json"
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Run:
     show: Callable[[str], object]
     seconds: float
     """After which no other fault is begun; what is left is told as not tried, and so as not held."""
-    _rows: list[Row] = field(default_factory=list["Row"])
+    _rows: list[Row] = field(default_factory=list[Row])
     _lock: Lock = field(default_factory=Lock)
 
     def all(self) -> Sequence[Row]:
@@ -56,8 +57,7 @@ class Run:
         end = now() + self.seconds
         plan = {name: [one for one in faults() if self._wants(one, name)] for name in BROKERS}
         in_threads([partial(self._series, name, mine, end) for name, mine in plan.items()], AT_A_TIME)
-        order = [one.name for one in faults()]
-        return sorted(self._rows, key=lambda row: (BROKERS.index(row.broker), order.index(row.fault)))
+        return self._rows
 
     def _wants(self, one: Fault, broker: str) -> bool:
         brokers = set(self.wanted) & set(BROKERS)
@@ -84,9 +84,24 @@ class Run:
                     stack.close()
 
     def _add(self, row: Row) -> None:
+        file = self.folder / row.broker / row.fault / ROW
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(row)), encoding="utf-8")
         with self._lock:
             self._rows.append(row)
             self.show(told(row))
+
+
+def kept(folder: Path) -> list[Row]:
+    """The last row of each fault on each broker that a run left in this folder, in the order of the faults."""
+    found: list[Row] = []
+    for broker in BROKERS:
+        for one in faults():
+            file = folder / broker / one.name / ROW
+            if broker in one.on and file.exists():
+                fields = json.loads(file.read_text(encoding="utf-8"))
+                found.append(Row(**{**fields, "violations": tuple(fields["violations"])}))
+    return found
 
 
 def in_threads(calls: Sequence[Callable[[], object]], at_a_time: int) -> None:

@@ -65,10 +65,21 @@ class NewTopic:
     config: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+STORED_AS_SENT = {"compression.type": "producer"}
+"""A codec of the cluster's choice is one that this client may not have, and other sizes than those that we counted."""
+KEPT_BY_AGE = {**STORED_AS_SENT, "cleanup.policy": "delete", "retention.bytes": "-1"}
+"""Nothing goes but by age, whatever the cluster's defaults are. Beside `retention.ms`."""
 BY_BROKER = {"message.timestamp.type": "LogAppendTime"}
 """Retention goes by the clock of the broker: by the writer's, what one writes whose clock is wrong goes at once."""
-BY_WRITER = {"message.timestamp.type": "CreateTime"}
-"""For copies: their waits and claims are told by the clock of the member that wrote them, and so is their time."""
+_ANY_TIME = str(2**63 - 1)
+BY_WRITER = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.before.max.ms": _ANY_TIME,
+    "message.timestamp.after.max.ms": _ANY_TIME,
+}
+"""For copies: their waits and claims are told by the clock of the member that wrote them, and so is their time. A clock
+that is wrong by an hour, which brokers refuse otherwise, keeps nobody from writing a dead letter.
+"""
 
 
 @dataclass(frozen=True, slots=True)

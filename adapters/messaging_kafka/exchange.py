@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.errors import (
     ConnectionFailed,
+    InvalidMessage,
     MessageTooLarge,
     MessagingError,
     PublishError,
@@ -30,7 +31,16 @@ REQUEST_BYTES = 90 << 20
 """Of a batch: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
 ALL_IN_SYNC = -1
 CHANNEL = "write"
+INVALID_RECORD = 87
 TOO_LARGE = (Errors.MessageSizeTooLargeError, Errors.RecordListTooLargeError)
+
+
+class InvalidRecord(Errors.KafkaError):  # type: ignore[misc]  # aiokafka has no types, and no name for it
+    """A record of the batch has no key, and its topic is compacted."""
+
+
+ONE_REFUSED = (*TOO_LARGE, InvalidRecord)
+"""Outcomes that one record may have for all of its batch: they go one by one then."""
 
 _MOVED = (*GONE, Errors.NotLeaderForPartitionError, Errors.LeaderNotAvailableError)
 _UNKNOWN_FATE = (Errors.RequestTimedOutError, Errors.NotEnoughReplicasAfterAppendError)
@@ -130,7 +140,7 @@ class Exchange:
                     batch.outcome = offset
 
     def _refuse(self, batch: Batch, code: int) -> None:
-        error = library.failure_of(code)
+        error = InvalidRecord() if code == INVALID_RECORD else library.failure_of(code)
         assert error is not None
         batch.refused = True
         if isinstance(error, _MOVED):
@@ -148,6 +158,11 @@ def fate_of(error: Exception, to: Place, address: str) -> PublishError:
         return _unsent(translate(error, f"writing to {to.topic}", address))
     if isinstance(error, TOO_LARGE):
         return MessageTooLarge(f"not stored: topic {to.topic} on Kafka takes no message of this size")
+    if isinstance(error, InvalidRecord):
+        return InvalidMessage(
+            f"not stored: topic {to.topic} on Kafka is compacted (cleanup.policy) and takes no message without a key. "
+            f"Give it one, or let the topic delete by age"
+        )
     what = f"writing to partition {to.partition} of {to.topic}"
     failure = translate(error, what, address)
     sent = isinstance(error, _UNKNOWN_FATE) or (

@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from messaging.errors import MessagingError, PublishError, PublishUncertain
-from messaging_kafka.exchange import TOO_LARGE, Exchange, Fate, fate_of
+from messaging_kafka.exchange import ONE_REFUSED, Exchange, Fate, fate_of
 from messaging_kafka.library import Errors, Place
 from messaging_kafka.marks import Marks, Numbered
 from messaging_kafka.producers import Producers
@@ -176,13 +176,13 @@ class OnceWriter:
             self._producers.retire(batch.producer)
         else:
             batch.producer.give_back(batch.to, 0)
-        anew = lost_track or (isinstance(outcome, TOO_LARGE) and len(batch.marks) > 1)
+        anew = lost_track or (isinstance(outcome, ONE_REFUSED) and len(batch.marks) > 1)
         return None if anew else fate
 
     def _anew(self, queue: _Queue, batch: Numbered) -> Fate | None:
-        """Let its records go once more: with another producer id, and one by one if they are too large together."""
+        """Let its records go once more: with another producer id, and one by one if one may be refused for all."""
         assert isinstance(batch.outcome, Exception)
-        if isinstance(batch.outcome, TOO_LARGE):
+        if isinstance(batch.outcome, ONE_REFUSED):
             queue.single = True
         elif queue.renewals < RENEWALS:
             queue.renewals += 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.errors import PublishError
 from messaging_kafka import library
-from messaging_kafka.brokers import NewTopic
+from messaging_kafka.brokers import BY_BROKER, STORED_AS_SENT, NewTopic
 from messaging_kafka.fetching import read_between
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from messaging_kafka.brokers import Brokers
     from messaging_kafka.writer import Writer
 
-CONFIG = {"cleanup.policy": "compact", "max.compaction.lag.ms": "86400000"}
+CONFIG = {
+    **STORED_AS_SENT,
+    **BY_BROKER,
+    "cleanup.policy": "compact",
+    "max.compaction.lag.ms": "86400000",
+    "delete.retention.ms": "604800000",
+}
+"""A process that has not looked for a week may miss that something was removed."""
 
 Fields: TypeAlias = "Mapping[str, Any]"
 Name: TypeAlias = "tuple[str, ...]"

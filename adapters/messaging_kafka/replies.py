@@ -16,7 +16,7 @@ from messaging.adapter import ReplyInbox
 from messaging.envelope import REPLY_TO
 from messaging.errors import Closed, InvalidMessage, PublishError, TopicNotFound
 from messaging_kafka import library
-from messaging_kafka.brokers import BY_BROKER, NewTopic
+from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, NewTopic
 from messaging_kafka.fetching import Fetcher, Source
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel, parcel, read
@@ -55,6 +55,7 @@ class KafkaReplies:
                 )
             if self._topic not in there:
                 config = {
+                    **KEPT_BY_AGE,
                     **BY_BROKER,
                     "retention.ms": str(int(KEPT_FOR * 1000)),
                     "max.message.bytes": str(settings.max_message_bytes + 64 * 1024),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, tiers
-from messaging_kafka.brokers import BY_BROKER, BY_WRITER, Committed, NewTopic
+from messaging_kafka.brokers import BY_BROKER, BY_WRITER, KEPT_BY_AGE, Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.names import recorded
@@ -153,6 +153,7 @@ class TopologyKeeper:
         retention = self._settings.retention if topic.retention is None else topic.retention
         kept = max(retention, at_least)
         return {
+            **KEPT_BY_AGE,
             **BY_BROKER,
             "retention.ms": str(int(kept * 1000)) if isfinite(kept) else "-1",
             "max.message.bytes": str(self._settings.max_message_bytes + room),

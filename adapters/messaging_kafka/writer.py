@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from messaging.errors import MessageTooLarge, PublishError
 from messaging_kafka import library
-from messaging_kafka.exchange import TOO_LARGE, Batch, Exchange, Fate, fate_of
+from messaging_kafka.exchange import ONE_REFUSED, Batch, Exchange, Fate, fate_of
 from messaging_kafka.library import Place
 from messaging_kafka.records import COPY_ROOM
 
@@ -90,8 +90,8 @@ class Writer:
                 if isinstance(outcome, int):
                     for number, at in enumerate(places):
                         fates[at] = outcome + number
-                elif isinstance(outcome, TOO_LARGE) and len(places) > 1:
-                    # The topic takes less than it said: one by one, so that only what is too large fails.
+                elif isinstance(outcome, ONE_REFUSED) and len(places) > 1:
+                    # The topic takes less than it said: one by one, so that only what it does not take fails.
                     single.add(batch.to)
                     continue
                 else:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from messaging.adapter import TopicSpec, Topology, Unrouted
-from messaging.errors import MessageTooLarge, NoGroup, PublishError, TopicNotFound
+from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
 from messaging.message import Receipt
 from messaging_kafka.brokers import NewTopic
 from messaging_kafka.connection import Link
@@ -159,3 +159,19 @@ async def test_nobody_there_is_told_with_address_and_time() -> None:
     with pytest.raises(Exception, match=r"127\.0\.0\.1:1 \(gave up after \d+\.\d s\)"):
         await link.open()
     await link.close()
+
+
+async def test_a_compacted_topic_refuses_what_has_no_key_and_says_so(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    theirs = f"messaging.{bench.namespace}.theirs"
+    await brokers_of(adapter).create([NewTopic(theirs, 1, {"cleanup.policy": "compact"})])
+    topic = TopicSpec("theirs", partitions=1, native=theirs)
+
+    with_key, without, after = await adapter.publish(
+        [outgoing(topic, "1", key="a"), outgoing(topic, "2", partition=0), outgoing(topic, "3", key="b")]
+    )
+
+    assert isinstance(with_key, Receipt)
+    assert isinstance(without, InvalidMessage)
+    assert f"topic {theirs} on Kafka is compacted" in str(without)
+    assert isinstance(after, PublishError)

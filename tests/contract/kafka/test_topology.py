@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -9,6 +10,7 @@ from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
+from messaging.message import Message
 from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
 from messaging_kafka.fetching import read_between
@@ -248,3 +250,37 @@ async def test_a_first_position_is_committed_for_every_partition(bench: Bench) -
     assert places <= committed.keys()
     ends = await brokers_of(adapter).offsets(dict.fromkeys(places, library.LATEST))
     assert all(committed[place].offset == ends[place] for place in places)
+
+
+async def test_defaults_of_the_cluster_delete_nothing_but_by_age(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    ordered = await bench.group(adapter, TopicSpec("ordered", ordered=True, partitions=1))
+    plain = await bench.group(adapter, TopicSpec("plain", partitions=1))
+    await adapter.reply([("0/" + "0" * 32, Message(id="1", body=b"", topic=""))])
+    names = adapter._session.names
+    logs = [
+        names.topic(plain.topic),
+        names.retry(plain),
+        names.dead(plain),
+        names.redrive(ordered),
+        names.replies,
+    ]
+    settings = ("cleanup.policy", "retention.bytes", "compression.type")
+
+    written = await written_for(adapter, [*logs, names.registry], settings)
+
+    assert [written[name] for name in logs] == [
+        {"cleanup.policy": "delete", "retention.bytes": "-1", "compression.type": "producer"}
+    ] * len(logs)
+    assert written[names.registry] == {"cleanup.policy": "compact", "compression.type": "producer"}
+
+
+async def written_for(adapter, topics: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What was said of each topic itself: neither a default of the cluster nor one of Kafka."""
+    of_topic = 1
+    request = DescribeConfigsRequest([(2, topic, list(settings)) for topic in topics], include_synonyms=False)
+    response = await adapter._session.link.send(request)
+    return {
+        topic: {name: value for name, value, _, source, *_ in entries if source == of_topic}
+        for _, _, _, topic, entries in response.resources
+    }

@@ -172,14 +172,14 @@ class Brokers:
             await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
         return created
 
-    async def _until_led(self, names: Sequence[str]) -> list[Place]:
-        """All partitions of these, when each has a leader."""
+    async def _until_led(self, names: Sequence[str], least: int = 1) -> list[Place]:
+        """All partitions of these, when each has so many at least, and all have a leader."""
         try:
             async with asyncio.timeout(self._link.settings.operation_timeout):
                 while True:
                     found = await self._look(names)
                     if len(found) == len(names) and all(
-                        leader >= 0 for leaders in found.values() for leader in leaders.values()
+                        len(leaders) >= least and min(leaders.values()) >= 0 for leaders in found.values()
                     ):
                         return [Place(name, number) for name, leaders in found.items() for number in leaders]
                     await asyncio.sleep(LOOK_AGAIN)
@@ -200,7 +200,7 @@ class Brokers:
                 error = library.failure_of(code)
                 if error is not None and not isinstance(error, Errors.InvalidPartitionsError):
                     raise type(error)(f"{topic}: {message or error}")
-            places = await self._until_led([name])
+            places = await self._until_led([name], partitions)
             await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
 
     async def delete(self, names: Sequence[str]) -> None:

@@ -76,6 +76,8 @@ class Membership:
         self._joined_generation = -1
         self._rejoin = asyncio.Event()
         self._settled = asyncio.Event()
+        self._joins = 0
+        """How many joins came to their end."""
         self._hurry_until = 0.0
         self._task: asyncio.Task[None] | None = None
         self.generation = -1
@@ -212,6 +214,7 @@ class Membership:
                     if share is not None and not (patient and self.alone and await self._joined_by_others()):
                         break
         finally:
+            self._joins += 1
             self._settled.set()
         self._hurry_until = time.monotonic() + HURRIED_FOR
         try:
@@ -327,17 +330,20 @@ class Membership:
     async def commit(self, positions: Mapping[Place, Committed]) -> None:
         """Commit as this member. Raises LeaseLost when the group goes on without it, ConnectionFailed."""
         until = time.monotonic() + self._settings.operation_timeout
+        lease = self.lease
         while True:
-            if not self.joined:
+            if not self.joined or self.lease is not lease:
                 raise LeaseLost(f"{self._where}: this process is no member of its group any more")
             generation = self.generation
+            joins = self._joins if self._settled.is_set() else -1
             sent = time.monotonic()
             try:
                 await self._brokers.commit(
                     self._group, positions, generation=generation, member=self._member, within=until - sent
                 )
             except (Errors.RebalanceInProgressError, *_LOST) as error:
-                if await self._moved_on(generation, until):
+                joined = await self._joined_anew(joins, until)
+                if joined and (self.generation != generation or not isinstance(error, _LOST)):
                     continue
                 if isinstance(error, _LOST):
                     self.drop("the group refused its commit")
@@ -350,9 +356,12 @@ class Membership:
             self.lease.deadline = max(self.lease.deadline, sent + self._settings.session)
             return
 
-    async def _moved_on(self, generation: int, until: float) -> bool:
-        """Whether the generation has changed since, so that the same commit may be taken now."""
-        if self._settled.is_set() and self.generation == generation:
+    async def _joined_anew(self, joins: int, until: float) -> bool:
+        """Wait for the end of a join after `joins` of them; whether the same commit may be taken now.
+
+        Between its join and the share that it is dealt, a member has the new generation, and its commits are refused.
+        """
+        if self._settled.is_set() and self._joins == joins:
             # The broker may be ahead of us: the heartbeat will say so.
             self._rejoin.set()
             self._settled.clear()
@@ -361,7 +370,7 @@ class Membership:
                 await self._settled.wait()
         except TimeoutError:
             return False
-        return self.joined and self.generation != generation
+        return time.monotonic() < until
 
     def _uncommitted(self, error: Exception) -> MessagingError:
         return translate(error, f"committing for {self._where}", self._settings.address)

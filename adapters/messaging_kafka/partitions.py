@@ -34,6 +34,9 @@ logger = logging.getLogger("messaging")
 
 COMMIT_AGAIN = 0.2
 """Seconds between attempts at the last commit of a unit."""
+UNREACHED_FOR = 2.0
+"""Seconds for which the last commit of a member that leaves is tried where no broker answers."""
+_UNANSWERED = (Errors.KafkaConnectionError, Errors.NodeNotReadyError, Errors.NoBrokersAvailable, OSError)
 FIRST_TIER = 100_000
 """The number of the unit of the first tier: above those of partitions, however many are added."""
 LEAST_ROOM = 200
@@ -131,6 +134,8 @@ class Partitions:
         self.room = progress.METADATA_LIMIT
         """Characters that the broker keeps with a position."""
         self._committing = asyncio.Lock()
+        self._sharing = asyncio.Lock()
+        self._leaving = False
         self.membership = Membership(
             session.brokers,
             names.group(group),
@@ -197,10 +202,17 @@ class Partitions:
     # --- come --------------------------------------------------------------------------------------------------
 
     async def _share(self, share: Share) -> None:
+        async with self._sharing:
+            await self._change(share)
+        self._woken()
+
+    async def _change(self, share: Share) -> None:
         self.relief = share.relief
         missing = self.owned.keys() - share.units
         if missing:
             self._drop([self.owned[number] for number in missing], "the group gave it to another member")
+        if self._leaving:
+            return
         gained = sorted(share.units - self.owned.keys())
         if gained:
             await self._take(gained)
@@ -210,7 +222,6 @@ class Partitions:
             for unit in going:
                 unit.draining = True
             self._background.start(self._give_up(going), name="messaging-kafka-give-up")
-        self._woken()
 
     async def _take(self, numbers: Collection[int]) -> None:
         brokers = self._session.brokers
@@ -341,25 +352,40 @@ class Partitions:
 
     async def leave(self) -> None:
         """Give everything up and leave the group."""
-        membership = self.membership
+        self._leaving = True
         try:
-            if membership.joined and self.owned:
-                units = list(self.owned.values())
-                for unit in units:
-                    unit.dirty.update(unit.parts)
-                async with asyncio.timeout(self._session.settings.operation_timeout):
-                    async with self._committing:
-                        await self._commit(units, leaving=True)
+            async with asyncio.timeout(self._session.settings.operation_timeout):
+                async with self._sharing:  # what is being taken has our name on it: it is given back too
+                    pass
+                await self._last_commit()
         except (MessagingError, TimeoutError) as error:
             logger.warning(
                 "The last commit of %s on Kafka failed: %s. What was in this process is handled again.",
                 self.where,
-                error,
+                str(error) or "no answer in time",
                 extra={"topic": self._group.topic.name, "group": self._group.name},
             )
         for unit in list(self.owned.values()):
             self._remove(unit)
-        await membership.leave()
+        await self.membership.leave()
+
+    async def _last_commit(self) -> None:
+        """Commit all that is owned, again while the group changes or moves; soon given up where nobody answers."""
+        began = time.monotonic()
+        while self.membership.joined and self.owned:
+            units = list(self.owned.values())
+            for unit in units:
+                unit.dirty.update(unit.parts)
+            try:
+                async with self._committing:
+                    await self._commit(units, leaving=True)
+            except ConnectionFailed as error:
+                answered = not isinstance(error.__cause__, _UNANSWERED)
+                if not answered and time.monotonic() - began > UNREACHED_FOR:
+                    raise
+                await asyncio.sleep(COMMIT_AGAIN)
+            else:
+                return
 
 
 def _explain(taken: Collection[Progress]) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import DONE, TopicSpec
+from messaging.message import Ack
+from messaging_kafka import library
 from messaging_kafka.consumer import KafkaConsumer
-from tests.contract.kafka.support import QUICK, Bench, Recorder, ack, ids, owned, publish, receive
+from tests.contract.kafka.support import QUICK, Bench, Recorder, ack, ids, owned, publish, receive, settle
 
 TOPIC = TopicSpec("orders", ordered=True, partitions=2)
 SILENCE = 4
@@ -33,6 +35,82 @@ async def test_who_waits_for_a_silent_member_loses_nothing(bench: Bench) -> None
     assert ownership.lost == [], f"lost meanwhile: {ids(ownership.lost)}"
     await ack(billing, held)
     await ack(search, others)
+
+
+async def test_a_commit_between_a_join_and_its_share_is_made_again(bench: Bench) -> None:
+    first, second = await two_members(bench)
+    held = await receive(first, 2)
+    between = hold_share(first)
+    joining = asyncio.create_task(owned(second, 1))
+    await between.reached.wait()
+
+    settling = asyncio.create_task(settle(first, held, Ack()))
+    await between.refused.wait()
+    between.go.set()
+
+    assert [result is DONE for result in await settling] == [True, True]
+    await joining
+
+
+async def test_who_leaves_between_a_join_and_its_share_brings_no_message_nearer_to_the_crash_guard(
+    bench: Bench,
+) -> None:
+    first, second = await two_members(bench)
+    await receive(first, 2)
+    between = hold_share(first)
+    joining = asyncio.create_task(owned(second))
+    await between.reached.wait()
+
+    closing = asyncio.create_task(first.close())
+    await between.refused.wait()
+    between.go.set()
+    await closing
+
+    await joining
+    assert [one.returns for one in await receive(second, 2)] == [0, 0]
+
+
+async def two_members(bench: Bench) -> tuple[KafkaConsumer, KafkaConsumer]:
+    """The first owns two partitions with a message each; the second has not joined."""
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, TOPIC)
+    first, second = bench.consumer(adapter, group), bench.consumer(other, group)
+    await owned(first, 2)
+    for partition in range(2):
+        await publish(adapter, TOPIC, f"{partition}", partition=partition)
+    return first, second
+
+
+class Between:
+    """A member that has joined a new generation and was dealt no share of it yet."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.refused = asyncio.Event()
+        """A commit of it was refused for that."""
+        self.go = asyncio.Event()
+
+
+def hold_share(consumer: KafkaConsumer) -> Between:
+    """Keep what asks for its next share until `go`."""
+    between, member = Between(), membership(consumer)
+    ask, commit = member._to_group, member._brokers.commit
+
+    async def asked(request, within):
+        if isinstance(request, library.SyncGroup) and not between.go.is_set():
+            between.reached.set()
+            await between.go.wait()
+        return await ask(request, within)
+
+    async def committed(*args, **more):
+        try:
+            await commit(*args, **more)
+        except library.Errors.RebalanceInProgressError:
+            between.refused.set()
+            raise
+
+    member._to_group, member._brokers.commit = asked, committed
+    return between
 
 
 def membership(consumer: KafkaConsumer):

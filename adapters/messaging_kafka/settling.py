@@ -61,11 +61,19 @@ class Settler:
         self._group = group
         self._partitions = partitions
         self._writing: asyncio.Task[None] | None = None
+        self._moves: set[asyncio.Task[list[RawDelivery]]] = set()
 
     async def close(self) -> None:
-        """Wait for what is being written."""
-        if self._writing is not None:
-            await asyncio.wait((self._writing,))
+        """Wait until what is being written is marked as done, for as long as a confirmation may take."""
+        tasks = {*self._moves, *([self._writing] if self._writing else [])}
+        if not tasks:
+            return
+        try:
+            await asyncio.wait(tasks, timeout=self._session.settings.confirm_timeout)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """One result each, in order. Cancelled, it still marks what was copied: that is never copied twice."""
@@ -204,8 +212,14 @@ class Settler:
 
     async def move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
         """Write these to the tier for when they are due, seconds since the epoch, 0 for at once; then they are done
-        here. Returns those that were not written.
+        here. Returns those that were not written. Cancelled, it still marks what was written.
         """
+        task = asyncio.create_task(self._move(deliveries, dues), name="messaging-kafka-move")
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+        return await asyncio.shield(task)
+
+    async def _move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
         ours: list[RawDelivery] = []
         left: list[RawDelivery] = []
         parcels: list[Parcel] = []

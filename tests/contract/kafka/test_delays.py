@@ -1,5 +1,6 @@
 """Delayed retries of unordered groups: a ladder of delays, never early, several steps where needed."""
 
+import asyncio
 import time
 from random import Random
 
@@ -120,3 +121,32 @@ async def test_a_thousand_retries_come_once_each_and_none_is_early(bench: Bench)
     assert early == []
     assert sorted(seen) == sorted(names)
     assert await settle(consumer, [], Ack()) == []
+
+
+async def test_what_changes_its_tier_while_its_member_leaves_comes_once(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, PLAIN)
+    await publish(adapter, PLAIN, "one")
+    leaving = bench.consumer(adapter, group)
+    await settle(leaving, await receive(leaving, 1), Retry(), after=0.3, failure="{}")
+    stored, confirmed = asyncio.Event(), asyncio.Event()
+    write = adapter._session.writer.write_copies
+
+    async def slow(parcels):
+        fates = await write(parcels)
+        stored.set()
+        await confirmed.wait()
+        return fates
+
+    adapter._session.writer.write_copies = slow  # type: ignore[method-assign]
+    receiving = asyncio.create_task(leaving.receive(10, 5.0))
+    await stored.wait()
+    receiving.cancel()
+    closing = asyncio.create_task(leaving.close())
+    await asyncio.wait((closing,), timeout=0.1)
+    confirmed.set()
+    await closing
+
+    consumer = bench.consumer(other, group)
+    assert ids(await receive(consumer, 1)) == ["one"]
+    await nothing(consumer, 1.0)

@@ -16,6 +16,7 @@ from messaging.errors import (
     ConfigurationError,
     ConnectionFailed,
     MessagingError,
+    MissingExtra,
     TopicNotFound,
 )
 from messaging.tls import client_context
@@ -321,6 +322,11 @@ def translate(error: Exception, what: str, address: str) -> MessagingError:
     if isinstance(error, _FORBIDDEN):
         return ConfigurationError(
             f"{what}: Kafka at {address} does not allow it: {text}. The documentation lists the ACLs to grant"
+        )
+    if isinstance(error, Errors.UnsupportedCodecError):
+        return MissingExtra(
+            f"{what}: Kafka at {address} has compressed messages that cannot be read here: {text}. "
+            f"Install cramjam: pip install 'messaging-ports[kafka]'"
         )
     if isinstance(error, Errors.UnknownTopicOrPartitionError):
         return TopicNotFound(f"{what}: Kafka at {address} has no such topic or partition. Declare it first")

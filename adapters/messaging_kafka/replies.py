@@ -128,7 +128,9 @@ class KafkaInbox(ReplyInbox):
             self._wake.clear()
             if (first := self._source.broken) is not None:
                 self._source.rewind(first)
-            found = [self._message(one) for one in self._source.read(limit) if self._ours(one)]
+            with self._session.link.translated(f"reading replies from {self._place.topic}"):
+                records = self._source.read(limit)
+            found = [self._message(one) for one in records if self._ours(one)]
             self._fetcher.hungry()
             if found:
                 return found

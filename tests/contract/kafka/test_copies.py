@@ -3,7 +3,11 @@
 import json
 import random
 
+import aiokafka
+import pytest
+
 from messaging.adapter import DONE, Hold, StoredLetter, TopicSpec
+from messaging.errors import ConfigurationError
 from messaging.failure import parse
 from messaging.message import Ack, Reject, Retry
 from messaging.oversize import BODY_BYTES
@@ -16,8 +20,6 @@ FAILURE = json.dumps({"last": {"cause": "exception", "reason": "no such customer
 
 
 async def foreign(bench: Bench, topic: str, body: bytes, *, compression: str | None = None) -> None:
-    import aiokafka
-
     host = bench.url.removeprefix("kafka://").partition("?")[0]
     producer = aiokafka.AIOKafkaProducer(
         bootstrap_servers=host, max_request_size=8 << 20, compression_type=compression
@@ -55,6 +57,29 @@ async def test_what_came_compressed_is_retried_rejected_and_redriven_whole(bench
 
     assert (again.message.body, again.attempt) == (COMPRESSIBLE, 1)
     assert await settle(consumer, [again], Ack()) == [DONE]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_what_another_program_compressed_is_read(bench: Bench, codec: str) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+
+    await foreign(bench, adapter._session.names.topic(PLAIN), COMPRESSIBLE, compression=codec)
+
+    (delivery,) = await receive(bench.consumer(adapter, group), 1)
+    assert delivery.message.body == COMPRESSIBLE
+
+
+async def test_a_codec_that_is_not_installed_ends_the_subscription_and_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, PLAIN)
+    await foreign(bench, adapter._session.names.topic(PLAIN), b"small" * 100, compression="lz4")
+    monkeypatch.setattr(aiokafka.codec, "cramjam", None)
+
+    with pytest.raises(ConfigurationError, match=r"lz4.*pip install 'messaging-ports\[kafka\]'"):
+        await receive(bench.consumer(adapter, group), 1)
 
 
 async def too_large(bench: Bench):

@@ -83,7 +83,7 @@ async def test_a_batch_that_the_broker_refuses_poisons_no_later_one(bench: Bench
         assert all(isinstance(result, Receipt) for result in await adapter.publish(small))
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_compressed_batches_arrive_whole(bench: Bench, compression: str) -> None:
     adapter = await bench.adapter(compression=compression)
     group = await bench.group(adapter, ORDERED)

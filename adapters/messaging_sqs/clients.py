@@ -37,6 +37,8 @@ class Clients:
     polls: Any
     sns: Any
     sts: Any
+    renewing: bool
+    """Whether the credentials end, and are renewed before."""
 
 
 def make_clients(settings: SQSSettings) -> Clients:
@@ -80,6 +82,7 @@ def make_clients(settings: SQSSettings) -> Clients:
         or client("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
         sns=settings.sns_client or client("sns", settings.sns_endpoint_url),
         sts=client("sts", settings.sts_endpoint_url),
+        renewing=isinstance(session.get_credentials(), _credentials.RefreshableCredentials),
     )
 
 

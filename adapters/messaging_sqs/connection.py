@@ -35,14 +35,13 @@ _AUTHENTICATION = frozenset(
         "SignatureDoesNotMatch",
         "InvalidSignatureException",
         "InvalidAccessKeyId",
-        "ExpiredToken",
-        "ExpiredTokenException",
         "InvalidSecurity",
         "MissingAuthenticationToken",
         "IncompleteSignature",
         "OptInRequired",
     }
 )
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
 _DENIED = frozenset(
     {"AccessDenied", "AccessDeniedException", "AuthorizationError", "AuthorizationErrorException"}
 )
@@ -68,6 +67,7 @@ _THROTTLED = frozenset(
         "KMSThrottlingException",
         "KmsThrottled",
         "OverLimit",
+        "IDPCommunicationError",
     }
 )
 _UNSENT = (
@@ -80,10 +80,11 @@ _UNSENT = (
 _NO_CREDENTIALS = (
     botocore_errors.NoCredentialsError,
     botocore_errors.PartialCredentialsError,
-    botocore_errors.CredentialRetrievalError,
-    botocore_errors.TokenRetrievalError,
     botocore_errors.UnauthorizedSSOTokenError,
 )
+_NOT_RENEWED = (botocore_errors.CredentialRetrievalError, botocore_errors.TokenRetrievalError)
+_STILL_EXPIRED = "refreshed credentials are still expired"
+"""botocore raises a bare RuntimeError with it."""
 
 
 class Absent(MessagingError):
@@ -116,6 +117,7 @@ class Connection:
         self._polls: set[Threads] = set()
         self._account = settings.account
         self._queues: str | None = None
+        self._opened = False
         self.failed: str | None = None
 
     @property
@@ -132,7 +134,9 @@ class Connection:
         settings = self.settings
         started = time.monotonic()
         try:
-            self._clients = await self._threads.run(partial(make_clients, settings))
+            self._clients = await self._run(
+                partial(make_clients, settings), "asking the AWS chain", self._threads
+            )
             try:
                 await self.call("sqs", "get_queue_url", QueueName=f"{settings.prefix}-none")
             except Absent:
@@ -147,6 +151,7 @@ class Connection:
             raise ConnectionFailed(
                 f"cannot reach SQS at {settings.address} (gave up after {time.monotonic() - started:.1f} s): {error}"
             ) from error
+        self._opened = True
 
     def close(self) -> None:
         """No further call. Those that run end by themselves; their threads hold up nothing."""
@@ -195,7 +200,7 @@ class Connection:
         ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (refused for another reason).
         """
         request = partial(getattr(getattr(self.clients, service), operation), **parameters)
-        return await self._run(request, operation, self._threads)
+        return await self._run(request, _spoken(operation), self._threads)
 
     async def poll(
         self, threads: Threads, abandoned: Callable[[], bool], **parameters: Any
@@ -218,13 +223,13 @@ class Connection:
                 client.change_message_visibility_batch(QueueUrl=parameters["QueueUrl"], Entries=entries)
             return messages, came
 
-        return await self._run(receive, "receive_message", threads)
+        return await self._run(receive, _spoken("receive_message"), threads)
 
-    async def _run(self, request: Callable[[], T], operation: str, threads: Threads) -> T:
+    async def _run(self, request: Callable[[], T], what: str, threads: Threads) -> T:
         try:
             answer = await threads.run(request)
         except Exception as error:
-            raise self.translated(error, _spoken(operation)) from error
+            raise self.translated(error, what) from error
         self.failed = None
         return answer
 
@@ -235,6 +240,8 @@ class Connection:
             return error
         if isinstance(error, _NO_CREDENTIALS):
             return AuthenticationFailed(f"{where}: the AWS chain has no usable credentials: {error}")
+        if isinstance(error, _NOT_RENEWED) or _STILL_EXPIRED in str(error):
+            return self._not_renewed(f"{where}: the AWS chain has no usable credentials: {error}")
         if isinstance(error, botocore_errors.ClientError):
             return self._refused(error, where)
         if isinstance(error, (*_UNSENT, botocore_errors.HTTPClientError, OSError)):
@@ -243,6 +250,13 @@ class Connection:
             return ConnectionFailed(self.failed) if unsent else Interrupted(self.failed)
         return MessagingError(f"{where} failed: {error!r}")
 
+    def _not_renewed(self, text: str) -> ConnectionFailed:
+        """Credentials that were good once may be renewed by the next call (25): only at `open` they are wrong."""
+        if not self._opened:
+            return AuthenticationFailed(text)
+        self.failed = text
+        return ConnectionFailed(text)
+
     def _refused(self, error: Any, where: str) -> MessagingError:
         details: dict[str, Any] = error.response.get("Error", {})
         code, text = str(details.get("Code", "")), str(details.get("Message", ""))
@@ -250,6 +264,9 @@ class Connection:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         if code in _AUTHENTICATION or query_code in _AUTHENTICATION:
             return AuthenticationFailed(f"{where}: the credentials were refused: {code}")
+        if code in _EXPIRED or query_code in _EXPIRED:
+            text = f"{where}: the credentials were refused: {code}"
+            return self._not_renewed(text) if self.clients.renewing else AuthenticationFailed(text)
         if code in _DENIED or query_code in _DENIED:
             self.failed = None  # it is an answer
             return Denied(

@@ -41,11 +41,13 @@ async def in_batches(
     sizes: Sequence[int] = (),
     most_bytes: int = 0,
     in_turn: bool = False,
+    once: bool = False,
     **parameters: Any,
 ) -> list[Result]:
     """What the service says of each entry, in order: never an exception for one of them.
 
     `sizes` are the entries' bytes; together at most `most_bytes` in one call. `in_turn`: one call after the other.
+    `once`: of what nothing deduplicates, a call whose fate is unknown is not repeated.
     Cancelling leaves the calls that run to end by themselves.
     """
     results: list[Result] = [_UNKNOWN] * len(entries)
@@ -53,7 +55,7 @@ async def in_batches(
     async def one(part: range) -> None:
         batch = [{**entries[at], "Id": str(at)} for at in part]
         try:
-            answer = await connection.call(service, operation, **parameters, **{field: batch})
+            answer = await connection.call(service, operation, once=once, **parameters, **{field: batch})
         except MessagingError as error:
             for at in part:
                 results[at] = error

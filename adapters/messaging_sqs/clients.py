@@ -11,6 +11,8 @@ from messaging.errors import AuthenticationFailed, ConfigurationError
 from messaging.tls import client_context
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from messaging_sqs.settings import SQSSettings
 
 # boto3 has no types: imported by name, so that all of it is `Any` here and nowhere else.
@@ -20,7 +22,7 @@ _credentials: Any = import_module("botocore.credentials")
 _session: Any = import_module("botocore.session")
 botocore_errors: Any = import_module("botocore.exceptions")
 
-_ATTEMPTS = 3
+ATTEMPTS = 3
 """Of one call, throttling and lost connections included. A FIFO resend has the same deduplication id."""
 _POLL_CONNECTIONS = 256
 """More polls than that open a connection each time."""
@@ -28,7 +30,9 @@ _POLL_CONNECTIONS = 256
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """One client for each use: a receive waits longer than any other call and is never repeated by itself."""
+    """One client for each use: a receive waits longer than any other call; it and `sends` are never repeated by boto3,
+    because what they have done is unknown.
+    """
 
     region: str
     partition: str
@@ -37,6 +41,8 @@ class Clients:
     polls: Any
     sns: Any
     sts: Any
+    sends: Mapping[str, Any]
+    """For what no deduplication guards: `sqs` and `sns`, without repeats of their own."""
     renewing: bool
     """Whether the credentials end, and are renewed before."""
 
@@ -65,7 +71,7 @@ def make_clients(settings: SQSSettings) -> Clients:
     if settings.role is not None:
         session = _assumed(settings, session, region)
 
-    def client(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = _ATTEMPTS) -> Any:
+    def client(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = ATTEMPTS) -> Any:
         return session.client(
             service,
             region_name=region,
@@ -82,6 +88,10 @@ def make_clients(settings: SQSSettings) -> Clients:
         or client("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
         sns=settings.sns_client or client("sns", settings.sns_endpoint_url),
         sts=client("sts", settings.sts_endpoint_url),
+        sends={
+            "sqs": settings.sqs_client or client("sqs", settings.sqs_endpoint_url, attempts=1),
+            "sns": settings.sns_client or client("sns", settings.sns_endpoint_url, attempts=1),
+        },
         renewing=isinstance(session.get_credentials(), _credentials.RefreshableCredentials),
     )
 

@@ -5,6 +5,8 @@ There is no connection that could be lost: each call is a request of its own. `f
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -16,7 +18,7 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
-from messaging_sqs.clients import Clients, botocore_errors, make_clients
+from messaging_sqs.clients import ATTEMPTS, Clients, botocore_errors, make_clients
 from messaging_sqs.threads import Threads
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ _STILL_EXPIRED = "refreshed credentials are still expired"
 """botocore raises a bare RuntimeError with it."""
 
 
+_PAUSES = tuple(2.0**number for number in range(ATTEMPTS - 1))
+"""Seconds before a request that was not taken goes again, at most: as long as boto3 waits."""
+
+
 class Absent(MessagingError):
     """The queue, topic or subscription does not exist."""
 
@@ -101,6 +107,10 @@ class Exists(MessagingError):
 
 class DeletedRecently(MessagingError):
     """A queue of this name was deleted within the last minute."""
+
+
+class Untaken(ConnectionFailed):
+    """The service has done nothing with the request: throttled, or not reached. Sending it again makes no copy."""
 
 
 class Interrupted(ConnectionFailed):
@@ -193,13 +203,22 @@ class Connection:
         threads.close()
         self._polls.discard(threads)
 
-    async def call(self, service: Service, operation: str, /, **parameters: Any) -> Any:
+    async def call(
+        self, service: Service, operation: str, /, *, once: bool = False, **parameters: Any
+    ) -> Any:
         """One request and its answer. Cancelling leaves the request to end by itself.
 
+        `once`: it stores what nothing deduplicates, and so is repeated only where nothing was taken (20).
         Raises Absent, Exists, DeletedRecently, Denied, AuthenticationFailed,
         ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (refused for another reason).
         """
-        request = partial(getattr(getattr(self.clients, service), operation), **parameters)
+        client = self.clients.sends[service] if once else getattr(self.clients, service)
+        request = partial(getattr(client, operation), **parameters)
+        for pause in _PAUSES if once else ():
+            try:
+                return await self._run(request, _spoken(operation), self._threads)
+            except Untaken:
+                await asyncio.sleep(random.uniform(0, pause))
         return await self._run(request, _spoken(operation), self._threads)
 
     async def poll(
@@ -247,7 +266,7 @@ class Connection:
         if isinstance(error, (*_UNSENT, botocore_errors.HTTPClientError, OSError)):
             unsent = isinstance(error, _UNSENT)
             self.failed = f"{where} had no answer: {error}"
-            return ConnectionFailed(self.failed) if unsent else Interrupted(self.failed)
+            return Untaken(self.failed) if unsent else Interrupted(self.failed)
         return MessagingError(f"{where} failed: {error!r}")
 
     def _not_renewed(self, text: str) -> ConnectionFailed:
@@ -280,7 +299,7 @@ class Connection:
             return Exists(f"{where}: {text}")
         if code in _THROTTLED or query_code in _THROTTLED:
             self.failed = f"{where} was refused for now: {code} {text}"
-            return ConnectionFailed(self.failed)
+            return Untaken(self.failed)
         if status >= 500:
             self.failed = f"{where} failed in the service: {code} {text}"
             return Interrupted(self.failed)

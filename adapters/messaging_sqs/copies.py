@@ -50,6 +50,7 @@ async def store(connection: Connection, url: str, copies: Sequence[Copy]) -> lis
         [entry.to_queue(**more) for entry, more in copies],
         sizes=[entry.size for entry, _ in copies],
         most_bytes=connection.settings.batch_bytes,
+        once=not is_fifo(url),
         QueueUrl=url,
     )
     errors = [fate if isinstance(fate, MessagingError) else None for fate in fates]

@@ -181,6 +181,7 @@ class Publisher:
             field="PublishBatchRequestEntries",
             sizes=[item.entry.size for item in items],
             most_bytes=SNS_DEFAULT_BYTES,
+            once=not is_fifo(arn),
             TopicArn=arn,
         )
         kind = Receipt if state.routed else Unrouted
@@ -240,6 +241,7 @@ class Publisher:
             [item.entry.to_queue(**(item.fifo if is_fifo(url) else _delay(item))) for item in items],
             sizes=[item.entry.size for item in items],
             most_bytes=self._settings.batch_bytes,
+            once=not is_fifo(url),
             QueueUrl=url,
         )
         return [fate if isinstance(fate, MessagingError) else None for fate in fates]

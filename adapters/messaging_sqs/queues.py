@@ -164,7 +164,7 @@ class Queues:
 
     async def subscriptions(self, arn: str) -> AsyncIterator[dict[str, str]]:
         """The topic's subscriptions. Raises Absent."""
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             answer = await self._connection.call("sns", "list_subscriptions_by_topic", TopicArn=arn, **more)
             for subscription in answer.get("Subscriptions") or ():

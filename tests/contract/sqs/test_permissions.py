@@ -30,7 +30,7 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
 
         def make(settings):
             clients = make_clients(settings)
-            for client in (clients.sqs, clients.polls, clients.sns, clients.sts):
+            for client in (clients.sqs, clients.polls, clients.sns, clients.sts, *clients.sends.values()):
                 client.meta.events.register("before-call", note)
             return clients
 

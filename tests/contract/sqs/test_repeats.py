@@ -1,0 +1,75 @@
+"""What is repeated by itself: nothing of which the service might make a second message."""
+
+from typing import Any
+
+import boto3
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import URLLib3Session
+
+from messaging.adapter import TopicSpec
+from messaging.errors import PublishUncertain
+from messaging.message import Receipt
+from tests.contract.sqs.support import Bench, ids, nothing, outgoing, receive
+
+_THROTTLING = b"""<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error><Type>Sender</Type>
+<Code>Throttling</Code><Message>Rate exceeded</Message></Error></ErrorResponse>"""
+
+
+class _Body:
+    def stream(self) -> Any:
+        yield _THROTTLING
+
+
+class Line:
+    """A session whose first publish goes wrong: the answer is `lost`, or the request is `throttled`."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.sent = 0
+        self.session = boto3.Session(region_name="us-east-1")
+        for operation in ("sns.PublishBatch", "sqs.SendMessageBatch"):
+            self.session.events.register(f"before-send.{operation}", self._spoil)
+
+    def _spoil(self, request: Any, **_: object) -> AWSResponse | None:
+        self.sent += 1
+        if self.sent > 1:
+            return None
+        if self.fault == "throttled":
+            return AWSResponse(request.url, 400, {}, _Body())
+        URLLib3Session().send(request)
+        raise ConnectionClosedError(endpoint_url=request.url)
+
+
+@pytest.mark.parametrize("fanout", ["sns", "client"])
+async def test_a_publish_whose_answer_is_lost_is_uncertain_and_stored_once(bench: Bench, fanout):
+    line = Line("lost")
+    adapter = await bench.adapter(session=line.session, fanout=fanout)
+    group = await bench.group(adapter)
+    (result,) = await adapter.publish([outgoing(group.topic, "one")])
+    assert isinstance(result, PublishUncertain)
+    consumer = bench.consumer(adapter, group)
+    assert ids(await receive(consumer, 1)) == ["one"]
+    await nothing(consumer)
+
+
+async def test_a_publish_that_the_service_deduplicates_is_repeated_and_stored_once(bench: Bench):
+    line = Line("lost")
+    adapter = await bench.adapter(session=line.session)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    (result,) = await adapter.publish([outgoing(group.topic, "one", key="a")])
+    assert isinstance(result, Receipt)
+    assert line.sent == 2
+    consumer = bench.consumer(adapter, group)
+    assert ids(await receive(consumer, 1)) == ["one"]
+    await nothing(consumer)
+
+
+async def test_a_throttled_publish_is_repeated_for_nothing_was_taken(bench: Bench):
+    line = Line("throttled")
+    adapter = await bench.adapter(session=line.session)
+    group = await bench.group(adapter)
+    (result,) = await adapter.publish([outgoing(group.topic, "one")])
+    assert isinstance(result, Receipt)
+    assert line.sent == 2

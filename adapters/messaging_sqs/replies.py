@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ ALIVE = "messaging-alive"
 BEAT = 300.0
 ORPHANED_AFTER = 3 * BEAT
 _SWEPT_AT_ONCE = 100
+"""AWS allows some 30 calls a second about tags for an account."""
 _POLLERS = 2
 _BUFFER = 1000
 """Replies that may wait for whoever reads them."""
@@ -200,24 +202,32 @@ class SQSInbox(ReplyInbox):
 
 
 async def sweep(connection: Connection, topics: Topics, own: str) -> None:
-    """Delete the reply queues of processes that have shown no life for long. Without the permission, nothing."""
-    queues = topics.queues
+    """Delete the reply queues of processes that have shown no life for long. Without the permission, nothing.
+
+    Of many, each sweep looks at a choice by lot: so each orphan is found, however many live beside it.
+    """
     try:
-        urls = await queues.named_like(topics.names.replies)
-        for url in urls[:_SWEPT_AT_ONCE]:
-            name = queue_name(url)
-            if name == own or not topics.names.reply_pattern.fullmatch(name):
-                continue
-            answer = await connection.call("sqs", "list_queue_tags", QueueUrl=url)
-            tags: dict[str, str] = answer.get("Tags") or {}
-            seen = tags.get(ALIVE, "")
-            if seen.isdecimal() and time.time() - int(seen) > ORPHANED_AFTER:
-                await queues.delete(url)
-                logger.info("Deleted reply queue %s, whose process is gone", name)
-    except Absent:
-        return  # another process swept it
+        urls = [
+            url
+            for url in await topics.queues.named_like(topics.names.replies)
+            if (name := queue_name(url)) != own and topics.names.reply_pattern.fullmatch(name)
+        ]
+        for url in random.sample(urls, min(len(urls), _SWEPT_AT_ONCE)):
+            await _sweep_one(connection, topics, url)
     except ConfigurationError as error:
         logger.debug("Reply queues of processes that are gone are not swept: %s", error)
+
+
+async def _sweep_one(connection: Connection, topics: Topics, url: str) -> None:
+    try:
+        answer = await connection.call("sqs", "list_queue_tags", QueueUrl=url)
+    except Absent:
+        return  # another process swept it, or its own deleted it
+    tags: dict[str, str] = answer.get("Tags") or {}
+    seen = tags.get(ALIVE, "")
+    if seen.isdecimal() and time.time() - int(seen) > ORPHANED_AFTER:
+        await topics.queues.delete(url)
+        logger.info("Deleted reply queue %s, whose process is gone", queue_name(url))
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ from messaging.errors import ConnectionFailed, InvalidMessage
 from messaging.message import Message
 from messaging_sqs import replies
 from messaging_sqs.replies import SQSInbox
-from tests.contract.sqs.support import Bench
+from tests.contract.sqs.support import Bench, intercept
 
 
 def answer(id: str = "reply") -> Message:
@@ -83,6 +83,44 @@ async def test_reply_queues_of_dead_processes_are_swept_and_no_others(any_bench:
     await living.close()
     for url in (stranger, untold):
         await queues.delete(url)
+
+
+async def test_an_orphan_is_swept_however_many_live_beside_it(bench: Bench, monkeypatch):
+    monkeypatch.setattr(replies, "_SWEPT_AT_ONCE", 2)
+    adapter = await bench.adapter()
+    queues, names = adapter._topics.queues, adapter._topics.names
+    now = {replies.ALIVE: replies._now()}
+    living = [await queues.create(names.reply(number * 32), now, retention=60) for number in "012"]
+    orphan = await queues.create(names.reply("f" * 32), {replies.ALIVE: "1000"}, retention=60)
+    async with asyncio.timeout(10):
+        while orphan in await queues.named_like(names.replies):
+            await replies.sweep(adapter._connection, adapter._topics, "own")
+    assert set(living) <= set(await queues.named_like(names.replies))
+    for url in living:
+        await queues.delete(url)
+
+
+async def test_a_queue_that_goes_while_it_is_looked_at_keeps_no_other_from_being_swept(
+    bench: Bench, monkeypatch
+):
+    adapter = await bench.adapter()
+    queues, names = adapter._topics.queues, adapter._topics.names
+    orphans = [
+        await queues.create(names.reply(number * 32), {replies.ALIVE: "1000"}, retention=60)
+        for number in "012"
+    ]
+    looked: list[str] = []
+
+    async def gone_at_first(call, parameters):
+        looked.append(parameters["QueueUrl"])
+        if len(looked) == 1:
+            await queues.delete(looked[0])
+        return await call(**parameters)
+
+    intercept(adapter, monkeypatch, "list_queue_tags", gone_at_first)
+    await replies.sweep(adapter._connection, adapter._topics, "own")
+    assert sorted(looked) == sorted(orphans)
+    assert await queues.named_like(names.replies) == []
 
 
 async def test_an_inbox_sweeps_when_it_opens(any_bench: Bench):

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.brokers import BrokerUnavailable
 from messaging_contracts.faults.grounds import Ground, ground
@@ -99,8 +99,9 @@ def kept(folder: Path) -> list[Row]:
         for one in faults():
             file = folder / broker / one.name / ROW
             if broker in one.on and file.exists():
-                fields = json.loads(file.read_text(encoding="utf-8"))
-                found.append(Row(**{**fields, "violations": tuple(fields["violations"])}))
+                fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                fields["violations"] = tuple(fields["violations"])
+                found.append(Row(**fields))
     return found
 
 

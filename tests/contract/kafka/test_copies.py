@@ -76,7 +76,7 @@ async def test_a_codec_that_is_not_installed_ends_the_subscription_and_is_named(
     adapter = await bench.adapter()
     group = await bench.group(adapter, PLAIN)
     await foreign(bench, adapter._session.names.topic(PLAIN), b"small" * 100, compression="lz4")
-    monkeypatch.setattr(aiokafka.codec, "cramjam", None)
+    monkeypatch.setattr("aiokafka.codec.cramjam", None)
 
     with pytest.raises(ConfigurationError, match=r"lz4.*pip install 'messaging-ports\[kafka\]'"):
         await receive(bench.consumer(adapter, group), 1)

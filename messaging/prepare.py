@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from messaging.message import Duration, Key, Message, Topic
 
 _LONGEST_CONTENT_TYPE = 255
+_ATTRIBUTES = 512
+"""Bytes: the attributes are short and of bounded length."""
+_LONGEST_CHARACTER = 4
+"""Bytes of UTF-8."""
 INHERITED = ("traceparent", "tracestate")
 """Headers that a message published by a handler takes from the message being handled (W3C Trace Context)."""
 
@@ -77,14 +81,16 @@ class Preparation:
         messages: list[Message] = []
         for payload in payloads:
             body, content_type = encode(payload)
-            key = given_key if given_key is not None else None if key_of is None else key_of(payload)
+            key = given_key if given_key is not None or key_of is None else key_of(payload)
+            if key is not None and not (type(key) is str and key.isascii()):
+                key = _checked_key(name, key)
             messages.append(
                 make_message(
-                    new_id() if given_id is None else given_id,
+                    given_id or new_id(),
                     name,
                     body,
-                    _checked_key(name, key),
-                    headers.copy(),
+                    key,
+                    headers.copy() if headers else {},
                     content_type,
                     name,
                     source,
@@ -103,15 +109,21 @@ class Preparation:
         """Choose the partition of each and check what the broker can do: size and delay."""
         most = capabilities.max_message_bytes
         partitions, mandatory, reply_to = spec.partitions, options.mandatory, options.reply_to
+        marked = self.once and reply_to is None
         prepared: list[Outgoing] = []
         for message in messages:
             key = message.key
             partition = self._turn(spec, message) if key is None else partition_of(key, partitions)
-            _check_size(message, most)
+            if (
+                message.headers
+                or len(message.body) + _ATTRIBUTES + _LONGEST_CHARACTER * len(key or "") > most
+            ):
+                _check_size(message, most)
             if message.not_before is not None:
                 check_delay(message, spec, capabilities, self.clock.time())
-            once = new_id() if self.once and reply_to is None else None
-            prepared.append(Outgoing(spec, message, partition, mandatory, reply_to, once))
+            prepared.append(
+                Outgoing(spec, message, partition, mandatory, reply_to, new_id() if marked else None)
+            )
         return prepared
 
     def _turn(self, spec: TopicSpec, message: Message) -> int:
@@ -167,7 +179,7 @@ def _check_size(message: Message, most: int) -> None:
 
 
 def _size(message: Message) -> int:
-    size = len(message.body) + 512  # the attributes are short and of bounded length
+    size = len(message.body) + _ATTRIBUTES
     if key := message.key:
         size += _bytes(key)
     if message.headers:
@@ -189,8 +201,8 @@ def _checked_id(value: str) -> str:
 
 def _checked_key(topic: str, key: Key | None) -> Key | None:
     """The key as every broker gives it back: bytes that are UTF-8 are a str."""
-    if key is None or (type(key) is str and key.isascii()):
-        return key
+    if key is None:
+        return None
     if not isinstance(key, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
         raise InvalidMessage(
             f"The key {key!r} for {topic} is a {type(key).__name__}; it must be a str or bytes"

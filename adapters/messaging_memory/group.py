@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import DONE, GroupInfo, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Retry
-from messaging_memory.record import Record
+from messaging_memory.record import Record, message_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from messaging.clock import Clock, Timer
     from messaging.errors import MessagingError
     from messaging_memory.log import TopicLog
+    from messaging_memory.record import Row
 
 
 class Entry:
@@ -99,6 +100,11 @@ class Member:
         self.seen = 0.0
         self.gone: MessagingError | None = None
         """Why it is no longer a member."""
+
+
+def _entry_of(delivery: RawDelivery) -> Entry:
+    """Of a first hand-over, of which nothing was kept so far."""
+    return Entry(Record(delivery.native, delivery.partition, delivery.token))
 
 
 def refused(delivery: RawDelivery) -> Settled:
@@ -236,7 +242,7 @@ class Group(ABC):
             del member.held[delivery]
             delivery.token = None
             return DONE
-        entry = member.held[delivery] or Entry(delivery.token)
+        entry = member.held[delivery] or _entry_of(delivery)
         if isinstance(outcome, Reject):
             number = next(self._numbers)
             self.dead[number] = DeadLetter(number, entry.record, settlement.failure)
@@ -269,7 +275,7 @@ class Group(ABC):
         """Mark the message: if it comes back from a lost member now, the guard trips."""
         if delivery not in member.held:
             return False
-        entry = member.held[delivery] or Entry(delivery.token)
+        entry = member.held[delivery] or _entry_of(delivery)
         entry.marked = True
         member.held[delivery] = entry
         delivery.guard = "alone"
@@ -332,7 +338,7 @@ class Group(ABC):
         """Take these from the member; `counted` when the member was lost with them (2, 3)."""
         entries: list[Entry] = []
         for delivery in deliveries:
-            entry = member.held.pop(delivery) or Entry(delivery.token)
+            entry = member.held.pop(delivery) or _entry_of(delivery)
             if counted:
                 entry.returns += 1
             else:
@@ -342,35 +348,35 @@ class Group(ABC):
 
     # Handing over
 
-    def _read(self, number: int, stop: int) -> list[Record]:
-        """Take what the log of this partition has before the offset `stop`."""
+    def _read(self, number: int, stop: int) -> list[tuple[int, Row]]:
+        """Take what the log of this partition has before the offset `stop`, with the offsets."""
         cursor = self.cursors[number]
         rows = self.topic.partitions[number].read(cursor, stop)
         self.cursors[number] = cursor + len(rows)
-        return [Record(row, number, offset) for offset, row in enumerate(rows, cursor)]
+        return list(enumerate(rows, cursor))
 
     def _first(
-        self, member: Member, records: Sequence[Record], fence: int, lease: Lease
+        self, member: Member, number: int, rows: Sequence[tuple[int, Row]], fence: int, lease: Lease
     ) -> list[RawDelivery]:
-        """The first hand-over of messages from the log: the fast path."""
+        """The first hand-over of messages from the log of this partition: the fast path."""
         topic = member.topic
         batch = [
             RawDelivery(
-                record.message(topic),
-                record.partition,
-                record.position,
+                message_of(row, topic, position := f"{number}-{offset}"),
+                number,
+                position,
                 1,
                 1,
                 0,
                 "none",
                 None,
-                record.row[3],
+                row[3],
                 fence,
                 lease,
-                record,
-                record,
+                row,
+                offset,
             )
-            for record in records
+            for offset, row in rows
         ]
         member.held.update(dict.fromkeys(batch))
         return batch
@@ -379,7 +385,7 @@ class Group(ABC):
         entry.deliveries += 1
         record = entry.record
         delivery = RawDelivery(
-            message=record.message(member.topic),
+            message=message_of(record.row, member.topic, record.position),
             partition=record.partition,
             position=record.position,
             attempt=entry.attempt,
@@ -390,8 +396,8 @@ class Group(ABC):
             reply_to=record.reply_to,
             fence=fence,
             lease=lease,
-            native=record,
-            token=record,
+            native=record.row,
+            token=record.offset,
         )
         member.held[delivery] = entry
         return delivery
@@ -428,7 +434,7 @@ class Group(ABC):
 
     def _oldest(self, waiting: Sequence[Entry]) -> float | None:
         stored = [entry.record.stored_at for entry in waiting]
-        stored += [delivery.token.stored_at for member in self.members for delivery in member.held]
+        stored += [delivery.native[0] for member in self.members for delivery in member.held]
         for partition, cursor in zip(self.topic.partitions, self.cursors, strict=True):
             stored += [row[0] for row in partition.read(cursor, cursor + 1)]
         return max(self.clock.time() - min(stored), 0.0) if stored else None

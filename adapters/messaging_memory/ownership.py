@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from messaging.errors import LeaseLost
 from messaging_memory.group import Entry, Group
+from messaging_memory.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from messaging.errors import MessagingError
     from messaging_memory.group import Member
     from messaging_memory.log import TopicLog
-    from messaging_memory.record import Record
 
 
 class Owned:
@@ -159,15 +159,17 @@ class OwnedGroup(Group):
             stop = cursor + room
             if owned.redriven:
                 stop = min(stop, owned.redriven[0].record.offset + 1)
-            records = self._read(number, stop)
-            if not records:
+            rows = self._read(number, stop)
+            if not rows:
                 return []
             if owned.parked:
-                records = [
-                    record for record in records if not self._parked(owned, Entry(record, deliveries=0))
+                rows = [
+                    (offset, row)
+                    for offset, row in rows
+                    if not self._parked(owned, Entry(Record(row, number, offset), deliveries=0))
                 ]
-            if records:
-                return self._first(member, records, owned.fence, lease)
+            if rows:
+                return self._first(member, number, rows, owned.fence, lease)
 
     def redrive(self, record: Record, failure: str | None) -> None:
         self._sequence += 1

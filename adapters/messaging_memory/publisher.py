@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
 from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
-from messaging.message import Receipt
-from messaging_memory.record import row_of
+from messaging.message import make_receipt
+from messaging_memory.record import Packing
 from messaging_memory.topology import physical_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Outgoing, TopicSpec
+    from messaging.message import Receipt
     from messaging_memory.broker import Broker
     from messaging_memory.log import TopicLog
 
@@ -25,6 +26,7 @@ class Publisher:
         self._broker = broker
         self._namespace = namespace
         self._maximum = maximum
+        self._packing = Packing()
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
         """Store each that can be; on an ordered topic nothing of a partition follows one that failed (7)."""
@@ -66,7 +68,7 @@ class Publisher:
             raise NoGroup(
                 f"message {message.id} was not published: no group takes topic {outgoing.topic.name}; declare one"
             )
-        row, size = row_of(message, now, outgoing.reply_to, self._maximum)
+        row, size = self._packing.row(message, now, outgoing.reply_to, self._maximum)
         if size > self._maximum:
             raise MessageTooLarge(
                 f"message {message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
@@ -74,12 +76,12 @@ class Publisher:
             )
         once = outgoing.once
         if once is not None and once in topic.once:
-            return Receipt(message.id, partition, topic.once[once])
+            return make_receipt(message.id, partition, topic.once[once])
         position = topic.partitions[partition].append(row)
         if once is not None:
             topic.remember(once, position)
-        kind = Receipt if topic.groups else Unrouted
-        return kind(message.id, partition, position)
+        make = make_receipt if topic.groups else Unrouted
+        return make(message.id, partition, position)
 
     def _not_found(self, outgoing: Outgoing) -> TopicNotFound:
         return TopicNotFound(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.envelope import CONTROL, decode, encode, text
@@ -28,52 +27,47 @@ _OURS = (PREFIX, CONTROL)
 Text: TypeAlias = str | None
 Carried: TypeAlias = tuple[float, bytes, Text, Text, Mapping[str, Any]]
 """When it was stored (`Clock.time` seconds), body, content type, reply address, and headers as on a wire."""
-Intact: TypeAlias = tuple[
-    float,
-    bytes,
-    Text,
-    Text,
-    str,
-    Text,
-    tuple[tuple[str, str], ...],
-    Text,
-    Text,
-    datetime | None,
-    datetime | None,
-    Text,
-    Text,
-]
-"""The same, then the attributes of a message that a wire carries unchanged: id, key, headers, type, source, time,
-expiry, correlation and causation. It is encoded only when somebody asks for `Record.headers`."""
+Shared: TypeAlias = tuple[Text, Text, Text, datetime | None, Text, Text]
+"""What most messages of a program have in common: content type, type, source, expiry, correlation, causation."""
+Intact: TypeAlias = tuple[float, bytes, Shared, Text, str, Text, tuple[tuple[str, str], ...], datetime | None]
+"""The same of a message that a wire carries unchanged, with id, key, headers and time in place of the encoded headers.
+It is encoded only when somebody asks for `Record.headers`."""
 Row: TypeAlias = Carried | Intact
 
 
+class Packing:
+    """Makes the rows of messages: what they have in common is looked at once, and kept once."""
+
+    __slots__ = ("_bound", "_shared")
+
+    def __init__(self) -> None:
+        self._shared: Shared | None = None
+        self._bound: int | None = None
+
+    def row(
+        self, message: Message, stored_at: float, reply_to: str | None, maximum: float
+    ) -> tuple[Row, int]:
+        """What is kept of the message, and its size in bytes: exact where it may be above `maximum`."""
+        shared = _shared(message)
+        if self._shared is None or shared != self._shared:
+            self._shared, self._bound = shared, _shared_bound(shared)
+        shared = self._shared
+        own = None if self._bound is None else _own_bound(message)
+        body, headers = message.body, message.headers
+        if self._bound is None or own is None:
+            encoded = encode(message, prefix=PREFIX)
+            return (stored_at, body, message.content_type, reply_to, encoded), _size(body, encoded)
+        size = len(body) + self._bound + own
+        if size > maximum:
+            size = _size(body, encode(message, prefix=PREFIX))
+        kept = tuple(headers.items()) if headers else ()
+        key: Any = message.key  # of what survives it is no bytes
+        return (stored_at, body, shared, reply_to, message.id, key, kept, message.time), size
+
+
 def row_of(message: Message, stored_at: float, reply_to: str | None, maximum: float) -> tuple[Row, int]:
-    """What is kept of the message, and its size in bytes: exact where it may be above `maximum`."""
-    body = message.body
-    bound = surviving(message)
-    if bound is None:
-        encoded = encode(message, prefix=PREFIX)
-        return (stored_at, body, message.content_type, reply_to, encoded), _size(body, encoded)
-    size = len(body) + bound
-    if size > maximum:
-        size = _size(body, encode(message, prefix=PREFIX))
-    headers = message.headers
-    return (
-        stored_at,
-        body,
-        message.content_type,
-        reply_to,
-        message.id,
-        message.key,  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  what survives has no key of bytes
-        tuple(headers.items()) if headers else (),
-        message.type,
-        message.source,
-        message.time,
-        message.expires_at,
-        message.correlation_id,
-        message.causation_id,
-    ), size
+    """The row of a single message: see `Packing.row`."""
+    return Packing().row(message, stored_at, reply_to, maximum)
 
 
 def _size(body: bytes, headers: Mapping[str, Any]) -> int:
@@ -105,7 +99,7 @@ class Record:
     def headers(self) -> Mapping[str, Any]:
         """As on a wire: attributes and plain headers."""
         row = self.row
-        return row[4] if len(row) == 5 else encode(self.message(""), prefix=PREFIX)
+        return row[4] if len(row) == 5 else encode(message_of(row, "", self.position), prefix=PREFIX)
 
     @property
     def key(self) -> str | None:
@@ -118,22 +112,22 @@ class Record:
 
     def message(self, topic: str) -> Message:
         """A new message for one hand-over."""
-        row = self.row
-        if len(row) != 5:
-            _, body, content, _, id, key, headers, type, source, time, expires, correlation, causation = row
-            plain = dict(headers) if headers else {}
-            return make_message(
-                id, topic, body, key, plain, content, type, source, time, expires, correlation, causation
-            )
-        _, body, content_type, _, encoded = row
-        return decode(
-            encoded,
-            prefix=PREFIX,
-            topic=topic,
-            body=body,
-            position=self.position,
-            content_type=content_type,
+        return message_of(self.row, topic, self.position)
+
+
+def message_of(row: Row, topic: str, position: str) -> Message:
+    """A new message for one hand-over."""
+    if len(row) != 5:
+        _, body, shared, _, id, key, headers, time = row
+        content_type, type, source, expires, correlation, causation = shared
+        own = dict(headers) if headers else {}
+        return make_message(
+            id, topic, body, key, own, content_type, type, source, time, expires, correlation, causation
         )
+    _, body, content_type, _, encoded = row
+    return decode(
+        encoded, prefix=PREFIX, topic=topic, body=body, position=position, content_type=content_type
+    )
 
 
 def surviving(message: Message) -> int | None:
@@ -142,35 +136,48 @@ def surviving(message: Message) -> int | None:
     None where that is not certain: with a key of bytes, with text that is not ASCII, with a header of ours; and with
     what is rare, a publish delay.
     """
-    shared = _shared(message.type, message.source, message.content_type)
-    key, time, expires_at = message.key, message.time, message.expires_at
-    own = message.id
+    shared, own = _shared_bound(_shared(message)), _own_bound(message)
+    return None if shared is None or own is None else shared + own
+
+
+def _shared(message: Message) -> Shared:
+    return (
+        message.content_type,
+        message.type,
+        message.source,
+        message.expires_at,
+        message.correlation_id,
+        message.causation_id,
+    )
+
+
+def _shared_bound(shared: Shared) -> int | None:
+    content_type, type, source, expires_at, correlation_id, causation_id = shared
+    attributes = f"{type}{source}{content_type}{correlation_id}{causation_id}"
     if (
-        shared is None
-        or not own
-        or isinstance(key, bytes)
-        or message.not_before is not None
-        or (time is not None and time.tzinfo is not UTC)
+        not type
+        or "" in {source, correlation_id, causation_id}
+        or not attributes.isascii()
         or (expires_at is not None and expires_at.tzinfo is not UTC)
-        or message.correlation_id == ""
-        or message.causation_id == ""
     ):
         return None
-    own = f"{own}{key}{message.correlation_id}{message.causation_id}"
-    if not own.isascii():
-        return None
-    length = shared + len(own)
-    for name, value in message.headers.items():
-        if name.startswith(_OURS) or not name.isascii() or not value.isascii():
-            return None
-        length += len(name) + len(value)
-    return length
-
-
-@lru_cache(maxsize=256)
-def _shared(type: str | None, source: str | None, content_type: str | None) -> int | None:
-    """The same for the attributes that a program's messages share."""
-    attributes = f"{type}{source}{content_type}"
-    if not type or source == "" or not attributes.isascii():
-        return None
     return len(attributes) + ATTRIBUTE_NAMES
+
+
+def _own_bound(message: Message) -> int | None:
+    own, key, headers, time = message.id, message.key, message.headers, message.time
+    if not own or not own.isascii() or message.not_before is not None:
+        return None
+    if time is not None and time.tzinfo is not UTC:
+        return None
+    length = len(own)
+    if key is not None:
+        if isinstance(key, bytes) or not key.isascii():
+            return None
+        length += len(key)
+    if headers:
+        for name, value in headers.items():
+            if name.startswith(_OURS) or not name.isascii() or not value.isascii():
+                return None
+            length += len(name) + len(value)
+    return length

@@ -54,8 +54,8 @@ class SharedGroup(Group):
             number = (self._turn + step) % len(partitions)
             if number in member.paused:
                 continue
-            if records := self._read(number, self.cursors[number] + room):
-                batch += self._first(member, records, 0, lease)
+            if rows := self._read(number, self.cursors[number] + room):
+                batch += self._first(member, number, rows, 0, lease)
         self._turn = (self._turn + 1) % len(partitions)
         return batch
 

@@ -8,6 +8,7 @@ from messaging.message import Ack, Reject, Release, Retry
 from messaging_memory.consumer import MemoryConsumer
 from messaging_memory.group import Group
 from messaging_memory.ownership import OwnedGroup
+from messaging_memory.record import Record
 from messaging_memory.shared import SharedGroup
 from tests.contract.mutants.mutant import killed_by, patched
 
@@ -24,6 +25,11 @@ def receiving(change):
         return deliveries
 
     return patched(MemoryConsumer, receive=mutated)
+
+
+def _headers(delivery):
+    """As they are on the wire."""
+    return Record(delivery.native, delivery.partition).headers
 
 
 def settling(change):
@@ -338,7 +344,7 @@ def forgets_why_a_message_died():
 @killed_by("a_forged_counter_starts_no_loop")
 def counts_on_from_a_forged_attempt():
     def believe(delivery):
-        forged = delivery.native.headers.get("messaging-attempt")
+        forged = _headers(delivery).get("messaging-attempt")
         if forged == "-5" and delivery.attempt == 1:
             delivery.attempt = -5
 
@@ -349,7 +355,7 @@ def counts_on_from_a_forged_attempt():
 @killed_by("a_forged_counter_kills_no_healthy_message")
 def believes_a_forged_counter():
     def believe(delivery):
-        if delivery.native.headers.get("returns") == "99":
+        if _headers(delivery).get("returns") == "99":
             delivery.guard = "tripped"
 
     with receiving(believe):
@@ -359,7 +365,7 @@ def believes_a_forged_counter():
 @killed_by("headers_of_another_program_are_text")
 def drops_the_headers_of_other_programs():
     def drop(delivery):
-        if "ce_id" not in delivery.native.headers:
+        if "ce_id" not in _headers(delivery):
             delivery.message = replace(delivery.message, headers={})
 
     with receiving(drop):
@@ -379,7 +385,7 @@ def drops_a_message_without_a_key():
 @killed_by("forged_control_headers_have_no_control")
 def believes_a_forged_attempt():
     def believe(delivery):
-        forged = delivery.native.headers.get("messaging-attempt")
+        forged = _headers(delivery).get("messaging-attempt")
         if forged is not None:
             delivery.attempt = int(forged)
 
@@ -390,7 +396,7 @@ def believes_a_forged_attempt():
 @killed_by("a_bare_message_is_handled", "a_bare_message_keeps_its_id_through_its_failures")
 def leaves_a_foreign_message_without_a_name_of_its_own():
     def unname(delivery):
-        if "ce_id" not in delivery.native.headers:
+        if "ce_id" not in _headers(delivery):
             delivery.message = replace(
                 delivery.message, id=f"foreign-{id(delivery)}" if delivery.message.body else ""
             )

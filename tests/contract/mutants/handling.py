@@ -11,6 +11,7 @@ import messaging.names
 import messaging.prepare
 import messaging.subscription
 import messaging.workers
+import messaging_memory.group
 from messaging.dispatch import Dispatcher
 from messaging.lanes import Lanes
 from messaging.message import Ack, Delivery, Release, Retry, seconds
@@ -18,7 +19,6 @@ from messaging.middleware.retry import RetryPolicy
 from messaging.pull import Pull
 from messaging.workers import Workers
 from messaging_memory.adapter import MemoryAdapter
-from messaging_memory.record import Record
 from tests.contract.mutants.mutant import killed_by, patched
 
 
@@ -291,12 +291,12 @@ def shares_headers_between_attempts():
     def sharing(payload, message, headers, *rest):
         return Delivery(payload, message, message.headers, *rest)
 
-    original, first = Record.message, {}
+    original, first = messaging_memory.group.message_of, {}
 
-    def remembered(record, topic):
-        return first.setdefault(id(record.row), original(record, topic))
+    def remembered(row, *rest):
+        return first.setdefault(id(row), original(row, *rest))
 
-    with patched(messaging.workers, Delivery=sharing), patched(Record, message=remembered):
+    with patched(messaging.workers, Delivery=sharing), patched(messaging_memory.group, message_of=remembered):
         yield
 
 

@@ -136,6 +136,7 @@ class Brokers:
         """See `release`."""
         with self._link.translated("asking for the version"):
             response = await self._link.send(library.ApiVersions())
+            check(response.error_code)
         fetch = {key: (least, most) for key, least, most, *_ in response.api_versions}.get(FETCH, (0, 0))
         return release(fetch, self._link.settings.address)
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import (
@@ -22,10 +19,11 @@ from messaging.errors import (
 from messaging.tls import client_context
 from messaging_kafka import library
 from messaging_kafka.library import Errors, KafkaError
+from messaging_kafka.tokens import Tokens, TokenUnavailable
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
     from messaging_kafka.settings import KafkaSettings
 
@@ -65,8 +63,8 @@ _NO_COORDINATOR = (
 )
 
 
-def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client of aiokafka is given."""
+def client_options(settings: KafkaSettings, tokens: Tokens | None = None) -> dict[str, Any]:
+    """What every client of aiokafka is given; `tokens` where it logs in by OAUTHBEARER."""
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.hosts),
         "client_id": settings.client_id,
@@ -79,7 +77,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         protocol = f"SASL_{protocol}"
         options["sasl_mechanism"] = settings.sasl
         if settings.sasl == "OAUTHBEARER":
-            options["sasl_oauth_token_provider"] = _token_provider(settings)
+            options["sasl_oauth_token_provider"] = tokens
         else:
             options["sasl_plain_username"] = settings.user
             options["sasl_plain_password"] = settings.password and settings.password.get_secret_value()
@@ -97,34 +95,6 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     )
 
 
-def _token_provider(settings: KafkaSettings) -> Any:
-    read = _token_reader(settings)
-
-    class Provider(library.TokenProvider):  # type: ignore[misc]  # aiokafka asks for its own class
-        async def token(self) -> str:
-            token = read()
-            return str(await token if inspect.isawaitable(token) else token)
-
-    return Provider()
-
-
-def _token_reader(settings: KafkaSettings) -> Callable[[], Any]:
-    if settings.oauth_token is not None:
-        token = settings.oauth_token.get_secret_value()
-        return lambda: token
-    if settings.oauth_token_file is not None:
-        path = Path(settings.oauth_token_file)
-        return lambda: asyncio.to_thread(lambda: path.read_text(encoding="utf-8").strip())
-    module, _, name = (settings.oauth_provider or "").partition(":")
-    try:
-        provider: Callable[[], Any] = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"oauth_provider {settings.oauth_provider!r} cannot be loaded, it is package.module:function: {error}"
-        ) from None
-    return provider
-
-
 class Link:
     """One client of aiokafka and the nodes that it knows."""
 
@@ -132,6 +102,7 @@ class Link:
         self.settings = settings
         self._patience = patience or settings.operation_timeout
         self._client: Any = None
+        self._tokens: Tokens | None = None
         self._stale = False
         self._coordinators: dict[str, int] = {}
         self._opening = asyncio.Lock()
@@ -152,17 +123,22 @@ class Link:
 
     async def _bootstrap(self) -> None:
         started = time.monotonic()
+        if self.settings.sasl == "OAUTHBEARER" and self._tokens is None:
+            self._tokens = Tokens(self.settings)
         client = self._client or library.Client(
-            **client_options(self.settings), request_timeout_ms=int(self._patience * 1000)
+            **client_options(self.settings, self._tokens), request_timeout_ms=int(self._patience * 1000)
         )
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
                 await client.bootstrap()
+            if self._tokens is not None and not client.cluster.brokers():
+                # What was refused shows by the next request only, and aiokafka does not look there.
+                raise Errors.SaslAuthenticationFailed("the token was refused")
         except (KafkaError, OSError, TimeoutError) as error:
             if self._client is None:
                 await close_client(client)
             why = await self._why(error)
-            raise self._unreachable(why, time.monotonic() - started) from error
+            raise self._unreachable(why, time.monotonic() - started) from why
         except BaseException:
             if self._client is None:
                 await close_client(client)
@@ -172,8 +148,14 @@ class Link:
 
     async def _why(self, error: Exception) -> Exception:
         """Aiokafka's bootstrap only says that it failed: one connection tells why."""
+        refused = isinstance(error, _AUTHENTICATION)
+        if refused:
+            return error
+        failure: Exception | None = None if self._tokens is None else self._tokens.failure
+        if failure is not None:
+            return failure
         host, _, port = self.settings.hosts[0].rpartition(":")
-        options = client_options(self.settings)
+        options = client_options(self.settings, self._tokens)
         for name in ("bootstrap_servers", "retry_backoff_ms"):
             del options[name]
         try:
@@ -189,6 +171,14 @@ class Link:
     def _unreachable(self, error: Exception, after: float) -> MessagingError:
         if isinstance(error, (ConfigurationError, *_AUTHENTICATION)):
             return translate(error, "connecting", self.settings.address)
+        if isinstance(error, TokenUnavailable):
+            if self._client is not None:
+                kind: type[MessagingError] = ConnectionFailed
+            else:
+                kind = ConfigurationError if error.misconfigured else AuthenticationFailed
+            return kind(
+                f"there is no token to log in with to Kafka at {self.settings.address}: {error.args[0]}"
+            )
         return ConnectionFailed(
             f"cannot reach Kafka at {self.settings.address} (gave up after {after:.1f} s): {_text(error)}"
         )
@@ -199,6 +189,8 @@ class Link:
         client, self._client = self._client, None
         if client is not None:
             await close_client(client)
+        if self._tokens is not None:
+            await self._tokens.close()
 
     async def send(
         self,
@@ -226,8 +218,10 @@ class Link:
         except TimeoutError:
             self._drop(client, node, channel)
             raise Errors.RequestTimedOutError("no answer in time") from None
-        except KafkaError:
+        except KafkaError as error:
             self._stale = True
+            if self._tokens is not None and isinstance(error, Errors.NodeNotReadyError):
+                raise self._tokens.failure or error from error
             raise
 
     def _drop(self, client: Any, node: int, channel: Any) -> None:

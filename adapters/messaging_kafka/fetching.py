@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.errors import MessagingError, TopicNotFound
 from messaging_kafka import library
 from messaging_kafka.brokers import GONE
-from messaging_kafka.connection import translate
+from messaging_kafka.connection import check, translate
 from messaging_kafka.library import Errors, KafkaError, Place
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Fetcher:
                     )
                 await asyncio.sleep(PAUSE)
                 self._unled.set()
-        except (KafkaError, MessagingError) as error:
+        except Exception as error:
             await self._failed(error)
             self._unled.set()
 
@@ -264,7 +264,7 @@ class Fetcher:
             turn = (turn + 1) % len(wanted)
             try:
                 moved = await self._ask(node, wanted[turn:] + wanted[:turn], patient=len(wanted) == len(led))
-            except (KafkaError, MessagingError) as error:
+            except Exception as error:
                 for source in wanted:
                     self._brokers.forget_leader(source.place)
                 await self._failed(error)
@@ -275,6 +275,8 @@ class Fetcher:
 
     async def _failed(self, error: Exception) -> None:
         """Tell, and wait until somebody wants to try again."""
+        if not isinstance(error, (KafkaError, MessagingError)):
+            logger.error("Reading %s ended by a defect, and begins again", self._name, exc_info=error)
         self._again.clear()
         self.error = translate(error, f"reading {self._name}", self._link.settings.address)
         self._woken()
@@ -293,6 +295,7 @@ class Fetcher:
         response = await self._link.send(
             request, node=node, channel=self._channel, within=settings.operation_timeout + wait
         )
+        check(getattr(response, "error_code", 0))
         moved = news = False
         for topic, partitions in response.topics:
             for partition, code, end, *rest in partitions:

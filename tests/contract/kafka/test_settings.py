@@ -1,5 +1,7 @@
 """The URL and the options."""
 
+import threading
+
 import pytest
 
 from messaging.adapter import AdapterContext
@@ -8,6 +10,7 @@ from messaging.errors import ConfigurationError
 from messaging_kafka.brokers import release
 from messaging_kafka.connection import client_options
 from messaging_kafka.settings import KafkaSettings, read_settings
+from messaging_kafka.tokens import Tokens
 
 
 def read(url: str, namespace: str | None = None, **options: object) -> KafkaSettings:
@@ -76,8 +79,18 @@ async def test_an_oauth_token_comes_from_a_setting_a_file_or_a_provider(tmp_path
         ("oauth_token_file", str(file), "from a file"),
         ("oauth_provider", f"{__name__}:a_token", "from a provider"),
     ):
-        options = client_options(read("kafka://h", sasl="OAUTHBEARER", **{option: value}))
-        assert await options["sasl_oauth_token_provider"].token() == token
+        tokens = Tokens(read("kafka://h", sasl="OAUTHBEARER", **{option: value}))
+        assert await tokens.token() == token
+
+
+def a_thread() -> str:
+    return threading.current_thread().name
+
+
+async def test_a_provider_that_waits_does_not_keep_the_event_loop_waiting() -> None:
+    tokens = Tokens(read("kafka://h", sasl="OAUTHBEARER", oauth_provider=f"{__name__}:a_thread"))
+
+    assert await tokens.token() != threading.current_thread().name
 
 
 def test_certificates_that_are_not_there_are_a_matter_of_configuration() -> None:

@@ -1,8 +1,8 @@
 """Membership in a consumer group: join, heartbeats, fenced commits, leaving. Spoken as Kafka's group protocol.
 
-One task keeps the membership; while it waits in a join, everything that is owned goes on, commits included, on a
-connection of their own. A member that was silent for as long as its session has lost all by its own clock, which is
-never later than by the broker's.
+One task keeps the membership; while it waits in a join, everything that is owned goes on, commits and heartbeats
+included, on another connection. A member that was silent for as long as its session has lost all by its own clock,
+which is never later than by the broker's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Lease
@@ -33,10 +32,20 @@ HURRY = 0.05
 HURRIED_FOR = 3.0
 """Seconds after a change of the group for which more may follow."""
 LEAVE_TIMEOUT = 2.0
+PATIENCE = 10
+"""Sessions for which the group waits, when it changes, for members that live and do not join again: longer than any of
+them waits for an answer to its join. Silent ones are out after their session.
+"""
 _MARGIN = 5.0
 """Seconds that an answer to a join may take beyond the broker's own bounds."""
 
 _LOST = (Errors.UnknownMemberIdError, Errors.IllegalGenerationError)
+_UNANSWERED = (
+    Errors.KafkaConnectionError,
+    Errors.NodeNotReadyError,
+    Errors.RequestTimedOutError,
+    ConnectionFailed,
+)
 
 
 class Membership:
@@ -79,6 +88,8 @@ class Membership:
         self._joins = 0
         """How many joins came to their end."""
         self._hurry_until = 0.0
+        self._undisturbed = 0.0
+        """When the group was not about to change for the last time, as far as is known."""
         self._task: asyncio.Task[None] | None = None
         self.generation = -1
         self.lease = Lease(0.0)
@@ -159,15 +170,9 @@ class Membership:
 
     async def _beat(self) -> None:
         sent = time.monotonic()
-        request = library.Heartbeat(self._group, self.generation, self._member)
         try:
-            response = await self._link.to_coordinator(
-                self._group,
-                request,
-                channel=self._channel,
-                within=max(0.2, min(self._settings.operation_timeout, self.lease.deadline - sent)),
-            )
-            check(response.error_code)
+            await self._heartbeat(sent, self._channel)
+            self._undisturbed = sent
         except Errors.RebalanceInProgressError:
             self._rejoin.set()
         except _LOST:
@@ -178,10 +183,46 @@ class Membership:
             self._failed(translate(error, f"heartbeat of {self._where}", self._settings.address))
             return
         self._alive(sent)
+        self.error = None
+
+    async def _heartbeat(self, sent: float, channel: str) -> None:
+        """Raises aiokafka's errors, and ours."""
+        response = await self._link.to_coordinator(
+            self._group,
+            library.Heartbeat(self._group, self.generation, self._member),
+            channel=channel,
+            within=max(0.2, min(self._settings.operation_timeout, self.lease.deadline - sent)),
+        )
+        check(response.error_code)
+
+    async def _beat_meanwhile(self) -> None:
+        """While a join is waited for: the group may wait for a dead member for longer than the lease lasts.
+
+        Ends with the lease, if the broker is not heard of any more.
+        """
+        while True:
+            await asyncio.sleep(self._settings.heartbeat)
+            sent = time.monotonic()
+            try:
+                await self._heartbeat(sent, library.COMMIT_CHANNEL)
+            except Errors.RebalanceInProgressError:  # said to members only
+                pass
+            except (KafkaError, MessagingError) as error:
+                if isinstance(error, _UNANSWERED) and self.lease.deadline <= time.monotonic():
+                    return
+                continue  # the join will tell what is wrong
+            self._alive(sent)
 
     def _alive(self, sent: float) -> None:
-        self.error = None
-        self.lease.deadline = sent + self._settings.session
+        """The broker counted this member at that time; it goes on without one that does not join again in time."""
+        if self.lease.deadline <= time.monotonic() and self._claim():
+            # Some of it may have been given up here because of it: nobody else would deliver that again.
+            self.lease = Lease(0.0)
+            self._lost("its lease ended before the group was heard of again")
+            self._rejoin.set()
+        session = self._settings.session
+        until = min(sent + session, self._undisturbed + PATIENCE * session)
+        self.lease.deadline = max(self.lease.deadline, until)
 
     def _failed(self, error: MessagingError) -> None:
         if not isinstance(error, ConnectionFailed) or isinstance(error, AuthenticationFailed):
@@ -231,10 +272,8 @@ class Membership:
         until = time.monotonic() + self._settings.join_delay
         while time.monotonic() < until:
             await asyncio.sleep(min(HURRY, self._settings.join_delay))
-            request = library.Heartbeat(self._group, self.generation, self._member)
-            response = await self._to_group(request, self._settings.operation_timeout)
             try:
-                check(response.error_code)
+                await self._heartbeat(time.monotonic(), self._channel)
             except (Errors.RebalanceInProgressError, *_LOST):
                 return True
         return False
@@ -246,7 +285,13 @@ class Membership:
         metadata = library.MemberMetadata(1, self._topics, assignor.encode_claim(claim)).encode()
         session = int(settings.session * 1000)
         request = library.JoinGroup(
-            self._group, session, session, self._member, None, "consumer", [(assignor.NAME, metadata)]
+            self._group,
+            session,
+            PATIENCE * session,
+            self._member,
+            None,
+            "consumer",
+            [(assignor.NAME, metadata)],
         )
         patience = 2 * settings.session + _MARGIN
         try:
@@ -256,6 +301,8 @@ class Membership:
                 return None
             check(response.error_code)
             self._member, self.generation = response.member_id, response.generation_id
+            self._undisturbed = sent
+            self._alive(sent)
             self.alone = len(response.members) == 1
             leading = response.leader_id == response.member_id
             shares = self._deal(response, await self._kinds()) if leading else []
@@ -274,7 +321,9 @@ class Membership:
             self._rejoin.set()
             raise
         self._joined_generation = self.generation
+        self._undisturbed = sent
         self._alive(sent)
+        self.error = None
         if not synced.member_assignment:
             return Share()
         assignment = library.MemberAssignment.decode(synced.member_assignment)
@@ -286,27 +335,25 @@ class Membership:
 
     async def _waited(self, request: Any, within: float) -> Any:
         """The answer to what the whole group is waited for with: for a silent member, as long as its session."""
+        if not self.joined:
+            return await self._to_group(request, within)
+        answer = asyncio.create_task(self._to_group(request, within), name="messaging-kafka-join")
         beating = asyncio.create_task(self._beat_meanwhile(), name="messaging-kafka-heartbeat")
         try:
-            return await self._to_group(request, within)
+            _ = await asyncio.wait((answer, beating), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            beating.result()
+            self._link.drop_channel(self._channel)
+            raise Errors.KafkaConnectionError(
+                "no answer to this, nor to heartbeats, until the session was over"
+            )
         finally:
-            beating.cancel()
-            await asyncio.wait((beating,))
-
-    async def _beat_meanwhile(self) -> None:
-        """Keep the lease while the group lets this member wait. What goes wrong, the answer waited for tells."""
-        while self.joined:
-            await asyncio.sleep(self._settings.heartbeat)
-            sent, lease = time.monotonic(), self.lease
-            request = library.Heartbeat(self._group, self.generation, self._member)
-            with suppress(KafkaError, MessagingError):
-                response = await self._link.to_coordinator(
-                    self._group, request, channel=library.COMMIT_CHANNEL
-                )
-                with suppress(Errors.RebalanceInProgressError):  # said to members only
-                    check(response.error_code)
-                if lease.deadline > time.monotonic():
-                    lease.deadline = max(lease.deadline, sent + self._settings.session)
+            for task in (answer, beating):
+                task.cancel()
+            _ = await asyncio.wait((answer, beating))
+            if not answer.cancelled():
+                answer.exception()
 
     def _deal(self, response: Any, kinds: Sequence[range]) -> list[tuple[str, bytes]]:
         claims: dict[str, Claim] = {}
@@ -353,7 +400,8 @@ class Membership:
                 raise self._uncommitted(error) from error
             except KafkaError as error:
                 raise self._uncommitted(error) from error
-            self.lease.deadline = max(self.lease.deadline, sent + self._settings.session)
+            if self.lease.deadline > time.monotonic():
+                self._alive(sent)
             return
 
     async def _joined_anew(self, joins: int, until: float) -> bool:

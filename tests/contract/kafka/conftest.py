@@ -9,6 +9,7 @@ import pytest
 from messaging_contracts.brokers import Broker, start
 from messaging_contracts.brokers.kafka import listener
 from messaging_contracts.brokers.process import LOOPBACK, free_port
+from messaging_contracts.faults.proxy import Proxy
 from tests.contract.kafka.support import Bench
 
 
@@ -57,3 +58,11 @@ async def fragile(own_broker: Broker) -> AsyncIterator[Bench]:
     """The same on the broker of our own; what it leaves goes with the broker."""
     async with AsyncExitStack() as stack:
         yield Bench(own_broker.url, stack)
+
+
+@pytest.fixture
+async def proxy(own_broker: Broker, way_in: tuple[int, int]) -> AsyncIterator[Proxy]:
+    """Between a test and the broker of our own."""
+    port, own_port = way_in
+    async with Proxy(LOOPBACK, port, own_port) as proxy:
+        yield proxy

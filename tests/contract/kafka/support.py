@@ -19,6 +19,7 @@ from messaging.adapter import (
     Topology,
 )
 from messaging.clock import SystemClock
+from messaging.errors import ConnectionFailed
 from messaging.message import Ack, Message, Receipt
 from messaging.partition import partition_of
 from messaging_kafka import KafkaAdapter
@@ -134,6 +135,18 @@ async def receive(consumer: Consumer, number: int, within: float = 10.0) -> list
     async with asyncio.timeout(within):
         while len(deliveries) < number:
             deliveries += await consumer.receive(number - len(deliveries), 0.5)
+    return deliveries
+
+
+async def receive_through(consumer: Consumer, number: int, within: float = 30.0) -> list[RawDelivery]:
+    """So many deliveries, as the dispatcher receives them: again after each failed connection."""
+    deliveries: list[RawDelivery] = []
+    async with asyncio.timeout(within):
+        while len(deliveries) < number:
+            try:
+                deliveries += await consumer.receive(number - len(deliveries), 0.5)
+            except ConnectionFailed:
+                await asyncio.sleep(0.1)
     return deliveries
 
 

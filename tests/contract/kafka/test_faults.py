@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from messaging import App, Topic, connect
-from messaging.adapter import DONE, RawDelivery, SettleError, TopicSpec
+from messaging.adapter import DONE, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain, TopicNotFound
 from messaging.message import Ack, Receipt, Reject
 from messaging_contracts.brokers import Broker
@@ -27,6 +27,7 @@ from tests.contract.kafka.support import (
     owned,
     publish,
     receive,
+    receive_through,
     settle,
 )
 
@@ -64,18 +65,6 @@ async def member(bench: Bench, **options: object):
     group = await bench.group(adapter, ONE)
     ownership = Recorder()
     return adapter, group, bench.consumer(adapter, group, ownership), ownership
-
-
-async def receive_through(consumer, number: int, within: float = 30.0) -> list[RawDelivery]:
-    """So many deliveries, as the dispatcher receives them: again after each failed connection."""
-    deliveries: list[RawDelivery] = []
-    async with asyncio.timeout(within):
-        while len(deliveries) < number:
-            try:
-                deliveries += await consumer.receive(number - len(deliveries), 0.5)
-            except ConnectionFailed:
-                await asyncio.sleep(0.1)
-    return deliveries
 
 
 async def test_closing_is_bounded_and_clean_while_the_broker_hangs(

@@ -24,13 +24,6 @@ from tests.contract.kafka.support import Bench, brokers_of, ids, outgoing, recei
 ONE = TopicSpec("orders", ordered=True, partitions=1)
 
 
-@pytest.fixture
-async def proxy(own_broker: Broker, way_in: tuple[int, int]) -> AsyncIterator[Proxy]:
-    port, own_port = way_in
-    async with Proxy(LOOPBACK, port, own_port) as proxy:
-        yield proxy
-
-
 def once(id: str, topic: TopicSpec = ONE, **more: object) -> Outgoing:
     return replace(outgoing(topic, id, key="k", **more), once=id)  # type: ignore[arg-type]
 

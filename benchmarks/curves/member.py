@@ -2,6 +2,8 @@
 input does. Its broker's URL comes by the environment, where others do not read its credentials.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio

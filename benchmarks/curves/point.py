@@ -2,6 +2,8 @@
 process of its own, its memory and its time of the processor are its own. The broker's URL comes by the environment.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio

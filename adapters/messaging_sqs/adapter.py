@@ -54,7 +54,7 @@ class SQSAdapter(Adapter):
         self._generations = Generations(self._connection, self._topics)
 
     def __repr__(self) -> str:
-        return f"SQSAdapter({self._settings.address!r})"
+        return f"SQSAdapter({self._connection.address!r})"
 
     @classmethod
     def from_url(cls, url: str, context: AdapterContext) -> SQSAdapter:
@@ -93,7 +93,7 @@ class SQSAdapter(Adapter):
             lateness=1.0,
             max_hold=LONGEST_HOLD,
             max_message_bytes=min(self._settings.max_message_bytes, LARGEST - ROOM),
-            durability="power loss" if self._settings.is_aws else "unknown",
+            durability="power loss" if self._connection.is_aws else "unknown",
             fenced=True,
         )
 
@@ -186,7 +186,7 @@ class SQSAdapter(Adapter):
             async with asyncio.timeout(_HEALTH_BOUND):
                 groups = await self.groups()
         except TimeoutError:
-            error = f"SQS at {self._settings.address} gave no answer within {_HEALTH_BOUND:g} s"
+            error = f"SQS at {self._connection.address} gave no answer within {_HEALTH_BOUND:g} s"
             return BrokerHealth(False, error=error)
         except Denied:
             pass  # the service has answered

@@ -77,7 +77,7 @@ class Reading:
             QueueUrl=self._url,
             MaxNumberOfMessages=number,
             # On AWS a receive that does not wait asks some servers only.
-            WaitTimeSeconds=1 if self._connection.settings.is_aws else 0,
+            WaitTimeSeconds=1 if self._connection.is_aws else 0,
             VisibilityTimeout=HIDDEN,
             MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
             MessageAttributeNames=("All",),

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from messaging.errors import AuthenticationFailed, ConfigurationError
 from messaging.tls import client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from messaging_sqs.settings import SQSSettings
 
@@ -35,6 +36,10 @@ class Clients:
     """
 
     region: str
+    endpoint: str
+    """Of SQS, as the URL, the environment, the profile or a client of one's own has it."""
+    is_aws: bool
+    """Whether AWS has that name; any other server knows less."""
     partition: str
     """`aws`, `aws-cn`, `aws-us-gov`: the second part of an ARN."""
     sqs: Any
@@ -57,12 +62,18 @@ def make_clients(settings: SQSSettings) -> Clients:
     if settings.ca is not None:
         # botocore reads the file at each connection, where one that cannot be read looks like a lost service.
         client_context(f"SQS at {settings.address}", ca=settings.ca)
-    session = settings.session or _new_session(settings)
+    own = [client for client in (settings.sqs_client, settings.sns_client) if client is not None]
+    session = settings.session or (_session_of(own[0]) if own else _new_session(settings))
     region = settings.region or session.region_name or os.environ.get("AWS_REGION")
     if not region:
         raise ConfigurationError(
             "no region: name it in the URL, as sqs://eu-central-1, or set AWS_DEFAULT_REGION, or one in the profile"
         )
+    for client in own:
+        if client.meta.region_name != region:
+            raise ConfigurationError(
+                f"a client of one's own is for region {client.meta.region_name}, the rest for {region}: name one region"
+            )
     if settings.sqs_client is None and session.get_credentials() is None:
         raise AuthenticationFailed(
             "no AWS credentials were found by the AWS chain (environment, profile, web identity, container, "
@@ -71,29 +82,47 @@ def make_clients(settings: SQSSettings) -> Clients:
     if settings.role is not None:
         session = _assumed(settings, session, region)
 
-    def client(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = ATTEMPTS) -> Any:
+    names = _names_of_aws()
+    # What is made beside a client of one's own speaks to the same server.
+    beside = next((url for client in own if not names(url := client.meta.endpoint_url)), None)
+
+    def make(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = ATTEMPTS) -> Any:
         return session.client(
             service,
             region_name=region,
-            endpoint_url=endpoint or settings.endpoint_url,
+            endpoint_url=endpoint or settings.endpoint_url or beside,
             verify=settings.ca,
             config=_configuration(settings, wait=wait, attempts=attempts),
         )
 
+    sqs = settings.sqs_client or make("sqs", settings.sqs_endpoint_url)
     return Clients(
         region=region,
+        endpoint=sqs.meta.endpoint_url,
+        is_aws=names(sqs.meta.endpoint_url),
         partition=_partition(session, region),
-        sqs=settings.sqs_client or client("sqs", settings.sqs_endpoint_url),
+        sqs=sqs,
         polls=settings.sqs_client
-        or client("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
-        sns=settings.sns_client or client("sns", settings.sns_endpoint_url),
-        sts=client("sts", settings.sts_endpoint_url),
+        or make("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
+        sns=settings.sns_client or make("sns", settings.sns_endpoint_url),
+        sts=make("sts", settings.sts_endpoint_url),
         sends={
-            "sqs": settings.sqs_client or client("sqs", settings.sqs_endpoint_url, attempts=1),
-            "sns": settings.sns_client or client("sns", settings.sns_endpoint_url, attempts=1),
+            "sqs": settings.sqs_client or make("sqs", settings.sqs_endpoint_url, attempts=1),
+            "sns": settings.sns_client or make("sns", settings.sns_endpoint_url, attempts=1),
         },
         renewing=isinstance(session.get_credentials(), _credentials.RefreshableCredentials),
     )
+
+
+def _names_of_aws() -> Callable[[str], bool]:
+    """Whether a URL is of AWS: its regions' own endpoints, and those in a network of the customer."""
+    partitions = _session.Session().get_data("partitions")["partitions"]
+    endings = tuple(
+        f".{partition['outputs'][kind]}"
+        for partition in partitions
+        for kind in ("dnsSuffix", "dualStackDnsSuffix")
+    )
+    return lambda url: (urlsplit(url).hostname or "").endswith(endings)
 
 
 def _partition(session: Any, region: str) -> str:
@@ -102,6 +131,14 @@ def _partition(session: Any, region: str) -> str:
         return str(session.get_partition_for_region(region))
     except botocore_errors.UnknownRegionError:
         return "aws"
+
+
+def _session_of(client: Any) -> Any:
+    """A session with the credentials and the region of a client; without them it asks the AWS chain."""
+    inner = _session.Session()
+    # There is no public way to ask a client for its credentials.
+    inner._credentials = getattr(getattr(client, "_request_signer", None), "_credentials", None)  # noqa: SLF001
+    return boto3.Session(botocore_session=inner, region_name=client.meta.region_name)
 
 
 def _new_session(settings: SQSSettings) -> Any:

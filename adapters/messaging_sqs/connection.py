@@ -133,8 +133,20 @@ class Connection:
     @property
     def clients(self) -> Clients:
         if self._clients is None:
-            raise Closed(f"the connection to {self.settings.address} is not open")
+            raise Closed(f"the connection to {self.address} is not open")
         return self._clients
+
+    @property
+    def address(self) -> str:
+        """Where the service is, for errors and logs."""
+        clients = self._clients
+        if clients is None:
+            return self.settings.address
+        return f"AWS {clients.region}" if clients.is_aws else clients.endpoint
+
+    @property
+    def is_aws(self) -> bool:
+        return self.settings.is_aws if self._clients is None else self._clients.is_aws
 
     async def open(self) -> None:
         """Find credentials and ask both services once.
@@ -159,7 +171,7 @@ class Connection:
             if isinstance(error, AuthenticationFailed):
                 raise
             raise ConnectionFailed(
-                f"cannot reach SQS at {settings.address} (gave up after {time.monotonic() - started:.1f} s): {error}"
+                f"cannot reach SQS at {self.address} (gave up after {time.monotonic() - started:.1f} s): {error}"
             ) from error
         self._opened = True
 
@@ -254,7 +266,7 @@ class Connection:
 
     def translated(self, error: Exception, what: str) -> MessagingError:
         """Any error of boto3 as one of ours; `what` names the call."""
-        where = f"{what} at {self.settings.address}"
+        where = f"{what} at {self.address}"
         if isinstance(error, MessagingError):
             return error
         if isinstance(error, _NO_CREDENTIALS):

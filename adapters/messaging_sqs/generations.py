@@ -89,7 +89,7 @@ class Generations:
     def _begun_otherwise(self, topic: TopicSpec) -> ConfigurationError:
         return ConfigurationError(
             f"generation {topic.generation} of topic {topic.name!r} is on record at "
-            f"{self._connection.settings.address} with another number of partitions than {topic.partitions}, or "
+            f"{self._connection.address} with another number of partitions than {topic.partitions}, or "
             f"another order: somebody else began it; look at it before you go on"
         )
 

@@ -59,7 +59,7 @@ class Queues:
         exists with other attributes.
         """
         attributes = {"MessageRetentionPeriod": str(retention), **(more or {})}
-        if self._settings.is_aws:
+        if self._connection.is_aws:
             attributes["MaximumMessageSize"] = str(LARGEST)
         if self._settings.kms_key is not None:
             attributes["KmsMasterKeyId"] = self._settings.kms_key

@@ -167,8 +167,8 @@ class Topics:
                     _compare(spec, await self.queues.topic_tags(other), ordered=is_fifo(other))
             if state.mode != "declare":
                 raise TopicNotFound(
-                    f"topic {spec.name!r} does not exist at {self._settings.address}, and topology is {state.mode!r}: "
-                    f"declare it first, or use topology='declare'"
+                    f"topic {spec.name!r} does not exist at {self._connection.address}, and topology is "
+                    f"{state.mode!r}: declare it first, or use topology='declare'"
                 )
             if state.arn is None:
                 await self.queues.create(self.names.record(spec), wanted)
@@ -190,7 +190,7 @@ class Topics:
         attributes = await self.queues.topic(state.arn)
         if attributes is None:
             return None
-        if self._settings.is_aws:
+        if self._connection.is_aws:
             state.limit = int(attributes.get("MaximumMessageSize", SNS_DEFAULT_BYTES))
         return await self.queues.topic_tags(state.arn)
 
@@ -205,14 +205,14 @@ class Topics:
             state.arn = native
             attributes = await self.queues.topic(native)
             exists = attributes is not None
-            if attributes is not None and self._settings.is_aws:
+            if attributes is not None and self._connection.is_aws:
                 state.limit = int(attributes.get("MaximumMessageSize", SNS_DEFAULT_BYTES))
         else:
             state.queue = await self.queues.find(native)
             exists = state.queue is not None
         if not exists:
             raise TopicNotFound(
-                f"there is no {native!r} at {self._settings.address} to adopt: create it first"
+                f"there is no {native!r} at {self._connection.address} to adopt: create it first"
             )
 
     # --- groups ------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Topics:
     def _no_group(self, group: GroupSpec, reference: str) -> TopicNotFound:
         return TopicNotFound(
             f"group {group.name!r} of topic {group.topic.name!r} does not exist: there is no queue "
-            f"{reference!r} at {self._settings.address}. Declare it first, or use topology='declare'"
+            f"{reference!r} at {self._connection.address}. Declare it first, or use topology='declare'"
         )
 
     # --- look --------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ class Topics:
 
     def absent(self, state: TopicState) -> TopicNotFound:
         return TopicNotFound(
-            f"topic {state.spec.name!r} does not exist at {self._settings.address}: declare it first, or let the "
+            f"topic {state.spec.name!r} does not exist at {self._connection.address}: declare it first, or let the "
             f"topology setting declare it"
         )
 

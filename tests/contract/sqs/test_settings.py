@@ -1,12 +1,15 @@
 """URL, options, credentials: read without I/O, refused with the reason, found at open."""
 
+import re
+
 import boto3
 import pytest
 
 from messaging.adapter import AdapterContext
 from messaging.clock import SystemClock
-from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed
+from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
 from messaging_sqs import SQSAdapter, SQSSettings
+from messaging_sqs.clients import make_clients
 from tests.contract.sqs.support import publish, receive
 
 CLOSED = "http://127.0.0.1:1"
@@ -120,6 +123,57 @@ async def test_a_client_of_ones_own_is_used(bench):
     group = await bench.group(adapter)
     await publish(adapter, group.topic, "one")
     assert len(await receive(bench.consumer(adapter, group), 1)) == 1
+
+
+async def test_clients_of_ones_own_tell_the_region_the_server_and_the_credentials(sqs_url, monkeypatch):
+    endpoint = sqs_url.partition("endpoint_url=")[2].partition("&")[0]
+    sqs, sns = (
+        boto3.Session("own", "secret", region_name="eu-west-3").client(service, endpoint_url=endpoint)
+        for service in ("sqs", "sns")
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    adapter = unopened("sqs://", sqs_client=sqs, sns_client=sns)
+    await adapter.open()
+    try:
+        assert adapter.native.sts.meta.endpoint_url == endpoint
+        assert adapter.native.region == "eu-west-3"
+        assert endpoint in repr(adapter)
+        assert adapter.capabilities.durability == "unknown"
+    finally:
+        await adapter.close()
+
+
+async def test_a_client_for_another_region_than_the_url_is_refused(sqs_url):
+    client = boto3.client("sqs", region_name="eu-west-3")
+    told = await opening(unopened(sqs_url, sqs_client=client))
+    assert told.startswith(ConfigurationError.__name__)
+    assert "eu-west-3" in told
+
+
+async def test_a_server_that_the_environment_names_is_not_taken_for_aws(bench, monkeypatch):
+    endpoint = bench.url.partition("endpoint_url=")[2].partition("&")[0]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    adapter = await bench.adapter(url="sqs://us-east-1")
+    assert adapter.capabilities.durability == "unknown"
+    group = await bench.group(adapter)
+    adapter.native.sqs.meta.events.register("before-send.sqs.GetQueueUrl", lambda **_: 1 / 0)
+    with pytest.raises(MessagingError, match=re.escape(f"at {endpoint}")):
+        await adapter._connection.queue_url(group.name)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_aws"),
+    [
+        (None, True),
+        ("https://vpce-1-2.sqs.us-east-1.vpce.amazonaws.com", True),
+        ("https://sqs.us-east-1.api.aws", True),
+        ("https://amazonaws.com.example.org", False),
+        (CLOSED, False),
+    ],
+)
+def test_aws_is_known_by_its_names(endpoint, is_aws):
+    assert make_clients(SQSSettings(region="us-east-1", endpoint_url=endpoint)).is_aws is is_aws
 
 
 async def test_a_session_of_ones_own_is_used(bench, monkeypatch):

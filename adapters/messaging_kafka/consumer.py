@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from messaging_kafka.partitions import Part, Unit
     from messaging_kafka.session import Session
 
-EARLY = 0.001
-"""Seconds that a delayed record may seem early for the sake of rounding."""
+EARLY = 0.002
+"""Seconds by which a step may seem to end before its delay, for the sake of rounding: they are waited for here."""
 AGAIN = 0.2
 """Seconds before what could not be sent on is sent again."""
 STUCK_AFTER = 1.0
@@ -217,6 +217,8 @@ class KafkaConsumer(Consumer):
                 continue
             if limit <= 0:
                 return limit, inf
+            if received.not_before > now:
+                return limit, clock + received.not_before - now
             part.source.read(1)
             delivery = self._delivery(unit, part, record)
             if delivery is not None:

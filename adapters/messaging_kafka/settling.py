@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE, Hold, SettleError
@@ -127,7 +127,7 @@ class Settler:
         return None
 
     def _delayed(self, delivery: RawDelivery, due: float, control: dict[str, str]) -> Parcel:
-        control = {**control, NOT_BEFORE: f"{due:.3f}"}
+        control = {**control, NOT_BEFORE: f"{ceil(due * 1000) / 1000:.3f}"}
         tier = tiers.tier_for(due - time.time())
         return copy(delivery.native, delivery, self._session.names.retry(self._group), tier, control)
 

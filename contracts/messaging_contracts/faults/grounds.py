@@ -66,6 +66,13 @@ class Ground:
         return self.name not in FORGETFUL
 
     @property
+    def keeps_its_order(self) -> bool:
+        """Whether it hands out a FIFO group in order after a restart: ElasticMQ mixed 32 of 360 messages of a queue
+        that nobody had read.
+        """
+        return self.name != "elasticmq"
+
+    @property
     def server(self) -> Broker:
         """The broker, which is a process of its own."""
         assert self.broker is not None, "nothing in memory can be restarted by itself"

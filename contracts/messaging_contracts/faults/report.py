@@ -37,7 +37,7 @@ judged what they wrote.
 
 Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heartbeats of RabbitMQ 3 s. LocalStack
 (`sqs`) forgets everything when it is restarted: there, a restart is 5 s without a network. ElasticMQ keeps its messages
-and is restarted in its place.
+and is restarted in its place; it does not keep their order, so that order is not judged there.
 """
 COLUMNS = (
     "| fault | held | confirmed | lost | disorder | duplicates | overlaps | recovery | health | disturbed |\n"

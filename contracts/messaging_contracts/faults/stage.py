@@ -244,7 +244,8 @@ async def stage(
 
 def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
     """Judge a history."""
-    verdicts = {topic: judged(events, topic) for topic in TOPICS}
+    ordered = {"ordered"} if ground.keeps_its_order else frozenset[str]()
+    verdicts = {topic: judged(events, topic, ordered=topic in ordered) for topic in TOPICS}
     violations = list(failed)
     for topic, verdict in verdicts.items():
         most = most_duplicates(events, topic)
@@ -275,9 +276,9 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
     )
 
 
-def judged(events: Sequence[Event], topic: str) -> Verdict:
+def judged(events: Sequence[Event], topic: str, *, ordered: bool) -> Verdict:
     """The verdict on one of the topics."""
-    return check(of_topic(events, topic), ordered=topic == "ordered", groups=[GROUP], tolerance=TOLERANCE)
+    return check(of_topic(events, topic), ordered=ordered, groups=[GROUP], tolerance=TOLERANCE)
 
 
 def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:

@@ -236,7 +236,7 @@ class Consumer(ABC):
         from the broker is returned by the next call or given back by `close`.
 
         Raises ConnectionFailed (transient: call again), AuthenticationFailed, ConfigurationError or TopicNotFound
-        (fatal for the subscription).
+        (fatal for the subscription), TopologyLost (declared anew; a new consumer goes on, this one commits no more).
         """
 
     @abstractmethod

@@ -330,10 +330,12 @@ async def _run_all(dispatchers: Sequence[Dispatcher | Subscriber], bus: Bus) -> 
 
 
 async def _run_one(dispatcher: Dispatcher | Subscriber, bus: Bus, failed: list[BaseException]) -> None:
+    name = dispatcher.topic, dispatcher.group
+    bus.ended.pop(name, None)
     try:
         await dispatcher.run()
     except BaseException as error:
         failed.append(error)
         if isinstance(error, Exception):
-            bus.fatal = error
+            bus.ended[name] = error
         raise

@@ -6,6 +6,10 @@ import random
 
 FIRST = 0.05
 LONGEST = 5.0
+LEFT_ALONE = 2.0
+"""Seconds for which what somebody deleted is left alone, before it is made anew: other members and publishers notice
+meanwhile. What they know of the old, above all positions, must not be taken for the new.
+"""
 
 
 class Backoff:

@@ -113,7 +113,8 @@ class Bus:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
         self.dispatchers: list[Dispatcher | Subscriber] = []
-        self.fatal: BaseException | None = None
+        self.ended: dict[tuple[str, str], Exception] = {}
+        """What ended a subscription for good, by topic and group, until it runs again."""
 
     def __repr__(self) -> str:
         names = ", ".join(repr(broker.name) for broker in self._routing.brokers)
@@ -356,10 +357,11 @@ class Bus:
         if isinstance(what, Topic | Endpoint):
             topic = what.topic if isinstance(what, Endpoint) else what
             spec = self._catalogue.spec(topic)
-            await self._catalogue.declare([self._catalogue.group(spec, name) for name in groups], [spec])
+            wanted = [self._catalogue.group(spec, name) for name in groups]
+            await self._catalogue.declare(wanted, [spec], again=True)
         else:
             for made in what.plans(self):
-                await self._catalogue.declare([made.group], [made.group.topic], made.topology)
+                await self._catalogue.declare([made.group], [made.group.topic], made.topology, again=True)
 
     def dead_letters(
         self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
@@ -475,7 +477,7 @@ class Bus:
             },
             [(self.broker(dispatcher.topic), dispatcher) for dispatcher in self.dispatchers],
             late_replies=sum(broker.requester.late for broker in brokers),
-            fatal=self.fatal,
+            fatal=next(iter(self.ended.values()), None),
         )
 
     def _known(self, topic: Topic[Any] | str) -> Topic[Any]:

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.backoff import LEFT_ALONE
 from messaging.errors import ConfigurationError, MessagingError, PublishError
 from messaging.generations import kept_apart
 from messaging.message import Topic
@@ -18,7 +19,7 @@ from messaging.names import check_group
 from messaging.together import Together
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     from messaging.adapter import Start, TopologyMode
     from messaging.clock import Clock
@@ -41,7 +42,13 @@ class Catalogue:
         """The generations of each topic that was declared, oldest first."""
         self._known_until: dict[str, float] = {}
         """For how long the last of them is the one to write to, in `Clock.monotonic` seconds."""
+        self._again: set[str] = set()
+        """Topics to be declared once more with their next use."""
+        self._lost_since: dict[str, float] = {}
+        """Since when the broker has no such topic any more."""
         self._groups: set[GroupSpec] = set()
+        self._modes: dict[tuple[str, str], TopologyMode] = {}
+        """Of the groups that were declared in another mode than the settings'."""
         self._unordered: set[tuple[str, str]] = set()
         """Topics and groups of them that give order up, whatever the topic does."""
         self._warned: set[str] = set()
@@ -129,9 +136,13 @@ class Catalogue:
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
         """The generation to write to, if this bus knows it and nobody waits in `declare_topic`."""
         name = topic.name
-        if name in self._first_uses or name not in self._kept:
+        if name in self._first_uses or self._is_new(name):
             return None
         return self._kept[name][-1] if self._clock.monotonic() < self._known_until[name] else None
+
+    def _is_new(self, topic: str) -> bool:
+        """Whether it has to be declared, for the first time or once more."""
+        return topic not in self._kept or topic in self._again
 
     async def declare_topic(self, topic: Topic[Any]) -> TopicSpec:
         """Declare the topic, or look for its generation. Callers go on in the order of their calls (7)."""
@@ -143,7 +154,7 @@ class Catalogue:
     async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
         broker = self._routing.of(spec.name)
         async with self._lock(broker):  # once: who waits for it twice would be overtaken
-            if spec.name not in self._kept:
+            if self._is_new(spec.name):
                 await self._declare(broker, {spec.name: spec}, ())
             try:
                 return (await self._refresh(spec))[-1]
@@ -226,9 +237,17 @@ class Catalogue:
         self._kept[name] = kept
 
     async def declare(
-        self, groups: Sequence[GroupSpec], topics: Sequence[TopicSpec], mode: TopologyMode | None = None
+        self,
+        groups: Sequence[GroupSpec],
+        topics: Sequence[TopicSpec],
+        mode: TopologyMode | None = None,
+        *,
+        again: bool = False,
     ) -> None:
-        """Declare on the broker what was not declared before; `mode` goes before the settings' topology."""
+        """Declare on the broker what was not declared before; `mode` goes before the settings' topology.
+
+        `again`: what was, too. It may have been deleted since, and a start compares with the broker's record (16).
+        """
         wanted: dict[Broker, tuple[dict[str, TopicSpec], list[GroupSpec]]] = {}
         for spec in (*topics, *(group.topic for group in groups)):
             wanted.setdefault(self._routing.of(spec.name), ({}, []))[0][spec.name] = spec
@@ -236,7 +255,35 @@ class Catalogue:
             wanted[self._routing.of(group.topic.name)][1].append(group)
         for broker, (its_topics, its_groups) in wanted.items():
             async with self._lock(broker):
+                if again:
+                    await self._forget(its_topics.values(), its_groups)
                 await self._declare(broker, its_topics, its_groups, mode)
+
+    async def _forget(self, topics: Iterable[TopicSpec], groups: Iterable[GroupSpec]) -> None:
+        """Declare these anew when they are next asked for; a new generation is moved to first, as it is always."""
+        for spec in topics:
+            if spec.name in self._kept:
+                await self._refresh(spec, at_once=True)
+                self._again.add(spec.name)
+        self._groups.difference_update(groups)
+
+    async def renew(self, group: GroupSpec) -> bool:
+        """Declare a group of ours, and its topic, anew: the broker has lost them.
+
+        False where it may not be declared. Raises what `declare` raises.
+        """
+        mode = self._modes.get((group.topic.name, group.name)) or self._settings.topology
+        if mode != "declare":
+            return False
+        await self.declare([group], [group.topic], mode, again=True)
+        return True
+
+    def lost(self, topic: str) -> None:
+        """The broker has no such topic any more: it is declared anew by a publish after `LEFT_ALONE` seconds."""
+        since = self._lost_since.setdefault(topic, self._clock.monotonic())
+        if self._clock.monotonic() - since >= LEFT_ALONE:
+            self._again.add(topic)
+            del self._lost_since[topic]
 
     async def _declare(
         self,
@@ -246,7 +293,7 @@ class Catalogue:
         mode: TopologyMode | None = None,
     ) -> None:
         """Each on every generation that is kept of its topic."""
-        looked = {name: await self._look(spec) for name, spec in topics.items() if name not in self._kept}
+        looked = {name: await self._look(spec) for name, spec in topics.items() if self._is_new(name)}
         new_topics = [one for kept, _ in looked.values() for one in kept]
         groups = [group for group in groups if group not in self._groups]
         new_groups: list[GroupSpec] = []
@@ -258,7 +305,11 @@ class Catalogue:
             await broker.adapter.declare(Topology(tuple(new_topics), tuple(new_groups), mode))
         for name, (kept, until) in looked.items():
             self._kept[name], self._known_until[name] = kept, until
+            self._lost_since.pop(name, None)
+        self._again.difference_update(looked)
         self._groups.update(groups)
+        if mode is not None:
+            self._modes |= {(group.topic.name, group.name): mode for group in groups}
 
     def _lock(self, broker: Broker) -> asyncio.Lock:
         return self._declaring.setdefault(broker, asyncio.Lock())

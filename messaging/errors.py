@@ -54,6 +54,13 @@ class TopicNotFound(PublishError):
     """The topic, or the group, does not exist and the topology setting forbids creating it."""
 
 
+class TopologyLost(TopicNotFound):
+    """What held a group's messages is gone although the group was not deleted: somebody removed it on the broker.
+
+    Where the topology may be declared, members make it anew and go on.
+    """
+
+
 class PublishUncertain(PublishError):
     """The message was handed over but never confirmed: the broker may or may not have it."""
 

@@ -17,13 +17,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
-from messaging.clock import check_cancelled, sleep
+from messaging.backoff import LEFT_ALONE, Backoff
+from messaging.clock import check_cancelled, sleep, timeout
 from messaging.dispatch import Dispatcher
 from messaging.errors import (
+    AuthenticationFailed,
     ConfigurationError,
+    ConnectionFailed,
     MessagingError,
     PublishError,
     TopicNotFound,
+    TopologyLost,
     UnsupportedCapability,
 )
 from messaging.health import SubscriptionHealth
@@ -88,6 +92,8 @@ class Subscriber:
         self._waits: Counter[int] = Counter()
         """Looks for which this program has waited for each former generation."""
         self._limit = _Limit(binding.subscription.concurrency)
+        self._gone: str | None = None
+        """What the broker has lost and does not have again."""
         self._stop = asyncio.Event()
 
     @property
@@ -149,7 +155,8 @@ class Subscriber:
             held=sum(state.held for state in states),
             parked=sum(state.parked for state in states),
             parked_full=any(state.parked_full for state in states),
-            last_error=next((state.last_error for state in states if state.last_error), None),
+            gone=self._gone is not None,
+            last_error=self._gone or next((state.last_error for state in states if state.last_error), None),
         )
 
     @property
@@ -165,13 +172,63 @@ class Subscriber:
                 if spec.generation not in self._dispatchers and await self._may_start(spec):
                     check_cancelled()  # nobody would stop it
                     dispatcher = self._dispatcher(spec)
-                    tasks.create_task(dispatcher.run(), name=f"messaging-{self.topic}-{spec.generation}")
+                    tasks.create_task(
+                        self._run(spec, dispatcher), name=f"messaging-{self.topic}-{spec.generation}"
+                    )
             check_cancelled()
             await sleep(self._clock, self._interval)
             try:
                 await self._catalogue.refresh(self._binding.subscription.group.topic)
             except MessagingError as error:
                 logger.debug("the generations of %s could not be read: %s", self.topic, error)
+
+    async def _run(self, spec: TopicSpec, dispatcher: Dispatcher) -> None:
+        """Run it; where somebody deleted what it reads, make that anew and go on (25)."""
+        while True:
+            try:
+                await dispatcher.run()
+            except TopologyLost as error:
+                if not await self._renewed(error):
+                    return
+            else:
+                return
+            del self._dispatchers[spec.generation]
+            dispatcher = self._dispatcher(spec)
+            self._gone = None
+
+    async def _renewed(self, error: TopologyLost) -> bool:
+        """False where it is stopped meanwhile. Raises the error where the topology may not be declared."""
+        self._gone = str(error)
+        logger.error(
+            "What held the messages of %s/%s was deleted on the broker. It is made anew, what was in it is lost: %s",
+            self.topic,
+            self.group,
+            error,
+            extra={"topic": self.topic, "group": self.group},
+        )
+        backoff = Backoff()
+        wait = LEFT_ALONE
+        while not await self._stopped_within(wait):
+            try:
+                if await self._catalogue.renew(self._binding.subscription.group):
+                    return not self._stop.is_set()
+            except AuthenticationFailed:
+                raise
+            except ConnectionFailed as failed:
+                self._gone = str(failed)
+                wait = backoff.next()
+            else:
+                raise error
+        return False
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        check_cancelled()
+        try:
+            async with timeout(self._clock, seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _may_start(self, spec: TopicSpec) -> bool:
         """Whether nothing of a former generation can be overtaken any more (7)."""

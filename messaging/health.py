@@ -40,6 +40,8 @@ class SubscriptionHealth:
     expired: int
     reconnects: int
     last_error: str | None
+    gone: bool = False
+    """Somebody deleted what it reads on the broker, and it is not made anew yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,9 @@ class BrokerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`red`: a broker is not reached or a subscription ended. `yellow`: something waits that should not."""
+    """`red`: a broker is not reached, a subscription ended, or somebody deleted what it reads. `yellow`: something
+    waits that should not.
+    """
 
     status: Literal["green", "yellow", "red"]
     connected: bool
@@ -94,9 +98,10 @@ def assess(
     errors += [one.last_error for one in subscriptions if one.last_error]
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or not one.receiving for one in subscriptions)
+    gone = any(one.gone for one in subscriptions)
     connected = all(state.connected for state in states)
     return Health(
-        status="red" if fatal or not connected else "yellow" if waiting else "green",
+        status="red" if fatal or gone or not connected else "yellow" if waiting else "green",
         connected=connected,
         brokers=tuple(states),
         subscriptions=tuple(subscriptions),

@@ -78,7 +78,7 @@ class Pull(Generic[T]):
                 raise UnsupportedCapability(
                     f"{self._topic.name}/{self._group.name} asks {broker.name} for {name}: {capability.reason}"
                 )
-        await self._bus.catalogue.declare([self._group], [self._group.topic])
+        await self._bus.catalogue.declare([self._group], [self._group.topic], again=True)
         binding = Binding(
             subscription=Subscription(self._group, prefetch=self._prefetch, concurrency=self._prefetch),
             codec=self._topic.codec,

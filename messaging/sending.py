@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
 from messaging.clock import timeout
-from messaging.errors import PublishError, UnsupportedCapability
+from messaging.errors import PublishError, TopicNotFound, UnsupportedCapability
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
 
@@ -78,6 +78,8 @@ class Sender:
         for result in results:
             if isinstance(result, Unrouted):
                 self.catalogue.warn_unrouted(spec.name)
+            elif isinstance(result, TopicNotFound):
+                self.catalogue.lost(spec.name)
         return results
 
 

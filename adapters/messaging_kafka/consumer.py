@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
-from messaging.errors import Closed, LeaseLost
+from messaging.errors import Closed, LeaseLost, TopicNotFound, TopologyLost
 from messaging_kafka.background import Background
 from messaging_kafka.connection import translate
 from messaging_kafka.fetching import Fetcher
@@ -80,6 +80,12 @@ class KafkaConsumer(Consumer):
         self._receiving = True
         try:
             return await self._receive(limit, time.monotonic() + wait, paused)
+        except TopicNotFound as error:
+            if not await self._session.topology.recorded(self._group):
+                raise
+            if self._partitions is not None:
+                self._partitions.forsake("its topic was deleted")
+            raise TopologyLost(str(error)) from error
         finally:
             self._receiving = False
             self._received = time.monotonic()

@@ -227,16 +227,15 @@ class Partitions:
         brokers = self._session.brokers
         all_places = [place for number in numbers for place in self.places(number)]
         committed = await brokers.committed(self._session.names.group(self._group), all_places)
+        if any(place.topic == self._topic and place not in committed for place in all_places):
+            await self._session.topology.registry.refresh()
         units: list[Unit] = []
         for number in numbers:
             parts: list[Part] = []
             for place in self.places(number):
                 position = committed.get(place)
                 if position is None:
-                    newer = self._session.topology.newer(self._group, place.partition)
-                    if place.topic == self._topic and not newer:
-                        raise self._session.topology.expired(self._group)
-                    position = Committed(0)
+                    position = self._first(place)
                 copies = place.topic == self._beside
                 tier = tiers.delay_of(place.partition) if copies and not self._group.ordered else None
                 known = progress.resume(position)
@@ -249,6 +248,22 @@ class Partitions:
         for unit in units:
             self.owned[unit.number] = unit
         self._sources(part.source for unit in units for part in unit.parts)
+
+    def _first(self, place: Place) -> Committed:
+        """The position where none is committed. Raises ConfigurationError where there was one."""
+        topology = self._session.topology
+        if place.topic != self._topic or topology.newer(self._group, place.partition):
+            return Committed(0)
+        start = topology.start(self._group, place.partition)
+        if start is None:
+            raise topology.expired(self._group)
+        return Committed(
+            start
+        )  # the topic was made anew while the group had members, so nobody could commit it
+
+    def forsake(self, reason: str) -> None:
+        """Give everything up without a commit: the positions are those of a log that is gone."""
+        self._lost(reason)
 
     async def begin_anew(self) -> None:
         """Units of which a log ends before what was done of it: they begin at the first record that is kept.

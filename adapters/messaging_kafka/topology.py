@@ -132,6 +132,9 @@ class TopologyKeeper:
         if topology.mode == "declare":
             missing = [one for name, one in wanted.items() if name not in there]
             if missing:
+                for state in states:
+                    if state.physical not in there:
+                        await self._begin_anew(state)
                 await self._create(missing)
                 there |= await self._brokers.partitions([one.name for one in missing])
         for state in states:
@@ -140,6 +143,38 @@ class TopologyKeeper:
             self._compare_partitions(state, there[state.physical])
             state.found = True
         await self._compare_order([state for state in states if state.spec.native is None], topology.mode)
+
+    async def _begin_anew(self, state: TopicState) -> None:
+        """The topic is about to be made, perhaps once more: groups from before begin with its first message.
+
+        Where they once began is a place in another log, and so are their positions, which Kafka deletes with it.
+        """
+        await self.registry.refresh()
+        groups = self.registry.groups(recorded(state.spec))
+        starts = [0] * state.spec.partitions
+        anew: dict[Name, Fields] = {
+            ("group", recorded(state.spec), name): {**record.fields, "starts": starts, "anew": True}
+            for name, record in groups.items()
+        }
+        if anew:
+            await self.registry.remove(*anew)
+            await self.registry.add(anew)
+
+    def start(self, group: GroupSpec, partition: int) -> int | None:
+        """Where a group begins that has no position, as its topic was made anew; None where the position is forgotten.
+
+        While the group has members, nobody else can commit where it begins.
+        """
+        record = self.registry.get(_name(group))
+        if record is None or not record.fields.get("anew") or age(record) > EXPIRY_BOUND:
+            return None
+        starts = record.fields.get("starts", ())
+        return int(starts[partition]) if partition < len(starts) else None
+
+    async def recorded(self, group: GroupSpec) -> bool:
+        """Whether the group is on record: whoever deletes a group takes it out."""
+        await self.registry.refresh()
+        return self.registry.get(_name(group)) is not None
 
     async def _create(self, topics: Sequence[NewTopic]) -> None:
         if await self._brokers.replication() >= SAFE_COPIES:

@@ -145,6 +145,8 @@ class RabbitMQAdapter(Adapter):
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 results[sent[at]] = _result(one, fate)
+                if isinstance(fate, PublishError):
+                    self._session.topology.unsure(one.topic)
                 if one.topic.ordered and isinstance(fate, PublishError):
                     stopped.add(_lane(one))
                     self._careful.add(one.topic.name)

@@ -18,7 +18,14 @@ from messaging.adapter import (
     SettleError,
     Settlement,
 )
-from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
+from messaging.errors import (
+    Closed,
+    ConnectionFailed,
+    LeaseLost,
+    MessagingError,
+    TopicNotFound,
+    TopologyLost,
+)
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.ingress import IngressRelay
@@ -63,7 +70,12 @@ class Member(Consumer):
         deadline = loop.time() + wait
         if self._loss is not None:
             raise self._take_loss()
-        await self.join()
+        try:
+            await self.join()
+        except TopicNotFound as error:
+            if await self.session.topology.recorded(self.group):
+                raise TopologyLost(str(error)) from error
+            raise
         self._joined = True
         self._relay.keep_running()
         while True:

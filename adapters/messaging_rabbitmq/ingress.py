@@ -75,26 +75,27 @@ class IngressRelay:
     async def _relay(self, intake: Intake) -> None:
         parcels: list[Parcel] = []
         tags: list[int] = []
+        partitions = {str(partition) for partition in range(self._topic.partitions)}
+        unbound = 0
         while intake.waiting:
             original = intake.waiting.popleft()
             tags.append(original.delivery_tag or 0)
-            if (parcel := self._sent_on(original)) is not None:
-                parcels.append(parcel)
+            if original.routing_key in partitions:
+                # Nobody was bound to the partition: sent on now, it would pass what came since, or come back for ever.
+                unbound += 1
+            else:
+                parcels.append(self._sent_on(original))
         for fate in await self._session.publisher.send(parcels):
             if isinstance(fate, MessagingError):
                 raise fate  # closing the channel gives all back, in order
+        if unbound:
+            logger.warning("%d messages of topic %s had no group", unbound, self._topic.name)
         if tags:
             await intake.acknowledge(tags)
 
-    def _sent_on(self, original: DeliveredMessage) -> Parcel | None:
+    def _sent_on(self, original: DeliveredMessage) -> Parcel:
         routing_key = original.routing_key or ""
         partitions = self._topic.partitions
-        if routing_key in {str(partition) for partition in range(partitions)}:
-            # Nobody is bound to the partition: it has no group just now, and would come back here for ever.
-            logger.warning(
-                "A message for partition %s of topic %s had no group", routing_key, self._topic.name
-            )
-            return None
         headers: dict[str, Any] = original.header.properties.headers or {}
         described = decode(headers, prefix=PREFIX, topic="", body=b"", position="", key=routing_key or None)
         if described.key is None:  # no key, no order: partitions in turn (10)

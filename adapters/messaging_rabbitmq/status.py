@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from messaging.adapter import GroupInfo, GroupSpec
+from messaging.errors import TopicNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,10 @@ AT_ONCE = 8
 
 
 async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupInfo]:
-    """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps."""
+    """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps.
+
+    Else raises TopicNotFound where a topic of them is gone: their queues get nothing, and no queue tells that.
+    """
     groups = dict(session.topology.groups)
     if registered:
         for topic in list(session.topology.topics.values()):
@@ -35,7 +39,7 @@ async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupIn
 
     async def ask(group: GroupSpec) -> GroupInfo | None:
         async with at_once:
-            return await _info(session, group)
+            return await _info(session, group, of_topic=not registered)
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -45,7 +49,7 @@ async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupIn
     return [info for one in asked if (info := one.result()) is not None]
 
 
-async def _info(session: Session, group: GroupSpec) -> GroupInfo | None:
+async def _info(session: Session, group: GroupSpec, *, of_topic: bool) -> GroupInfo | None:
     """None where the group is gone."""
     names = session.names
     lag = members = 0
@@ -66,6 +70,15 @@ async def _info(session: Session, group: GroupSpec) -> GroupInfo | None:
                 dead = (await channel.queue_declare(names.dead(group), passive=True)).message_count
         except ChannelNotFoundEntity:
             return None
+        if of_topic and group.topic.native is None:
+            exchange = names.exchange(group.topic)
+            try:
+                await channel.exchange_declare(exchange, passive=True)
+            except ChannelNotFoundEntity:
+                raise TopicNotFound(
+                    f"RabbitMQ at {session.settings.address} has no exchange {exchange!r} any more: somebody deleted "
+                    f"topic {group.topic.name}, and its groups get nothing until it is declared anew"
+                ) from None
     return GroupInfo(
         group.topic.name,
         group.name,

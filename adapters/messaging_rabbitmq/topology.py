@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from messaging.adapter import GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
 from messaging_rabbitmq.registry import Registry
 from messaging_rabbitmq.tiers import all_tiers, tier_arguments
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel
 
-    from messaging.adapter import GroupSpec, TopicSpec, Topology, TopologyMode
+    from messaging.adapter import TopicSpec, Topology, TopologyMode
     from messaging_rabbitmq.connection import Link
     from messaging_rabbitmq.names import Names
     from messaging_rabbitmq.registry import Entries
@@ -81,6 +82,16 @@ class TopologyKeeper:
                 await self._group(group, topology.mode)
             self.groups[_place(group)] = group
             self._modes[_place(group)] = topology.mode
+
+    async def recorded(self, group: GroupSpec) -> bool:
+        """Whether the broker's record has the group: a group that is deleted is taken out of it."""
+        if group.native is not None or group.topic.native is not None:
+            return False
+        return group.name in await self.registry.groups(self._names.registry(group.topic))
+
+    def unsure(self, topic: TopicSpec) -> None:
+        """What is published to the topic is not confirmed: look with the next publish whether it is still there."""
+        self._known_exchanges.discard(self._names.exchange(topic))
 
     async def exchange_exists(self, topic: TopicSpec) -> None:
         """Raises TopicNotFound. Asked of the broker once a connection: a publish to a missing exchange would cost
@@ -141,6 +152,7 @@ class TopologyKeeper:
             await self.exchange_exists(topic)
         if topic.native is not None:
             return
+        known = mode == "verify" or await self._has_exchange(topic)
         async with self._link.throwaway(f"declaring topic {topic.name}") as channel:
             try:
                 await channel.exchange_declare(
@@ -154,7 +166,31 @@ class TopologyKeeper:
                 # In mode `verify` the user may lack the permission that a comparison needs.
                 if mode == "declare":
                     raise
+        if not known:
+            await self._bind_again(topic)
         self._known_exchanges.add(self._names.exchange(topic))
+
+    async def _has_exchange(self, topic: TopicSpec) -> bool:
+        self._known_exchanges.discard(self._names.exchange(topic))
+        try:
+            await self.exchange_exists(topic)
+        except TopicNotFound:
+            return False
+        return True
+
+    async def _bind_again(self, topic: TopicSpec) -> None:
+        """The exchange is new: groups from before, which the record has, get nothing of it until they are bound."""
+        for name, ordered in (await self.registry.groups(self._names.registry(topic))).items():
+            group = GroupSpec(topic, name, ordered)
+            async with self._link.throwaway(f"binding group {name} to topic {topic.name}") as channel:
+                with suppress(ChannelNotFoundEntity):  # its members find that out, and declare it anew
+                    await self._bind(channel, group)
+
+    async def _bind(self, channel: AbstractChannel, group: GroupSpec) -> None:
+        exchange = self._names.exchange(group.topic)
+        for partition in range(group.topic.partitions):
+            queue = self._names.queue(group, partition if group.ordered else None)
+            await channel.queue_bind(queue, exchange, str(partition))
 
     # --- groups ------------------------------------------------------------------------------------------------
 
@@ -204,20 +240,18 @@ class TopologyKeeper:
     async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
         topic = group.topic
         retention = None if topic.retention is None else max(1, round(topic.retention * 1000))
-        exchange = self._names.exchange(topic)
         await self._queue(channel, self._names.dead(group), quorum())
         if group.ordered:
             arguments = quorum(single_active_consumer=True, message_ttl=retention)
-            for partition, queue in enumerate(self._names.queues(group)):
+            for queue in self._names.queues(group):
                 await self._queue(channel, queue, arguments)
-                await channel.queue_bind(queue, exchange, str(partition))
+            await self._bind(channel, group)
             await channel.queue_declare(self._names.members(group), durable=True)
             return
         queue = self._names.queue(group)
         await self._queue(channel, queue, quorum(message_ttl=retention))
         await self._queue(channel, self._names.suspects(group), quorum())
-        for partition in range(topic.partitions):
-            await channel.queue_bind(queue, exchange, str(partition))
+        await self._bind(channel, group)
 
     async def _ingress(self, channel: AbstractChannel, topic: TopicSpec) -> None:
         """Last, so that what arrives there can be sent on."""

@@ -184,7 +184,7 @@ class SQSAdapter(Adapter):
         groups: Sequence[GroupInfo] = ()
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
-                groups = await self.groups()
+                groups = [self._generations.told(info) for info in await self._topics.infos(strict=True)]
         except TimeoutError:
             error = f"SQS at {self._connection.address} gave no answer within {_HEALTH_BOUND:g} s"
             return BrokerHealth(False, error=error)

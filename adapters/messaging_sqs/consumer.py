@@ -13,7 +13,14 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
-from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound
+from messaging.errors import (
+    Closed,
+    ConnectionFailed,
+    LeaseLost,
+    MessagingError,
+    TopicNotFound,
+    TopologyLost,
+)
 from messaging.message import Ack
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
@@ -87,7 +94,7 @@ class Member(Consumer):
             if taken := self._arrivals.take(limit, paused):
                 return taken
             if self._polls.failure is not None:
-                raise self._failed()
+                raise await self._failed()
             self._polls.start(self.url, self._arrivals.room(limit) - self._polls.requested)
             self._arrived.clear()
             try:
@@ -98,19 +105,27 @@ class Member(Consumer):
             self._check_open()
 
     async def _join(self) -> None:
-        self.url = await self.topics.queue_url(self.group)
+        try:
+            self.url = await self.topics.queue_url(self.group)
+        except TopicNotFound as error:
+            raise await self._gone(str(error)) from error
         self._connected = True
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend(), name="messaging-sqs-tend")
 
-    def _failed(self) -> MessagingError:
+    async def _failed(self) -> MessagingError:
         error, self._polls.failure = self._polls.failure, None
         assert error is not None
         self._connected = False
         if isinstance(error, Absent):
             self.url = ""
-            return TopicNotFound(f"the queue of {self.where} is gone: was the group deleted? {error}")
+            return await self._gone(f"the queue of {self.where} is gone: was the group deleted? {error}")
         return error
+
+    async def _gone(self, text: str) -> TopicNotFound:
+        """The queue is not there. Whoever deletes the group deletes its dead letters with it."""
+        kept = await self.topics.forget_queue(self.group)
+        return TopologyLost(text) if kept else TopicNotFound(text)
 
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""

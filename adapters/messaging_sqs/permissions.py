@@ -78,6 +78,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
         | _VERIFY_GROUP
         | _calls("sns", "CreateTopic", "Subscribe", "Unsubscribe")
         | _calls("sqs", "GetQueueUrl", "CreateQueue", "GetQueueAttributes", "ListQueueTags", "DeleteQueue")
+        | _calls("sqs", "ListQueues")
     ),
 }
 """What each role calls with `topology="verify"`; `topology` declares and deletes. A requester is a publisher, too."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
-from messaging_sqs.connection import Absent
+from messaging_sqs.connection import Absent, Denied
 from messaging_sqs.names import Names, is_fifo, queue_name, twin
 from messaging_sqs.queues import Queues, delivery_policy
 from messaging_sqs.settings import LONGEST_RETENTION, SHORTEST_RETENTION, SNS_DEFAULT_BYTES
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from messaging.adapter import TopicSpec, Topology, TopologyMode
     from messaging_sqs.connection import Connection
+
+logger = logging.getLogger("messaging")
 
 PARTITIONS = "messaging-partitions"
 ORDERED = "messaging-ordered"
@@ -92,6 +96,13 @@ class Topics:
     async def queue_url(self, group: GroupSpec) -> str:
         """Where the group's messages are. Raises TopicNotFound."""
         return await self._url(group, group.native or self.names.queue(group))
+
+    async def forget_queue(self, group: GroupSpec) -> bool:
+        """The group's queue is gone; whether only that, and the queue for its dead letters is still there."""
+        if group.native is not None:
+            return False
+        self._urls.pop(self.names.queue(group), None)
+        return await self.queues.find(self.names.dead(group)) is not None
 
     async def dead_url(self, group: GroupSpec) -> str:
         """Where the group's dead letters are. Raises TopicNotFound."""
@@ -174,6 +185,7 @@ class Topics:
                 await self.queues.create(self.names.record(spec), wanted)
             else:
                 await self.queues.create_topic(self.names.topic(spec), wanted)
+                await self._subscribe_again(state, state.arn)
             stored = await self._record(state) or wanted
         _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
         state.verified = True
@@ -282,6 +294,21 @@ class Topics:
                 f"subscribed to {arn}. Declare it first, or use topology='declare'"
             )
 
+    async def _subscribe_again(self, state: TopicState, arn: str) -> None:
+        """The SNS topic is new: groups from before get nothing of it until their queues are subscribed."""
+        try:
+            known = await self._tagged(state.spec)
+        except Denied as error:
+            logger.warning(
+                "Topic %s is new; whether it has groups from before cannot be seen: %s",
+                state.spec.name,
+                error,
+            )
+            return
+        for url, group in known:
+            with suppress(Absent):  # its members find that out, and declare it anew
+                await self._subscribe(group, arn, url, create=True)
+
     async def _until_known(self, url: str) -> None:
         """Wait until every publisher has looked for groups since this one was created."""
         created = int((await self.queues.attributes(url, "CreatedTimestamp")).get("CreatedTimestamp", 0))
@@ -356,8 +383,8 @@ class Topics:
             and tag.get(GENERATION, "1") == str(topic.generation)
         ]
 
-    async def infos(self) -> list[GroupInfo]:
-        """The groups of the declared topics, as the services know them."""
+    async def infos(self, *, strict: bool = False) -> list[GroupInfo]:
+        """The groups of the declared topics. `strict`: raises TopicNotFound for one that is gone: no queue tells."""
         groups = [group for group in self._groups.values() if group.native is not None]
         for state in list(self._states.values()):
             if state.spec.native is not None:
@@ -368,6 +395,8 @@ class Topics:
                 try:
                     await self._look_at_subscriptions(state, state.arn)
                 except TopicNotFound:
+                    if strict and state.verified:
+                        raise
                     continue
                 found = await self._groups_of(state.spec, state.queues)
             groups += [group for _, group in found]

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from messaging_contracts.faults import Begun, Buried, Ended, Event, Published, Struck, check, recoveries
-from messaging_contracts.faults.history import End, Fate
+from messaging_contracts.faults.history import REMOVED, End, Fate
 
 GROUP = "billing"
 
@@ -59,10 +59,12 @@ class Story:
     def handled(self, id: str, how: End = "succeeded", *, after: float = 0.0, **begun) -> None:
         self.ended(self.begun(id, **begun), how, after)
 
-    def struck(self, member: str | None = "a", *, fatal: bool = False, lasts: float = 0.0) -> None:
+    def struck(
+        self, member: str | None = "a", *, fatal: bool = False, lasts: float = 0.0, kind: str = "fault"
+    ) -> None:
         self.pass_time(1)
         until = self.at + lasts if lasts else None
-        self.events.append(Struck(at=self.at, kind="fault", member=member, fatal=fatal, until=until))
+        self.events.append(Struck(at=self.at, kind=kind, member=member, fatal=fatal, until=until))
 
     def buried(self, id: str, *, reason="broken", cause: str | None = "rejected", attempts=1) -> None:
         self.events.append(
@@ -102,6 +104,15 @@ def test_a_history_without_faults_has_no_violations(story: Story):
 def test_a_confirmed_message_that_never_came_is_lost(story: Story):
     story.published("m0")
     assert list(story.verdict().violations) == ["lost"]
+
+
+def test_what_was_confirmed_until_it_was_deleted_on_the_broker_may_be_lost_and_nothing_after(story: Story):
+    story.published("m0", sequence=0)
+    story.struck(None, kind=REMOVED)
+    story.published("m1", sequence=1)
+    verdict = story.verdict()
+    assert verdict.removed == 1
+    assert [line.split()[0] for line in verdict.lost] == ["p/k/1"]
 
 
 def test_a_confirmed_message_that_only_failed_is_lost(story: Story):

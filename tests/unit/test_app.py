@@ -227,7 +227,7 @@ async def test_an_error_of_the_body_is_raised_as_it_was(bus, clock, error):
     assert raised.value is error
     assert error.__cause__ is cause
     assert cancelled == ["x"]
-    assert bus.fatal is None
+    assert not bus.ended
 
 
 async def test_an_error_of_the_body_is_not_hidden_by_what_follows_from_it(bus, clock):

@@ -7,11 +7,13 @@ import secrets
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from messaging import Bus, MessagingError, PublishUncertain, Settings, connect
 from messaging_contracts.faults.history import (
+    REMOVED,
     Begun,
     Buried,
     Ended,
@@ -162,15 +164,21 @@ class Arena:
         assert code == 0, f"{process.name} ended with {code} after SIGTERM"
 
     def struck(
-        self, kind: str, since: float, member: Process | None = None, *, aftermath: float | None = None
+        self,
+        kind: str,
+        since: float,
+        member: Process | None = None,
+        *,
+        over: float | None = None,
+        aftermath: float | None = None,
     ) -> None:
-        """Record a fault that was there from `since` until now."""
+        """Record a fault that was there from `since` until now, or until it was `over`."""
         self.journal.record(
             Struck(
                 at=since,
                 kind=kind,
                 member=None if member is None else member.name,
-                until=now(),
+                until=now() if over is None else over,
                 aftermath=self.lease + NOTICED if aftermath is None else aftermath,
             )
         )
@@ -263,7 +271,10 @@ class Progress:
     """What the journals say, counted."""
 
     def __init__(self) -> None:
-        self.confirmed: set[str] = set()
+        self.confirmed: dict[str, float] = {}
+        """When each message was first confirmed."""
+        self.removed = -inf
+        """Until when what was confirmed may have been deleted on the broker."""
         self.done: set[str] = set()
         self.succeeded = 0
         self.begun: dict[str, Begun] = {}
@@ -272,13 +283,13 @@ class Progress:
         self.ousted: dict[str, str] = {}
 
     def __str__(self) -> str:
-        missing = sorted(self.confirmed - self.done)
+        missing = sorted(self.confirmed.keys() - self.done)
         return f"{len(self.confirmed)} confirmed, {len(missing)} of them not done: {missing[:5]}"
 
     @property
     def all_done(self) -> bool:
-        """Whether everything that was confirmed was handled with success, or rejected."""
-        return self.confirmed <= self.done
+        """Whether everything that was confirmed, and not deleted, was handled with success, or rejected."""
+        return all(self.confirmed[id] <= self.removed for id in self.confirmed.keys() - self.done)
 
     def handled(self, member: Process) -> int:
         """How many handlings this member has begun."""
@@ -287,7 +298,10 @@ class Progress:
     def add(self, event: Event) -> None:
         if isinstance(event, Published):
             if event.fate == "confirmed":
-                self.confirmed.add(event.id)
+                self.confirmed.setdefault(event.id, event.at)
+        elif isinstance(event, Struck):
+            if event.kind == REMOVED and event.until is not None:
+                self.removed = max(self.removed, event.until)
         elif isinstance(event, Begun):
             self.begun[event.handling] = event
             self.by_member[event.member] = self.by_member.get(event.member, 0) + 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging_contracts.faults.history import CLOCK_JUMPED, Begun, Buried, Ended, Published, Struck
+from messaging_contracts.faults.history import CLOCK_JUMPED, REMOVED, Begun, Buried, Ended, Published, Struck
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -57,6 +57,8 @@ class Verdict:
     undercounted: int = 0
     """Attempts that a fault kept from being counted."""
     dead_letters: int = 0
+    removed: int = 0
+    """Never handled, because an operator deleted them, or what they were published to."""
 
     @property
     def violations(self) -> dict[str, list[str]]:
@@ -108,6 +110,7 @@ class _Message:
     copies: int = 0
     """How many the broker may have: sent, and not told to have failed."""
     confirmed: bool = False
+    confirmed_at: float = inf
     uncertain: bool = False
     failed: bool = False
 
@@ -164,6 +167,8 @@ class _Check:
         self._buried: dict[tuple[str, str], Buried] = {}
         self._faults: list[Struck] = []
         self._clock_jumps: list[float] = []
+        self._removed = -inf
+        """Until when what was confirmed may have been deleted."""
         self._alive: dict[str, tuple[int, float]] = {}
         """The last sign of life of each member."""
         self._read(events)
@@ -188,6 +193,8 @@ class _Check:
             elif isinstance(event, Struck) and event.kind == CLOCK_JUMPED:
                 self._clock_jumps.append(event.at)
             elif isinstance(event, Struck):
+                if event.kind == REMOVED:
+                    self._removed = max(self._removed, event.at if event.until is None else event.until)
                 self._faults.append(self._died(event) if event.fatal else event)
             elif isinstance(event, Buried):
                 self._buried[event.group, event.id] = event
@@ -206,6 +213,7 @@ class _Check:
             message.copies += 1
         elif event.fate == "confirmed":
             message.confirmed = True
+            message.confirmed_at = min(message.confirmed_at, event.at)
         elif event.fate == "uncertain":
             message.uncertain = True
         else:
@@ -232,7 +240,9 @@ class _Check:
     def _judge_publishing(self, group: str, by_id: dict[str, list[_Handling]]) -> None:
         for id, message in self._messages.items():
             done = (group, id) in self._buried or any(one.concluded for one in by_id.get(id, ()))
-            if message.confirmed and not done:
+            if message.confirmed and not done and message.confirmed_at <= self._removed:
+                self.verdict.removed += 1
+            elif message.confirmed and not done:
                 seen = "; ".join(map(str, by_id.get(id, ()))) or "never handled"
                 self.verdict.lost.append(f"{_name(message.sent)} in group {group!r}: {seen}")
         for id, handlings in by_id.items():

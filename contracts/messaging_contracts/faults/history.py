@@ -24,6 +24,9 @@ End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancell
 CLOCK_JUMPED = "clock jumped"
 """The kind of a fault that only excuses a retry that is early: its time was told by a wrong clock."""
 
+REMOVED = "deleted on the broker"
+"""The kind of a fault that takes messages with it: what was confirmed before it was over may be lost."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:

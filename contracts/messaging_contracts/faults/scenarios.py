@@ -297,6 +297,25 @@ async def deleted_group(stage: Stage) -> None:
     await stage.publish(name="late")
 
 
+@fault()
+async def deleted_topic(stage: Stage) -> None:
+    """Queues or streams of a group, then its topic, deleted under members and publishers, who go on when it is there.
+
+    The first time they make it anew themselves, the second time another program declares it.
+    """
+    members = await stage.members(2)
+    await stage.publish()
+    await stage.published(1 / 8)
+    for member in members:
+        await stage.busy(member)
+    # On Redis a stream is there again with the next message or read: there is nothing to tell.
+    stage.unhealthy = stage.ground.name != "redis"
+    await stage.lose("queues", members, declared=False)
+    await stage.lose("topics", members, declared=True)
+    for member in members:
+        await stage.busy(member, 50)  # of what was confirmed from now on, all is there
+
+
 # --- the network -------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from messaging_contracts.faults.arena import DISTURBED, Arena
 from messaging_contracts.faults.checker import Verdict, check, recoveries
 from messaging_contracts.faults.history import (
+    REMOVED,
     Begun,
     Ended,
     Event,
@@ -22,8 +23,9 @@ from messaging_contracts.faults.history import (
     now,
     read,
 )
+from messaging_contracts.faults.removal import remove
 from messaging_contracts.faults.servers import exhaust
-from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS
+from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.grounds import Ground
     from messaging_contracts.faults.processes import Process
     from messaging_contracts.faults.proxy import Proxy
+    from messaging_contracts.faults.removal import Part
     from messaging_contracts.faults.servers import Resource
 
 TOLERANCE = 0.05
@@ -179,6 +182,34 @@ class Stage:
             yield
         finally:
             await asyncio.to_thread(exhaust, self.ground.server, resource, False)
+
+    async def lose(self, part: Part, members: Sequence[Process], *, declared: bool) -> None:
+        """Delete this on the broker, and wait until it is there again and all members are well.
+
+        `declared`: another program makes it anew, at once when a member has told of it, and what is confirmed from then
+        on must not be lost. Else it may be lost until all is well: who makes it anew does not tell when.
+        """
+        arena, seconds = self.arena, self.scale.patience
+        since, over = now(), None
+        await remove(self.ground, arena.observer.native, arena.namespace, part)
+        if self.unhealthy:
+            await arena.until(
+                lambda progress: any(progress.health.get(one.name) == "red" for one in members),
+                f"health tells that the {part} are gone",
+                seconds,
+            )
+        if declared:
+            for name in TOPICS:
+                await arena.observer.declare(topic_of(name), groups=[GROUP])
+            over = now()
+        for member in members:
+            await self.busy(member)
+        await arena.until(
+            lambda progress: all(progress.health.get(one.name) == "green" for one in members),
+            f"all is well after the {part} were deleted",
+            seconds,
+        )
+        arena.struck(REMOVED, since, over=over)
 
     async def all_done(self) -> None:
         """End publishing, and wait until all that was published is done with."""

@@ -137,6 +137,28 @@ async def test_a_member_of_a_deleted_group_ends_with_an_error_that_says_so(bench
                 await consumer.receive(1, 0.2)
 
 
+async def test_streams_that_are_deleted_alone_are_read_from_their_first_message(bench):
+    adapter = await bench.adapter()
+    shared = await bench.group(adapter)
+    strict = GroupSpec(TopicSpec("strict", ordered=True, partitions=2), "billing", ordered=True)
+    await adapter.declare(Topology((strict.topic,), (strict,)))
+
+    for group in (shared, strict):
+        consumer = bench.consumer(adapter, group)
+        await bench.publish(adapter, group.topic, 3)
+        held = await bench.receive(consumer, 3)
+        await adapter.native.delete(*adapter._topics.keys(group.topic).streams)
+        await bench.publish(adapter, group.topic, 3)
+
+        again = await bench.receive(consumer, 3)
+        await bench.settle(consumer, held)
+        await bench.settle(consumer, again)
+        await consumer.close()
+
+        assert sorted(one.message.id for one in again) == ["m0", "m1", "m2"]
+        assert await bench.consumer(adapter, group).receive(3, 0.1) == []
+
+
 async def test_an_adopted_stream_and_group_are_used_as_they_are(bench):
     adapter = await bench.adapter()
     client, stream = adapter.native, f"theirs-{bench.namespace}"

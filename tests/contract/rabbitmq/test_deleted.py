@@ -1,0 +1,75 @@
+"""What somebody deletes by hand: told, and made anew with all that belongs to it."""
+
+import pytest
+
+from messaging.adapter import TopicSpec, Topology
+from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, TopologyLost
+from tests.contract.rabbitmq.support import Bench, ids, outgoing, publish, receive
+
+ORDERED = TopicSpec("clicks", ordered=True, partitions=2)
+UNORDERED = TopicSpec("orders", partitions=2)
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+async def test_a_queue_that_is_deleted_alone_is_told_and_declared_anew(
+    bench: Bench, topic: TopicSpec
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.1)
+    channel = await adapter.native.channel()
+    await channel.queue_delete(adapter._session.names.queues(group)[0])
+
+    with pytest.raises(TopologyLost, match="deleted"):
+        for _ in range(20):
+            try:
+                await consumer.receive(1, 0.2)
+            except ConnectionFailed:  # the broker cancelled its consumer
+                continue
+    await consumer.close()
+    await adapter.declare(Topology(groups=[group]))
+    await publish(adapter, topic, "new", key="k")
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["new"]
+
+
+async def test_a_deleted_group_is_not_made_anew_by_its_members(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.1)
+    await (await bench.adapter()).delete_group(group)
+
+    with pytest.raises(TopicNotFound) as told:
+        for _ in range(20):
+            try:
+                await consumer.receive(1, 0.2)
+            except ConnectionFailed:
+                continue
+    assert not isinstance(told.value, TopologyLost)
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+async def test_a_topic_that_is_made_anew_reaches_the_groups_it_had(bench: Bench, topic: TopicSpec) -> None:
+    """Whoever declares the topic alone, as a publisher does, declares no group of it."""
+    adapter, publisher = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.1)
+    await publish(publisher, topic, "before", key="k")
+    assert ids(await receive(consumer, 1)) == ["before"]
+    channel = await adapter.native.channel()
+    await channel.exchange_delete(adapter._session.names.exchange(topic))
+
+    results = [(await publisher.publish([outgoing(topic, "gone", key="k")]))[0] for _ in range(3)]
+    health = await adapter.health()
+    await publisher.declare(Topology([topic]))
+    await publish(publisher, topic, "after", key="k")
+
+    assert all(isinstance(one, PublishError) for one in results)
+    assert isinstance(results[-1], TopicNotFound)
+    assert not health.connected
+    assert topic.name in (health.error or "")
+    assert ids(await receive(consumer, 1)) == ["after"]
+    assert (await adapter.health()).connected

@@ -86,7 +86,6 @@ CALLS: Mapping[Role, Collection[Call]] = {
 _WITHOUT_SNS: Mapping[Role, Collection[Call]] = {
     "publisher": _calls("sqs", "ListQueues", "SendMessageBatch"),
     "consumer": _calls("sqs", "ListQueues"),
-    "topology": _calls("sqs", "ListQueues"),
 }
 """What `fanout=client` calls in place of SNS: who the groups are is told by the queues' names and tags."""
 

@@ -16,7 +16,7 @@ def consumer_of(bus, group):
     return next(one for one in bus.dispatchers if one.group == group)._dispatchers[1]._consumer
 
 
-def lose(bus, group, error=LOST):
+def lose(bus, group, error: Exception = LOST):
     """The next `receive` of the group's member raises this."""
 
     async def receive(*_):

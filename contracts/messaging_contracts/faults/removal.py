@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -54,9 +55,9 @@ async def _rabbitmq(connection: Any, namespace: str, part: Part) -> None:
 
 
 async def _kafka(ground: Ground, namespace: str) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient
-
-    admin: Any = AIOKafkaAdminClient(bootstrap_servers=urlsplit(ground.url).netloc)
+    admin: Any = import_module("aiokafka.admin").AIOKafkaAdminClient(
+        bootstrap_servers=urlsplit(ground.url).netloc
+    )
     await admin.start()
     try:
         await admin.delete_topics([f"messaging.{namespace}..topic.{name}" for name in TOPICS])

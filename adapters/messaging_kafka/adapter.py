@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
 from messaging_kafka.brokers import Brokers
 from messaging_kafka.connection import Link
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         AdapterContext,
         Consumer,
         DeadLetterStore,
-        GroupInfo,
         GroupSpec,
         Outgoing,
         Ownership,
@@ -165,19 +164,35 @@ class KafkaAdapter(Adapter):
         return await self._generations.finished(group)
 
     async def health(self) -> BrokerHealth:
-        """See `Adapter.health`."""
+        """See `Adapter.health`. Where the figures of many groups take longer than a probe may, they are unknown."""
+        session, address = self._session, self._settings.address
+        reached = asyncio.create_task(session.brokers.reach(), name="messaging-kafka-probe")
+        figures = asyncio.create_task(
+            group_infos(session, self.dead_letters, registered=False), name="messaging-kafka-figures"
+        )
+        tasks = (reached, figures)
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT):
-                groups = await group_infos(self._session, self.dead_letters, registered=False)
-                if not groups:
-                    await self._session.brokers.replication()
-                return BrokerHealth(connected=True, groups=groups)
-        except TimeoutError:
-            return BrokerHealth(
-                connected=False, error=f"Kafka at {self._settings.address} did not answer within a second"
-            )
-        except MessagingError as error:
+            await asyncio.wait(tasks, timeout=HEALTH_TIMEOUT, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        failures = [
+            error for task in tasks if not task.cancelled() and (error := task.exception()) is not None
+        ]
+        for error in failures:
+            if not isinstance(error, MessagingError):
+                raise error
             return BrokerHealth(connected=False, error=str(error))
+        if reached.cancelled():
+            return BrokerHealth(connected=False, error=f"Kafka at {address} did not answer within a second")
+        if figures.cancelled():
+            return BrokerHealth(
+                connected=True,
+                groups=[GroupInfo(one.topic.name, one.name) for one in session.topology.groups.values()],
+                error=f"Kafka at {address} did not tell the figures of its groups within a second",
+            )
+        return BrokerHealth(connected=True, groups=figures.result())
 
 
 def _capabilities(settings: KafkaSettings, version: str = "") -> Capabilities:

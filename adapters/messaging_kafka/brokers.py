@@ -132,6 +132,11 @@ class Brokers:
             response = await self._link.send(library.Metadata([], False))
         return max(1, min(3, len(response.brokers)))
 
+    async def reach(self) -> None:
+        """See that a broker answers."""
+        with self._link.translated("asking whether a broker answers"):
+            await self._link.send(library.Metadata([], False))
+
     async def version(self) -> str:
         """See `release`."""
         with self._link.translated("asking for the version"):

@@ -1,5 +1,9 @@
 """Health: what waits for a group, who is a member, how many dead letters there are."""
 
+import asyncio
+
+import pytest
+
 from messaging.adapter import GroupInfo, TopicSpec
 from messaging.message import Reject, Retry
 from tests.contract.kafka.support import Bench, ack, publish, receive, settle
@@ -53,6 +57,40 @@ async def test_a_group_is_listed_by_a_program_that_only_knows_its_topic(bench: B
     await other.declare(Topology(topics=[PLAIN]))
 
     assert [(one.topic, one.group) for one in await other.groups()] == [("orders", "billing")]
+
+
+async def test_health_of_many_groups_takes_no_longer_round_trips_than_that_of_few(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    for name in ("billing", "search", "audit", "stock", "mail", "crm"):
+        await bench.group(adapter, PLAIN, name)
+    topology, brokers = adapter._session.topology, adapter._session.brokers
+    looks, look = list[list[str]](), brokers.partitions
+
+    async def looked(names):
+        looks.append(list(names))
+        return await look(names)
+
+    brokers.partitions = looked  # type: ignore[method-assign]
+    assert len((await adapter.health()).groups) == 6
+
+    assert looks.count([topology.registry.topic.name]) <= 2
+
+
+async def test_a_broker_that_tells_its_figures_late_is_connected_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await bench.adapter()
+    await bench.group(adapter, PLAIN)
+
+    async def late(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(adapter._session.brokers, "committed", late)
+    health = await adapter.health()
+
+    assert health.connected
+    assert health.groups == [GroupInfo("orders", "billing")]
+    assert "did not tell the figures" in (health.error or "")
 
 
 async def test_the_broker_tells_its_version(bench: Bench) -> None:

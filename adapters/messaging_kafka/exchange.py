@@ -43,7 +43,12 @@ ONE_REFUSED = (*TOO_LARGE, InvalidRecord)
 """Outcomes that one record may have for all of its batch: they go one by one then."""
 
 _MOVED = (*GONE, Errors.NotLeaderForPartitionError, Errors.LeaderNotAvailableError)
-_UNKNOWN_FATE = (Errors.RequestTimedOutError, Errors.NotEnoughReplicasAfterAppendError)
+_UNKNOWN_FATE = (
+    Errors.RequestTimedOutError,
+    Errors.NotEnoughReplicasAfterAppendError,
+    Errors.UnknownError,  # whatever the broker met with, it may have met with it afterwards
+    Errors.CorrelationIdError,
+)
 _UNSENT = (Errors.NodeNotReadyError, Errors.NoBrokersAvailable, Errors.StaleMetadata)
 
 

@@ -1,7 +1,7 @@
-"""Writing to partitions: a batch per partition, one request per broker, one fate per record. Nothing is sent twice.
+"""Writing to partitions: a batch per partition, one request per broker, one fate per record.
 
 Every batch is confirmed by all replicas that are in sync. A partition has one batch of a call under way; after a failed
-one nothing more of the call is written there (7). What another broker leads now was not written: it is asked once.
+one nothing more of the call is written there (7). Nothing is sent twice, but to a broker that leads in another's place.
 """
 
 from __future__ import annotations

@@ -242,6 +242,14 @@ async def test_a_former_leader_that_may_have_stored_it_leaves_its_fate_unknown(d
     assert await desk.write("1") == [0]
 
 
+async def test_an_error_that_the_broker_has_no_name_for_leaves_the_fate_unknown(desk: Desk) -> None:
+    desk.broker.answers = [Errors.UnknownError]
+
+    (fate,) = await desk.write("one")
+
+    assert isinstance(fate, PublishUncertain)
+
+
 async def test_only_what_is_too_large_fails(desk: Desk) -> None:
     too_large = Errors.MessageSizeTooLargeError
     desk.broker.answers = [too_large, None, too_large]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
-from messaging.errors import Closed, LeaseLost, TopicNotFound, TopologyLost
+from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
 from messaging_kafka.background import Background
 from messaging_kafka.connection import translate
 from messaging_kafka.fetching import Fetcher
@@ -63,6 +64,8 @@ class KafkaConsumer(Consumer):
         self._moves: list[tuple[RawDelivery, float]] = []
         """Delayed records whose step is over while their delay is not, and when they are due."""
         self._moving = asyncio.Event()
+        self._passed: Unit | None = None
+        """Of what was read last there were marks of transactions, which nobody settles."""
         self._eased = 0.0
         self._receiving = False
         self._received = 0.0
@@ -105,6 +108,7 @@ class KafkaConsumer(Consumer):
             for error in (partitions.membership.error, self._fetcher.error):
                 if error is not None:
                     raise error
+            await self._commit_passed(partitions)
             if (left := min(until, soonest) - time.monotonic()) <= 0:
                 if time.monotonic() >= until:
                     return []
@@ -203,6 +207,9 @@ class KafkaConsumer(Consumer):
             if delivery is not None:
                 ready.append(delivery)
                 taken += 1
+        if part.progress.passed(part.source.position):
+            unit.dirty.add(part)
+            self._passed = unit
         return taken
 
     def _read_tier(self, unit: Unit, part: Part, delay: float, limit: int) -> tuple[int, float]:
@@ -279,6 +286,13 @@ class KafkaConsumer(Consumer):
                 for delivery in self._ready:
                     delivery.token.known = False
                 raise
+
+    async def _commit_passed(self, partitions: Partitions) -> None:
+        """Marks of transactions that no message follows would count as lag for ever."""
+        unit, self._passed = self._passed, None
+        if unit is not None and partitions.owned.get(unit.number) is unit:
+            with suppress(MessagingError):  # it stays dirty: the next commit has it
+                await partitions.commit([unit])
 
     def _take(self, partitions: Partitions, limit: int, paused: Collection[int]) -> list[RawDelivery]:
         taken: list[RawDelivery] = []

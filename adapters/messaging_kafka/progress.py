@@ -105,6 +105,15 @@ class Progress:
         self.unfinished[offset] = entry
         return entry
 
+    def passed(self, position: int) -> bool:
+        """All before `position` was read, marks of transactions too, which are no records; whether that is news."""
+        while self.expected and self.expected[0] < position:
+            del self.unfinished[self.expected.popleft()]
+        if position <= max(self.high, self.done_below):
+            return False
+        self.high = position
+        return True
+
     def finish(self, offset: int) -> None:
         """The record is done."""
         self.unfinished.pop(offset, None)

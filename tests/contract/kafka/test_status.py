@@ -2,11 +2,13 @@
 
 import asyncio
 
+import aiokafka
 import pytest
 
 from messaging.adapter import GroupInfo, TopicSpec
 from messaging.message import Reject, Retry
-from tests.contract.kafka.support import Bench, ack, publish, receive, settle
+from messaging_kafka.brokers import NewTopic
+from tests.contract.kafka.support import Bench, ack, brokers_of, publish, receive, settle
 
 PLAIN = TopicSpec("orders", partitions=2)
 
@@ -47,6 +49,29 @@ async def test_messages_that_are_done_beyond_the_watermark_are_no_lag(bench: Ben
     await ack(consumer, deliveries[1:40])
 
     assert (await info(adapter)).lag == 11
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_marks_of_transactions_are_no_lag(bench: Bench, committed: bool) -> None:
+    adapter = await bench.adapter()
+    native = f"messaging.{bench.namespace}.theirs"
+    await brokers_of(adapter).create([NewTopic(native, 1)])
+    topic = TopicSpec("theirs", partitions=1, native=native)
+    consumer = bench.consumer(adapter, await bench.group(adapter, topic))
+    await consumer.receive(1, 0.1)
+
+    producer = aiokafka.AIOKafkaProducer(
+        bootstrap_servers=bench.url.removeprefix("kafka://").partition("?")[0], transactional_id=native
+    )
+    async with producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(native, b"1")
+        await (producer.commit_transaction() if committed else producer.abort_transaction())
+    if committed:
+        await ack(consumer, await receive(consumer, 1))
+    await consumer.receive(1, 0.3)
+
+    assert (await info(adapter)).lag == 0
 
 
 async def test_a_group_is_listed_by_a_program_that_only_knows_its_topic(bench: Bench) -> None:

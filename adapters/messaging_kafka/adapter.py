@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from messaging.adapter import (
         AdapterContext,
         Consumer,
-        DeadLetterStore,
         GroupSpec,
         Outgoing,
         Ownership,
@@ -125,7 +124,7 @@ class KafkaAdapter(Adapter):
         """See `Adapter.reply`."""
         return await self._replies.send(replies)
 
-    def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
+    def dead_letters(self, group: GroupSpec) -> KafkaDeadLetters:
         """See `Adapter.dead_letters`."""
         marks = self._marks.setdefault((recorded(group.topic), group.name), Marks())
         return KafkaDeadLetters(self._session, group, marks)

@@ -92,13 +92,17 @@ class KafkaDeadLetters(DeadLetterStore):
 
     async def count(self) -> int:
         """See `DeadLetterStore.count`."""
-        start, end = await self._bounds()
+        return await self.counted(refresh=True)
+
+    async def counted(self, *, refresh: bool) -> int:
+        """As `count`; without `refresh`, by what was read of the registry last."""
+        start, end = await self._bounds(refresh=refresh)
         return end - start - sum(offset >= start for offset in self._marks.gone)
 
-    async def _bounds(self) -> tuple[int, int]:
+    async def _bounds(self, *, refresh: bool = True) -> tuple[int, int]:
         """The first letter that is kept and the end, the marks read."""
         brokers = self._session.brokers
-        await self._session.topology.check(self._group)
+        await self._session.topology.check(self._group, refresh=refresh)
         # The marks first: a letter that comes meanwhile is not gone.
         ends = await brokers.offsets(dict.fromkeys((self._letters, self._marked), library.LATEST))
         start = (await brokers.offsets({self._letters: library.EARLIEST}))[self._letters]

@@ -64,9 +64,6 @@ class Registry:
         self._records: dict[Name, Record] = {}
         self._position = 0
         self._reading = asyncio.Lock()
-        self._begun = 0
-        self._ended = 0
-        """Of the reads, in the order in which they began: the last that came to its end."""
 
     @property
     def topic(self) -> NewTopic:
@@ -86,28 +83,17 @@ class Registry:
         return {name: record for name, record in self._records.items() if name[:2] == (kind, topic)}
 
     async def refresh(self) -> None:
-        """Read what is new. A registry that does not exist is empty. Raises ConnectionFailed.
-
-        Those who ask while another reads have one more read together.
-        """
-        begun = self._begun
+        """Read what is new. A registry that does not exist is empty. Raises ConnectionFailed."""
         async with self._reading:
-            if self._ended > begun:
+            if not await self._brokers.partitions([self._place.topic]):
                 return
-            self._begun += 1
-            await self._read()
-            self._ended = self._begun
-
-    async def _read(self) -> None:
-        if not await self._brokers.partitions([self._place.topic]):
-            return
-        end = (await self._brokers.offsets({self._place: library.LATEST}))[self._place]
-        if end < self._position:
-            self._records.clear()  # it was deleted and made again
-            self._position = 0
-        async for record in read_between(self._brokers, self._place, self._position, end):
-            self._take(record)
-        self._position = end
+            end = (await self._brokers.offsets({self._place: library.LATEST}))[self._place]
+            if end < self._position:
+                self._records.clear()  # it was deleted and made again
+                self._position = 0
+            async for record in read_between(self._brokers, self._place, self._position, end):
+                self._take(record)
+            self._position = end
 
     def _take(self, record: Any) -> None:
         name = _name(record.key)

@@ -16,18 +16,19 @@ from messaging_kafka.names import recorded
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from messaging.adapter import DeadLetterStore
+    from messaging_kafka.dead_letters import KafkaDeadLetters
     from messaging_kafka.session import Session
 
 
 async def group_infos(
-    session: Session, letters: Callable[[GroupSpec], DeadLetterStore], *, registered: bool
+    session: Session, letters: Callable[[GroupSpec], KafkaDeadLetters], *, registered: bool
 ) -> Sequence[GroupInfo]:
     """The groups that this adapter has declared; with `registered`, all of their topics that the broker keeps."""
     topology = session.topology
     groups = dict(topology.groups)
+    if registered or groups:
+        await topology.registry.refresh()  # once for all
     if registered:
-        await topology.registry.refresh()
         for state in list(topology.topics.values()):
             for name, record in topology.registry.groups(recorded(state.spec)).items():
                 known = groups.get((recorded(state.spec), name), GroupSpec(state.spec, name))
@@ -46,7 +47,7 @@ async def group_infos(
     return [info for one in asked if (info := one.result()) is not None]
 
 
-async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) -> GroupInfo | None:
+async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -> GroupInfo | None:
     """None where the group is gone."""
     try:
         state = await session.topology.state(group.topic)
@@ -67,7 +68,7 @@ async def _info(session: Session, group: GroupSpec, letters: DeadLetterStore) ->
         known |= {place: Committed(start) for place, start in starts.items()}
         lag = sum(progress.left(position, ends[place]) for place, position in known.items())
         members = await session.brokers.members([name])
-        dead = await letters.count()
+        dead = await letters.counted(refresh=False)
     except (TopicNotFound, ConfigurationError):
         return None
     return GroupInfo(

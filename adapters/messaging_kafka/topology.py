@@ -321,15 +321,19 @@ class TopologyKeeper:
             f"again. Delete the group and declare it again with the start that is right."
         )
 
-    async def check(self, group: GroupSpec) -> None:
-        """Raises TopicNotFound where the topic is absent, ConfigurationError where the group is, or differs."""
+    async def check(self, group: GroupSpec, *, refresh: bool = True) -> None:
+        """Raises TopicNotFound where the topic is absent, ConfigurationError where the group is, or differs.
+
+        Without `refresh`, by what was read of the registry last.
+        """
         topic, dead = self._names.topic(group.topic), self._names.dead(group)
         state = TopicState(group.topic, topic, "verify", group.topic.partitions)
         there = await self._brokers.partitions([topic, dead])
         if topic not in there:
             raise self._missing(state)
         self._compare_partitions(state, there[topic])
-        await self.registry.refresh()
+        if refresh:
+            await self.registry.refresh()
         if group.topic.native is None:
             _compare_topic(group.topic, self.registry.get(_record(group.topic)))
         record = self.registry.get(_name(group))

@@ -206,7 +206,7 @@ async def a_frozen_member_loses_its_messages_and_spoils_nothing(broker: BrokerUn
     assert await broker.letters(topic) == []
 
 
-@proves("leases", processes=True)
+@proves("leases", processes=True, limit=60.0)
 async def a_woken_member_starts_nothing_that_others_have_handled(broker: BrokerUnderTest) -> None:
     """What a frozen member had fetched and others have handled is not begun by it when it wakes (9, 15)."""
     for ordered in (False, True):

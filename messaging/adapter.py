@@ -46,7 +46,10 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """A group of a topic. `ordered` is false where a group of an ordered topic gives order up."""
+    """A group of a topic. `ordered` is false where a group of an ordered topic gives order up.
+
+    A `start` that is a time has a zone.
+    """
 
     topic: TopicSpec
     name: str

@@ -107,7 +107,8 @@ class App:
 
         At most `concurrency` handlers run at once and `prefetch` deliveries are in the process. `timeout` is
         seconds per attempt. `ordered=False` gives up the order of an ordered topic. `idempotent` is True for the
-        message's id, or a function from message to key. `native` names an existing queue or group of the broker;
+        message's id, or a function from message to key. `start` is where a new group begins; a time without a zone
+        is UTC. `native` names an existing queue or group of the broker;
         `topology` says, for this group alone, whether it is declared, verified or taken as it is.
         """
 

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,9 @@ class Catalogue:
         start: Start = "latest",
         native: str | None = None,
     ) -> GroupSpec:
-        """A group of the topic. Raises ConfigurationError for order that the topic does not keep."""
+        """A group of the topic; a `start` without a zone is UTC. Raises ConfigurationError for order that the topic
+        does not keep.
+        """
         settings = self._settings.subscription(topic.name, name)
         wanted = ordered if settings.ordered is None else settings.ordered
         if wanted and not topic.ordered:
@@ -101,7 +104,10 @@ class Catalogue:
             topic=topic,
             name=check_group(name),
             ordered=topic.ordered if wanted is None else wanted,
-            start=start,
+            # Without a zone, `timestamp()` takes the machine's own, which every other time of ours does not.
+            start=start.replace(tzinfo=UTC)
+            if isinstance(start, datetime) and start.tzinfo is None
+            else start,
             native=native,
         )
 

@@ -1,6 +1,6 @@
 import asyncio
 import logging
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -218,6 +218,13 @@ async def test_a_group_that_was_deleted_is_declared_anew(catalogue, adapter):
     await catalogue.declare([group, other], [])
 
     assert adapter.declared[1:] == [([], ["billing"], "declare")]
+
+
+def test_a_start_without_a_zone_is_utc_as_every_other_time(catalogue):
+    spec = catalogue.spec(jobs)
+    naive, eastern = datetime(2026, 7, 1, 12), datetime(2026, 7, 1, 12, tzinfo=timezone(timedelta(hours=9)))
+    assert catalogue.group(spec, "billing", start=naive).start == naive.replace(tzinfo=UTC)
+    assert catalogue.group(spec, "billing", start=eastern).start.isoformat() == "2026-07-01T12:00:00+09:00"
 
 
 async def test_that_nobody_gets_a_topics_messages_is_told_once(catalogue, caplog):

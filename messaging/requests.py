@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Adapter, RawDelivery, ReplyInbox
     from messaging.clock import Clock
     from messaging.codec import Codec
+    from messaging.errors import MessageTooLarge
     from messaging.message import Outcome
 
 logger = logging.getLogger("messaging")
@@ -143,6 +144,14 @@ def read_reply(codec: Codec[Any], reply: Message) -> Any:
     if reply.type == ERROR_TYPE:
         raise _remote_error(reply.body)
     return codec.decode(reply.body, reply.content_type)
+
+
+def too_large(reply: Message, error: MessageTooLarge) -> Message | None:
+    """What a requester gets in place of a reply that its broker does not take; None where it is that already."""
+    if reply.type == ERROR_TYPE:
+        return None
+    body = json.dumps({"type": _type_name(error), "message": message_of(error)}).encode()
+    return replace(reply, id=new_id(), body=body, content_type="application/json", type=ERROR_TYPE)
 
 
 def answering(

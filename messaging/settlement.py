@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from messaging.adapter import DONE, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
-from messaging.errors import ConnectionFailed, LeaseLost
+from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge
+from messaging.requests import too_large
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -119,19 +120,27 @@ class Settler:
 
     async def _send(self, taken: Sequence[Settlement], batch: Sequence[Settlement]) -> bool:
         """Send the replies of this batch; False when the broker was not reached: they are sent again, or given up
-        with their deliveries.
+        with their deliveries. One that is too large for the broker is a failure, of which the requester is told.
         """
-        waiting = [(one, self._replies[one]) for one in batch if one in self._replies]
-        try:
-            errors = await self._reply([reply for _, reply in waiting]) if waiting else ()
-        except ConnectionFailed as failure:
-            _log_unsettled([(one, failure) for one, _ in waiting])
-            return False
+        waiting = [one for one in batch if one in self._replies]
+        while waiting:
+            try:
+                errors = await self._reply([self._replies[one] for one in waiting])
+            except ConnectionFailed as failure:
+                _log_unsettled([(one, failure) for one in waiting])
+                return False
+            refused: list[Settlement] = []
+            for one, error in zip(waiting, errors, strict=True):
+                address, message = self._replies.pop(one)
+                told = too_large(message, error) if isinstance(error, MessageTooLarge) else None
+                if error is not None:
+                    _log_lost_reply(address, message, error, told=told is not None)
+                if told is not None:
+                    self._replies[one] = (address, told)
+                    refused.append(one)
+            waiting = refused
         for one in taken:
             self._replies.pop(one, None)
-        for (_, (address, message)), error in zip(waiting, errors, strict=True):
-            if error is not None:
-                _log_lost_reply(address, message, error)
         return True
 
 
@@ -145,10 +154,11 @@ def _log_unsettled(failed: Sequence[tuple[Settlement, MessagingError]]) -> None:
     )
 
 
-def _log_lost_reply(address: str, message: Message, error: MessagingError) -> None:
+def _log_lost_reply(address: str, message: Message, error: MessagingError, *, told: bool) -> None:
     logger.warning(
-        "The reply to request %s was not sent: %s. The requester will time out.",
+        "The reply to request %s was not sent: %s. The requester %s.",
         message.correlation_id,
         error,
+        "is told so" if told else "will time out",
         extra={"correlation_id": message.correlation_id, "reply_to": address},
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import ReplyInbox
 from messaging.envelope import REPLY_TO
-from messaging.errors import Closed, InvalidMessage, PublishError, TopicNotFound
+from messaging.errors import Closed, InvalidMessage, MessageTooLarge, PublishError, TopicNotFound
 from messaging_kafka import library
 from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, NewTopic
 from messaging_kafka.fetching import Fetcher, Source
@@ -91,7 +91,7 @@ class KafkaReplies:
                 continue
             packed = parcel(message, self._topic, int(match[1]), control={REPLY_TO: match[2]})
             if packed.size > self._session.settings.max_message_bytes:
-                results[at] = InvalidMessage(
+                results[at] = MessageTooLarge(
                     f"the reply to {message.correlation_id} was not sent: it has {packed.size} bytes, at most "
                     f"{self._session.settings.max_message_bytes} fit"
                 )

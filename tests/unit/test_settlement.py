@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from messaging.adapter import DONE, SettleError, Settlement
-from messaging.errors import ConnectionFailed, LeaseLost, PublishError
-from messaging.message import Ack
+from messaging.codec import Codec
+from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge, PublishError, RemoteError
+from messaging.message import Ack, Message
+from messaging.requests import read_reply
 from messaging.settlement import BATCH, Settler
 from messaging.testing import VirtualClock
 from tests.unit.scripted import message, raw
@@ -26,6 +28,7 @@ class Desk:
         self.unwanted = set()
         self.answers: list[Any] = []
         self.reply_answers: list[Any] = []
+        self.replies: list[Message] = []
         self.gate: asyncio.Event | None = None
         self.settler = Settler(
             settle=self.settle,
@@ -48,6 +51,7 @@ class Desk:
 
     async def reply(self, replies):
         self.log.append(("replies", [message.id for _, message in replies]))
+        self.replies += [message for _, message in replies]
         answer = self.reply_answers.pop(0) if self.reply_answers else None
         if isinstance(answer, Exception):
             raise answer
@@ -187,6 +191,35 @@ async def test_a_reply_that_cannot_be_sent_is_logged_and_its_request_is_done(des
         await desk.clock.settle()
 
     assert "too large" in caplog.text
+    assert desk.results == [("a", DONE)]
+
+
+async def test_the_requester_is_told_of_a_reply_that_is_too_large(desk):
+    desk.reply_answers = [[None, MessageTooLarge("it has 5 MiB, 1 MiB fits")], ConnectionFailed("down")]
+    desk.add("a", "b", reply=True)
+    await desk.clock.settle()
+    assert desk.results == []
+
+    await desk.clock.advance(60)
+
+    first, second, told, again = desk.replies
+    assert (first.id, second.id) == ("re-a", "re-b")
+    assert told == again  # and nothing else of the batch is sent twice
+    with pytest.raises(RemoteError, match="it has 5 MiB") as failure:
+        read_reply(Codec(str), told)
+    assert failure.value.remote_type.endswith("MessageTooLarge")
+    assert desk.results == [("a", DONE), ("b", DONE)]
+
+
+async def test_a_failure_that_does_not_fit_either_is_given_up(desk, caplog):
+    desk.reply_answers = [[MessageTooLarge("no room")], [MessageTooLarge("no room")]]
+    desk.add("a", reply=True)
+
+    with caplog.at_level(logging.WARNING, "messaging"):
+        await desk.clock.settle()
+
+    assert len(desk.replies) == 2
+    assert "will time out" in caplog.text
     assert desk.results == [("a", DONE)]
 
 

@@ -154,6 +154,26 @@ async def an_error_of_the_responder_reaches_the_requester(broker: BrokerUnderTes
     assert await broker.letters(quote.topic, "responders") == []
 
 
+@proves("requests")
+async def a_reply_that_is_too_large_fails_the_request_at_once(broker: BrokerUnderTest) -> None:
+    """A reply that the broker does not take is a RemoteError that says so, long before the request's timeout (22)."""
+    blob, app = broker.endpoint("blob", int, bytes), App("blobs")
+    too_many = broker.capabilities.max_message_bytes + 1
+
+    @app.respond(blob)
+    async def answer(size: int) -> bytes:
+        return bytes(size)
+
+    async with app.running(broker.bus), broker.another_bus() as requester:
+        try:
+            reply = await requester.request(blob, too_many, timeout=Patience.seconds)
+        except RemoteError as error:
+            assert error.remote_type.endswith("MessageTooLarge")
+        else:
+            assert len(reply) == too_many  # more than a publish may have, and the broker took it
+        assert await requester.request(blob, 3, timeout=Patience.seconds) == bytes(3)
+
+
 @proves("no_group")
 async def a_request_that_nobody_could_answer_fails_at_once(broker: BrokerUnderTest) -> None:
     """Without any responders a request raises NoGroup, long before its timeout (22)."""

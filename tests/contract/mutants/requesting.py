@@ -7,6 +7,7 @@ import messaging.message
 import messaging.middleware.idempotency
 import messaging.names
 import messaging.prepare
+import messaging.settlement
 import messaging.subscription
 import messaging.workers
 from messaging.codec import Codec
@@ -113,6 +114,12 @@ def keeps_the_responders_error_to_itself():
         return mutated
 
     with patched(messaging.subscription, answering=answering):
+        yield
+
+
+@killed_by("a_reply_that_is_too_large_fails_the_request_at_once")
+def keeps_to_itself_that_a_reply_is_too_large():
+    with patched(messaging.settlement, too_large=lambda reply, error: None):
         yield
 
 

@@ -7,6 +7,7 @@ an error, never a silent jump (18).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,8 @@ DEAD_PARTITIONS = 2
 """The letters, and the marks of those that were redriven or purged."""
 EXPIRY_BOUND = 86400.0
 """Seconds within which no broker forgets a group's position (`offsets.retention.minutes` is a week)."""
+MEMBERS_GO = 0.2
+"""Seconds between two attempts to say where a group begins that has members already: the broker sends no event."""
 SAFE_COPIES = 3
 COPIES_KEPT = 7 * 86400.0
 """Seconds for which retries and redriven messages are kept at least, however short their topic's retention. A retry
@@ -269,22 +272,30 @@ class TopologyKeeper:
         name = self._names.group(group)
         starts = [int(one) for one in record.fields.get("starts", ())]
         places = [Place(topic, number) for number in range(len(starts))]
-        committed = await self._brokers.committed(name, places)
-        absent = {
-            place: Committed(start)
-            for place, start in zip(places, starts, strict=True)
-            if place not in committed
-        }
-        if not absent:
-            return
-        if age(record) > EXPIRY_BOUND:
-            raise self.expired(group)
-        try:
-            await self._brokers.begin(name, absent)
-        except (Errors.UnknownMemberIdError, Errors.IllegalGenerationError):
-            return  # it has members: whoever declared it with us has committed
-        except KafkaError as error:
-            raise translate(error, f"declaring group {group.name}", self._settings.address) from error
+        until = time.monotonic() + self._settings.operation_timeout
+        while True:
+            committed = await self._brokers.committed(name, places)
+            absent = {
+                place: Committed(start)
+                for place, start in zip(places, starts, strict=True)
+                if place not in committed
+            }
+            if not absent:
+                return
+            if age(record) > EXPIRY_BOUND:
+                raise self.expired(group)
+            try:
+                await self._brokers.begin(name, absent)
+            except (Errors.UnknownMemberIdError, Errors.IllegalGenerationError):
+                # It has members: of those who declared it with us, or of a group of this name that was deleted.
+                known = group.native is not None or record.fields.get("anew")  # they know where it begins
+                if known or time.monotonic() > until:
+                    return
+                await asyncio.sleep(MEMBERS_GO)
+            except KafkaError as error:
+                raise translate(error, f"declaring group {group.name}", self._settings.address) from error
+            else:
+                return
 
     def newer(self, group: GroupSpec, partition: int) -> bool:
         """Whether a partition of an adopted topic was added after the group was declared: the group begins with it."""
@@ -348,17 +359,18 @@ class TopologyKeeper:
         """See `Adapter.delete_group`. Of an adopted consumer group, only what is ours beside it."""
         names = self._names
         await self.registry.refresh()
-        if group.native is None:
-            await self._brokers.delete_group(names.group(group))
-        companions = [names.dead(group), names.retry(group), names.redrive(group)]
-        there = await self._brokers.partitions(companions)
-        await self._brokers.delete(list(there))
         finished = [
             name for name in self.registry.of("finished", recorded(group.topic)) if name[2] == group.name
         ]
         known = [_name(group)] if self.registry.get(_name(group)) is not None else []
         if known or finished:
+            # First: a member that finds a topic gone, and its group on record, makes it anew.
             await self.registry.remove(*known, *finished)
+        if group.native is None:
+            await self._brokers.delete_group(names.group(group))
+        companions = [names.dead(group), names.retry(group), names.redrive(group)]
+        there = await self._brokers.partitions(companions)
+        await self._brokers.delete(list(there))
         self.groups.pop((recorded(group.topic), group.name), None)
         state = self.topics.get(_known_by(group.topic))
         if state is not None:

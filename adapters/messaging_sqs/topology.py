@@ -441,7 +441,8 @@ class Topics:
             return
         state = self.state(group.topic)
         for kind in (group, replace(group, ordered=not group.ordered)):
-            for name in (self.names.queue(kind), self.names.dead(kind)):
+            # The dead letters first: a member that finds its queue gone, and them not, makes it anew.
+            for name in (self.names.dead(kind), self.names.queue(kind)):
                 self._urls.pop(name, None)
                 url = await self.queues.find(name)
                 if url is None:

@@ -35,7 +35,7 @@ from messaging.routing import Broker, Routing
 from messaging.sending import Sender, check_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -277,11 +277,11 @@ class Bus:
             raise PublishManyError(results)
         return receipts
 
-    async def _publish(
+    def _publish(
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
-    ) -> Sequence[Receipt | PublishError]:
+    ) -> Awaitable[Sequence[Receipt | PublishError]]:
         self.check_open()
-        return await self._sender.send(topic, payloads, options, within)
+        return self._sender.send(topic, payloads, options, within)
 
     # --- request -----------------------------------------------------------------------------------------------
 

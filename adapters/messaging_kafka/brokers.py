@@ -15,7 +15,7 @@ from messaging_kafka.connection import check
 from messaging_kafka.library import Errors, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from messaging_kafka.connection import Link
 
@@ -23,6 +23,8 @@ Answer = TypeVar("Answer")
 
 GONE_WITHIN = 5.0
 """Seconds for which a broker may go on naming a topic that was deleted."""
+PORTION = 100
+"""Partitions that are created by one request, unless one topic has more."""
 LOOK_AGAIN = 0.02
 """Seconds between two looks at a topic that was just created, or that has no leader: the broker sends no event."""
 _COORDINATOR_MOVES = (
@@ -146,52 +148,60 @@ class Brokers:
         return release(fetch, self._link.settings.address)
 
     async def create(self, topics: Sequence[NewTopic]) -> set[str]:
-        """Create these and wait until they can be used; the names of those that were not there before."""
+        """Create these and wait until they can be used; the names of those that were not there before.
+
+        So many in one request as a slow broker makes within `operation_timeout`. Raises what names those that failed.
+        """
         if not topics:
             return set()
         copies = await self.replication()
+        created: set[str] = set()
+        for some in _portions(topics):
+            names = [one.name for one in some]
+            with self._link.translated(f"creating topics {', '.join(names)}"):
+                created |= await self._create(some, copies)
+                places = await self._until_led(names)
+                # A broker may be named as the leader of what it does not know yet.
+                await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
+        return created
+
+    async def _create(self, topics: Sequence[NewTopic], copies: int) -> set[str]:
         wait = self._link.settings.operation_timeout
+        until = time.monotonic() + wait
         anywhere: list[Any] = []
         described = [(one.name, one.partitions, copies, anywhere, list(one.config.items())) for one in topics]
         created: set[str] = set()
-        names = ", ".join(one.name for one in topics)
-        until = time.monotonic() + wait
-        with self._link.translated(f"creating topics {names}"):
-            while described:
-                response = await self._link.send(library.CreateTopics(described, int(wait * 1000), False))
-                again: set[str] = set()
-                for name, code, message in response.topic_errors:
-                    error = library.failure_of(code)
-                    if error is None:
-                        created.add(name)
-                    elif isinstance(error, Errors.InvalidReplicationFactorError) and time.monotonic() < until:
-                        again.add(
-                            name
-                        )  # a broker that just started, or was slow, is not counted for a moment
-                    elif not isinstance(error, Errors.TopicAlreadyExistsError):
-                        raise type(error)(f"{name}: {message or error}")
-                described = [one for one in described if one[0] in again]
-                if described:
-                    await asyncio.sleep(LOOK_AGAIN * 5)
-            places = await self._until_led([one.name for one in topics])
-            # A broker may be named as the leader of what it does not know yet.
-            await self._found(dict.fromkeys(places, library.LATEST), _PASSING)
+        while described:
+            response = await self._link.send(library.CreateTopics(described, int(wait * 1000), False))
+            again: set[str] = set()
+            for name, code, message in response.topic_errors:
+                error = library.failure_of(code)
+                if error is None:
+                    created.add(name)
+                elif isinstance(error, Errors.InvalidReplicationFactorError) and time.monotonic() < until:
+                    again.add(name)  # a broker that just started, or was slow, is not counted for a moment
+                elif not isinstance(error, Errors.TopicAlreadyExistsError):
+                    with self._link.translated(f"creating topic {name}"):
+                        raise type(error)(message or error)
+            described = [one for one in described if one[0] in again]
+            if described:
+                await asyncio.sleep(LOOK_AGAIN * 5)
         return created
 
     async def _until_led(self, names: Sequence[str], least: int = 1) -> list[Place]:
         """All partitions of these, when each has so many at least, and all have a leader."""
+        unled = list(names)
         try:
             async with asyncio.timeout(self._link.settings.operation_timeout):
                 while True:
                     found = await self._look(names)
-                    if len(found) == len(names) and all(
-                        len(leaders) >= least and min(leaders.values()) >= 0 for leaders in found.values()
-                    ):
+                    unled = [name for name in names if not _led(found.get(name, {}), least)]
+                    if not unled:
                         return [Place(name, number) for name, leaders in found.items() for number in leaders]
                     await asyncio.sleep(LOOK_AGAIN)
         except TimeoutError:
             raise ConnectionFailed(
-                f"topics {', '.join(names)} were created, but have no leaders within "
+                f"topics {', '.join(unled)} were created, but have no leaders within "
                 f"{self._link.settings.operation_timeout:g} s"
             ) from None
 
@@ -393,6 +403,20 @@ class Brokers:
         for _, code in response.results:
             if not isinstance(library.failure_of(code), Errors.GroupIdNotFound):
                 check(code)
+
+
+def _portions(topics: Sequence[NewTopic]) -> Iterator[list[NewTopic]]:
+    portion: list[NewTopic] = []
+    for one in topics:
+        if portion and sum(other.partitions for other in portion) + one.partitions > PORTION:
+            yield portion
+            portion = []
+        portion.append(one)
+    yield portion
+
+
+def _led(leaders: Mapping[int, int], least: int) -> bool:
+    return len(leaders) >= least and min(leaders.values()) >= 0
 
 
 def _by_topic(places: Iterable[Place]) -> dict[str, list[int]]:

@@ -50,7 +50,7 @@ class KafkaSettings(BaseModel):
     client_id: str = "messaging"
     compression: Compression = "none"
     replication: int | None = Field(default=None, ge=1, le=32767)
-    """Copies of each topic that is created; three where there are as many brokers."""
+    """Copies of each topic that is created; three, or as many as there are brokers."""
     max_message_bytes: int = Field(default=1000 * KIB, ge=KIB, le=64 * KIB * KIB)
     session: float = Field(default=10.0, ge=1, le=1800)
     """How long a silent member stays in its group; brokers allow 6 to 1800 unless configured otherwise."""

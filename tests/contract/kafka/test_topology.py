@@ -9,7 +9,7 @@ import pytest
 from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import ConfigurationError, TopicNotFound
+from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
 from messaging.message import Message
 from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
@@ -73,6 +73,43 @@ async def retention_of(adapter, *topics: str) -> list[int]:
     response = await adapter._session.link.send(request)
     found = {name: int(entries[0][1]) for _, _, _, name, entries in response.resources}
     return [found[topic] for topic in topics]
+
+
+async def test_many_groups_at_once_are_created_in_portions(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    groups = [GroupSpec(TOPIC, f"group-{number}") for number in range(8)]
+    brokers, portions = brokers_of(adapter), list[int]()
+    send = brokers.link.send
+
+    async def sent(request, **more):
+        if isinstance(request, library.CreateTopics):
+            portions.append(sum(topic[1] for topic in request.create_topic_requests))
+        return await send(request, **more)
+
+    brokers.link.send = sent  # type: ignore[method-assign]
+    await adapter.declare(Topology(groups=groups))
+
+    assert max(portions) <= 100
+    assert sum(portions) == 3 + 1 + 8 * (16 + 2)
+
+
+async def test_of_many_topics_only_those_that_failed_are_named(bench: Bench) -> None:
+    adapter = await bench.adapter(operation_timeout=1.5)
+    brokers = brokers_of(adapter)
+    well, slow, refused = (f"messaging.{bench.namespace}.{name}" for name in ("well", "slow", "refused"))
+    look = brokers._look
+
+    async def looked(names):
+        return {name: leaders for name, leaders in (await look(names)).items() if name != slow}
+
+    brokers._look = looked  # type: ignore[method-assign]
+    with pytest.raises(ConnectionFailed) as late:
+        await brokers.create([NewTopic(well, 1), NewTopic(slow, 1)])
+    with pytest.raises(ConfigurationError) as wrong:
+        await brokers.create([NewTopic(well, 1), NewTopic(refused, 1, {"retention.ms": "soon"})])
+
+    assert (slow in str(late.value), well in str(late.value)) == (True, False)
+    assert (refused in str(wrong.value), well in str(wrong.value)) == (True, False)
 
 
 async def test_a_topic_that_exists_with_another_count_raises_and_names_both(bench: Bench) -> None:

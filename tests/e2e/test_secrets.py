@@ -22,9 +22,10 @@ from messaging import (
     connect,
 )
 from messaging.cli import main
+from messaging_contracts.brokers import start
 from messaging_contracts.brokers.process import LOOPBACK, free_port
 
-SECRET = "hunter2/Sw0rd#fish"
+SECRET = "hunter2/Sw0rd@fish"
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 FORMS = (
     SECRET,
@@ -158,6 +159,18 @@ async def test_what_happens_on_redis_shows_no_secret(logs, messaging_server):
     async with a_user(server), connect(url_of("redis", urlsplit(server).port) + "?namespace=secrets") as bus:
         letter = await failing(bus, TOPIC)
         assert_hidden(letter + seen(bus))
+
+    assert_hidden(logs())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("rabbitmq", "kafka")]
+)
+async def test_what_happens_on_a_broker_with_a_password_shows_no_secret(name, logs):
+    with start(name, own=True, user="shop", password=SECRET) as broker:
+        async with connect(broker.url) as bus:
+            letter = await failing(bus, TOPIC)
+            assert_hidden(letter + seen(bus))
 
     assert_hidden(logs())
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 Role: TypeAlias = Literal["publisher", "requester", "consumer", "dead letters", "topology"]
+AdoptedRole: TypeAlias = Literal["publisher to a topic", "publisher to a queue", "consumer", "dead letters"]
 Fanout: TypeAlias = Literal["sns", "client"]
 Call: TypeAlias = "tuple[str, str]"
 """A service and its operation, as `("sqs", "SendMessageBatch")`."""
@@ -82,6 +83,26 @@ CALLS: Mapping[Role, Collection[Call]] = {
     ),
 }
 """What each role calls with `topology="verify"`; `topology` declares and deletes. A requester is a publisher, too."""
+
+_ADOPTED_GROUP = _calls("sns", "GetTopicAttributes") | _calls(
+    "sqs",
+    "GetQueueUrl",
+    "GetQueueAttributes",
+    "ReceiveMessage",
+    "SendMessageBatch",
+    "DeleteMessageBatch",
+    "ChangeMessageVisibilityBatch",
+)
+ADOPTED: Mapping[AdoptedRole, Collection[Call]] = {
+    "publisher to a topic": (
+        _calls("sns", "GetTopicAttributes", "ListSubscriptionsByTopic", "PublishBatch")
+        | _calls("sqs", "GetQueueUrl")
+    ),
+    "publisher to a queue": _calls("sqs", "GetQueueUrl", "SendMessageBatch"),
+    "consumer": _ADOPTED_GROUP | _calls("sqs", "ListQueueTags", "TagQueue", "UntagQueue"),
+    "dead letters": _ADOPTED_GROUP,
+}
+"""What is called of topics and queues that are adopted: on the topic, its queues and their queues of dead letters."""
 
 _WITHOUT_SNS: Mapping[Role, Collection[Call]] = {
     "publisher": _calls("sqs", "ListQueues", "SendMessageBatch"),

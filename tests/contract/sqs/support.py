@@ -22,6 +22,7 @@ from messaging.clock import SystemClock
 from messaging.message import Ack, Message, Receipt
 from messaging.partition import partition_of
 from messaging_sqs import SQSAdapter
+from messaging_sqs.clients import make_clients
 from messaging_sqs.consumer import Member
 
 
@@ -172,3 +173,21 @@ def intercept(adapter: SQSAdapter, monkeypatch, operation: str, answer: Callable
         return await answer(go_on, parameters)
 
     monkeypatch.setattr(adapter._connection, "call", call)
+
+
+async def recording(bench: Bench, monkeypatch) -> tuple[SQSAdapter, set[tuple[str, str]]]:
+    """An adapter, and what it calls: service and operation."""
+    calls: set[tuple[str, str]] = set()
+
+    def note(model, **_: object) -> None:
+        calls.add((model.service_model.service_name, model.name))
+
+    def make(settings):
+        clients = make_clients(settings)
+        for client in (clients.sqs, clients.polls, clients.sns, clients.sts, *clients.sends.values()):
+            client.meta.events.register("before-call", note)
+        return clients
+
+    with monkeypatch.context() as patched:
+        patched.setattr("messaging_sqs.connection.make_clients", make)
+        return await bench.adapter(), calls

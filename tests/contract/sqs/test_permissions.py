@@ -9,10 +9,9 @@ from botocore.awsrequest import AWSResponse
 
 from messaging.adapter import BrokerHealth, GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Message, Reject, Release, Retry
-from messaging_sqs.clients import make_clients
 from messaging_sqs.connection import Denied
 from messaging_sqs.permissions import CALLS, Fanout, Role, actions, calls_of, policy
-from tests.contract.sqs.support import Bench, publish, receive, settle
+from tests.contract.sqs.support import Bench, publish, receive, recording, settle
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
 TOPIC = TopicSpec("orders", partitions=2)
@@ -25,36 +24,24 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
     recorded: dict[str, set[tuple[str, str]]] = {}
     bench.url += f"&fanout={fanout}"
 
-    async def recording(role: str):
-        calls = recorded[role] = set()
+    async def recorder(role: str):
+        adapter, recorded[role] = await recording(bench, monkeypatch)
+        return adapter
 
-        def make(settings):
-            clients = make_clients(settings)
-            for client in (clients.sqs, clients.polls, clients.sns, clients.sts, *clients.sends.values()):
-                client.meta.events.register("before-call", note)
-            return clients
-
-        def note(model, **_: object) -> None:
-            calls.add((model.service_model.service_name, model.name))
-
-        with monkeypatch.context() as patched:
-            patched.setattr("messaging_sqs.connection.make_clients", make)
-            return await bench.adapter()
-
-    topology = await recording("topology")
+    topology = await recorder("topology")
     await topology.declare(Topology(groups=[GROUP]))
     await topology.declare(Topology(groups=[GROUP]))
     await topology.groups()
     await topology.generations(TOPIC)
     await topology.begin_generation(replace(TOPIC, generation=2, partitions=5))
 
-    publisher = await recording("publisher")
+    publisher = await recorder("publisher")
     await publisher.declare(Topology(topics=[TOPIC], mode="verify"))
     assert len(await publisher.generations(TOPIC)) == 2
     await publish(publisher, TOPIC, "ack", "retry", "reject", "guard", mandatory=True)
     assert (await publisher.health()).connected
 
-    consumer = await recording("consumer")
+    consumer = await recorder("consumer")
     await consumer.declare(Topology(groups=[GROUP], mode="verify"))
     assert len(await consumer.generations(TOPIC)) == 2
     member = bench.consumer(consumer, GROUP)
@@ -74,7 +61,7 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
     await consumer.groups()
     assert (await consumer.health()).groups
 
-    operator = await recording("dead letters")
+    operator = await recorder("dead letters")
     await operator.declare(Topology(groups=[GROUP], mode="verify"))  # as the command does first
     assert len(await operator.generations(TOPIC)) == 2
     dead = operator.dead_letters(GROUP)
@@ -84,7 +71,7 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
         found = [letter async for letter in letters]
         await dead.redrive([(letter, letter.message, None) for letter in found])
 
-    requester = await recording("requester")
+    requester = await recorder("requester")
     recorded["requester"].clear()  # to open is what every publisher does
     others = await (await bench.adapter()).reply_inbox()
     inbox = await requester.reply_inbox()

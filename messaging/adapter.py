@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from datetime import datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -18,6 +17,11 @@ from messaging.capabilities import Capabilities as Capabilities
 from messaging.capabilities import Capability as Capability
 from messaging.errors import PublishUncertain
 from messaging.message import Message, Outcome, Receipt
+from messaging.topology import GroupSpec as GroupSpec
+from messaging.topology import Start as Start
+from messaging.topology import TopicSpec as TopicSpec
+from messaging.topology import Topology as Topology
+from messaging.topology import TopologyMode as TopologyMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -27,44 +31,6 @@ if TYPE_CHECKING:
     from messaging.errors import MessagingError, PublishError
 
 API_VERSION = 1
-Start: TypeAlias = Literal["latest", "earliest"] | datetime
-TopologyMode: TypeAlias = Literal["declare", "verify", "off"]
-
-
-@dataclass(frozen=True, slots=True)
-class TopicSpec:
-    """A topic as the broker is to know it."""
-
-    name: str
-    ordered: bool = False
-    partitions: int = 8
-    retention: float | None = None
-    native: str | None = None
-    generation: int = 1
-    """Counts the changes of partitions and order. Each generation is a topic of its own; its names carry it (16)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSpec:
-    """A group of a topic. `ordered` is false where a group of an ordered topic gives order up.
-
-    A `start` that is a time has a zone.
-    """
-
-    topic: TopicSpec
-    name: str
-    ordered: bool = False
-    start: Start = "latest"
-    native: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """What `declare` creates or verifies. A group begins when it is declared."""
-
-    topics: Sequence[TopicSpec] = ()
-    groups: Sequence[GroupSpec] = ()
-    mode: TopologyMode = "declare"
 
 
 @dataclass(frozen=True, slots=True)

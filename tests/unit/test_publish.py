@@ -10,56 +10,8 @@ from messaging.errors import Closed, ConnectionFailed, PublishError, PublishUnce
 from messaging.message import Receipt
 from messaging.publish import Publisher
 from messaging.testing import VirtualClock
+from tests.unit.publishing import Desk
 from tests.unit.scripted import ScriptedAdapter, later, outgoing
-
-
-class Desk:
-    """A publisher over a broker that answers when the gate is open."""
-
-    def __init__(self):
-        self.clock = VirtualClock()
-        self.adapter = ScriptedAdapter(self.clock)
-        self.adapter.on_publish = self.answer
-        self.publisher = Publisher(self.adapter, self.clock)
-        self.gate = asyncio.Event()
-        self.answers = {}
-        self.under_way = 0
-
-    @property
-    def batches(self):
-        return self.adapter.batches
-
-    async def answer(self, messages):
-        self.under_way += 1
-        try:
-            await self.gate.wait()
-        finally:
-            self.under_way -= 1
-            self.clock.touch()
-        found = [self.answers.get(one.message.id, Receipt(one.message.id)) for one in messages]
-        for one in found:
-            if not isinstance(one, PublishError | Receipt):
-                raise one
-        return found
-
-    def start(self, *messages, within=None):
-        return asyncio.create_task(self.publisher.publish(messages, within))
-
-    async def started(self, *messages, within=None):
-        task = self.start(*messages, within=within)
-        await self.clock.settle()
-        return task
-
-    def nothing_is_left(self):
-        publisher = self.publisher
-        return not (
-            publisher._free
-            or publisher._ordered
-            or publisher._busy
-            or publisher._exchanges
-            or publisher._outstanding
-            or publisher._waiting
-        )
 
 
 @pytest.fixture
@@ -244,69 +196,6 @@ async def test_abandoned_messages_do_not_pile_up_behind_a_stuck_broker(desk, mon
     assert desk.nothing_is_left()
 
 
-async def test_what_is_outstanding_is_bounded_and_callers_wait_for_room(desk, monkeypatch):
-    monkeypatch.setattr(module, "OUTSTANDING", 2)
-    first = await desk.started(outgoing("1"), outgoing("2"))
-    patient = await desk.started(outgoing("3"))
-    hasty = await desk.started(outgoing("4"), within=1)
-    assert desk.batches == [["1", "2"]]
-
-    await desk.clock.advance(1)
-    (result,) = await hasty
-    assert type(result) is PublishError
-    assert "Message 4 for orders was not sent: 1 s were over before its turn came" in str(result)
-    desk.gate.set()
-    await asyncio.gather(first, patient)
-
-    assert desk.batches == [["1", "2"], ["3"]]
-    assert desk.nothing_is_left()
-
-
-async def test_who_waits_for_room_is_not_overtaken(desk, monkeypatch):
-    """The first caller publishes again in the very moment in which its confirmation makes room."""
-    monkeypatch.setattr(module, "OUTSTANDING", 1)
-
-    async def twice():
-        await desk.publisher.publish([outgoing("1", "a", ordered=True)], None)
-        await desk.publisher.publish([outgoing("3", "a", ordered=True)], None)
-
-    first = asyncio.create_task(twice())
-    await desk.clock.settle()
-    second = await desk.started(outgoing("2", "a", ordered=True))
-    desk.gate.set()
-    await asyncio.gather(first, second)
-
-    assert desk.batches == [["1"], ["2"], ["3"]]
-    assert desk.nothing_is_left()
-
-
-async def test_room_is_for_the_next_when_who_waits_for_it_is_cancelled(desk, monkeypatch):
-    monkeypatch.setattr(module, "OUTSTANDING", 1)
-    first = await desk.started(outgoing("1"))
-    second, third = await desk.started(outgoing("2")), await desk.started(outgoing("3"))
-
-    second.cancel()
-    await desk.clock.settle()
-    desk.gate.set()
-    await asyncio.gather(first, third)
-
-    assert desk.batches == [["1"], ["3"]]
-    assert desk.nothing_is_left()
-
-
-async def test_close_sends_what_waits_for_room(desk, monkeypatch):
-    monkeypatch.setattr(module, "OUTSTANDING", 1)
-    calls = [await desk.started(outgoing(str(number))) for number in range(3)]
-
-    closing = asyncio.create_task(desk.publisher.close(10))
-    await desk.clock.settle()
-    desk.gate.set()
-    await closing
-
-    assert [await call for call in calls] == [[Receipt(str(number))] for number in range(3)]
-    assert desk.nothing_is_left()
-
-
 @pytest.mark.parametrize("room", [1, 1000])
 async def test_a_message_whose_turn_did_not_come_in_time_holds_its_successors_of_the_same_key(
     desk, monkeypatch, room
@@ -341,51 +230,6 @@ async def test_a_message_that_is_late_fails_none_that_was_published_before_it(de
     desk.gate.set()
 
     assert await before == [Receipt("2")]
-
-
-async def test_the_wait_for_room_is_part_of_the_timeout(desk, monkeypatch):
-    monkeypatch.setattr(module, "OUTSTANDING", 1)
-    first = await desk.started(outgoing("1"), within=6)
-    second = await desk.started(outgoing("2"), within=10)
-
-    await desk.clock.advance(6)
-    await first
-    assert not second.done()
-    await desk.clock.advance(4)
-
-    assert isinstance((await second)[0], PublishUncertain)
-
-
-async def test_a_bounded_call_that_found_room_keeps_the_rest_of_its_time(desk, monkeypatch):
-    monkeypatch.setattr(module, "OUTSTANDING", 1)
-    monkeypatch.setattr(module, "EXCHANGES", 1)
-    first = await desk.started(outgoing("1"), within=None)
-    second = await desk.started(outgoing("2"), within=10)
-
-    await desk.clock.advance(4)
-    desk.gate.set()
-    await desk.clock.settle()
-
-    assert await first == [Receipt("1")]
-    assert await second == [Receipt("2")]
-
-
-async def test_an_exchange_that_ends_makes_room_at_once_for_the_next(desk):
-    """All exchanges are confirmed in one tick, and the first caller publishes again before the tick is over."""
-
-    async def twice():
-        await desk.publisher.publish([outgoing("first")], None)
-        return await desk.publisher.publish([outgoing("again")], 1)
-
-    call = asyncio.create_task(twice())
-    await desk.clock.settle()
-    for number in range(module.EXCHANGES - 1):
-        await desk.started(outgoing(str(number)))
-
-    desk.gate.set()
-    await desk.clock.advance(1)
-
-    assert await call == [Receipt("again")]
 
 
 async def test_callers_who_publish_again_and_again_stay_together(desk):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.backoff import LEFT_ALONE
-from messaging.errors import ConfigurationError, MessagingError, PublishError
+from messaging.errors import ConfigurationError, MessagingError, PublishError, TopicNotFound
 from messaging.generations import kept_apart
 from messaging.message import Topic
 from messaging.names import check_group
@@ -142,7 +142,7 @@ class Catalogue:
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
         """The generation to write to, if this bus knows it and nobody waits in `declare_topic`."""
         name = topic.name
-        if name in self._first_uses or self._is_new(name):
+        if name in self._first_uses or name in self._lost_since or self._is_new(name):
             return None
         return self._kept[name][-1] if self._clock.monotonic() < self._known_until[name] else None
 
@@ -160,6 +160,7 @@ class Catalogue:
     async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
         broker = self._routing.of(spec.name)
         async with self._lock(broker):  # once: who waits for it twice would be overtaken
+            self._leave_alone(spec.name)
             if self._is_new(spec.name):
                 await self._declare(broker, {spec.name: spec}, ())
             try:
@@ -285,11 +286,24 @@ class Catalogue:
         return True
 
     def lost(self, topic: str) -> None:
-        """The broker has no such topic any more: it is declared anew by a publish after `LEFT_ALONE` seconds."""
-        since = self._lost_since.setdefault(topic, self._clock.monotonic())
-        if self._clock.monotonic() - since >= LEFT_ALONE:
-            self._again.add(topic)
-            del self._lost_since[topic]
+        """The broker has no such topic any more: the first publish after `LEFT_ALONE` seconds declares it anew."""
+        self._lost_since.setdefault(topic, self._clock.monotonic())
+
+    def _leave_alone(self, topic: str) -> None:
+        """Raises TopicNotFound until the time of a lost topic is over.
+
+        Whoever has seen that it is gone declares it before it publishes, even if others have made it anew: it may not
+        be connected with all of its groups yet.
+        """
+        if topic not in self._lost_since:
+            return
+        left = self._lost_since[topic] + LEFT_ALONE - self._clock.monotonic()
+        if left > 0:
+            raise TopicNotFound(
+                f"nothing was published: topic {topic} was deleted on the broker. It is left alone for {left:.1f} s "
+                f"more, then the next publish declares it anew"
+            )
+        self._again.add(topic)
 
     async def _declare(
         self,

@@ -160,8 +160,7 @@ class TopologyKeeper:
             for name, record in groups.items()
         }
         if anew:
-            await self.registry.remove(*anew)
-            await self.registry.add(anew)
+            await self.registry.replace(anew)
 
     def start(self, group: GroupSpec, partition: int) -> int | None:
         """Where a group begins that has no position, as its topic was made anew; None where the position is forgotten.

@@ -145,7 +145,9 @@ class RabbitMQAdapter(Adapter):
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 results[sent[at]] = _result(one, fate)
-                if isinstance(fate, PublishError):
+                if (
+                    isinstance(fate, PublishError) and fate.__cause__ is not None
+                ):  # a broker that is silent said nothing
                     self._session.topology.unsure(one.topic)
                 if one.topic.ordered and isinstance(fate, PublishError):
                     stopped.add(_lane(one))

@@ -58,6 +58,8 @@ class TopologyKeeper:
         """By the topic's name and generation, and the group's name."""
         self._modes: dict[tuple[str, int, str], TopologyMode] = {}
         self._known_exchanges: set[str] = set()
+        self._gone_exchanges: set[str] = set()
+        """Of topics that a publish found missing, until they are declared."""
         self._known_queues: set[str] = set()
         self._known_shapes: set[str] = set()
 
@@ -104,6 +106,7 @@ class TopologyKeeper:
             try:
                 await channel.exchange_declare(exchange, passive=True)
             except ChannelNotFoundEntity:
+                self._gone_exchanges.add(exchange)
                 raise TopicNotFound(
                     f"topic {topic.name} does not exist: RabbitMQ at {self._link.address} has no exchange "
                     f"{exchange!r}. Declare it first, or let the topology setting declare it."
@@ -147,16 +150,18 @@ class TopologyKeeper:
     # --- topics ------------------------------------------------------------------------------------------------
 
     async def _topic(self, topic: TopicSpec, mode: TopologyMode) -> None:
+        exchange = self._names.exchange(topic)
         if mode == "verify" or topic.native is not None:
-            self._known_exchanges.discard(self._names.exchange(topic))
+            self._known_exchanges.discard(exchange)
             await self.exchange_exists(topic)
         if topic.native is not None:
             return
-        known = mode == "verify" or await self._has_exchange(topic)
+        # Whoever made it anew may not have bound all groups yet.
+        known = mode == "verify" or (await self._has_exchange(topic) and exchange not in self._gone_exchanges)
         async with self._link.throwaway(f"declaring topic {topic.name}") as channel:
             try:
                 await channel.exchange_declare(
-                    self._names.exchange(topic),
+                    exchange,
                     durable=True,
                     arguments={"alternate-exchange": self._names.alternate(topic)},
                 )
@@ -168,7 +173,8 @@ class TopologyKeeper:
                     raise
         if not known:
             await self._bind_again(topic)
-        self._known_exchanges.add(self._names.exchange(topic))
+        self._gone_exchanges.discard(exchange)
+        self._known_exchanges.add(exchange)
 
     async def _has_exchange(self, topic: TopicSpec) -> bool:
         self._known_exchanges.discard(self._names.exchange(topic))

@@ -248,7 +248,7 @@ class Publisher:
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
         if isinstance(error, Absent):
-            state.looked = -1e9
+            state.looked, state.gone = -1e9, True
             return self._topics.absent(state)
         if isinstance(error, Interrupted):
             message = item.outgoing.message

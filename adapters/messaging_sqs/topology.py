@@ -59,6 +59,8 @@ class TopicState:
     strangers: bool = False
     """The SNS topic has subscribers that are no queues."""
     verified: bool = False
+    gone: bool = False
+    """A publish found no SNS topic."""
     """The service's record says the same."""
     looked: float = -1e9
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -135,6 +137,7 @@ class Topics:
             topics.setdefault(_key(group.topic), group.topic)
         for key, topic in topics.items():
             state = self._new_state(topic, topology.mode)
+            state.gone = key in self._states and self._states[key].gone
             if topic.native is not None:
                 await self._adopt_topic(state, topic.native)
             elif topology.mode != "off":
@@ -187,6 +190,9 @@ class Topics:
                 await self.queues.create_topic(self.names.topic(spec), wanted)
                 await self._subscribe_again(state, state.arn)
             stored = await self._record(state) or wanted
+        elif state.gone and state.arn is not None and state.mode == "declare":
+            await self._subscribe_again(state, state.arn)  # whoever made it anew may not have done so yet
+        state.gone = False
         _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
         state.verified = True
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import boto3
@@ -11,6 +11,7 @@ import pytest
 
 from messaging_contracts import brokers
 from messaging_contracts.brokers import web
+from messaging_contracts.brokers.elasticmq import KEPT
 from messaging_contracts.brokers.process import NativeBroker
 from messaging_contracts.brokers.sqs import CREDENTIALS
 from tests.brokers.processes import LOOPBACK, left_behind, listening_addresses
@@ -18,8 +19,8 @@ from tests.brokers.processes import LOOPBACK, left_behind, listening_addresses
 pytestmark = pytest.mark.sqs
 
 
-def own(name: str) -> Iterator[NativeBroker]:
-    broker = brokers.start(name, native=True)
+def own(name: str, config: Mapping[str, str] | None = None) -> Iterator[NativeBroker]:
+    broker = brokers.start(name, native=True, config=config or {})
     assert isinstance(broker, NativeBroker)
     yield broker
     broker.stop()
@@ -34,7 +35,7 @@ def localstack() -> Iterator[NativeBroker]:
 
 @pytest.fixture(scope="module")
 def elasticmq() -> Iterator[NativeBroker]:
-    yield from own("elasticmq")
+    yield from own("elasticmq", KEPT)
 
 
 @pytest.fixture(params=["localstack", "elasticmq"])

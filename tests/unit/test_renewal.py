@@ -130,11 +130,45 @@ async def test_a_topic_that_is_gone_is_left_alone_first_and_declared_by_a_later_
     monkeypatch.setattr(adapter, "declare", remember)
     with monkeypatch.context() as patch:
         patch.setattr(adapter, "publish", gone)
-        for wait in (LEFT_ALONE / 2, LEFT_ALONE / 2, 0):
+        for _ in range(2):
             with pytest.raises(TopicNotFound):
                 await bus.publish(jobs, "lost")
             assert declared == []
-            await clock.advance(wait)
+            await clock.advance(LEFT_ALONE / 2)
     await bus.publish(jobs, "kept")
 
     assert [one.name for one in declared[0].topics] == ["jobs"]
+
+
+async def test_who_saw_that_a_topic_was_gone_declares_it_before_it_publishes_whoever_made_it_anew(
+    bus, clock, monkeypatch
+):
+    adapter = bus.broker(jobs).adapter
+    await bus.publish(jobs, "first")
+    done = []
+    declare, publish = adapter.declare, adapter.publish
+
+    async def declared(topology):
+        done.append("declared")
+        await declare(topology)
+
+    async def gone(messages):
+        return [TopicNotFound("jobs is gone") for _ in messages]
+
+    async def published(messages):
+        done.append("published")
+        return await publish(messages)
+
+    monkeypatch.setattr(adapter, "declare", declared)
+    for _ in range(2):  # the second loss is left alone as the first
+        monkeypatch.setattr(adapter, "publish", gone)
+        with pytest.raises(TopicNotFound, match="jobs is gone"):
+            await bus.publish(jobs, "lost")
+        monkeypatch.setattr(adapter, "publish", published)
+        with pytest.raises(TopicNotFound, match="left alone for 2.0 s more"):
+            await bus.publish(jobs, "early")
+        await clock.advance(LEFT_ALONE)
+        await bus.publish(jobs, "kept")
+        await clock.advance(3600)
+
+    assert done == ["declared", "published"] * 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from messaging_contracts import brokers
+from messaging_contracts.brokers import elasticmq
 from messaging_contracts.brokers.kafka import listener
 from messaging_contracts.brokers.process import LOOPBACK, free_port
 from messaging_contracts.targets import with_options
@@ -94,7 +95,8 @@ def ground(name: str, *, own: bool = True) -> Generator[Ground]:
             name, "", f"memory://faults-{secrets.token_hex(4)}?lease={LEASES[name]:g}", LEASES[name], None
         )
         return
-    inner, proxy_port, config = 0, 0, {}
+    inner, proxy_port = 0, 0
+    config = dict(elasticmq.KEPT) if name == "elasticmq" and own else {}
     if name == "kafka" and own:
         # Kafka tells its clients where to go on: to the proxy, when they came by it.
         inner, proxy_port = free_port(), free_port()

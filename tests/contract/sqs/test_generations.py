@@ -56,8 +56,11 @@ async def test_partitions_alone_change_the_record_and_no_queue(bench: Bench):
     await begin(adapter, FIVE)
     await publish(adapter, FIVE, "after", key="ann")
     consumer = bench.consumer(adapter, replace(group, topic=FIVE))
-    received = await receive(consumer, 2)
-    await settle(consumer, received, Reject("no"), failure="{}")
+    received = []
+    for _ in range(2):  # a queue keeps the next of a key until this one is settled
+        (delivery,) = await receive(consumer, 1)
+        await settle(consumer, [delivery], Reject("no"), failure="{}")
+        received.append(delivery)
 
     assert ids(received) == ["before", "after"]
     assert [(one.generation, one.dead_letters) for one in await adapter.groups()] == [(2, 2)]

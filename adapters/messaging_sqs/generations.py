@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import GONE, DeadLetterStore, Outgoing, Topology
 from messaging.errors import ConfigurationError
 from messaging_sqs.dead_letters import SQSDeadLetters
-from messaging_sqs.topology import FORMAT, ORDERED, PARTITIONS, TOPIC
+from messaging_sqs.record import FORMAT, ORDERED, PARTITIONS, TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence

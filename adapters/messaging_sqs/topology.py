@@ -20,6 +20,19 @@ from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_sqs.connection import Absent, Denied
 from messaging_sqs.names import Names, is_fifo, queue_name, twin
 from messaging_sqs.queues import Queues, delivery_policy
+from messaging_sqs.record import (
+    FORMAT,
+    GENERATION,
+    GROUP,
+    ORDERED,
+    PARTITIONS,
+    TOPIC,
+    WRITTEN,
+    compare,
+    different_order,
+    spoken,
+    yes,
+)
 from messaging_sqs.settings import LONGEST_RETENTION, SHORTEST_RETENTION, SNS_DEFAULT_BYTES
 
 if TYPE_CHECKING:
@@ -30,13 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-PARTITIONS = "messaging-partitions"
-ORDERED = "messaging-ordered"
-FORMAT = "messaging-format"
-TOPIC = "messaging-topic"
-GROUP = "messaging-group"
-GENERATION = "messaging-generation"
-_FORMAT = "1"
 Key: TypeAlias = "tuple[str, str | None, int]"
 
 
@@ -162,15 +168,15 @@ class Topics:
         name = self.names.queue(group)
         if await self.queues.find(name) is None:
             if await self.queues.find(twin(name)) is not None:
-                raise _different_order(group)
+                raise different_order(group)
             raise self._no_group(group, name)
 
     async def _declare_topic(self, state: TopicState) -> None:
         spec = state.spec
         wanted = {
             PARTITIONS: str(spec.partitions),
-            ORDERED: _yes(spec.ordered),
-            FORMAT: _FORMAT,
+            ORDERED: yes(spec.ordered),
+            FORMAT: WRITTEN,
             TOPIC: spec.name,
         }
         stored = await self._record(state)
@@ -178,7 +184,7 @@ class Topics:
             if state.arn is not None:
                 other = twin(state.arn)
                 if await self.queues.topic(other) is not None:
-                    _compare(spec, await self.queues.topic_tags(other), ordered=is_fifo(other))
+                    compare(spec, await self.queues.topic_tags(other), ordered=is_fifo(other))
             if state.mode != "declare":
                 raise TopicNotFound(
                     f"topic {spec.name!r} does not exist at {self._connection.address}, and topology is "
@@ -193,7 +199,7 @@ class Topics:
         elif state.gone and state.arn is not None and state.mode == "declare":
             await self._subscribe_again(state, state.arn)  # whoever made it anew may not have done so yet
         state.gone = False
-        _compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
+        compare(spec, stored, ordered=None if state.arn is None else is_fifo(state.arn))
         state.verified = True
 
     async def tags(self, topic: TopicSpec) -> dict[str, str] | None:
@@ -216,8 +222,8 @@ class Topics:
         spec = state.spec
         if spec.ordered != is_fifo(native):
             raise ConfigurationError(
-                f"topic {spec.name!r} is {_spoken(spec.ordered)} in the program, and {native!r} is "
-                f"{_spoken(is_fifo(native))}: say the same"
+                f"topic {spec.name!r} is {spoken(spec.ordered)} in the program, and {native!r} is "
+                f"{spoken(is_fifo(native))}: say the same"
             )
         if ":sns:" in native:
             state.arn = native
@@ -240,7 +246,7 @@ class Topics:
         url = await self.queues.find(name)
         if url is None:
             if await self.queues.find(twin(name)) is not None:
-                raise _different_order(group)
+                raise different_order(group)
             if state.mode != "declare":
                 raise self._no_group(group, name)
         dead = await self.queues.find(self.names.dead(group))
@@ -268,7 +274,7 @@ class Topics:
         )
 
     def _tags(self, group: GroupSpec) -> dict[str, str]:
-        tags = {TOPIC: group.topic.name, GROUP: group.name, ORDERED: _yes(group.ordered)}
+        tags = {TOPIC: group.topic.name, GROUP: group.name, ORDERED: yes(group.ordered)}
         if group.topic.generation > 1:
             tags[GENERATION] = str(group.topic.generation)
         return tags
@@ -324,8 +330,8 @@ class Topics:
     async def _adopt_group(self, group: GroupSpec, native: str) -> None:
         if group.ordered != is_fifo(native):
             raise ConfigurationError(
-                f"group {group.name!r} is {_spoken(group.ordered)} in the program, and queue {native!r} is "
-                f"{_spoken(is_fifo(native))}: say the same"
+                f"group {group.name!r} is {spoken(group.ordered)} in the program, and queue {native!r} is "
+                f"{spoken(is_fifo(native))}: say the same"
             )
         await self.queue_url(group)
         await self.dead_url(group)
@@ -382,7 +388,7 @@ class Topics:
     async def _groups_of(self, topic: TopicSpec, urls: Sequence[str]) -> list[tuple[str, GroupSpec]]:
         tags = await asyncio.gather(*(self.queues.tags(url) for url in urls))
         return [
-            (url, GroupSpec(topic, tag[GROUP], tag.get(ORDERED) == _yes(True)))
+            (url, GroupSpec(topic, tag[GROUP], tag.get(ORDERED) == yes(True)))
             for url, tag in zip(urls, tags, strict=True)
             if tag.get(TOPIC) == topic.name
             and GROUP in tag
@@ -471,34 +477,3 @@ class Topics:
 def _key(topic: TopicSpec) -> Key:
     """What tells one topic, and one generation of it, from all others."""
     return topic.name, topic.native, topic.generation
-
-
-def _compare(spec: TopicSpec, stored: dict[str, str], *, ordered: bool | None) -> None:
-    """Raises ConfigurationError naming both sides; what the record does not say is not compared (16)."""
-    partitions = int(stored.get(PARTITIONS, spec.partitions))
-    kept_order = stored.get(ORDERED, _yes(spec.ordered)) == _yes(True) if ordered is None else ordered
-    if (partitions, kept_order) != (spec.partitions, spec.ordered):
-        raise ConfigurationError(
-            f"topic {spec.name!r} has {partitions} partitions and is {_spoken(kept_order)} on the service, and this "
-            f"program asks for {spec.partitions} partitions, {_spoken(spec.ordered)}: the service's record counts. Set "
-            f"the same in the topic or its settings, or change it by `messaging generations begin`."
-        )
-    if stored.get(FORMAT, _FORMAT) != _FORMAT:
-        raise ConfigurationError(
-            f"topic {spec.name!r} has format {stored[FORMAT]} on the service; this version writes {_FORMAT}"
-        )
-
-
-def _different_order(group: GroupSpec) -> ConfigurationError:
-    return ConfigurationError(
-        f"group {group.name!r} of topic {group.topic.name!r} is {_spoken(not group.ordered)} on the service, and this "
-        f"program asks for {_spoken(group.ordered)}: subscribe alike, or delete the group, or use another group name"
-    )
-
-
-def _spoken(ordered: bool) -> str:
-    return "ordered" if ordered else "unordered"
-
-
-def _yes(value: bool) -> str:
-    return "true" if value else "false"

@@ -25,6 +25,15 @@ def _calls(service: str, *operations: str) -> frozenset[Call]:
 _VERIFY_TOPIC = _calls("sns", "GetTopicAttributes", "ListTagsForResource")
 _VERIFY_GROUP = _VERIFY_TOPIC | _calls("sns", "ListSubscriptionsByTopic", "GetSubscriptionAttributes")
 _FREE = _calls("sts", "GetCallerIdentity")
+_HANDLE = _calls(
+    "sqs",
+    "GetQueueUrl",
+    "GetQueueAttributes",
+    "ReceiveMessage",
+    "SendMessageBatch",
+    "DeleteMessageBatch",
+    "ChangeMessageVisibilityBatch",
+)
 
 CALLS: Mapping[Role, Collection[Call]] = {
     "publisher": (
@@ -44,36 +53,8 @@ CALLS: Mapping[Role, Collection[Call]] = {
         "ChangeMessageVisibilityBatch",
         "DeleteQueue",
     ),
-    "consumer": (
-        _FREE
-        | _VERIFY_GROUP
-        | _calls(
-            "sqs",
-            "GetQueueUrl",
-            "GetQueueAttributes",
-            "ReceiveMessage",
-            "SendMessageBatch",
-            "DeleteMessageBatch",
-            "ChangeMessageVisibilityBatch",
-            "ListQueueTags",
-            "TagQueue",
-            "UntagQueue",
-        )
-    ),
-    "dead letters": (
-        _FREE
-        | _VERIFY_GROUP
-        | _calls(
-            "sqs",
-            "GetQueueUrl",
-            "GetQueueAttributes",
-            "ListQueueTags",
-            "ReceiveMessage",
-            "SendMessageBatch",
-            "DeleteMessageBatch",
-            "ChangeMessageVisibilityBatch",
-        )
-    ),
+    "consumer": (_FREE | _VERIFY_GROUP | _HANDLE | _calls("sqs", "ListQueueTags", "TagQueue", "UntagQueue")),
+    "dead letters": _FREE | _VERIFY_GROUP | _HANDLE | _calls("sqs", "ListQueueTags"),
     "topology": (
         _FREE
         | _VERIFY_GROUP
@@ -84,15 +65,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
 }
 """What each role calls with `topology="verify"`; `topology` declares and deletes. A requester is a publisher, too."""
 
-_ADOPTED_GROUP = _calls("sns", "GetTopicAttributes") | _calls(
-    "sqs",
-    "GetQueueUrl",
-    "GetQueueAttributes",
-    "ReceiveMessage",
-    "SendMessageBatch",
-    "DeleteMessageBatch",
-    "ChangeMessageVisibilityBatch",
-)
+_ADOPTED_GROUP = _HANDLE | _calls("sns", "GetTopicAttributes")
 ADOPTED: Mapping[AdoptedRole, Collection[Call]] = {
     "publisher to a topic": (
         _calls("sns", "GetTopicAttributes", "ListSubscriptionsByTopic", "PublishBatch")

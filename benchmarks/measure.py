@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -123,3 +124,8 @@ async def handling(messages: int) -> Measured:
     for _ in range(messages):
         await asyncio.sleep(HANDLER)
     return Measured(messages / (time.perf_counter() - start), messages)
+
+
+def peak() -> int:
+    """Bytes that this process had at its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

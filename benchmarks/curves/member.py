@@ -10,14 +10,14 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 import uvloop
 
+from benchmarks.measure import peak
 from benchmarks.payload import Order
 from messaging import App, Topic, connect
 
@@ -124,8 +124,7 @@ async def _member(topic: str) -> None:
         before, telling = time.process_time(), tasks.create_task(tell())
         await asyncio.to_thread(sys.stdin.read)
         telling.cancel()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"handled": handled, "seconds": time.process_time() - before, "memory": peak}))
+    print(json.dumps(asdict(Told(handled, time.process_time() - before, peak()))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -21,7 +20,7 @@ from typing import Any, TypeAlias
 import uvloop
 
 from benchmarks.curves.member import Members
-from benchmarks.measure import Tally
+from benchmarks.measure import Tally, peak
 from benchmarks.paths.ours import counting, fill
 from benchmarks.payload import Order, fresh
 from messaging import App, Topic, connect
@@ -46,11 +45,6 @@ class Point:
 
 Run: TypeAlias = Callable[[str, int, int], Coroutine[Any, Any, Point]]
 """The broker's URL, the place on the axis, the number of messages."""
-
-
-def peak() -> int:
-    """Bytes that this process had at its peak."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 async def keys(url: str, count: int, messages: int) -> Point:

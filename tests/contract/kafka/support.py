@@ -25,6 +25,7 @@ from messaging.partition import partition_of
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.brokers import Brokers
 from messaging_kafka.consumer import KafkaConsumer
+from messaging_kafka.membership import Membership
 
 QUICK = {"session": 1, "heartbeat": 0.2, "join_delay": 0, "operation_timeout": 2}
 """Options of members that notice deaths soon."""
@@ -101,6 +102,12 @@ class Bench:
         adapter = await self.adapter()
         names = await topics_of(adapter, f"messaging.{self.namespace}.")
         await brokers_of(adapter).delete(names)
+
+
+def membership(consumer: KafkaConsumer) -> Membership:
+    """What keeps a consumer in its group, once it has received."""
+    assert consumer._partitions is not None
+    return consumer._partitions.membership
 
 
 def brokers_of(adapter: KafkaAdapter) -> Brokers:

@@ -17,6 +17,7 @@ from tests.contract.kafka.support import (
     Bench,
     Recorder,
     ids,
+    membership,
     outgoing,
     owned,
     publish,
@@ -28,11 +29,6 @@ from tests.contract.kafka.support import (
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 OTHER = TopicSpec("others", ordered=True, partitions=1)
 SESSION = 2.0
-
-
-def membership(consumer: KafkaConsumer) -> Membership:
-    assert consumer._partitions is not None
-    return consumer._partitions.membership
 
 
 @asynccontextmanager

@@ -6,7 +6,18 @@ from messaging.adapter import DONE, TopicSpec
 from messaging.message import Ack
 from messaging_kafka import library
 from messaging_kafka.consumer import KafkaConsumer
-from tests.contract.kafka.support import QUICK, Bench, Recorder, ack, ids, owned, publish, receive, settle
+from tests.contract.kafka.support import (
+    QUICK,
+    Bench,
+    Recorder,
+    ack,
+    ids,
+    membership,
+    owned,
+    publish,
+    receive,
+    settle,
+)
 
 TOPIC = TopicSpec("orders", ordered=True, partitions=2)
 SILENCE = 4
@@ -111,11 +122,6 @@ def hold_share(consumer: KafkaConsumer) -> Between:
 
     member._to_group, member._brokers.commit = asked, committed
     return between
-
-
-def membership(consumer: KafkaConsumer):
-    assert consumer._partitions is not None
-    return consumer._partitions.membership
 
 
 async def fall_silent(consumer: KafkaConsumer) -> None:

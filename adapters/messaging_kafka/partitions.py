@@ -257,9 +257,8 @@ class Partitions:
         start = topology.start(self._group, place.partition)
         if start is None:
             raise topology.expired(self._group)
-        return Committed(
-            start
-        )  # the topic was made anew while the group had members, so nobody could commit it
+        # The topic was made anew while the group had members, so nobody could commit it.
+        return Committed(start)
 
     def forsake(self, reason: str) -> None:
         """Give everything up without a commit: the positions are those of a log that is gone."""

@@ -145,9 +145,8 @@ class RabbitMQAdapter(Adapter):
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 results[sent[at]] = _result(one, fate)
-                if (
-                    isinstance(fate, PublishError) and fate.__cause__ is not None
-                ):  # a broker that is silent said nothing
+                # Without a cause the broker was silent: that says nothing of the topic.
+                if isinstance(fate, PublishError) and fate.__cause__ is not None:
                     self._session.topology.unsure(one.topic)
                 if one.topic.ordered and isinstance(fate, PublishError):
                     stopped.add(_lane(one))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.errors import MessagingError
@@ -65,7 +66,7 @@ class Polls:
             self.requested += number
             task = asyncio.create_task(self._poll(url, number), name="messaging-sqs-poll")
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(partial(self._ended, number))
 
     async def abandon(self) -> None:
         """Wait for nothing: the threads give back what the polls bring."""
@@ -108,6 +109,8 @@ class Polls:
                 self._wanted = 1
         except MessagingError as error:
             self.failure = error
-        finally:
-            self.requested -= number
-            self._changed()
+
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self.requested -= number
+        self._changed()  # last: whoever hears of it may start the next one

@@ -1,6 +1,7 @@
 """Adapters on real servers, and what most tests do with them."""
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
@@ -173,6 +174,19 @@ def intercept(adapter: SQSAdapter, monkeypatch, operation: str, answer: Callable
         return await answer(go_on, parameters)
 
     monkeypatch.setattr(adapter._connection, "call", call)
+
+
+def poll_begun(adapter: SQSAdapter, monkeypatch, number: int) -> asyncio.Event:
+    """Set when the adapter begins its poll of this number, from one."""
+    real, begun, numbers = adapter._connection.poll, asyncio.Event(), itertools.count(1)
+
+    def poll(*arguments: Any, **parameters: Any) -> Any:
+        if next(numbers) == number:
+            begun.set()
+        return real(*arguments, **parameters)
+
+    monkeypatch.setattr(adapter._connection, "poll", poll)
+    return begun
 
 
 async def recording(bench: Bench, monkeypatch) -> tuple[SQSAdapter, set[tuple[str, str]]]:

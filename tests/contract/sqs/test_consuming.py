@@ -18,6 +18,7 @@ from tests.contract.sqs.support import (
     ids,
     intercept,
     nothing,
+    poll_begun,
     publish,
     receive,
     settle,
@@ -390,6 +391,17 @@ async def test_a_message_of_a_paused_partition_is_kept_and_received_once(any_ben
     deliveries = await receive(consumer, 2)
     assert ids(deliveries) == ["a", "b"]
     assert {delivery.token.count for delivery in deliveries} == {1}
+
+
+async def test_a_receive_goes_on_polling_after_a_poll_that_brought_nothing(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter(poll_wait=1)
+    group = await any_bench.group(adapter)
+    second = poll_begun(adapter, monkeypatch, 2)
+    receiving = asyncio.create_task(any_bench.consumer(adapter, group).receive(1, 30.0))
+    async with asyncio.timeout(20):
+        await second.wait()
+        await publish(adapter, group.topic, "late")
+        assert ids(await receiving) == ["late"]
 
 
 async def test_what_a_paused_partition_keeps_takes_no_room_from_the_others_up_to_a_bound(

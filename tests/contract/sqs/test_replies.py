@@ -9,7 +9,7 @@ from messaging.errors import ConnectionFailed, InvalidMessage
 from messaging.message import Message
 from messaging_sqs import replies
 from messaging_sqs.replies import SQSInbox
-from tests.contract.sqs.support import Bench, intercept
+from tests.contract.sqs.support import Bench, intercept, poll_begun
 
 
 def answer(id: str = "reply") -> Message:
@@ -37,6 +37,18 @@ async def test_replies_arrive_each_once(any_bench: Bench):
     assert await adapter.reply([(inbox.address, answer(name)) for name in names]) == [None] * 25
     assert sorted(await arrived(inbox, 25)) == sorted(names)
     assert await inbox.receive(10, 0.3) == ()
+    await inbox.close()
+
+
+async def test_a_receive_goes_on_polling_after_a_poll_that_brought_nothing(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter(poll_wait=1)
+    inbox = await opened(adapter)
+    second = poll_begun(adapter, monkeypatch, 2)
+    receiving = asyncio.create_task(inbox.receive(1, 30.0))
+    async with asyncio.timeout(20):
+        await second.wait()
+        assert await adapter.reply([(inbox.address, answer("late"))]) == [None]
+        assert [message.id for message in await receiving] == ["late"]
     await inbox.close()
 
 

@@ -106,6 +106,8 @@ class Link:
         self._stale = False
         self._coordinators: dict[str, int] = {}
         self._opening = asyncio.Lock()
+        self._ending: set[asyncio.Future[None]] = set()
+        """Connections on their way out: over TLS the broker has a word in it."""
         self._closed = False
 
     @property
@@ -165,7 +167,7 @@ class Link:
                 )
         except (KafkaError, OSError, TimeoutError) as reason:
             return reason
-        connection.close()
+        await bounded(connection.close(), CLOSE_TIMEOUT)
         return error
 
     def _unreachable(self, error: Exception, after: float) -> MessagingError:
@@ -189,6 +191,8 @@ class Link:
         client, self._client = self._client, None
         if client is not None:
             await close_client(client)
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=CLOSE_TIMEOUT)
         if self._tokens is not None:
             await self._tokens.close()
 
@@ -228,14 +232,20 @@ class Link:
         self._stale = True
         connection = client._conns.get((node, channel))  # noqa: SLF001  there is no public way
         if connection is not None:
-            connection.close()
+            self._end(connection)
 
     def drop_channel(self, channel: Any) -> None:
         """Close the connections of a channel that is not used any more."""
         if self._client is not None:
             connections: dict[Any, Any] = self._client._conns  # noqa: SLF001  there is no public way
             for key in [key for key in connections if key[1] == channel]:
-                connections.pop(key).close()
+                self._end(connections.pop(key))
+
+    def _end(self, connection: Any) -> None:
+        closed: asyncio.Future[None] = connection.close()
+        if not closed.done():
+            self._ending.add(closed)
+            closed.add_done_callback(self._ending.discard)
 
     async def to_coordinator(
         self, group: str, request: Any, *, channel: Any = library.DEFAULT_CHANNEL, within: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
             for fixture in {"server", "demanding_server"} & parameters.keys():
                 item.add_marker(getattr(pytest.mark, parameters[fixture]))
+
+
+@pytest.fixture(autouse=True)
+def all_closed() -> Iterator[None]:
+    """A connection over TLS ends when both sides have said so: one that was not waited for shows here."""
+    yield
+    gc.collect()
 
 
 @dataclass(frozen=True)

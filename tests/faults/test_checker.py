@@ -24,13 +24,20 @@ class Story:
         self.at += seconds
 
     def published(
-        self, id: str, *, fate: Fate = "confirmed", key: str | None = "k", sequence: int = 0
+        self,
+        id: str,
+        *,
+        fate: Fate = "confirmed",
+        key: str | None = "k",
+        sequence: int = 0,
+        delay: float | None = None,
     ) -> None:
+        due = None if delay is None else self.at + delay
         steps: tuple[Fate, Fate] = ("sent", fate)
         for step in steps:
             self.pass_time(1)
             self.events.append(
-                Published(at=self.at, fate=step, id=id, key=key, sequence=sequence, publisher="p")
+                Published(at=self.at, fate=step, id=id, key=key, sequence=sequence, publisher="p", due=due)
             )
 
     def begun(
@@ -351,6 +358,28 @@ def test_a_retry_on_time_is_none(story: Story):
     story.pass_time(4)
     story.handled("m0", attempt=2)
     assert story.verdict().violations == {}
+
+
+def test_a_message_that_is_handled_before_its_delay_is_over_is_seen(story: Story):
+    story.published("m0", delay=5)
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["before_due"]
+
+
+@pytest.mark.parametrize("fate", ["confirmed", "uncertain"])
+def test_of_several_copies_the_delay_that_is_over_first_counts(story: Story, fate: Fate):
+    story.published("m0", fate=fate, delay=5)
+    story.published("m0", delay=50)
+    story.pass_time(3)
+    story.handled("m0")
+    assert story.verdict().violations == {}
+
+
+def test_the_delay_of_a_copy_that_was_told_to_have_failed_does_not_count(story: Story):
+    story.published("m0", fate="failed")
+    story.published("m0", delay=50)
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["before_due"]
 
 
 @pytest.mark.parametrize("missing", [{"reason": ""}, {"cause": None}, {"attempts": 0}])

@@ -44,6 +44,8 @@ class Verdict:
     failures_uncounted: list[str] = field(default_factory=list[str])
     """A failure that the next attempt does not count, without a cause."""
     early_retries: list[str] = field(default_factory=list[str])
+    before_due: list[str] = field(default_factory=list[str])
+    """Handled before the delay was over with which it was published."""
     bare_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters without reason, cause, attempts or time."""
     innocent_dead_letters: list[str] = field(default_factory=list[str])
@@ -113,6 +115,8 @@ class _Message:
     confirmed_at: float = inf
     uncertain: bool = False
     failed: bool = False
+    due: list[float] = field(default_factory=list[float])
+    """When the copies that the broker may have are due; the earliest counts."""
 
 
 def check(
@@ -211,6 +215,7 @@ class _Check:
         message = self._messages.setdefault(event.id, _Message(event))
         if event.fate == "sent":
             message.copies += 1
+            message.due.append(-inf if event.due is None else event.due)
         elif event.fate == "confirmed":
             message.confirmed = True
             message.confirmed_at = min(message.confirmed_at, event.at)
@@ -219,6 +224,7 @@ class _Check:
         else:
             message.failed = True
             message.copies -= 1
+            message.due.pop()
 
     def _judge(self, group: str) -> None:
         by_id: dict[str, list[_Handling]] = defaultdict(list)
@@ -253,6 +259,9 @@ class _Check:
             if known.failed and not (known.confirmed or known.uncertain):
                 self.verdict.phantoms.append(f"{_name(known.sent)} was told to have failed: {handlings[0]}")
             published = known.sent.key, known.sent.sequence
+            due = min(known.due, default=-inf)
+            if handlings[0].begun.at < due - self._tolerance:
+                self.verdict.before_due.append(f"{_name(known.sent)}, due at {due:.3f}: {handlings[0]}")
             for one in handlings:
                 if (one.begun.key, one.begun.sequence) != published:
                     self.verdict.altered.append(

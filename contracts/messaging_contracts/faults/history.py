@@ -39,6 +39,8 @@ class Published:
     sequence: int = 0
     """Grows with every message of this publisher and key."""
     publisher: str = ""
+    due: float | None = None
+    """Before when nobody must handle it; None: at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

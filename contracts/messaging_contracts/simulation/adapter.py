@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from messaging.adapter import Adapter, Consumer, SettleError
 from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
 from messaging_contracts.faults import Published, Struck
+from messaging_contracts.simulation.loop import due_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -121,9 +122,8 @@ class FaultyAdapter(Adapter):
     async def _twice(self, messages: Sequence[Outgoing]) -> None:
         """A client that sends again what it has sent. Not of a part: order would break within the batch."""
         for outgoing in messages:
-            self.faults.recorder.record(
-                Published(at=self.clock.monotonic(), fate="sent", id=outgoing.message.id)
-            )
+            id, due = outgoing.message.id, due_of(outgoing.message.not_before)
+            self.faults.recorder.record(Published(at=self.clock.monotonic(), fate="sent", id=id, due=due))
         await self.inner.publish(messages)
 
     async def _partly(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from datetime import datetime
 
 EPOCH = 1_767_225_600.0
 """When virtual time begins, in seconds of the Unix epoch."""
@@ -23,6 +24,10 @@ EPOCH = 1_767_225_600.0
 
 TURNS = 50_000
 """Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
+
+
+RESOLUTION = 2e-6
+"""Seconds: a message keeps its times in microseconds."""
 
 
 class Stalled(Exception):
@@ -91,6 +96,11 @@ class _NoInput(selectors.SelectSelector):
         elif self._turns > TURNS:
             raise Stalled(f"at {self._loop.time():.3f} s something repeats without any delay")
         return []
+
+
+def due_of(not_before: datetime | None) -> float | None:
+    """The virtual seconds of this time of a message."""
+    return None if not_before is None else not_before.timestamp() - EPOCH - RESOLUTION
 
 
 class Timer:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from messaging import PublishError, PublishUncertain
 from messaging.errors import ConnectionFailed
 from messaging_contracts.faults import Published
+from messaging_contracts.simulation.loop import RESOLUTION
 from messaging_contracts.simulation.process import Process
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.history import Fate
 
+DELAYS = (0.1, 3.0, 40.0)
 TRIES = 6
 """How often a message that was not confirmed is published again."""
 
@@ -49,9 +51,20 @@ class Publisher(Process):
         if world.scenario.poison and world.poison is None and world.random.random() < 0.2:
             world.poison = id
 
+        delay = self._delay()
+        due = None if delay is None else self.now() + delay - RESOLUTION
+
         def tell(fate: Fate) -> None:
             self.record(
-                Published(at=self.now(), fate=fate, id=id, key=key, sequence=sequence, publisher=self.name)
+                Published(
+                    at=self.now(),
+                    fate=fate,
+                    id=id,
+                    key=key,
+                    sequence=sequence,
+                    publisher=self.name,
+                    due=due,
+                )
             )
 
         tell("sent")
@@ -60,7 +73,9 @@ class Publisher(Process):
         cancelled = impatient and world.random.random() < 0.5
         try:
             async with asyncio.timeout(world.random.choice((0.0, 0.005, 0.1)) if cancelled else None):
-                await self.bus.publish(world.topic, [key, sequence], key=key, id=id, timeout=within)
+                await self.bus.publish(
+                    world.topic, [key, sequence], key=key, id=id, delay=delay, timeout=within
+                )
         except (PublishUncertain, TimeoutError):
             tell("uncertain")
             return False
@@ -69,3 +84,7 @@ class Publisher(Process):
             return False
         tell("confirmed")
         return True
+
+    def _delay(self) -> float | None:
+        random, often = self.world.random, self.world.scenario.delayed
+        return random.choice(DELAYS) if often and random.random() < often else None

@@ -41,6 +41,8 @@ class Scenario:
     faults: dict[str, float]
     poison: bool
     """One message crashes each process that handles it."""
+    delayed: float
+    """How often a message is published with a delay; never on an ordered topic, which takes none (5)."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -50,8 +52,9 @@ def scenario(seed: int) -> Scenario:
     share = random.choice((0.0, 0.3, 0.8))
     behaviours = {name: random.choice((0.02, 0.1, 0.25)) for name in BEHAVIOURS if random.random() < share}
     share = random.choice((0.0, 0.3, 0.8))
+    ordered = random.random() < 0.7
     return Scenario(
-        ordered=random.random() < 0.7,
+        ordered=ordered,
         partitions=random.randint(1, 4),
         keys=random.randint(1, 4),
         publishers=random.randint(1, 2),
@@ -71,4 +74,5 @@ def scenario(seed: int) -> Scenario:
         upheavals=tuple(name for name in UPHEAVALS if random.random() < share),
         faults=drawn(random),
         poison=random.random() < 0.08,
+        delayed=0.0 if ordered else random.choice((0.0, 0.2, 1.0)),
     )

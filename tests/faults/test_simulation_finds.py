@@ -1,0 +1,28 @@
+"""The simulation finds a fault that is planted in the library: one of each kind that it is there for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from messaging import Ack, workers
+from messaging_contracts.simulation import simulate
+
+if TYPE_CHECKING:
+    import pytest
+
+SEEDS = 60
+
+
+def found(kind: str) -> bool:
+    """Whether one of the first histories shows a violation of this kind."""
+    return any(kind in simulate(seed).verdict.violations for seed in range(SEEDS))
+
+
+def test_a_message_that_is_handled_before_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "judge_early", lambda *_: None)
+    assert found("before_due")
+
+
+def test_a_delayed_message_that_is_taken_for_done(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "judge_early", lambda *_: Ack())
+    assert found("lost")

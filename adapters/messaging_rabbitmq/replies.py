@@ -74,6 +74,7 @@ class RabbitMQInbox(ReplyInbox):
         self._changed = asyncio.Event()
         self._lost = False
         self._closed = False
+        self._consumer_tag = ""
         self.address = ""
 
     async def open(self) -> None:
@@ -89,7 +90,8 @@ class RabbitMQInbox(ReplyInbox):
                     when_closed(channel, lambda: self._gone(channel))
                     channel.on_consumer_cancel_callbacks.add(lambda _: self._gone(channel))
                     self._channel = channel
-                    await channel.basic_consume(address, self._take, no_ack=True)
+                    answer = await channel.basic_consume(address, self._take, no_ack=True)
+                    self._consumer_tag = str(answer.consumer_tag)
             opened = True
         finally:
             if not opened:
@@ -140,14 +142,15 @@ class RabbitMQInbox(ReplyInbox):
         self._changed.set()
         channel, self._channel = self._channel, None
         if channel is not None:
-            await _delete(self._session, channel, self.address)
+            await _leave(self._session, channel, self._consumer_tag)
 
 
-async def _delete(session: Session, channel: AbstractChannel, queue: str) -> None:
+async def _leave(session: Session, channel: AbstractChannel, consumer_tag: str) -> None:
+    """The queue is deleted with its last consumer."""
     try:
         with translated("closing a reply inbox", session.settings.address):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await channel.queue_delete(queue)
+                await channel.basic_cancel(consumer_tag)
     except MessagingError:
         return  # the queue goes with the connection
     finally:

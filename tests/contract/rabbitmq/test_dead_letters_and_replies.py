@@ -87,6 +87,18 @@ async def test_replies_reach_their_inbox_across_connections(bench: Bench) -> Non
     assert await responder.reply([(inbox.address, answer)]) == [None]
 
 
+async def test_an_inbox_that_is_closed_is_deleted_without_a_warning(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = await bench.adapter()
+    inbox = await adapter.reply_inbox()
+    await inbox.close()
+    assert caplog.records == []
+    with pytest.raises(ConnectionFailed, match="NOT_FOUND"):
+        async with adapter._session.consuming.throwaway("looking for the inbox") as channel:
+            await channel.queue_declare(inbox.address, passive=True)
+
+
 async def test_a_reply_goes_to_reply_inboxes_only(bench: Bench) -> None:
     adapter = await bench.adapter()
     group = await bench.group(adapter)

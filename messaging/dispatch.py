@@ -66,7 +66,10 @@ class Dispatcher:
             park=self._go_on_holding,
             changed=self._changed,
         )
-        self._revoked: set[int] = set()
+        self._fences: dict[int, int] = {}
+        """The newest fence that came from each partition."""
+        self._revoked: dict[int, float] = {}
+        """Partitions that are handed over, with the newest fence of the ownership that ends by it."""
         self._lost: set[RawDelivery] = set()
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
@@ -180,9 +183,8 @@ class Dispatcher:
             now = self._clock.monotonic()
             for one in deliveries:
                 one.received = now
-        self._lanes.add(
-            [one for one in deliveries if one.partition not in revoked] if revoked else deliveries
-        )
+        self._lanes.add([one for one in deliveries if not self._leaving(one)] if revoked else deliveries)
+        self._fences.update({one.partition: one.fence for one in deliveries})
         self._binding.counters.received += len(deliveries)
         self._workers.wake(len(deliveries))
 
@@ -268,7 +270,7 @@ class Dispatcher:
         if self._binding.observer is not None:
             self._binding.observer.settled(delivery, result)
         self._binding.counters.count(settlement.outcome)
-        if isinstance(result, Hold) and not self._draining and delivery.partition not in self._revoked:
+        if isinstance(result, Hold) and not (self._draining or self._leaving(delivery)):
             self._hold(settlement, result.until)
         else:
             self._lanes.finish(delivery)
@@ -307,20 +309,31 @@ class Dispatcher:
     # --- ownership ---------------------------------------------------------------------------------------------
 
     async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
-        """See `Ownership.on_revoke`."""
-        self._revoked.update(partitions)
+        """See `Ownership.on_revoke`.
+
+        A partition may be lost before it is handed over, and come back: what then comes has a newer fence, and stays.
+        """
+        ending = {partition: self._fences.get(partition, inf) for partition in partitions}
+        self._revoked |= ending
+        mine = dict.fromkeys(self._lanes.of_partitions(partitions)).keys()
         try:
-            self._withdraw(lambda delivery: delivery.partition in partitions)
-            for delivery in self._lanes.of_partitions(partitions):
+            self._withdraw(mine.__contains__)
+            for delivery in mine:
                 if delivery not in self._lanes.started:
                     self._forget(delivery)
-            await self._until(lambda: not _any_of(self._workers.running, partitions), deadline)
-            for delivery in list(self._workers.running):
-                if delivery.partition in partitions:
+            await self._until(lambda: mine.isdisjoint(self._workers.running), deadline)
+            for delivery in self._workers.running:
+                if delivery in mine:
                     self._workers.interrupt(delivery)
-            await self._until(lambda: not _any_of(self._lanes.started, partitions), deadline + ABANDON_AFTER)
+            await self._until(lambda: mine.isdisjoint(self._lanes.started), deadline + ABANDON_AFTER)
         finally:
-            self._revoked.difference_update(partitions)
+            for partition, fence in ending.items():
+                if self._revoked.get(partition) == fence:
+                    del self._revoked[partition]
+
+    def _leaving(self, delivery: RawDelivery) -> bool:
+        """Whether it is handed over with its partition."""
+        return delivery.fence <= self._revoked.get(delivery.partition, -inf)
 
     def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
         """See `Ownership.on_lost`."""
@@ -484,7 +497,3 @@ class Dispatcher:
 
 def _lane_of(delivery: RawDelivery) -> tuple[int, int, Key | None]:
     return delivery.partition, delivery.fence, delivery.message.key
-
-
-def _any_of(deliveries: Collection[RawDelivery], partitions: Collection[int]) -> bool:
-    return any(delivery.partition in partitions for delivery in deliveries)

@@ -253,3 +253,36 @@ async def test_a_partition_that_comes_back_is_handled_again():
         await bench.put(raw("1", "a", partition=1))
 
         assert bench.counters.acked == 1
+
+
+async def test_a_partition_that_is_lost_and_comes_back_while_it_is_handed_over_is_handled_from_its_first_message():
+    release = asyncio.Event()
+    handled: list[str] = []
+
+    async def stubborn(delivery):
+        handled.append(delivery.message.id)
+        if not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                await release.wait()
+        return Ack()
+
+    first = raw("1", "a", partition=1, fence=1)
+    async with Bench(stubborn, concurrency=4).running() as bench:
+        await bench.put(first)
+        revoking = asyncio.create_task(bench.dispatcher.on_revoke({1, 2}, 30))
+        await bench.clock.settle()
+        bench.dispatcher.on_lost([first], "the connection was lost")
+
+        await bench.put(
+            raw("stale", "b", partition=1, fence=1),
+            raw("1", "a", partition=1, fence=2),
+            raw("2", "a", partition=1, fence=2),
+        )
+        release.set()
+        await bench.clock.settle()
+
+        assert revoking.done()
+        assert handled == ["1", "1", "2"]
+        assert bench.consumer.outcomes(Ack) == ["1", "2"]

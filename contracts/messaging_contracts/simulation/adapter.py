@@ -194,7 +194,7 @@ class _Watching:
         self._told = told
 
     async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
-        await self._adapter.back()
+        # At once: later it might be about an ownership that is gone, and would take what belongs to the next.
         self.consumer.withdraw(partitions)
         await self._told.on_revoke(partitions, deadline)
         await self._adapter.there()

@@ -449,7 +449,8 @@ class Dispatcher:
             lag=lag,
             oldest=oldest,
             dead_letters=dead_letters,
-            last_error=self.last_error or self._lease_error,
+            last_error=self.last_error or self._settler.error or self._lease_error,
+            unsettled=self._settler.error is not None,
             **asdict(counters),
         )
 

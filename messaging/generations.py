@@ -156,6 +156,7 @@ class Subscriber:
             parked=sum(state.parked for state in states),
             parked_full=any(state.parked_full for state in states),
             gone=self._gone is not None,
+            unsettled=any(state.unsettled for state in states),
             last_error=self._gone or next((state.last_error for state in states if state.last_error), None),
         )
 

@@ -42,6 +42,8 @@ class SubscriptionHealth:
     last_error: str | None
     gone: bool = False
     """Somebody deleted what it reads on the broker, and it is not made anew yet."""
+    unsettled: bool = False
+    """The broker does not take what became of its messages, such as a dead letter: it is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def assess(
     errors = [f"{state.name}: {state.error}" for state in states if state.error]
     errors += [one.last_error for one in subscriptions if one.last_error]
     errors += [str(fatal)] if fatal else []
-    waiting = any(one.parked_full or not one.receiving for one in subscriptions)
+    waiting = any(one.parked_full or one.unsettled or not one.receiving for one in subscriptions)
     gone = any(one.gone for one in subscriptions)
     connected = all(state.connected for state in states)
     return Health(

@@ -54,6 +54,8 @@ class Settler:
         self._replies: dict[Settlement, tuple[str, Message]] = {}
         self._idle: asyncio.Future[None] | None = None
         """Ends when there is something to settle."""
+        self.error: str | None = None
+        """Why the broker does not take what is settled again and again; None where it takes everything."""
 
     def add(self, settlement: Settlement, reply: tuple[str, Message] | None = None) -> None:
         """Settle this one soon; `reply` goes out first."""
@@ -103,6 +105,7 @@ class Settler:
         results: Sequence[Settled] = await self._settle(batch) if batch else ()
         del self._pending[: len(taken)]  # others may have come meanwhile
         if results.count(DONE) == len(batch):
+            self.error = None
             self._settled(batch, results)
             return True
         failed = {
@@ -110,6 +113,7 @@ class Settler:
             for settlement, result in zip(batch, results, strict=True)
             if isinstance(result, SettleError) and not isinstance(result.error, LeaseLost)
         }
+        self.error = next((str(error) for error in failed.values()), None)
         if failed:
             self._pending[:0] = failed
             _log_unsettled(list(failed.items()))
@@ -127,6 +131,7 @@ class Settler:
             try:
                 errors = await self._reply([self._replies[one] for one in waiting])
             except ConnectionFailed as failure:
+                self.error = str(failure)
                 _log_unsettled([(one, failure) for one in waiting])
                 return False
             refused: list[Settlement] = []

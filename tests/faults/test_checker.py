@@ -204,6 +204,19 @@ def test_each_duplicate_needs_a_fault_since_the_one_before(story: Story):
     assert len(story.verdict().duplicates_without_cause) == 1
 
 
+def test_the_settlement_of_a_failure_that_was_lost_brings_the_failed_message_itself_again(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed", member="a")
+    story.struck("a", lasts=10)
+    story.handled("m0", member="b", attempt=2)
+    story.handled("m0", "failed", member="b", attempt=1)
+    story.handled("m0", member="b", attempt=2)
+    story.handled("m0", member="b", attempt=2)
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+    assert len(story.verdict().duplicates_without_cause) == 1
+    assert story.verdict().duplicates == 1
+
+
 def test_a_message_published_again_after_an_unknown_fate_may_come_twice(story: Story):
     story.published("m0", fate="uncertain")
     story.published("m0")

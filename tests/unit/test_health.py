@@ -3,7 +3,9 @@ import asyncio
 import pytest
 
 from messaging import App, Health, Reject, RetryPolicy, connect, fixed
-from messaging.errors import AuthenticationFailed
+from messaging.adapter import SettleError
+from messaging.errors import AuthenticationFailed, PublishError
+from messaging_memory.consumer import MemoryConsumer
 from tests.unit.topics import jobs, orders
 
 
@@ -96,6 +98,35 @@ async def test_a_partition_that_waits_for_its_parked_is_yellow(bus, clock, monke
 
         assert health.subscriptions[0].parked_full
         assert health.status == "yellow"
+
+
+async def test_a_broker_that_takes_no_outcome_is_yellow_with_its_reason_until_it_does(
+    bus, clock, monkeypatch
+):
+    taken = MemoryConsumer.settle
+    refusing = True
+
+    async def handle(payload: str):
+        raise Reject("no")
+
+    async def settle(consumer, settlements):
+        if refusing:
+            return [SettleError(PublishError("nowhere to put it")) for _ in settlements]
+        return await taken(consumer, settlements)
+
+    monkeypatch.setattr(MemoryConsumer, "settle", settle)
+    async with app_with(jobs, handle).running(bus):
+        await bus.publish(jobs, "a")
+        await clock.settle()
+        health = await one(bus)
+        assert (health.status, health.subscriptions[0].unsettled) == ("yellow", True)
+        assert health.last_error == "nowhere to put it"
+
+        refusing = False
+        await clock.advance(60)
+        health = await one(bus)
+        assert (health.status, health.subscriptions[0].unsettled) == ("green", False)
+        assert (health.last_error, health.subscriptions[0].dead_letters) == (None, 1)
 
 
 async def test_a_broker_that_is_gone_is_red_and_its_return_green(bus, clock):

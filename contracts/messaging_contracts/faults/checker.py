@@ -308,7 +308,13 @@ class _Check:
             else:
                 self.verdict.failures_uncounted.append(f"{id}: {one} after {former}")
         elif former.concluded or former.last > one.first or former.how == "died":
-            if several or self._cause(former, at):
+            # What failed may be there twice: its retry, and itself where only its settlement was lost.
+            again = [
+                other
+                for other in formers
+                if other is former or (other.how == "failed" and other.begun.attempt == one.begun.attempt)
+            ]
+            if several or any(self._cause(other, at) for other in again):
                 self.verdict.duplicates += former.how != "died"
             else:
                 self.verdict.duplicates_without_cause.append(f"{id}: {one} after {former}")

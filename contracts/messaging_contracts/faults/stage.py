@@ -6,6 +6,7 @@ import asyncio
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.faults.arena import DISTURBED, Arena
@@ -285,7 +286,7 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         except AssertionError as error:
             violations.append(f"{topic}: {error}")
     seen = list(dict.fromkeys(event.status for event in events if isinstance(event, Seen)))
-    if unhealthy and not {"red", "yellow"} & set(seen):
+    if unhealthy and not told_of_the_fault(events):
         violations.append("no member's health told of the fault")
     recovered = [seconds for _, seconds in recoveries(events) if seconds is not None]
     return Row(
@@ -305,6 +306,19 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         violations=tuple(violations),
         disturbed=sum(isinstance(event, Struck) and event.kind == DISTURBED for event in events),
     )
+
+
+def told_of_the_fault(events: Sequence[Event]) -> bool:
+    """Whether somebody's health was no longer green after the first fault. Nobody's is green when it begins."""
+    struck = min((one.at for one in events if isinstance(one, Struck) and one.kind != DISTURBED), default=inf)
+    well: set[str] = set()
+    for event in events:
+        if isinstance(event, Seen):
+            if event.status == "green":
+                well.add(event.member)
+            elif event.member in well and event.at >= struck:
+                return True
+    return False
 
 
 def judged(events: Sequence[Event], topic: str, *, ordered: bool) -> Verdict:

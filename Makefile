@@ -17,7 +17,7 @@ BROKERS := redis rabbitmq kafka sqs elasticmq
 # Tests wait more than they work: two processes share one set of brokers.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
-.PHONY: help bench bench-full guard demo faults simulate soak test test-compose check format coverage clean
+.PHONY: help bench bench-full guard scale demo faults simulate soak test test-compose check format coverage clean
 
 help:
 	@echo "make demo          the example shop on the memory broker"
@@ -30,6 +30,7 @@ help:
 	@echo "make format        mend formatting and what lint can mend"
 	@echo "make bench         raw clients, this library and its peers side by side, into docs/benchmarks.md"
 	@echo "make bench-full    the same with other sizes and loops, and how cost and memory scale, into docs/scaling.md"
+	@echo "make scale         what one would deploy for a million messages a second, from these figures, into docs/scale.md"
 	@echo "make guard         what a message costs, against what it cost before"
 	@echo "make coverage      branch coverage of the portable layer, at least 95 %"
 
@@ -113,7 +114,12 @@ bench-full: $(STAMP_BENCH)
 		BENCHMARKS_SIZE=100 $(BIN)/python -m benchmarks --output docs/benchmarks/100-bytes.md; \
 		BENCHMARKS_SIZE=65536 $(BIN)/python -m benchmarks --scale 0.2 --output docs/benchmarks/64-kib.md; \
 		$(BIN)/python -m benchmarks --standard-loop --output docs/benchmarks/standard-loop.md; \
-		$(BIN)/python -m benchmarks.curves --output docs/scaling.md'
+		$(BIN)/python -m benchmarks.curves --output docs/scaling.md; \
+		$(BIN)/python -m benchmarks.scale'
+
+# From what `make bench` has kept; starts no broker.
+scale: $(STAMP_DEV)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 guard: $(STAMP_DEV)
 	@$(BIN)/python -m benchmarks.guard

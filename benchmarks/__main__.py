@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print, and write docs/benchmarks.md.
+"""`python -m benchmarks`: measure, print, and write docs/benchmarks.md, with its figures beside it.
 
 The brokers' URLs come from the environment, as `python -m messaging_contracts run` sets them; a path whose broker is
 not there is left out.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from benchmarks import report
+from benchmarks.measure import idle
 from benchmarks.path import OURS
 from benchmarks.paths import PATHS
 from benchmarks.run import misses, ratio, run
@@ -59,15 +60,14 @@ def main() -> int:
         results[path] = found
         _show(path, found)
     rounds = min(len(one.rounds) for found in results.values() for one in found if not one.failure)
-    page = report.write(
-        results,
-        brokers=asyncio.run(_versions(chosen)),
-        rounds=rounds,
-        seconds=time.monotonic() - start,
-        loop="asyncio's own loop" if options.standard_loop else "uvloop",
-    )
+    seconds, brokers = time.monotonic() - start, asyncio.run(_versions(chosen))
+    loop = "asyncio's own loop" if options.standard_loop else "uvloop"
+    page = report.write(results, brokers=brokers, rounds=rounds, seconds=seconds, loop=loop)
     if options.output is not None:
         options.output.write_text(page)
+        options.output.with_suffix(".json").write_text(
+            report.figures(results, brokers=brokers, loop=loop, idle=idle())
+        )
     missed = [line for path, found in results.items() for line in misses(path, found)]
     print("\nnot reached:" if missed else "\nall targets are reached", *missed, sep="\n  ")
     return 0
@@ -80,7 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=13.0, help="in all (default 13)")
     parser.add_argument("--only", default="", metavar="TEXT", help="paths whose name holds this")
     parser.add_argument("--standard-loop", action="store_true", help="asyncio's own loop instead of uvloop")
-    parser.add_argument("--output", type=File, metavar="FILE", help=f"the page to write, {PAGE.name}")
+    parser.add_argument(
+        "--output",
+        type=File,
+        metavar="FILE",
+        help=f"the page to write, {PAGE.name}; its figures go beside it",
+    )
     return parser
 
 

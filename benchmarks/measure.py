@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,9 +33,48 @@ class Measured:
     duplicates: int = 0
     latencies: list[float] = field(default_factory=list[float])
     """Seconds, where single calls were timed."""
+    cost: float | None = None
+    """Seconds of the processor that this process took for a message, where that was looked at."""
+    beside: float | None = None
+    """The same of all others on this machine: the broker's, where nothing else goes on."""
 
     def latency(self, percent: int) -> float:
         return statistics.quantiles(self.latencies, n=100)[percent - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The clock, and the processor's time that was taken until then: by this process, by the whole machine."""
+
+    clock: float
+    own: float
+    all: float | None
+
+    @classmethod
+    def now(cls) -> Moment:
+        return cls(time.perf_counter(), time.process_time(), _taken())
+
+    def until(self, end: Moment, messages: int, *, handled: int, duplicates: int = 0) -> Measured:
+        """What so many messages took from here to `end`, in a round of `handled`."""
+        own = end.own - self.own
+        beside = None if self.all is None or end.all is None else max(0.0, end.all - self.all - own)
+        return Measured(
+            messages / (end.clock - self.clock),
+            handled,
+            duplicates,
+            cost=own / messages,
+            beside=None if beside is None else beside / messages,
+        )
+
+
+def _taken() -> float | None:
+    """Seconds of the processor that this machine has spent on anything; None where it does not tell."""
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, interrupts, soft = (int(ticks) for ticks in line.split()[1:8])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 class Tally:
@@ -50,7 +91,7 @@ class Tally:
         self._seen = bytearray(expected)
         self._missing = expected
         self._quarter = expected // 4
-        self._start = self._end = 0.0
+        self._start = self._end = Moment(0.0, 0.0, None)
 
     def handled(self, number: int) -> None:
         if self._seen[number]:
@@ -59,9 +100,9 @@ class Tally:
         self._seen[number] = 1
         self._missing -= 1
         if self._missing == self.expected - self._quarter:
-            self._start = time.perf_counter()
+            self._start = Moment.now()
         elif self._missing == self._quarter:
-            self._end = time.perf_counter()
+            self._end = Moment.now()
         elif not self._missing:
             self.all.set()
 
@@ -78,7 +119,7 @@ class Tally:
         if self._missing:
             raise Incomplete(f"{self._missing} of {self.expected} messages were not handled")
         timed = self.expected - 2 * self._quarter
-        return Measured(timed / (self._end - self._start), self.expected, self.duplicates)
+        return self._start.until(self._end, timed, handled=self.expected, duplicates=self.duplicates)
 
 
 async def publishing(publish: Callable[[int], Awaitable[object]], messages: int, *, callers: int) -> Measured:
@@ -92,14 +133,14 @@ async def publishing(publish: Callable[[int], Awaitable[object]], messages: int,
             await publish(number)
             confirmed += 1
 
-    start = time.perf_counter()
+    start = Moment.now()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(callers):
             tasks.create_task(caller())
-    elapsed = time.perf_counter() - start
+    end = Moment.now()
     if confirmed != messages:
         raise Incomplete(f"{messages - confirmed} of {messages} messages were not confirmed")
-    return Measured(messages / elapsed, messages)
+    return start.until(end, messages, handled=messages)
 
 
 async def asking(ask: Callable[[int], Awaitable[int]], requests: int, *, callers: int = 1) -> Measured:
@@ -124,6 +165,19 @@ async def handling(messages: int) -> Measured:
     for _ in range(messages):
         await asyncio.sleep(HANDLER)
     return Measured(messages / (time.perf_counter() - start), messages)
+
+
+def idle(samples: int = 3) -> float | None:
+    """Cores that are busy while this process waits: what others do that has nothing to do with a message."""
+    found: list[float] = []
+    for _ in range(samples):
+        start = Moment.now()
+        time.sleep(1)
+        waited = start.until(Moment.now(), 1, handled=1)
+        if waited.beside is None:
+            return None
+        found.append(waited.beside * waited.rate)
+    return min(found)
 
 
 def peak() -> int:

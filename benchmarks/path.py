@@ -36,5 +36,7 @@ class Path:
     """Messages a second that the library must reach on one core."""
     limit: str = ""
     """What bounds the library on this path, in a sentence."""
+    least: int = 0
+    """Messages that a counted round has whatever its scale: of fewer, only what was read ahead would be timed."""
     latency: bool = False
     """Compared by the latency of single calls, not by rate."""

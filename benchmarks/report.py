@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -49,6 +50,42 @@ def write(
     sections = [_head(rounds, seconds, loop)]
     sections += [_section(path, found) for path, found in results.items()]
     return "\n".join([*sections, _versions(brokers)])
+
+
+def figures(
+    results: Mapping[Path, Sequence[Result]], *, brokers: Mapping[str, str], loop: str, idle: float | None
+) -> str:
+    """What was measured, as JSON for other programs: rates a second, times in microseconds, idle in cores."""
+    told = {
+        "written": f"{datetime.now(UTC):%Y-%m-%d}",
+        "size": SIZE,
+        "loop": loop,
+        "processor": processor(),
+        "idle": None if idle is None else round(idle, 3),
+        "brokers": dict(brokers),
+        "paths": {
+            path.name: {
+                result.contender.name: _figures(path, result)
+                for result in found
+                if not result.failure and result.rounds
+            }
+            for path, found in results.items()
+        },
+    }
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _figures(path: Path, result: Result) -> dict[str, float]:
+    found: dict[str, float | None] = {
+        "rate": result.rate,
+        "messages": min(one.messages for one in result.rounds),
+        "duplicates": result.duplicates,
+    }
+    if path.latency:
+        found |= {"p50": result.latency(50) * 1e6, "p99": result.latency(99) * 1e6}
+    for name, seconds in (("cost", result.cost), ("beside", result.beside)):
+        found[name] = None if seconds is None else seconds * 1e6
+    return {name: round(figure, 1) for name, figure in found.items() if figure is not None}
 
 
 def _head(rounds: int, seconds: float, loop: str) -> str:

@@ -51,6 +51,21 @@ class Result:
     def latency(self, percent: int) -> float:
         return statistics.median(one.latency(percent) for one in self.rounds)
 
+    @property
+    def cost(self) -> float | None:
+        """See `Measured.cost`."""
+        return _median([one.cost for one in self.rounds])
+
+    @property
+    def beside(self) -> float | None:
+        """See `Measured.beside`."""
+        return _median([one.beside for one in self.rounds])
+
+
+def _median(found: Sequence[float | None]) -> float | None:
+    known = [one for one in found if one is not None]
+    return statistics.median(known) if known else None
+
 
 def run(path: Path, url: str, *, rounds: int, scale: float, loop: Loop, until: float) -> list[Result]:
     """Measure all contenders of a path. The first round, a fifth of the others, warms up and is not counted.
@@ -74,7 +89,10 @@ def run(path: Path, url: str, *, rounds: int, scale: float, loop: Loop, until: f
 
 def _round(path: Path, url: str, result: Result, *, scale: float, loop: Loop, counted: bool) -> None:
     contender = result.contender
-    messages = max(10, int(path.messages * contender.share * scale) // 10 * 10)
+    messages = path.messages * scale
+    if counted:
+        messages = max(messages, path.least)
+    messages = max(10, int(messages * contender.share) // 10 * 10)
     # What the imports left is nobody's: a service that cares does the same after its start.
     gc.collect()
     gc.freeze()

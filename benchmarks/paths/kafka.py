@@ -178,6 +178,7 @@ PATHS = (
             Contender("aiokafka getmany and commit", getmany_and_commit, target=0.6),
             Contender("FastStream, an ack per message", faststream_consume, share=0.01, target=100),
         ),
+        least=10_000,  # several times what one fetch brings
         limit="headers made a message, a validated payload, a worker for each message, and the "
         "record of what is settled out of order",
     ),

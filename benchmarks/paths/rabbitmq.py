@@ -240,6 +240,7 @@ PATHS = (
             Contender("FastStream", faststream_consume, share=0.5, target=2),
             Contender("kombu", kombu_consume, share=0.2),
         ),
+        least=4_000,  # four times what the library reads ahead
     ),
     Path(
         "RabbitMQ publish, one at a time",

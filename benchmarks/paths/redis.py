@@ -224,6 +224,7 @@ PATHS = (
             Contender("taskiq", taskiq_consume, share=0.2, target=10),
             Contender("FastStream", faststream_consume, share=0.2),
         ),
+        least=4_000,  # four times what the library reads ahead
         limit="the fields of an entry made a message, a validated payload, and a worker with the "
         "chain of middleware for each",
     ),

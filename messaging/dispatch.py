@@ -282,7 +282,7 @@ class Dispatcher:
             delivery.attempt += 1
             delivery.failure = settlement.failure
             delivery.returns = 0
-            delivery.guard = "none"
+        delivery.guard = "none"  # the broker forgets the mark with the settlement: it has to be stored anew
         self._park(delivery, until)
 
     def _go_on_holding(self, delivery: RawDelivery) -> None:

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from messaging import workers as module
-from messaging.adapter import Lease
+from messaging.adapter import DONE, Hold, Lease
 from messaging.binding import current_delivery
 from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
@@ -203,6 +203,25 @@ async def test_what_is_no_exception_ends_the_subscription_and_gives_back(monkeyp
 
 
 # the crash guard (3)
+
+
+async def test_a_suspect_that_is_held_without_a_failure_is_marked_again_before_it_runs_again():
+    work = Work()
+    async with Bench(work).running() as bench:
+
+        async def hold(settlements):
+            return [Hold(5.0) if isinstance(one.outcome, Release) else DONE for one in settlements]
+
+        async def mark(delivery):
+            delivery.guard = "alone"
+            return True
+
+        bench.consumer.on_settle, bench.consumer.on_isolate = hold, mark
+        await bench.put(suspect("s", key="a"))
+        work.finish("s", Release(after=5))
+        await bench.clock.advance(5)
+        assert bench.consumer.isolated == ["s", "s"], "the broker forgot the mark with the release"
+        work.finish("s")
 
 
 async def test_a_suspect_runs_alone_after_it_is_marked():

@@ -85,8 +85,11 @@ class Bus:
         publish_middleware: Sequence[PublishMiddleware] = (),
         clock: Clock,
         wrap: Callable[[Adapter], Adapter] | None = None,
+        wrap_store: Callable[[IdempotencyStore], IdempotencyStore] | None = None,
     ) -> None:
-        """`wrap` puts something between the bus and its adapter: what injects faults, for instance."""
+        """`wrap` puts something between the bus and its adapter: what injects faults, for instance; `wrap_store`
+        between the bus and its idempotency store.
+        """
         if settings.url is None:
             raise ConfigurationError(
                 "No broker was named: give connect() a URL or set MESSAGING_URL, for instance "
@@ -101,6 +104,8 @@ class Bus:
         )
         self.namespace = self._routing.default.namespace
         self._store = None if settings.store is None else store_for(settings.store, clock=clock)
+        if self._store is not None and wrap_store is not None:
+            self._store = wrap_store(self._store)
         self._catalogue = Catalogue(self._routing, settings, clock)
         self._sender = Sender(
             preparation=Preparation(clock, self.source, settings.idempotent_publish),

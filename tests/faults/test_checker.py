@@ -195,6 +195,16 @@ def test_the_fault_of_another_member_is_no_cause(story: Story):
     assert list(story.verdict().violations) == ["duplicates_without_cause"]
 
 
+def test_a_member_that_does_not_know_yet_that_it_lost_the_lease_may_come_second(story: Story):
+    story.published("m0")
+    story.struck("b", lasts=10)
+    story.handled("m0")
+    story.handled("m0", member="b")
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 1
+
+
 def test_each_duplicate_needs_a_fault_since_the_one_before(story: Story):
     story.published("m0")
     story.handled("m0")

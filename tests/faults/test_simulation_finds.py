@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from messaging import Ack, workers
+from messaging.middleware import idempotency
 from messaging_contracts.simulation import simulate
+from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
     import pytest
@@ -26,3 +28,21 @@ def test_a_message_that_is_handled_before_its_time(monkeypatch: pytest.MonkeyPat
 def test_a_delayed_message_that_is_taken_for_done(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workers, "judge_early", lambda *_: Ack())
     assert found("lost")
+
+
+def test_a_success_that_is_not_stored_as_done(monkeypatch: pytest.MonkeyPatch):
+    async def complete(*_):
+        """Tell nobody."""
+
+    monkeypatch.setattr(idempotency._Entry, "complete", complete)
+    assert found("handled_twice")
+
+
+def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatch):
+    begin = MemoryStore.begin
+
+    async def generous(self, key, *, digest, lease):
+        return await begin(self, key, digest=digest, lease=0.0)
+
+    monkeypatch.setattr(MemoryStore, "begin", generous)
+    assert found("keys_given_up")

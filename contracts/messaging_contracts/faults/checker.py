@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.history import CLOCK_JUMPED, REMOVED, Begun, Buried, Ended, Published, Struck
+from messaging_contracts.faults.once import repetition
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -50,6 +51,10 @@ class Verdict:
     """Dead letters without reason, cause, attempts or time."""
     innocent_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters that no handler rejected and with which no member was lost."""
+    handled_twice: list[str] = field(default_factory=list[str])
+    """Of an idempotent group; for these three see `faults.once`."""
+    stale_owners: list[str] = field(default_factory=list[str])
+    keys_given_up: list[str] = field(default_factory=list[str])
 
     messages: int = 0
     handlings: int = 0
@@ -175,13 +180,21 @@ class _Check:
         """Until when what was confirmed may have been deleted."""
         self._alive: dict[str, tuple[int, float]] = {}
         """The last sign of life of each member."""
-        self._read(events)
+        listed = list(events)
+        self._read(listed)
+        self._judge_idempotency(listed)
         seen = {one.begun.group for one in self._handlings.values()} | {group for group, _ in self._buried}
         for group in sorted(seen | set(groups)):
             self._judge(group)
         self.verdict.messages = len(self._messages)
         self.verdict.handlings = len(self._handlings)
         self.verdict.dead_letters = len(self._buried)
+
+    def _judge_idempotency(self, events: Sequence[Event]) -> None:
+        found = repetition(events)
+        self.verdict.handled_twice = found.handled_twice
+        self.verdict.stale_owners = found.stale_owners
+        self.verdict.keys_given_up = found.keys_given_up
 
     def _read(self, events: Iterable[Event]) -> None:
         for place, event in enumerate(events):
@@ -314,7 +327,8 @@ class _Check:
                 for other in formers
                 if other is former or (other.how == "failed" and other.begun.attempt == one.begun.attempt)
             ]
-            if several or any(self._cause(other, at) for other in again):
+            # Or this member had lost it to the former one, and did not know that yet.
+            if several or any(self._cause(other, at) for other in (*again, one)):
                 self.verdict.duplicates += former.how != "died"
             else:
                 self.verdict.duplicates_without_cause.append(f"{id}: {one} after {former}")
@@ -372,7 +386,8 @@ class _Check:
             for one in lane:
                 running = [other for other in running if other.last > one.first]
                 for other in running:
-                    if self._cause(other, one.begun.at):
+                    # Or it is this member that had lost it, and did not know that yet.
+                    if self._cause(other, one.begun.at) or self._cause(one, one.begun.at):
                         excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{kind} {name}: {other} and {one}")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Fate: TypeAlias = Literal["sent", "confirmed", "uncertain", "failed"]
 End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancelled"]
+Keeping: TypeAlias = Literal["taken", "done", "missed"]
+"""`missed`: the member could not reach the store about the message, or not in time."""
 
 
 CLOCK_JUMPED = "clock jumped"
@@ -59,6 +61,8 @@ class Begun:
     deliveries: int = 1
     partition: int = 0
     fence: int = 0
+    token: int = 0
+    """The fence of its idempotency key; 0 where the group is not idempotent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +141,24 @@ class Buried:
     failed_at: float | None = None
 
 
-Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the idempotency store did for a message, or did not."""
+
+    at: float
+    how: Keeping
+    id: str
+    group: str
+    member: str
+    token: int = 0
+    """The fence that its owner has."""
+
+
+Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept
 
 _KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried)
+    kind.__name__.lower(): kind
+    for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried, Kept)
 }
 
 

@@ -5,10 +5,12 @@ It breaks no promise of the SPI itself: what goes wrong above it is a defect of 
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, Consumer, SettleError
 from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
+from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
 from messaging_contracts.simulation.loop import due_of
 
@@ -52,7 +54,10 @@ class FaultyAdapter(Adapter):
         window: int,
         cut: Callable[[], None],
         lapse: Callable[[], None],
+        leaving: Callable[[], bool],
+        unstored: Callable[[], Collection[str]],
     ) -> None:
+        """`leaving` is whether the process drains, `unstored` what it has handled and not yet stored as done."""
         self.inner = inner
         self.faults = faults
         self.clock = clock
@@ -60,6 +65,8 @@ class FaultyAdapter(Adapter):
         self.window = window
         self.cut = cut
         self.lapse = lapse
+        self.leaving = leaving
+        self.unstored = unstored
         self.consumers: list[FaultyConsumer] = []
 
     @classmethod
@@ -196,7 +203,9 @@ class _Watching:
     async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
         # At once: later it might be about an ownership that is gone, and would take what belongs to the next.
         self.consumer.withdraw(partitions)
+        self.consumer.revoked_by = min(deadline, self.consumer.revoked_by)
         await self._told.on_revoke(partitions, deadline)
+        self.consumer.revoked_by = inf
         await self._adapter.there()
 
     def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
@@ -227,7 +236,9 @@ class FaultyConsumer(Consumer):
         self._arrived: list[RawDelivery] = []
         self._doubtful: set[str] = set()
         self.isolating: str | None = None
-        """What is being marked to run alone: a crash now looks as if it had run."""
+        """What is marked to run alone, or being marked, and not settled: a crash now looks as if it had run."""
+        self.revoked_by = inf
+        """When what runs in partitions that are handed over is interrupted."""
         self.lapses = 0
         self.lease = inner.lease
         self.window = adapter.window
@@ -248,6 +259,9 @@ class FaultyConsumer(Consumer):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         await self._adapter.there()
+        if self._adapter.leaving() or self._adapter.clock.monotonic() >= self.revoked_by:
+            given_back = [one.delivery.message.id for one in settlements if isinstance(one.outcome, Release)]
+            self._strike("interrupted", given_back)
         if self._faults.strikes("settle_refused"):
             return [self._unsettled(one) for one in settlements]
         if self._faults.strikes("settle_partly"):
@@ -263,6 +277,8 @@ class FaultyConsumer(Consumer):
         for one, result in zip(settlements, results, strict=True):
             if not isinstance(result, SettleError):
                 self._doubtful.discard(one.delivery.message.id)
+                if one.delivery.message.id == self.isolating:
+                    self.isolating = None
         await self._adapter.back()
         if self._faults.strikes("settle_unknown"):
             return [SettleError(ConnectionFailed("simulated: no answer")) for _ in settlements]
@@ -289,7 +305,6 @@ class FaultyConsumer(Consumer):
         await self._adapter.back()
         if self._faults.strikes("isolate_fails"):
             raise ConnectionFailed("simulated: nobody knows whether it is marked")
-        self.isolating = None
         return marked
 
     def status(self) -> ConsumerStatus:
@@ -297,8 +312,7 @@ class FaultyConsumer(Consumer):
 
     async def close(self) -> None:
         await self._adapter.clock.awake()
-        if self._doubtful:
-            self._strike("closed unsettled", sorted(self._doubtful))
+        self._strike("closed unsettled", sorted({*self._doubtful, *self._adapter.unstored()}))
         await self._inner.close()
 
     def withdraw(self, partitions: Collection[int]) -> None:

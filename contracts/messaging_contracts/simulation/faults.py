@@ -31,8 +31,11 @@ KINDS = (
     "lapse",
     "slow",
     "stuck",
+    "store_fails",
+    "store_unknown",
+    "store_away",
 )
-"""Faults of single calls to the SPI; see `simulation.adapter`."""
+"""Faults of single calls to the SPI; see `simulation.adapter` and `simulation.store`."""
 LATENCIES = (0.0, 0.0, 0.0, 0.001, 0.01, 0.05)
 
 
@@ -58,8 +61,8 @@ class Faults:
             hit[self.random.randrange(number)] = True
         return hit
 
-    async def latency(self, clock: Clock) -> None:
-        """The time that one way to the broker takes."""
+    async def latency(self, clock: Clock) -> float:
+        """Wait for the time that one way to the broker takes; how long that is."""
         delay = 0.0 if self.calm else self.random.choice(LATENCIES)
         if self.strikes("slow"):
             delay = self.random.uniform(0.1, self.lease / 8)
@@ -67,6 +70,7 @@ class Faults:
             delay = self.random.uniform(self.lease / 2, self.lease * 2)
         if delay > 0:
             await sleep(clock, delay)
+        return delay
 
 
 def drawn(random: Random) -> dict[str, float]:

@@ -11,6 +11,7 @@ from messaging.errors import ConnectionFailed
 from messaging_contracts.faults import Begun, Ended, Event, Struck
 from messaging_contracts.simulation.adapter import FaultyAdapter
 from messaging_contracts.simulation.loop import ProcessClock
+from messaging_contracts.simulation.store import FaultyStore
 
 if TYPE_CHECKING:
     from messaging.adapter import Adapter
@@ -29,8 +30,22 @@ class Process:
         self.world = world
         self.name = name
         self.clock = ProcessClock(world.loop)
-        self.bus = Bus(world.settings, clock=self.clock, wrap=self._wrap)
+        self.store = FaultyStore(
+            world.store,
+            world.faults,
+            self.clock,
+            world.outage,
+            group=GROUP,
+            member=name,
+            record=self.record,
+        )
+        self.bus = Bus(world.settings, clock=self.clock, wrap=self._wrap, wrap_store=lambda _: self.store)
         self.dead = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has been asked to end."""
+        return False
 
     def _wrap(self, _: Adapter) -> Adapter:
         world = self.world
@@ -44,6 +59,8 @@ class Process:
             window=world.scenario.window,
             cut=self._living(inner.cut),
             lapse=self._living(inner.lapse),
+            leaving=lambda: self.leaving,
+            unstored=lambda: self.store.completing,
         )
         return self.adapter
 
@@ -78,6 +95,10 @@ class Member(Process):
         """Neither dead nor leaving."""
         return not (self.dead or self._stop.is_set() or self.task.done())
 
+    @property
+    def leaving(self) -> bool:
+        return self._stop.is_set()
+
     async def _live(self) -> None:
         scenario = self.world.scenario
         app = App(GROUP, retry=RetryPolicy(scenario.attempts, fixed(scenario.delay)))
@@ -86,6 +107,7 @@ class Member(Process):
             concurrency=scenario.concurrency,
             prefetch=scenario.prefetch,
             timeout=scenario.timeout,
+            idempotent=scenario.idempotent,
         )(self._handle)
         try:
             async with self.bus, app.running(self.bus):
@@ -100,6 +122,11 @@ class Member(Process):
         """Leave in an orderly way."""
         self._stop.set()
 
+    def freeze(self) -> None:
+        """Stand still, until the clock thaws."""
+        self.store.frozen()
+        self.clock.freeze()
+
     def crash(self) -> None:
         """End without a word."""
         if self.dead or self.task.done():
@@ -107,7 +134,7 @@ class Member(Process):
         self.record(Struck(at=self.now(), kind="crash", member=self.name, fatal=True))
         isolating = tuple(one.isolating for one in self.adapter.consumers if one.isolating is not None)
         self.record(Struck(at=self.now(), kind="crash while isolating", member=self.name, ids=isolating))
-        self.dead = True
+        self.dead = self.store.dead = True
         self.inner.crash()
         self.clock.thaw()
         self.task.cancel()
@@ -129,6 +156,7 @@ class Member(Process):
                 deliveries=delivery.deliveries,
                 partition=delivery.partition,
                 fence=delivery.fence,
+                token=self.store.tokens[delivery.message.id] if self.world.scenario.idempotent else 0,
             )
         )
         self.running += 1

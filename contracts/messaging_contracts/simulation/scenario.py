@@ -43,6 +43,7 @@ class Scenario:
     """One message crashes each process that handles it."""
     delayed: float
     """How often a message is published with a delay; never on an ordered topic, which takes none (5)."""
+    idempotent: bool
 
 
 def scenario(seed: int) -> Scenario:
@@ -75,4 +76,5 @@ def scenario(seed: int) -> Scenario:
         faults=drawn(random),
         poison=random.random() < 0.08,
         delayed=0.0 if ordered else random.choice((0.0, 0.2, 1.0)),
+        idempotent=random.random() < 0.3,
     )

@@ -23,9 +23,11 @@ from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLo
 from messaging_contracts.simulation.process import GROUP, Member
 from messaging_contracts.simulation.publisher import Publisher
 from messaging_contracts.simulation.scenario import Scenario, scenario
+from messaging_contracts.simulation.store import Outage
 from messaging_memory import MemoryAdapter
 from messaging_memory.broker import Broker
 from messaging_memory.settings import Settings as MemorySettings
+from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +126,11 @@ class World:
         self.history = _Done()
         self.faults = Faults(self.random, self.history, self.scenario.faults, self.scenario.lease)
         self.settings = Settings(
-            url="memory://", drain_timeout=self.scenario.grace, connect_timeout=60, publish_timeout=30
+            url="memory://",
+            store="memory://",
+            drain_timeout=self.scenario.grace,
+            connect_timeout=60,
+            publish_timeout=30,
         )
         self.topic: Topic[Any] = Topic(
             "orders", ordered=self.scenario.ordered, partitions=self.scenario.partitions
@@ -135,6 +141,8 @@ class World:
         self.poison: str | None = None
         self._names = count(1)
         self._broker = Broker("simulated", clock=ProcessClock(loop))
+        self.store = MemoryStore(clock=ProcessClock(loop))
+        self.outage = Outage()
 
     def problem(self, text: str) -> None:
         """Something that no checker of histories sees."""
@@ -207,7 +215,7 @@ class World:
             elif kind == "crash":
                 member.crash()
             elif kind == "freeze":
-                member.clock.freeze()
+                member.freeze()
                 delay = self.random.uniform(0.0, 3 * self.scenario.lease)
                 self.loop.call_later(delay, member.clock.thaw)
 
@@ -230,7 +238,8 @@ class World:
                 return
             await asyncio.sleep(1.0)
             self.history.done.update([letter.id async for letter in letters.browse()])
-        await asyncio.sleep(10.0 + 5 * self.scenario.lease)  # stuck calls and handlers come back
+        # Stuck calls and handlers come back, keys of owners that are gone, and copies with a delay.
+        await asyncio.sleep(70.0 + 5 * self.scenario.lease)
 
     async def _empty(self, observer: Bus) -> bool:
         return all(not info.lag for info in await observer.groups())

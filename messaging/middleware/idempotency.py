@@ -41,9 +41,9 @@ def idempotent(
 
     The key is the message's id, or `key(message)`, within `scope` (namespace, topic and group). While another
     member has it, the message is released until the rest of that member's lease has passed; ours is extended
-    while the handler runs. Two bodies under one key are rejected. Anything but an Ack clears the key,
-    cancellation too. While the store is away, messages are released uncounted; when it goes away after the
-    handler, the outcome stands.
+    while the handler runs, and not used where it was over when the store answered. Two bodies under one key are
+    rejected. Anything but an Ack clears the key, cancellation too. While the store is away, messages are released
+    uncounted; when it goes away after the handler, the outcome stands.
 
     `lease` and `ttl` are seconds; `owner` names this member in the log.
     """
@@ -54,6 +54,7 @@ def idempotent(
             nonlocal away
             message = delivery.message
             name = f"{scope}:{message.id if key is None else _checked_key(key(message))}"
+            asked = clock.monotonic()
             try:
                 begun = await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
             except IdempotencyConflict as conflict:
@@ -71,7 +72,11 @@ def idempotent(
             if isinstance(begun, Completed):
                 stored = begun.result
                 return Ack(None if stored is None or decode_reply is None else decode_reply(stored))
-            async with _Entry(store, clock, delivery, owner, name, begun.fence, lease) as entry:
+            entry = _Entry(store, clock, delivery, owner, name, begun.fence, lease, asked)
+            if clock.monotonic() >= asked + lease:  # the answer came so late that another may have the key
+                await entry.clear()
+                return Release()
+            async with entry:
                 result: bytes | None = None
                 try:
                     outcome = await next(delivery)
@@ -113,7 +118,9 @@ class _Entry:
         name: str,
         fence: int,
         lease: float,
+        asked: float,
     ) -> None:
+        """`asked` is when the store was asked for the key: from then on the lease may run."""
         self._store = store
         self._clock = clock
         self._delivery = delivery
@@ -121,11 +128,13 @@ class _Entry:
         self._name = name
         self._fence = fence
         self._lease = lease
+        self._asked = asked
         self._timer: Timer | None = None
         self._heart: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._timer = self._clock.call_later(self._lease / _BEATS, self._start_beating)
+        due = self._asked + self._lease / _BEATS
+        self._timer = self._clock.call_later(max(0.0, due - self._clock.monotonic()), self._start_beating)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

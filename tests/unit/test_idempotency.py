@@ -322,6 +322,32 @@ async def test_the_lease_is_extended_while_the_handler_runs(store, clock):
     assert store.entries["s:m1"]["done"] is True
 
 
+async def test_the_lease_counts_from_when_the_store_was_asked(store, clock):
+    begin = store.begin
+
+    async def slow(key, *, digest, lease):
+        begun = await begin(key, digest=digest, lease=lease)
+        await sleep(clock, LEASE * 0.9)
+        return begun
+
+    store.begin = slow
+    handling = asyncio.create_task(protect(store, taking(clock, LEASE))(delivery()))
+    await clock.advance(LEASE * 0.95)
+    assert store.count("extend") == 1, "at a third of the lease, which is over, and not a third later"
+    await clock.advance(LEASE)
+    assert await handling == Ack()
+
+
+async def test_a_key_that_is_given_when_its_lease_is_over_is_not_used_and_is_cleared(store, clock):
+    store.slow["begin"] = LEASE
+    handler = always(Ack())
+    handling = asyncio.create_task(protect(store, handler)(delivery()))
+    await clock.advance(LEASE)
+    assert await handling == Release()
+    assert handler.handled == []
+    assert store.entries == {}
+
+
 async def test_nothing_is_extended_once_the_handler_has_ended(store, clock):
     task = asyncio.create_task(protect(store, taking(clock, LEASE))(delivery()))
     await clock.advance(LEASE)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import GONE, DeadLetterStore, Gone, StoredLetter
 from messaging.envelope import FAILURE
-from messaging.errors import MessagingError, PublishError
+from messaging.errors import ConfigurationError, MessagingError, PublishError, TopicNotFound
 from messaging.partition import partition_of
 from messaging_kafka import library
 from messaging_kafka.fetching import read_between
@@ -69,6 +69,11 @@ class Marks:
         token, until = self._claims.get(offset, ("", 0.0))
         return token if until > at else None
 
+    def begin_anew(self) -> None:
+        """The letters that they were of are gone."""
+        self.position = 0
+        self.forget(sys.maxsize)
+
     def forget(self, before: int) -> None:
         """Letters before this are not there any more."""
         self.gone = {offset for offset in self.gone if offset >= before}
@@ -102,19 +107,29 @@ class KafkaDeadLetters(DeadLetterStore):
     async def _bounds(self, *, refresh: bool = True) -> tuple[int, int]:
         """The first letter that is kept and the end, the marks read."""
         brokers = self._session.brokers
-        await self._session.topology.check(self._group, refresh=refresh)
+        await self._check(refresh=refresh)
         # The marks first: a letter that comes meanwhile is not gone.
         ends = await brokers.offsets(dict.fromkeys((self._letters, self._marked), library.LATEST))
         start = (await brokers.offsets({self._letters: library.EARLIEST}))[self._letters]
         marks, end = self._marks, ends[self._marked]
         if end < marks.position:
-            marks.position = 0  # the group was deleted and made again
-            marks.forget(sys.maxsize)
+            marks.begin_anew()  # the group was deleted and made again
         async for record in read_between(brokers, self._marked, marks.position, end):
             marks.read(record)
         marks.position = end
         marks.forget(start)
         return start, ends[self._letters]
+
+    async def _check(self, *, refresh: bool) -> None:
+        """See `TopologyKeeper.check`; letters that somebody deleted are made anew, where a reader asks for them."""
+        topology = self._session.topology
+        try:
+            await topology.check(self._group, refresh=refresh)
+        except (ConfigurationError, TopicNotFound):
+            self._marks.begin_anew()
+            if not (refresh and await topology.restore(self._group)):
+                raise
+            await topology.check(self._group, refresh=False)
 
     @asynccontextmanager
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE, Hold, SettleError
 from messaging.envelope import NOT_BEFORE
-from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge, MessagingError, PublishError
+from messaging.errors import (
+    ConnectionFailed,
+    LeaseLost,
+    MessageTooLarge,
+    MessagingError,
+    PublishError,
+    TopicNotFound,
+)
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.oversize import cut
 from messaging_kafka import tiers
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import GroupSpec, RawDelivery, Settled, Settlement
+    from messaging_kafka.exchange import Fate
     from messaging_kafka.partitions import Part, Partitions, Unit
     from messaging_kafka.progress import Entry
     from messaging_kafka.records import Parcel
@@ -138,7 +146,7 @@ class Settler:
         results: list[Settled],
         units: dict[Unit, list[int]],
     ) -> None:
-        fates = await self._session.writer.write_copies([copied for _, copied in copies])
+        fates = await self._store([copied for _, copied in copies])
         large = [number for number, fate in enumerate(fates) if isinstance(fate, MessageTooLarge)]
         letters = [number for number in large if isinstance(settlements[copies[number][0]].outcome, Reject)]
         if letters:
@@ -163,6 +171,27 @@ class Settler:
             else:
                 self._finish(token)
                 units.setdefault(token.unit, []).append(at)
+
+    async def _store(self, copies: Sequence[Parcel]) -> list[Fate]:
+        """Write these. Nobody reads the topic of dead letters: that it was deleted is seen by who writes to it (25)."""
+        fates = await self._session.writer.write_copies(copies)
+        dead = self._session.names.dead(self._group)
+        unwritten = [
+            number
+            for number, fate in enumerate(fates)
+            if isinstance(fate, TopicNotFound) and copies[number].topic == dead
+        ]
+        if unwritten and await self._restored():
+            again = await self._session.writer.write_copies([copies[number] for number in unwritten])
+            for number, fate in zip(unwritten, again, strict=True):
+                fates[number] = fate
+        return fates
+
+    async def _restored(self) -> bool:
+        try:
+            return await self._session.topology.restore(self._group)
+        except MessagingError:  # it is settled again, and tried again
+            return False
 
     def _cut(self, settlement: Settlement, whole: Parcel) -> Parcel:
         most = self._session.settings.max_message_bytes + COPY_ROOM

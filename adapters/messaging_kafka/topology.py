@@ -8,6 +8,7 @@ an error, never a silent jump (18).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from messaging.adapter import Topology
+from messaging.backoff import LEFT_ALONE
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, tiers
 from messaging_kafka.brokers import BY_BROKER, BY_WRITER, KEPT_BY_AGE, Committed, NewTopic
@@ -33,12 +35,16 @@ if TYPE_CHECKING:
     from messaging_kafka.registry import Fields, Name, Record, Registry
     from messaging_kafka.settings import KafkaSettings
 
+logger = logging.getLogger("messaging")
+
 DEAD_PARTITIONS = 2
 """The letters, and the marks of those that were redriven or purged."""
 EXPIRY_BOUND = 86400.0
 """Seconds within which no broker forgets a group's position (`offsets.retention.minutes` is a week)."""
 MEMBERS_GO = 0.2
 """Seconds between two attempts to say where a group begins that has members already: the broker sends no event."""
+MISSED_FOR = 30.0
+"""Seconds after which it is another time that something is missed: others have made it anew meanwhile."""
 SAFE_COPIES = 3
 COPIES_KEPT = 7 * 86400.0
 """Seconds for which retries and redriven messages are kept at least, however short their topic's retention. A retry
@@ -77,6 +83,11 @@ class TopologyKeeper:
         self.creates = True
         """Whether topics may be made here: not where all that was declared was only to be verified or remembered."""
         self._modes: set[TopologyMode] = set()
+        self._declared: set[tuple[str, str]] = set()
+        """Groups that may be declared here, called as in `groups`."""
+        self._missed: dict[tuple[str, str], float] = {}
+        """When their dead letters were missed first, in monotonic seconds."""
+        self._restoring = asyncio.Lock()
 
     # --- topics ------------------------------------------------------------------------------------------------
 
@@ -98,7 +109,10 @@ class TopologyKeeper:
         if topology.mode != "off":
             await self._groups(topology)
         for group in topology.groups:
-            self.groups[recorded(group.topic), group.name] = group
+            key = recorded(group.topic), group.name
+            self.groups[key] = group
+            if topology.mode == "declare":
+                self._declared.add(key)
 
     async def state(self, topic: TopicSpec) -> TopicState:
         """The topic, declared or looked for now. Raises what `declare` raises, and TopicNotFound."""
@@ -178,13 +192,44 @@ class TopologyKeeper:
         await self.registry.refresh()
         return self.registry.get(_name(group)) is not None
 
-    async def _create(self, topics: Sequence[NewTopic]) -> None:
+    async def restore(self, group: GroupSpec) -> bool:
+        """Make the topic of a group's dead letters anew, which was missed here; whether it is there now.
+
+        Not before it was left alone, not of a group that was deleted, and not where the group may not be declared.
+        Raises what `declare` raises.
+        """
+        key, now = (recorded(group.topic), group.name), time.monotonic()
+        if key not in self._declared:
+            return False
+        since = self._missed.get(key, -inf)
+        if now - since > MISSED_FOR:
+            since = self._missed[key] = now
+        if now - since < LEFT_ALONE:
+            return False
+        async with self._restoring:
+            if not await self.recorded(group):
+                return False
+            dead = self._names.dead(group)
+            made = await self._create([one for one in self._companions(group) if one.name == dead])
+            self._missed.pop(key, None)
+        if made:
+            logger.warning(
+                "The dead letters of group %s of topic %s were deleted on Kafka: topic %s is made anew, what was in it "
+                "is lost",
+                group.name,
+                group.topic.name,
+                dead,
+                extra={"topic": group.topic.name, "group": group.name},
+            )
+        return True
+
+    async def _create(self, topics: Sequence[NewTopic]) -> set[str]:
         if await self._brokers.replication() >= SAFE_COPIES:
             topics = [
                 NewTopic(one.name, one.partitions, {**one.config, "min.insync.replicas": "2"})
                 for one in topics
             ]
-        await self._brokers.create(topics)
+        return await self._brokers.create(topics)
 
     def _config(self, topic: TopicSpec, *, room: int = 64 * 1024, at_least: float = 0.001) -> dict[str, str]:
         retention = self._settings.retention if topic.retention is None else topic.retention
@@ -371,6 +416,7 @@ class TopologyKeeper:
         there = await self._brokers.partitions(companions)
         await self._brokers.delete(list(there))
         self.groups.pop((recorded(group.topic), group.name), None)
+        self._declared.discard((recorded(group.topic), group.name))
         state = self.topics.get(_known_by(group.topic))
         if state is not None:
             state.routed = False

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import TopicNotFound, TopologyLost
+from messaging.adapter import DONE, GroupSpec, SettleError, TopicSpec, Topology
+from messaging.errors import ConfigurationError, TopicNotFound, TopologyLost
+from messaging.message import Reject
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.library import Place
-from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, publish, receive
+from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, publish, receive, settle
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)
 UNORDERED = TopicSpec("orders", partitions=1)
@@ -27,6 +28,11 @@ async def lost(consumer) -> TopicNotFound:
         for _ in range(20):
             await consumer.receive(1, 0.5)
     return told.value
+
+
+async def letters_of(adapter: KafkaAdapter, group: GroupSpec) -> list[str]:
+    async with adapter.dead_letters(group).scan() as letters:
+        return [letter.message.id async for letter in letters]
 
 
 @pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
@@ -84,3 +90,68 @@ async def test_a_member_of_a_deleted_group_does_not_make_its_topic_anew(bench: B
     await deleted(adapter, UNORDERED)
 
     assert not isinstance(await lost(consumer), TopologyLost)
+
+
+async def test_dead_letters_that_were_deleted_alone_are_made_anew_and_hold_up_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its own restart would do, a member does without it (25); what was deleted is lost, and it says so (18)."""
+    monkeypatch.setattr("messaging_kafka.topology.LEFT_ALONE", 0.1)
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, ORDERED, "old", "new", key="ann")
+    old, new = await receive(consumer, 2)
+    await settle(consumer, [old], Reject("unwanted"), failure="{}")
+    assert await letters_of(adapter, group) == ["old"]
+    await brokers_of(adapter).delete([adapter._session.names.dead(group)])
+
+    (left,) = await settle(consumer, [new], Reject("unwanted"), failure="{}")
+    assert isinstance(left, SettleError)  # left alone at first: others notice meanwhile
+    async with asyncio.timeout(10):
+        while await settle(consumer, [new], Reject("unwanted"), failure="{}") != [DONE]:
+            await asyncio.sleep(0.05)
+
+    assert await letters_of(adapter, group) == ["new"]
+    assert "what was in it is lost" in caplog.text
+
+
+async def test_whoever_looks_for_deleted_dead_letters_finds_none_once_they_are_made_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging_kafka.topology.LEFT_ALONE", 0.1)
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, UNORDERED)
+    await brokers_of(adapter).delete([adapter._session.names.dead(group)])
+
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert await letters_of(adapter, group) == []
+            except ConfigurationError:
+                await asyncio.sleep(0.05)
+            else:
+                break
+
+
+@pytest.mark.parametrize("why", ["its group was deleted", "it may not be declared"])
+async def test_dead_letters_are_not_made_anew_where_nobody_may(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("messaging_kafka.topology.LEFT_ALONE", 0.0)
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, UNORDERED)
+    member = other if why == "it may not be declared" else adapter
+    await member.declare(Topology(groups=[group], mode="verify"))
+    consumer = bench.consumer(member, group)
+    await publish(member, UNORDERED, "one")
+    (delivery,) = await receive(consumer, 1)
+    dead = adapter._session.names.dead(group)
+    await brokers_of(adapter).delete([dead])
+    if member is adapter:
+        await adapter._session.topology.registry.remove(("group", "orders", "billing"))
+
+    (left,) = await settle(consumer, [delivery], Reject("unwanted"), failure="{}")
+
+    assert isinstance(left, SettleError)
+    assert await brokers_of(adapter).partitions([dead]) == {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+from messaging.isolation import Isolation
 from messaging.message import Ack, Release, Retry
 
 if TYPE_CHECKING:
@@ -75,3 +76,5 @@ class Binding:
     control: Callable[[RawDelivery], Awaitable[Outcome | None]] | None = None
     """Asked first about a message whose type begins with `messaging.`: its outcome, or None for an ordinary one."""
     counters: Counters = field(default_factory=Counters)
+    isolation: Isolation = field(default_factory=Isolation)
+    """Shared with the other subscriptions of the bus."""

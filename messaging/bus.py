@@ -27,6 +27,7 @@ from messaging.errors import (
 from messaging.generations import KeptLetters, Subscriber, begin, kept_apart, merged
 from messaging.health import Health, assess
 from messaging.ids import new_id
+from messaging.isolation import Isolation
 from messaging.message import Endpoint, Q, R, Receipt, T, Topic, seconds
 from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
@@ -118,6 +119,7 @@ class Bus:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
         self.dispatchers: list[Dispatcher | Subscriber] = []
+        self.isolation = Isolation()
         self.ended: dict[tuple[str, str], Exception] = {}
         """What ended a subscription for good, by topic and group, until it runs again."""
 

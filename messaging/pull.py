@@ -89,6 +89,7 @@ class Pull(Generic[T]):
             max_delay=capabilities.longest_wait(ordered=self._group.ordered),
             max_hold=capabilities.max_hold if self._group.ordered else inf,
             observer=self,
+            isolation=self._bus.isolation,
         )
         self._dispatcher = subscriber(self._bus, binding)
         self._bus.dispatchers.append(self._dispatcher)

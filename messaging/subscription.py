@@ -162,6 +162,7 @@ class Plan:
             if definition.endpoint is None
             else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),
             counters=counters,
+            isolation=bus.isolation,
         )
 
     def _chain(self, handler: Handler, bus: Bus, counters: Counters) -> Handler:

@@ -75,6 +75,7 @@ class Workers:
         self._waiting: deque[asyncio.Future[None]] = deque()
         group = binding.subscription.group
         self._group = group.name
+        self._isolation = binding.isolation
         self._ordinary = None if group.topic.name.startswith(CONTROL) else group.topic.name
         """The type of most messages."""
         self._stopped = False
@@ -115,10 +116,13 @@ class Workers:
         self._ended = True
         for worker in self._tasks:
             worker.cancel()
-        if self._tasks:
-            _, left = await asyncio.wait(self._tasks, timeout=ABANDON_AFTER)
-            if left:
-                self._log_abandoned()
+        try:
+            if self._tasks:
+                _, left = await asyncio.wait(self._tasks, timeout=ABANDON_AFTER)
+                if left:
+                    self._log_abandoned()
+        finally:
+            self._isolation.leave(self)
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -154,6 +158,7 @@ class Workers:
         """The delivery is over here: if it ran alone, or waited to, the others go on."""
         if delivery is self.alone:
             self.alone = None
+            self._isolation.leave(self)
         elif delivery in self._suspects:
             self._suspects.remove(delivery)
         else:
@@ -217,14 +222,15 @@ class Workers:
         await waiter
 
     def _next(self) -> RawDelivery | None:
-        """The next delivery to run; a suspect only when nothing else runs."""
+        """The next delivery to run; a suspect only when nothing else runs, and no suspect elsewhere."""
         while self.alone is None and not self._stopped:
-            if self._suspects:
+            if self._suspects and self._isolation.free_for(self, self._freed):
                 if self.running:
                     return None
                 suspect = self._suspects.popleft()
                 if self._leased(suspect):
                     self.alone = suspect
+                    self._isolation.take(self)
                     return suspect
                 continue
             delivery = self._lanes.take()
@@ -245,6 +251,9 @@ class Workers:
             else:
                 return delivery
         return None
+
+    def _freed(self) -> None:
+        self.wake(len(self._waiting))
 
     def _leased(self, delivery: RawDelivery) -> bool:
         """Whether it may start; one that somebody else may have by now is lost."""

@@ -6,6 +6,7 @@ from messaging import workers as module
 from messaging.adapter import DONE, Hold, Lease
 from messaging.binding import current_delivery
 from messaging.errors import ConnectionFailed, LeaseLost
+from messaging.isolation import Isolation
 from messaging.message import Ack, Reject, Release, Retry
 from tests.unit.scripted import Bench, Work, raw
 
@@ -259,6 +260,46 @@ async def test_two_suspects_run_one_after_the_other():
         assert work.running == {"s1"}, "its failure is recorded: it is no suspect any more"
         assert bench.consumer.isolated == ["s1", "s2"]
         work.finish("s1")
+
+
+async def test_no_two_subscriptions_of_a_program_run_a_suspect_at_once():
+    isolation, guilty, innocent = Isolation(), Work(), Work()
+    async with (
+        Bench(guilty, isolation=isolation).running() as one,
+        Bench(innocent, isolation=isolation).running() as other,
+    ):
+        await one.put(suspect("poison"))
+        await other.put(suspect("s"), raw("2"))
+        assert guilty.running == {"poison"}
+        assert innocent.running == {"2"}, "what is no suspect goes on meanwhile"
+        assert other.consumer.isolated == [], "a mark would bury it if the process ended now"
+
+        guilty.finish("poison")
+        await one.clock.settle()
+        assert innocent.running == {"2"}
+        innocent.finish("2")
+        await other.clock.settle()
+        assert innocent.running == {"s"}
+        await one.put(suspect("later"))
+        assert guilty.running == set()
+        innocent.finish("s")
+        await other.clock.settle()
+        assert guilty.running == {"later"}
+        guilty.finish("later")
+        await one.clock.settle()
+
+
+async def test_a_subscription_that_ends_with_a_suspect_holds_up_no_other():
+    isolation, left, work = Isolation(), Work(), Work()
+    async with Bench(left, isolation=isolation, grace=0.0).running() as bench:
+        await bench.put(suspect("s1"))
+        assert left.running == {"s1"}
+    assert left.cancelled == ["s1"]
+
+    async with Bench(work, isolation=isolation).running() as bench:
+        await bench.put(suspect("s2"))
+        assert work.running == {"s2"}
+        work.finish("s2")
 
 
 async def test_a_marked_message_runs_alone_without_another_mark():

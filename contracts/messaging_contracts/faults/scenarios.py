@@ -211,7 +211,7 @@ async def _deadly(stage: Stage, quirk: str) -> None:
     await stage.publish()
     deaths = 0
     letters = [stage.arena.observer.dead_letters(topic_of(name), group=GROUP) for name in TOPICS]
-    while sum([await one.count() for one in letters]) < len(TOPICS):
+    while not all([await one.count() for one in letters]):
         for member in list(members):
             if member.code is not None:
                 stage.arena.died(member)
@@ -223,6 +223,9 @@ async def _deadly(stage: Stage, quirk: str) -> None:
                 members.append(await _replacement(stage, member, f"member-{2 + deaths}"))
         await asyncio.sleep(0.1)
     await stage.arena.bury()
+    for kept in letters:
+        innocent = [one.id async for one in kept.browse() if not one.id.endswith(f".{SPECIAL}")]
+        assert not innocent, f"dead letters that end no process: {innocent}"
     # Who met the message last may still be about to end, although another has made it a dead letter by now.
     progress = await stage.arena.until(lambda _: True, "", 1)
     met = {one.member for one in progress.begun.values() if one.id.endswith(f".{SPECIAL}")}

@@ -28,6 +28,7 @@ from messaging_sqs.batches import Refused, in_batches
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, control_headers, unpack
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
+from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.polling import Polls
 from messaging_sqs.settings import LONGEST_LEASE
 
@@ -63,6 +64,7 @@ class Member(Consumer):
         self.where = f"{self.group.topic.name}/{self.group.name}"
         self.marks = Marks(connection, member)
         self.url = ""
+        self._letters = LostLetters(topics, subscription.group)
         self._polls = Polls(
             connection,
             number=connection.settings.pollers,
@@ -230,7 +232,7 @@ class Member(Consumer):
         removed: list[int],
         results: list[Settled],
     ) -> None:
-        errors = await copies.store(self.connection, url, [copy for _, copy in parcels])
+        errors = await self._stored(url, [copy for _, copy in parcels])
         for (index, _), error in zip(parcels, errors, strict=True):
             if error is None:
                 settlements[index].delivery.token.copied = True
@@ -238,6 +240,23 @@ class Member(Consumer):
             else:
                 settlements[index].delivery.token.too_large |= copies.refused_for_size(error)
                 results[index] = SettleError(error)
+
+    async def _stored(self, url: str, those: Sequence[copies.Copy]) -> list[MessagingError | None]:
+        """Store these; where they are dead letters whose queue somebody deleted, make it anew first (25)."""
+        errors = await copies.store(self.connection, url, those)
+        if url == self.url:
+            return errors
+        lost = [at for at, error in enumerate(errors) if isinstance(error, Absent)]
+        if not lost:
+            self._letters.there()
+        elif reason := await self._letters.mend():
+            for at in lost:
+                errors[at] = reason
+        else:
+            again = await copies.store(self.connection, url, [those[at] for at in lost])
+            for at, error in zip(lost, again, strict=True):
+                errors[at] = error
+        return errors
 
     async def _conclude(
         self,
@@ -270,7 +289,12 @@ class Member(Consumer):
 
     async def letter(self, settlement: Settlement) -> tuple[str, copies.Copy]:
         """Store a dead letter, cut where it is too large."""
-        url = await self.topics.dead_url(self.group)
+        try:
+            url = await self.topics.dead_url(self.group)
+        except TopicNotFound:
+            if reason := await self._letters.mend():
+                raise reason from None
+            url = await self.topics.dead_url(self.group)
         copy = copies.dead(settlement.delivery, url, settlement.failure)
         if not copies.fits(settlement.delivery, copy):
             copy = copies.cut(settlement, url, self.group.name, copy[0].size)

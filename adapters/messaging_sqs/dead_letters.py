@@ -55,6 +55,9 @@ class SQSDeadLetters(DeadLetterStore):
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
         """See `DeadLetterStore.scan`."""
         number = await self.count()
+        if not number:
+            yield no_letters()
+            return
         reading = Reading(self._connection, await self._topics.dead_url(self._group), number)
         try:
             yield self._letters(reading)
@@ -127,6 +130,13 @@ class SQSDeadLetters(DeadLetterStore):
         for fate in fates:
             if isinstance(fate, MessagingError):
                 raise fate
+
+
+async def no_letters() -> AsyncGenerator[StoredLetter]:
+    """What a scan yields where there is nothing to read."""
+    none: tuple[StoredLetter, ...] = ()
+    for letter in none:
+        yield letter
 
 
 def _is_open(letter: StoredLetter) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import GONE, DeadLetterStore, Outgoing, Topology
 from messaging.errors import ConfigurationError
-from messaging_sqs.dead_letters import SQSDeadLetters
+from messaging_sqs.dead_letters import SQSDeadLetters, no_letters
 from messaging_sqs.record import FORMAT, ORDERED, PARTITIONS, TOPIC
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class _Elsewhere(DeadLetterStore):
 
     @asynccontextmanager
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
-        yield _none()
+        yield no_letters()
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
@@ -176,9 +176,3 @@ class _Elsewhere(DeadLetterStore):
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         del letters
         return 0
-
-
-async def _none() -> AsyncGenerator[StoredLetter]:
-    none: tuple[StoredLetter, ...] = ()
-    for letter in none:
-        yield letter

@@ -52,11 +52,12 @@ class Queues:
         *,
         retention: int = LONGEST_RETENTION,
         more: Mapping[str, str] | None = None,
+        wait: float = DELETED_WAIT,
     ) -> str:
         """The URL of a queue that is made now, or was made alike meanwhile.
 
-        Waits while a queue of this name was deleted within the last minute. Raises ConfigurationError where one
-        exists with other attributes.
+        Waits up to `wait` seconds while a queue of this name was deleted within the last minute, then raises
+        DeletedRecently. Raises ConfigurationError where one exists with other attributes.
         """
         attributes = {"MessageRetentionPeriod": str(retention), **(more or {})}
         if self._connection.is_aws:
@@ -68,7 +69,7 @@ class Queues:
             if self._settings.fanout == "sns":  # ElasticMQ does not know these
                 attributes["DeduplicationScope"] = "messageGroup"
                 attributes["FifoThroughputLimit"] = "perMessageGroupId"
-        deadline = time.monotonic() + DELETED_WAIT
+        deadline = time.monotonic() + wait
         while True:
             try:
                 made = await self._connection.call(

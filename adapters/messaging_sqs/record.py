@@ -19,6 +19,14 @@ WRITTEN = "1"
 """The format that this version writes."""
 
 
+def group_tags(group: GroupSpec) -> dict[str, str]:
+    """The tags of a group's queues."""
+    tags = {TOPIC: group.topic.name, GROUP: group.name, ORDERED: yes(group.ordered)}
+    if group.topic.generation > 1:
+        tags[GENERATION] = str(group.topic.generation)
+    return tags
+
+
 def compare(spec: TopicSpec, stored: dict[str, str], *, ordered: bool | None) -> None:
     """Raises ConfigurationError naming both sides; what the record does not say is not compared (16)."""
     partitions = int(stored.get(PARTITIONS, spec.partitions))

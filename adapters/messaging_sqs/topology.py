@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_sqs.connection import Absent, Denied
+from messaging_sqs.lost_letters import warn_lost
 from messaging_sqs.names import Names, is_fifo, queue_name, twin
 from messaging_sqs.queues import Queues, delivery_policy
 from messaging_sqs.record import (
@@ -30,6 +31,7 @@ from messaging_sqs.record import (
     WRITTEN,
     compare,
     different_order,
+    group_tags,
     spoken,
     yes,
 )
@@ -111,6 +113,14 @@ class Topics:
             return False
         self._urls.pop(self.names.queue(group), None)
         return await self.queues.find(self.names.dead(group)) is not None
+
+    async def has_queue(self, group: GroupSpec) -> bool:
+        """Whether the group's own queue is there now."""
+        try:
+            await self.queues.attributes(await self.queue_url(group), "QueueArn")
+        except (Absent, TopicNotFound):
+            return False
+        return True
 
     async def dead_url(self, group: GroupSpec) -> str:
         """Where the group's dead letters are. Raises TopicNotFound."""
@@ -253,7 +263,9 @@ class Topics:
         if dead is None:
             if state.mode != "declare":
                 raise self._no_group(group, self.names.dead(group))
-            dead = await self.queues.create(self.names.dead(group), self._tags(group))
+            dead = await self.queues.create(self.names.dead(group), group_tags(group))
+            if url is not None:
+                warn_lost(group)
         if url is None:
             url = await self._create_queue(group, state, dead)
         self._urls[name], self._urls[self.names.dead(group)] = url, dead
@@ -270,14 +282,8 @@ class Topics:
             queue_arn = dead_arn.removesuffix(queue_name(dead)) + self.names.queue(group)
             more["Policy"] = delivery_policy(queue_arn, state.arn)
         return await self.queues.create(
-            self.names.queue(group), self._tags(group), retention=self._retention(group.topic), more=more
+            self.names.queue(group), group_tags(group), retention=self._retention(group.topic), more=more
         )
-
-    def _tags(self, group: GroupSpec) -> dict[str, str]:
-        tags = {TOPIC: group.topic.name, GROUP: group.name, ORDERED: yes(group.ordered)}
-        if group.topic.generation > 1:
-            tags[GENERATION] = str(group.topic.generation)
-        return tags
 
     def _retention(self, topic: TopicSpec) -> int:
         if topic.retention is None:
@@ -435,13 +441,21 @@ class Topics:
         )
 
     async def dead_count(self, group: GroupSpec) -> int:
-        """All dead letters, those that a scan holds included. Raises Absent or TopicNotFound."""
-        counts = await self.queues.attributes(
-            await self.dead_url(group),
-            "ApproximateNumberOfMessages",
-            "ApproximateNumberOfMessagesNotVisible",
-            "ApproximateNumberOfMessagesDelayed",
-        )
+        """All dead letters, those that a scan holds included. Raises Absent or TopicNotFound.
+
+        A group whose queue for them was deleted alone has none.
+        """
+        try:
+            counts = await self.queues.attributes(
+                await self.dead_url(group),
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+                "ApproximateNumberOfMessagesDelayed",
+            )
+        except (Absent, TopicNotFound):
+            if group.native is None and await self.has_queue(group):
+                return 0
+            raise
         return sum(int(number) for number in counts.values())
 
     # --- delete ------------------------------------------------------------------------------------------------
@@ -453,8 +467,9 @@ class Topics:
             return
         state = self.state(group.topic)
         for kind in (group, replace(group, ordered=not group.ordered)):
-            # The dead letters first: a member that finds its queue gone, and them not, makes it anew.
-            for name in (self.names.dead(kind), self.names.queue(kind)):
+            # The dead letters first: a member that finds its queue gone, and them not, makes it anew. And again at
+            # the end: one that had a dead letter to store meanwhile may have made them anew.
+            for name in (self.names.dead(kind), self.names.queue(kind), self.names.dead(kind)):
                 self._urls.pop(name, None)
                 url = await self.queues.find(name)
                 if url is None:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from messaging.adapter import TopicSpec, Topology
+from messaging.adapter import Done, TopicSpec, Topology
 from messaging.errors import TopicNotFound, TopologyLost
-from tests.contract.sqs.support import Bench, ids, nothing, outgoing, publish, receive
+from messaging.message import Reject
+from messaging_sqs import lost_letters
+from tests.contract.sqs.support import Bench, ids, intercept, nothing, outgoing, publish, receive, settle
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)
@@ -61,3 +63,110 @@ async def test_a_topic_that_is_made_anew_reaches_the_groups_it_had(bench: Bench,
     assert topic.name in (health.error or "")
     assert set(ids(await receive(bench.consumer(adapter, group), 2))) == {"before", "after"}
     assert (await adapter.health()).connected
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone is left alone for no time."""
+    monkeypatch.setattr(lost_letters, "LEFT_ALONE", 0.0)
+
+
+async def delete_dead(adapter, group) -> None:
+    await adapter._topics.queues.delete(await adapter._topics.dead_url(group))
+
+
+async def rejected(bench: Bench, adapter, group):
+    """A member, and a delivery of its that is to become a dead letter."""
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, group.topic, "bad", key="k")
+    return consumer, await receive(consumer, 1)
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+async def test_dead_letters_that_are_deleted_alone_are_none_and_the_next_one_makes_their_queue_anew(
+    any_bench: Bench, topic: TopicSpec, at_once, caplog
+):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, topic)
+    consumer, deliveries = await rejected(any_bench, adapter, group)
+    await delete_dead(adapter, group)
+    dead = adapter.dead_letters(group)
+
+    assert await dead.count() == 0
+    async with dead.scan() as letters:
+        assert [letter async for letter in letters] == []
+    assert [info.dead_letters for info in await adapter.groups()] == [0]
+    assert await settle(consumer, deliveries, Reject("bad")) == [Done()]
+    assert await dead.count() == 1
+    assert "what was in it is lost" in caplog.text
+
+
+async def test_deleted_dead_letters_are_left_alone_at_first_and_the_message_stays_ours(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer, deliveries = await rejected(bench, adapter, group)
+    await delete_dead(adapter, group)
+
+    (early,) = await settle(consumer, deliveries, Reject("bad"))
+
+    assert "made anew" in repr(early)
+    assert await consumer.extend(deliveries, 30.0) == [True]
+
+
+async def test_deleted_dead_letters_are_not_made_anew_where_the_topology_is_only_verified(
+    bench: Bench, at_once
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await adapter.declare(Topology(groups=[group], mode="verify"))
+    consumer, deliveries = await rejected(bench, adapter, group)
+    await delete_dead(adapter, group)
+
+    (refused,) = await settle(consumer, deliveries, Reject("bad"))
+    await (await bench.adapter()).declare(Topology(groups=[group]))
+
+    assert "declare the group" in repr(refused)
+    assert await settle(consumer, deliveries, Reject("bad")) == [Done()]
+
+
+@pytest.mark.parametrize("late", ["get_queue_attributes", "create_queue"], ids=["looks", "makes"])
+async def test_a_member_with_a_dead_letter_to_store_does_not_make_a_deleted_group_anew(
+    bench: Bench, at_once, monkeypatch, late: str
+):
+    """Somebody deletes the group just when the member looks for its dead letters, or just when it makes them anew."""
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    consumer, deliveries = await rejected(bench, adapter, group)
+    await delete_dead(adapter, group)
+
+    async def overtaken(call, parameters):
+        await other.delete_group(group)
+        return await call(**parameters)
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, late, overtaken)
+        (refused,) = await settle(consumer, deliveries, Reject("bad"))
+
+    assert "it was deleted" in repr(refused)
+    assert await other._topics.queues.find(other._topics.names.dead(group)) is None
+    assert not isinstance(await lost(consumer), TopologyLost)
+
+
+async def test_dead_letters_that_are_made_anew_while_their_group_is_deleted_are_deleted_with_it(
+    bench: Bench, at_once, monkeypatch
+):
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    consumer, deliveries = await rejected(bench, adapter, group)
+
+    async def overtaken(call, parameters):
+        answer = await call(**parameters)
+        if "dead" in parameters["QueueUrl"]:
+            await settle(consumer, deliveries, Reject("bad"))
+        return answer
+
+    intercept(other, monkeypatch, "delete_queue", overtaken)
+    await other.delete_group(group)
+
+    assert await other._topics.queues.find(other._topics.names.dead(group)) is None
+    assert not isinstance(await lost(consumer), TopologyLost)

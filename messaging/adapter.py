@@ -336,6 +336,8 @@ class BrokerHealth:
     connected: bool
     groups: Sequence[GroupInfo] = ()
     error: str | None = None
+    refusing: str | None = None
+    """Why it takes no publishes now, where it says so by itself; what came of publishes is known without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,12 +53,14 @@ class BrokerState:
     name: str
     connected: bool
     error: str | None = None
+    publishing: str | None = None
+    """Why it does not take what is published to it; None where it does, as far as this process has tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """`red`: a broker is not reached, a subscription ended, or somebody deleted what it reads. `yellow`: something
-    waits that should not.
+    waits that should not, or a broker does not take what is published.
     """
 
     status: Literal["green", "yellow", "red"]
@@ -93,13 +95,20 @@ def assess(
             )
         )
     states = [
-        BrokerState(name=broker.name, connected=found.connected, error=found.error)
+        BrokerState(
+            name=broker.name,
+            connected=found.connected,
+            error=found.error,
+            publishing=found.refusing or broker.publisher.refusals.last(),
+        )
         for broker, found in brokers.items()
     ]
     errors = [f"{state.name}: {state.error}" for state in states if state.error]
     errors += [one.last_error for one in subscriptions if one.last_error]
+    errors += [f"{state.name}: {state.publishing}" for state in states if state.publishing]
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or not one.receiving for one in subscriptions)
+    waiting = waiting or any(state.publishing for state in states)
     gone = any(one.gone for one in subscriptions)
     connected = all(state.connected for state in states)
     return Health(

@@ -17,6 +17,7 @@ from messaging.backoff import Backoff
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError, PublishUncertain
+from messaging.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,9 +95,10 @@ class _Batch:
 class Publisher:
     """Hands messages to the adapter in batches. One per broker of a bus."""
 
-    def __init__(self, adapter: Adapter, clock: Clock) -> None:
+    def __init__(self, adapter: Adapter, clock: Clock, broker: str = "") -> None:
         self._adapter = adapter
         self._clock = clock
+        self.refusals = Refusals(broker or adapter.name, clock)
         self._numbers = count()
         self._deadlines = Deadlines[_Call](clock, _Call.end)
         self._waiting: OrderedDict[_Call, None] = OrderedDict()
@@ -291,12 +293,16 @@ class Publisher:
             self._confirm(batch, results)
 
     async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
+        self.refusals.begin()
         try:
             results = await self._adapter.publish(messages)
             if len(results) != len(messages):
                 raise ValueError(f"{len(results)} results for {len(messages)} messages")
         except Exception as error:
-            return [_uncertain(one, error) for one in messages]
+            results = [_uncertain(one, error) for one in messages]
+        finally:
+            self.refusals.end()
+        self.refusals.judge(messages, results)
         return results
 
     # --- what is stored once -------------------------------------------------------------------------------------
@@ -441,6 +447,7 @@ class Publisher:
         for at in call.open:
             sent = call.results[at] is not None
             error = _too_late(call.messages[at], within, sent=sent)
+            self.refusals.unanswered(call.messages[at].topic.name, error)
             self._finish(call, at, error)
             if not sent:
                 unsent.append((call, at, error))

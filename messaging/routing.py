@@ -38,7 +38,7 @@ class Broker:
         self.url = url
         self.namespace = namespace
         self.adapter = adapter
-        self.publisher = Publisher(adapter, clock)
+        self.publisher = Publisher(adapter, clock, name)
         self.requester = Requester(adapter, clock)
         self._clock = clock
 

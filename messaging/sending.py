@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
 from messaging.clock import timeout
-from messaging.errors import PublishError, TopicNotFound, UnsupportedCapability
+from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, UnsupportedCapability
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
+from messaging.refusals import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,14 +58,20 @@ class Sender:
     async def _declare_within(self, topic: Topic[Any], within: float) -> tuple[TopicSpec, float]:
         """The first use of a topic, as a part of the call's time; what is left of it."""
         start = self.clock.monotonic()
+        broker = self.routing.of(topic.name)
         try:
             async with timeout(self.clock, within):
                 spec = await self.catalogue.declare_topic(topic)
         except TimeoutError:
-            broker = self.routing.of(topic.name).name
-            raise PublishError(
-                f"Nothing was sent to {topic.name}: {broker} did not declare it within {within:g} s"
-            ) from None
+            error = PublishError(
+                f"Nothing was sent to {topic.name}: {broker.name} did not declare it within {within:g} s"
+            )
+            if within >= SILENT:
+                broker.publisher.refusals.note(topic.name, error)
+            raise error from None
+        except ConnectionFailed as error:
+            broker.publisher.refusals.note(topic.name, error)
+            raise
         return spec, max(0.0, within - (self.clock.monotonic() - start))
 
     async def _deliver(

@@ -249,10 +249,20 @@ class RabbitMQAdapter(Adapter):
                 connected=self._session.consuming.current is not None,
                 error=f"RabbitMQ at {self._settings.address} did not answer within {HEALTH_TIMEOUT:g} s: it hangs, "
                 f"or a queue has no leader",
+                refusing=self._refusing(),
             )
         except MessagingError as error:
             return BrokerHealth(connected=False, error=str(error))
-        return BrokerHealth(connected=True, groups=groups)
+        return BrokerHealth(connected=True, groups=groups, refusing=self._refusing())
+
+    def _refusing(self) -> str | None:
+        """The broker tells only a connection that has tried to publish."""
+        if not self._session.publishing.blocked:
+            return None
+        return (
+            f"RabbitMQ at {self._settings.address} has blocked this process's publishing (connection.blocked): "
+            f"it is short of memory or disk"
+        )
 
     async def _look(self) -> Sequence[GroupInfo]:
         # A process that seldom publishes has no other occasion to connect again.

@@ -233,6 +233,19 @@ class Link:
         """The connection, if there is one now."""
         return self._current
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has told that it reads nothing from this connection now (`connection.blocked`)."""
+        if self._current is None:
+            return False
+        ready = self._current.ready()
+        try:
+            ready.send(None)
+        except StopIteration:
+            return False
+        ready.close()  # it would wait until the broker reads again
+        return True
+
     def check_open(self) -> None:
         """Raises Closed after `close`."""
         if self._closed:

@@ -63,6 +63,28 @@ async def a_publish_with_an_unknown_fate_says_so(broker: BrokerUnderTest) -> Non
     ledger.assert_each_once(["the first", "the second"])
 
 
+@proves("delivery")
+async def health_tells_of_publishes_that_are_not_taken(broker: BrokerUnderTest) -> None:
+    """Until one succeeds health is not green and says why, also in a program without subscriptions (26)."""
+    topic = broker.topic()
+    broker.uses(topic, "billing")
+    async with broker.another_bus(wrap=losing(1)) as publisher:
+        await publisher.declare(topic, groups=["billing"])
+        before = await publisher.health()
+        try:
+            await publisher.publish(topic, 1)
+        except PublishUncertain:
+            pass
+        else:
+            raise AssertionError("a lost confirmation was taken for a receipt")
+        meanwhile = await publisher.health()
+        await publisher.publish(topic, 2)
+        after = await publisher.health()
+    assert before.status == after.status == "green", (before, after)
+    assert meanwhile.status == "yellow", meanwhile
+    assert "the confirmation was lost" in (meanwhile.last_error or "")
+
+
 @proves("idempotent_publish")
 async def a_publish_with_an_unknown_fate_is_stored_once_where_that_is_asked(broker: BrokerUnderTest) -> None:
     """With `idempotent_publish` it is sent again until it is confirmed: one copy, in order, and a receipt (7, 20)."""

@@ -3,6 +3,7 @@
 from messaging.errors import PublishUncertain
 from messaging.message import Receipt
 from messaging.publish import Publisher
+from messaging.refusals import Refusals
 from messaging_memory.publisher import Publisher as MemoryPublisher
 from tests.contract.mutants.mutant import killed_by, patched
 
@@ -19,6 +20,18 @@ def takes_an_unknown_fate_for_a_success():
         ]
 
     with patched(Publisher, publish=mutated):
+        yield
+
+
+@killed_by("health_tells_of_publishes_that_are_not_taken")
+def says_nothing_of_publishes_that_are_not_taken():
+    with patched(Refusals, last=lambda _: None):
+        yield
+
+
+@killed_by("health_tells_of_publishes_that_are_not_taken")
+def never_forgets_that_a_publish_was_not_taken():
+    with patched(Refusals, _confirmed=lambda _self, _topics: None):
         yield
 
 

@@ -7,8 +7,10 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from pamqp.commands import Connection
+from pamqp.frame import marshal
 
-from messaging.adapter import Done, SettleError, TopicSpec
+from messaging.adapter import BrokerHealth, Done, SettleError, TopicSpec
 from messaging.errors import (
     AuthenticationFailed,
     Closed,
@@ -379,3 +381,25 @@ async def test_probes_that_are_given_up_at_any_moment_cost_no_connection(bench: 
         await asyncio.wait(probes)
     assert (await adapter.health()).groups
     assert adapter._session.consuming.current is connection
+
+
+async def test_health_tells_that_the_broker_blocks_publishing(bench: Bench) -> None:
+    """RabbitMQ tells so a connection that publishes while there is an alarm; here its frames come from the test."""
+    adapter = await bench.adapter()
+    transport = adapter._session.publishing._transport
+    assert transport is not None
+
+    async def told(frame: Connection.Blocked | Connection.Unblocked, *, blocked: bool) -> BrokerHealth:
+        transport.get_protocol().data_received(marshal(frame, 0))  # type: ignore[attr-defined]
+        async with asyncio.timeout(5):
+            while adapter._session.publishing.blocked != blocked:
+                await asyncio.sleep(0)
+        return await adapter.health()
+
+    before = await adapter.health()
+    meanwhile = await told(Connection.Blocked("low on memory"), blocked=True)
+    after = await told(Connection.Unblocked(), blocked=False)
+
+    assert before.refusing is after.refusing is None
+    assert meanwhile.connected
+    assert "connection.blocked" in (meanwhile.refusing or "")

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from messaging import Settings, Topic, connect
 from messaging.adapter import GroupSpec, TopicSpec, Topology, Unrouted
 from messaging.errors import MessageTooLarge, NoGroup, PublishError, PublishUncertain, TopicNotFound
 from messaging.message import Message, Receipt
@@ -95,6 +96,24 @@ async def test_a_message_with_thousands_of_headers_survives_retry_and_dead_lette
         (letter,) = [letter async for letter in letters]
 
     assert letter.message.headers == again.message.headers == outgoing.message.headers
+
+
+async def test_health_tells_that_redis_takes_no_publish_while_it_is_out_of_memory(own):
+    _, bench = await own()
+    topic = Topic("orders", int)
+    async with connect(Settings(url=bench.url, namespace=bench.namespace)) as bus:
+        await bus.declare(topic, groups=["billing"])
+        await bus.native.config_set("maxmemory", 1)
+        with pytest.raises(PublishError):
+            await bus.publish(topic, 1)
+        meanwhile = await bus.health()
+        await bus.native.config_set("maxmemory", 0)
+        await bus.publish(topic, 2)
+        after = await bus.health()
+
+    assert (meanwhile.status, meanwhile.connected) == ("yellow", True)
+    assert "maxmemory" in (meanwhile.last_error or "")
+    assert (after.status, after.last_error) == ("green", None)
 
 
 async def test_out_of_memory_is_an_error_per_item_and_acks_and_leases_still_work(own):

@@ -78,14 +78,18 @@ def a_row(**changed) -> Row:
 
 
 def test_the_page_has_a_table_for_each_broker_and_one_of_all():
-    text = page([a_row(), a_row(broker="rabbitmq", version="4.1", recovery=None)])
+    twice = a_row(broker="rabbitmq", version="4.1", recovery=None, duplicate_dead_letters=2)
+    text = page([a_row(), twice])
     assert "| Members killed with kill -9 | yes | yes |" in text
     assert "## redis 7.0.15" in text
     assert "## rabbitmq 4.1" in text
     assert (
-        "| Members killed with kill -9 | yes | 800 | 0 | 0 | 3 (at most 32) | 0 | 3.2 s | green | 0 |" in text
+        "| Members killed with kill -9 | yes | 800 | 0 | 0 | 3 (at most 32) | - | 0 | 3.2 s | green | 0 |"
+        in text
     )
-    assert "| Members killed with kill -9 | yes | 800 | 0 | 0 | 3 (at most 32) | 0 | - | green | 0 |" in text
+    assert (
+        "| Members killed with kill -9 | yes | 800 | 0 | 0 | 3 (at most 32) | 2 | 0 | - | green | 0 |" in text
+    )
     assert "## Not held" not in text
 
 

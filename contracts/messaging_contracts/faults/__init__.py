@@ -3,7 +3,7 @@
 `Journal` writes a history that survives `kill -9`, `read` reads it, `check` judges it.
 """
 
-from messaging_contracts.faults.checker import Verdict, check, recoveries
+from messaging_contracts.faults.checker import check, recoveries
 from messaging_contracts.faults.history import (
     Begun,
     Buried,
@@ -19,6 +19,7 @@ from messaging_contracts.faults.history import (
     now,
     read,
 )
+from messaging_contracts.faults.verdict import Verdict
 
 __all__ = [
     "Begun",

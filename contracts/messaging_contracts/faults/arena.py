@@ -48,6 +48,8 @@ PROBE = 0.5
 SLOW = 1.0
 """Seconds after which it, or the machine, is taken to have stood still."""
 DISTURBED = "stood still"
+BROWSING = 0.5
+"""Seconds between two looks at all dead letters."""
 
 
 class Arena:
@@ -64,6 +66,7 @@ class Arena:
         self.processes: list[Process] = []
         self.journal = Journal(folder / "arena.jsonl")
         self._tail = _Tail(folder)
+        self._looks = 0
         self._stack = AsyncExitStack()
         self._observer: Bus | None = None
 
@@ -171,8 +174,9 @@ class Arena:
         *,
         over: float | None = None,
         aftermath: float | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        """Record a fault that was there from `since` until now, or until it was `over`."""
+        """Record a fault that was there from `since` until now, or until it was `over`; `seconds` of a clock's jump."""
         self.journal.record(
             Struck(
                 at=since,
@@ -180,6 +184,7 @@ class Arena:
                 member=None if member is None else member.name,
                 until=now() if over is None else over,
                 aftermath=self.lease + NOTICED if aftermath is None else aftermath,
+                seconds=seconds,
             )
         )
 
@@ -227,8 +232,30 @@ class Arena:
             await asyncio.sleep(LOOK)
         raise AssertionError(f"{id} could not be published")
 
+    async def lettered(self, within: float) -> None:
+        """Wait until all that was rejected, and never handled with success, is a dead letter.
+
+        Raises AssertionError after so many seconds.
+        """
+        limit = now() + within
+        while missing := self._tail.progress().rejected - await self._letters():
+            if now() > limit:
+                raise AssertionError(
+                    f"rejected and no dead letter within {within:g} s: {len(missing)}, {sorted(missing)[:5]}"
+                )
+            await asyncio.sleep(BROWSING)
+
+    async def _letters(self) -> set[str]:
+        found: set[str] = set()
+        for name in TOPICS if self._tail.progress().rejected else ():
+            found |= {
+                one.id async for one in self.observer.dead_letters(topic_of(name), group=GROUP).browse()
+            }
+        return found
+
     async def bury(self) -> None:
         """Record the dead letters."""
+        self._looks += 1
         for name in TOPICS:
             async for letter in self.observer.dead_letters(topic_of(name), group=GROUP).browse():
                 failed = letter.last_failed_at
@@ -241,6 +268,7 @@ class Arena:
                         cause=letter.cause,
                         attempts=letter.attempts,
                         failed_at=None if failed is None else failed.timestamp(),
+                        look=self._looks,
                     )
                 )
 
@@ -276,7 +304,10 @@ class Progress:
         self.removed = -inf
         """Until when what was confirmed may have been deleted on the broker."""
         self.done: set[str] = set()
+        """Handled with success, or found as a dead letter."""
+        self._rejected: set[str] = set()
         self.succeeded = 0
+        """Handlings that ended with success or a rejection."""
         self.begun: dict[str, Begun] = {}
         self.by_member: dict[str, int] = {}
         self.health: dict[str, str] = {}
@@ -288,8 +319,19 @@ class Progress:
 
     @property
     def all_done(self) -> bool:
-        """Whether everything that was confirmed, and not deleted, was handled with success, or rejected."""
+        """Whether everything that was confirmed, and not deleted, was handled with success, or is a dead letter."""
         return all(self.confirmed[id] <= self.removed for id in self.confirmed.keys() - self.done)
+
+    @property
+    def all_handled(self) -> bool:
+        """Whether nothing is left to be handled; what was rejected is perhaps not a dead letter yet."""
+        left = self.confirmed.keys() - self.done - self._rejected
+        return all(self.confirmed[id] <= self.removed for id in left)
+
+    @property
+    def rejected(self) -> set[str]:
+        """What was rejected, and neither handled with success nor found as a dead letter so far."""
+        return {id for id in self._rejected - self.done if self.confirmed.get(id, -inf) > self.removed}
 
     def handled(self, member: Process) -> int:
         """How many handlings this member has begun."""
@@ -306,7 +348,7 @@ class Progress:
             self.begun[event.handling] = event
             self.by_member[event.member] = self.by_member.get(event.member, 0) + 1
         elif isinstance(event, Ended) and event.how in {"succeeded", "rejected"}:
-            self.done.add(self.begun[event.handling].id)
+            (self.done if event.how == "succeeded" else self._rejected).add(self.begun[event.handling].id)
             self.succeeded += 1
         elif isinstance(event, Seen):
             self.health[event.member] = event.status

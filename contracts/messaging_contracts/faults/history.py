@@ -24,7 +24,7 @@ Keeping: TypeAlias = Literal["taken", "done", "missed"]
 
 
 CLOCK_JUMPED = "clock jumped"
-"""The kind of a fault that only excuses a retry that is early: its time was told by a wrong clock."""
+"""The kind of a fault that only excuses a retry that is early or late, by as much as it jumped."""
 
 REMOVED = "deleted on the broker"
 """The kind of a fault that takes messages with it: what was confirmed before it was over may be lost."""
@@ -93,6 +93,8 @@ class Struck:
     """The member's process ended: what it was handling ended with it."""
     ids: tuple[str, ...] | None = None
     """The messages that it hit, where that is known; None: all that the member had."""
+    seconds: float = 0.0
+    """By how much the clock jumped, where that is the fault; negative: back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,8 @@ class Buried:
     cause: str | None = None
     attempts: int = 0
     failed_at: float | None = None
+    look: int = 0
+    """The number of the look at the dead letters that found it: each finds all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

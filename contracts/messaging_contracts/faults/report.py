@@ -24,10 +24,12 @@ judged what they wrote.
 
 - Held: nothing was lost, nothing out of order, each duplicate has a fault that explains it, no process had to be
   started again except where the fault ended it, and each member's health was green at the end.
-- Lost: messages that the broker had confirmed and no handler finished.
+- Lost: messages that the broker had confirmed, and that neither a handler finished nor a dead letter keeps.
 - Disorder: messages that began before their predecessor of the same key was done with.
 - Duplicates: messages that were handled again, and how many the fault may explain: what each member that was hit may
   have had (its prefetch), and each publish whose fate was unknown.
+- Letters twice: dead letters beside the first of the same message; each has a fault that explains it: the letter was
+  stored, and its member did not learn that.
 - Overlaps: handlings beside which their key was handled elsewhere, after their member had lost its lease.
 - Recovery: the longest that a message waited because of the fault, from when a member was hit, or from when the broker
   was back, until it was done with.
@@ -40,8 +42,9 @@ Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heart
 and is restarted in its place; it does not keep their order, so that order is not judged there.
 """
 COLUMNS = (
-    "| fault | held | confirmed | lost | disorder | duplicates | overlaps | recovery | health | disturbed |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| fault | held | confirmed | lost | disorder | duplicates | letters twice | overlaps | recovery | health "
+    "| disturbed |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -50,7 +53,8 @@ def told(row: Row) -> str:
     line = (
         f"{'held' if row.held else 'BROKEN'} {row.fault} on {row.broker} {row.version}: {row.confirmed} confirmed, "
         f"lost {row.lost}, disorder {row.disorder}, duplicates {row.duplicates} of at most {row.most_duplicates}, "
-        f"overlaps after lost leases {row.overlaps}, recovery {_recovery(row)}, health {row.health}; "
+        f"letters twice {_letters(row)}, overlaps after lost leases {row.overlaps}, recovery {_recovery(row)}, "
+        f"health {row.health}; "
         f"{row.seconds:.0f} s, disturbed {row.disturbed} times"
     )
     return "\n  ".join([line, *row.violations])
@@ -109,12 +113,17 @@ def _line(summary: str, row: Row) -> str:
         row.lost,
         row.disorder,
         f"{row.duplicates} (at most {row.most_duplicates})",
+        _letters(row),
         row.overlaps,
         _recovery(row),
         row.health,
         row.disturbed,
     )
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _letters(row: Row) -> str:
+    return "-" if row.duplicate_dead_letters is None else str(row.duplicate_dead_letters)
 
 
 def _recovery(row: Row) -> str:

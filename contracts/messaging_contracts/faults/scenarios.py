@@ -164,7 +164,7 @@ async def clock_jumps(stage: Stage) -> None:
         await stage.busy(back)
         for member in (ahead, back):
             member.signal(signal.SIGUSR1)
-            stage.arena.struck(CLOCK_JUMPED, now(), member, aftermath=inf)
+            stage.arena.struck(CLOCK_JUMPED, now(), member, aftermath=inf, seconds=member.role.jump)
 
 
 @fault(on=ALL, short=("memory",))

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.faults.arena import DISTURBED, Arena
-from messaging_contracts.faults.checker import Verdict, check, recoveries
+from messaging_contracts.faults.checker import check, recoveries
 from messaging_contracts.faults.history import (
     REMOVED,
     Begun,
@@ -26,6 +26,7 @@ from messaging_contracts.faults.history import (
 )
 from messaging_contracts.faults.removal import remove
 from messaging_contracts.faults.servers import exhaust
+from messaging_contracts.faults.verdict import Verdict
 from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS, topic_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ SHORT = Scale(messages=100, publishers=10, processes=1, seconds=1.5, patience=60
 QUICK = Scale(messages=300, publishers=15, processes=1, seconds=6)
 WHOLE = Scale(messages=5_000, publishers=52, processes=4, seconds=15, patience=240.0)
 """10 000 messages from 100 tasks, which begin at both topics."""
+LATENESS = 10.0
+"""Seconds by which a retry may be late, once the faults are over: in whole runs the latest was, by 0.8."""
 OUTAGE = 5.0
 """Seconds for which the network to a broker is gone that would forget everything if it were restarted."""
 
@@ -85,6 +88,8 @@ class Row:
     health: str
     """What members told of their health, in the order in which it was first told."""
     violations: Sequence[str]
+    duplicate_dead_letters: int | None = None
+    """Dead letters beside the first of the same message; None: not counted."""
     seconds: float = 0.0
     """What trying it took."""
     disturbed: int = 0
@@ -220,15 +225,16 @@ class Stage:
         for publisher in self._publishers:
             code = await publisher.ended(self.scale.patience)
             assert code == 0, f"{publisher.name} ended with {code}"
-        await self.arena.until(lambda progress: progress.all_done, "all is done with", self.scale.patience)
+        await self.arena.until(lambda progress: progress.all_handled, "all is handled", self.scale.patience)
 
     async def everything_done(self) -> None:
         """Wait until all is published and done with, then until the last message of every partition is."""
         await self.all_done()
         await self.arena.sentinels()
         await self.arena.until(
-            lambda progress: progress.all_done, "the last messages are handled", self.scale.patience
+            lambda progress: progress.all_handled, "the last messages are handled", self.scale.patience
         )
+        await self.arena.lettered(self.scale.patience)
 
     async def finish(self) -> None:
         """Everything is done with, every member well, and each leaves in an orderly way."""
@@ -242,6 +248,8 @@ class Stage:
         for member in alive:
             await self.arena.leave(member)
         await self.arena.bury()
+        progress = await self.arena.until(lambda _: True, "", 1)
+        assert progress.all_done, f"all was handled, and not all is done with: {progress}"
 
 
 async def stage(
@@ -300,6 +308,7 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         ),
         duplicates=sum(verdict.duplicates for verdict in verdicts.values()),
         most_duplicates=sum(most_duplicates(events, topic) for topic in TOPICS),
+        duplicate_dead_letters=sum(verdict.duplicate_dead_letters for verdict in verdicts.values()),
         overlaps=sum(verdict.overlaps_after_lost_leases for verdict in verdicts.values()),
         recovery=max(recovered, default=None),
         health=" ".join(seen),
@@ -323,7 +332,9 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
 
 def judged(events: Sequence[Event], topic: str, *, ordered: bool) -> Verdict:
     """The verdict on one of the topics."""
-    return check(of_topic(events, topic), ordered=ordered, groups=[GROUP], tolerance=TOLERANCE)
+    return check(
+        of_topic(events, topic), ordered=ordered, groups=[GROUP], tolerance=TOLERANCE, lateness=LATENESS
+    )
 
 
 def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:

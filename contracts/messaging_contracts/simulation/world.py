@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 PATIENCE = 900.0
 """Virtual seconds in which everything has to be handled once the faults are over."""
 MOST_MEMBERS = 4
+HELD_UP = 70.0
+"""Virtual seconds, beside five leases, until stuck calls and handlers come back, keys of owners that are gone, and
+copies with a delay.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,12 @@ def simulate(seed: int) -> Result:
         except Stalled as error:
             world.problem(str(error))
         gc.collect()  # errors that nobody looked at are told now
-        verdict = check(world.history.events, ordered=world.scenario.ordered, groups=[GROUP])
+        verdict = check(
+            world.history.events,
+            ordered=world.scenario.ordered,
+            groups=[GROUP],
+            lateness=world.held_up,
+        )
         return Result(seed, world.scenario, verdict, tuple(world.problems), world.history.events, loop.time())
     finally:
         asyncio.set_event_loop(None)
@@ -185,6 +194,11 @@ class World:
         self.members.append(Member(self, f"m{next(self._names)}"))
 
     @property
+    def held_up(self) -> float:
+        """For how many virtual seconds faults of calls may hold a message up that nothing else does."""
+        return HELD_UP + 5 * self.scenario.lease
+
+    @property
     def alive(self) -> list[Member]:
         return [member for member in self.members if member.alive]
 
@@ -238,8 +252,7 @@ class World:
                 return
             await asyncio.sleep(1.0)
             self.history.done.update([letter.id async for letter in letters.browse()])
-        # Stuck calls and handlers come back, keys of owners that are gone, and copies with a delay.
-        await asyncio.sleep(70.0 + 5 * self.scenario.lease)
+        await asyncio.sleep(self.held_up)
 
     async def _empty(self, observer: Bus) -> bool:
         return all(not info.lag for info in await observer.groups())

@@ -1,0 +1,157 @@
+"""Why a message was handled again: each handling follows from the one before, or is the first of another copy.
+
+A message that was published again after an unknown fate may be there once for each publish. Each copy has a story of
+its own: its attempts, its delays, its failures. Which handling belongs to which copy nobody tells; they are divided
+among as many copies as there may be, in the way that leaves the fewest violations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from messaging_contracts.faults.handlings import Causes, Handling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging_contracts.faults.handlings import Message
+    from messaging_contracts.faults.verdict import Verdict
+
+WAYS = 24
+"""Ways to divide the handlings that are followed at a time: more than an honest history needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to divide the handlings of a message among its copies, and what it would mean."""
+
+    copies: tuple[tuple[Handling, ...], ...] = ()
+    violations: tuple[tuple[str, str], ...] = ()
+    duplicates: int = 0
+    undercounted: int = 0
+    latest: float = 0.0
+
+    @property
+    def cost(self) -> tuple[int, int, int]:
+        return len(self.violations), self.duplicates, self.undercounted
+
+
+@dataclass(slots=True)
+class _Step:
+    """What it means that one handling follows others."""
+
+    violations: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    duplicates: int = 0
+    undercounted: int = 0
+    late: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Divides the handlings of a message. `tolerance`: how early a retry may be, `lateness`: how late, in seconds."""
+
+    causes: Causes
+    tolerance: float
+    lateness: float
+
+    def judge(self, id: str, message: Message | None, handlings: Sequence[Handling], verdict: Verdict) -> Way:
+        """Add what is found to the verdict."""
+        ways = [Way()]
+        for one in handlings:
+            most = 1 if message is None else message.copies_by(one.begun.at)
+            further = [
+                self._with(way, number, id, one)
+                for way in ways
+                for number in range(min(len(way.copies) + 1, max(most, 1)))
+            ]
+            further.sort(key=_cost)
+            ways = further[:WAYS]
+        best = ways[0]
+        for kind, text in best.violations:
+            getattr(verdict, kind).append(text)
+        verdict.duplicates += best.duplicates
+        verdict.undercounted += best.undercounted
+        verdict.latest_retry = max(verdict.latest_retry, best.latest)
+        return best
+
+    def _with(self, way: Way, number: int, id: str, one: Handling) -> Way:
+        """This way, where this handling is of the copy with this number."""
+        copies = list(way.copies)
+        if number == len(copies):
+            copies.append(())
+        step = self._step(id, copies[number], one)
+        # The first of another copy is a duplicate that the publish of unknown fate explains.
+        another = bool(way.copies) and not copies[number]
+        copies[number] = (*copies[number], one)
+        return Way(
+            tuple(copies),
+            (*way.violations, *step.violations),
+            way.duplicates + step.duplicates + another,
+            way.undercounted + step.undercounted,
+            max(way.latest, step.late),
+        )
+
+    def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
+        step = _Step()
+        attempt = one.begun.attempt
+        if formers:
+            self._return(step, id, formers, one)
+        highest = max((former.begun.attempt for former in formers), default=1)
+        if attempt < highest:
+            if self.causes.of(formers[-1], one.begun.at, hand_over=True):
+                step.undercounted += 1
+            else:
+                step.violations.append(("attempts_went_back", f"{id}: {one} after attempt {highest}"))
+        failures = sum(other.how == "failed" and other.last < one.first for other in formers)
+        if attempt > 1 + failures:
+            step.violations.append(("attempts_overcounted", f"{id}: {one} after {failures} failures"))
+        return step
+
+    def _return(self, step: _Step, id: str, formers: Sequence[Handling], one: Handling) -> None:
+        """Each handling after the first needs a reason: a failure, a release, or a fault."""
+        at, former = one.begun.at, formers[-1]
+        if former.how in {"failed", "released"} and former.last < one.first:
+            if former.how == "released" or one.begun.attempt > former.begun.attempt:
+                self._punctual(step, id, formers, one)
+            elif self.causes.of(former, at, hand_over=True):
+                step.undercounted += 1
+            else:
+                step.violations.append(("failures_uncounted", f"{id}: {one} after {former}"))
+        elif former.concluded or former.last > one.first or former.how == "died":
+            # What failed may be there twice: its retry, and itself where only its settlement was lost.
+            again = [
+                other
+                for other in formers
+                if other is former or (other.how == "failed" and other.begun.attempt == one.begun.attempt)
+            ]
+            # Or this member had lost it to the former one, and did not know that yet.
+            if any(self.causes.of(other, at) for other in (*again, one)):
+                step.duplicates += former.how != "died"
+            else:
+                step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))
+
+    def _punctual(self, step: _Step, id: str, formers: Sequence[Handling], one: Handling) -> None:
+        """A retry, or what was released for a time, is neither early nor late."""
+        at, former = one.begun.at, formers[-1]
+        # What a fault brought back fails beside the retry of its first failure.
+        due = min(other.end + other.after for other in formers if _alike(other, former))
+        apart = self.causes.clocks_apart(at)
+        came = f"{id}: {one} came {at - former.end:.3f} s after {former}, {former.after:.3f} were asked"
+        if at < due - self.tolerance - apart and not (
+            former.how == "released" and self.causes.of(former, at)
+        ):
+            step.violations.append(("early_retries", came))
+        step.late = max(0.0, at - max(due, self.causes.over(former, at)) - apart)
+        if step.late > self.lateness:
+            step.violations.append(("late_retries", came))
+
+
+def _cost(way: Way) -> tuple[int, int, int]:
+    return way.cost
+
+
+def _alike(other: Handling, former: Handling) -> bool:
+    return other is former or (
+        (other.how, former.how) == ("failed", "failed") and other.begun.attempt == former.begun.attempt
+    )

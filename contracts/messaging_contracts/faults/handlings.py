@@ -1,0 +1,127 @@
+"""What the checker knows of each message and of each time that it was handled, and which faults explain what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from messaging_contracts.faults.history import Begun, Published, Struck
+
+
+@dataclass(slots=True, eq=False)
+class Handling:
+    """One call of a handler."""
+
+    begun: Begun
+    first: int
+    """Where in the history it began: more exact than its time."""
+    last: float = inf
+    """Where it ended."""
+    end: float = inf
+    how: str = "running"
+    after: float = 0.0
+
+    @property
+    def concluded(self) -> bool:
+        """Whether its handler was done with the message; a rejected one is still to become a dead letter."""
+        return self.how in {"succeeded", "rejected"}
+
+    def __str__(self) -> str:
+        one = self.begun
+        return f"{one.member} attempt {one.attempt} [{one.at:.3f}, {self.end:.3f}] {self.how}"
+
+
+@dataclass(slots=True)
+class Message:
+    """What publishers know of one message."""
+
+    sent: Published
+    confirmed: bool = False
+    confirmed_at: float = inf
+    uncertain: bool = False
+    failed: bool = False
+    sent_at: list[float] = field(default_factory=list[float])
+    """When each copy was sent that the broker may have: that was not told to have failed."""
+    due: list[float] = field(default_factory=list[float])
+    """When these copies are due; the earliest counts."""
+
+    @property
+    def copies(self) -> int:
+        """How many the broker may have."""
+        return len(self.sent_at)
+
+    def copies_by(self, at: float) -> int:
+        """How many it may have had by then; one at least, for what nobody sent is told as such."""
+        return max(1, sum(one <= at for one in self.sent_at))
+
+
+class Causes:
+    """The faults of a history, and the jumps of clocks, as causes of what is handled again, late or early."""
+
+    def __init__(self) -> None:
+        self.faults: list[Struck] = []
+        self._jumps: list[Struck] = []
+
+    def jumped(self, jump: Struck) -> None:
+        """A clock jumped."""
+        self._jumps.append(jump)
+
+    def clocks_apart(self, at: float) -> float:
+        """By how many seconds two clocks may have differed up to then; what waits by one may be judged by another."""
+        ahead: dict[str | None, float] = {}
+        highest = lowest = 0.0
+        for jump in self._jumps:
+            if jump.at <= at:
+                ahead[jump.member] = ahead.get(jump.member, 0.0) + jump.seconds
+                highest, lowest = max(highest, ahead[jump.member]), min(lowest, ahead[jump.member])
+        return highest - lowest
+
+    def jumped_by(self, at: float) -> bool:
+        """Whether any clock had jumped by then."""
+        return any(jump.at <= at for jump in self._jumps)
+
+    def of(self, former: Handling, at: float, *, hand_over: bool = False) -> Sequence[Struck]:
+        """The faults that hit the member of this handling, or the broker, between its begin and `at`.
+
+        `hand_over`: or any member. Partitions move then, and some brokers do not know what their owner counted (2).
+        """
+        return [
+            fault
+            for fault in self.faults
+            if (hand_over or fault.member in {None, former.begun.member})
+            and (fault.ids is None or former.begun.id in fault.ids)
+            and fault.at <= at
+            and _over(fault) >= former.begun.at
+        ]
+
+    def over(self, former: Handling, at: float) -> float:
+        """Until when faults may have held up what was to follow this handling."""
+        return max((_over(fault) for fault in self.of(former, at, hand_over=True)), default=-inf)
+
+    def named(self, id: str) -> bool:
+        """Whether a fault is known to have hit this message."""
+        return any(fault.ids is not None and id in fault.ids for fault in self.faults)
+
+
+def ids_of(handlings: Iterable[Handling]) -> dict[str, list[Handling]]:
+    """The handlings of each message, in the order in which they began."""
+    by_id: dict[str, list[Handling]] = {}
+    for one in sorted(handlings, key=begin):
+        by_id.setdefault(one.begun.id, []).append(one)
+    return by_id
+
+
+def begin(one: Handling) -> float:
+    return one.first
+
+
+def end(one: Handling) -> float:
+    return one.last
+
+
+def _over(fault: Struck) -> float:
+    return (fault.at if fault.until is None else fault.until) + fault.aftermath

@@ -1,0 +1,102 @@
+"""What a history says of dead letters: each has its record and its reason, and there is one of each message (1)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from messaging_contracts.faults.handlings import Causes, Handling, Message
+    from messaging_contracts.faults.history import Buried
+    from messaging_contracts.faults.verdict import Verdict
+
+
+STORED = 10.0
+"""Seconds after its rejection in which a dead letter is stored, unless a fault is there by then."""
+
+
+class Letters:
+    """The dead letters of a history."""
+
+    def __init__(self, causes: Causes) -> None:
+        self._causes = causes
+        self._found: dict[tuple[str, str], list[Buried]] = defaultdict(list)
+
+    def found(self, letter: Buried) -> None:
+        """One that was there at the end."""
+        self._found[letter.group, letter.id].append(letter)
+
+    def has(self, group: str, id: str) -> bool:
+        """Whether this message became a dead letter of this group."""
+        return (group, id) in self._found
+
+    @property
+    def groups(self) -> set[str]:
+        return {group for group, _ in self._found}
+
+    def judge(
+        self,
+        group: str,
+        by_id: Mapping[str, Sequence[Handling]],
+        messages: Mapping[str, Message],
+        verdict: Verdict,
+    ) -> None:
+        """Add what is found of this group to the verdict."""
+        for (where, id), letters in self._found.items():
+            if where == group:
+                handlings = by_id.get(id, ())
+                verdict.dead_letters += 1
+                self._judge_record(letters, verdict)
+                self._judge_reason(letters[0], handlings, verdict)
+                self._judge_number(letters, handlings, messages.get(id), verdict)
+
+    def _judge_record(self, letters: Sequence[Buried], verdict: Verdict) -> None:
+        for letter in letters:
+            missing = [
+                name
+                for name, value in (
+                    ("reason", letter.reason),
+                    ("cause", letter.cause),
+                    ("attempts", letter.attempts),
+                    ("failed_at", letter.failed_at),
+                )
+                if not value
+            ]
+            if missing:
+                verdict.bare_dead_letters.append(f"{letter.id} has no {', '.join(missing)}")
+
+    def _judge_reason(self, letter: Buried, handlings: Sequence[Handling], verdict: Verdict) -> None:
+        rejected = any(one.how == "rejected" for one in handlings)
+        # A crash after the handler's success, before its settlement, looks like one of the handler's doing.
+        gone = letter.cause == "lease_lost" and (
+            any(self._causes.of(one, letter.at) for one in handlings) or self._causes.named(letter.id)
+        )
+        if not (rejected or gone):
+            seen = "; ".join(map(str, handlings)) or "never handled"
+            verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {seen}")
+
+    def _judge_number(
+        self,
+        letters: Sequence[Buried],
+        handlings: Sequence[Handling],
+        message: Message | None,
+        verdict: Verdict,
+    ) -> None:
+        """One of each copy; one more for each handling that rejected it again, and for each fault that hit it: the
+        letter was stored, and nobody was told.
+        """
+        number = max(Counter(letter.look for letter in letters).values())
+        verdict.duplicate_dead_letters += number - 1
+        ends = [one.end for one in handlings if one.how == "rejected"]
+        at = max(ends) + STORED if ends else letters[0].at
+        copies = max(1, 0 if message is None else message.copies)
+        rejected = max(1, len(ends))
+        struck = {id(fault) for one in handlings for fault in self._causes.of(one, at)}
+        allowed = max(copies, rejected) + len(struck)
+        if number > allowed:
+            seen = "; ".join(map(str, handlings)) or "never handled"
+            verdict.repeated_dead_letters.append(
+                f"{letters[0].id}: {number} dead letters, {allowed} are explained: {seen}"
+            )

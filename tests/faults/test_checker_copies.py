@@ -1,0 +1,105 @@
+"""What was published again after an unknown fate may come once for each publish, and no more often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from messaging_contracts.faults.history import Fate
+    from tests.faults.stories import Story
+
+
+def test_a_message_published_again_after_an_unknown_fate_may_come_twice(story: Story):
+    story.published("m0", fate="uncertain")
+    story.published("m0")
+    story.handled("m0")
+    story.handled("m0")
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 1
+
+
+def twice_published(story: Story) -> None:
+    """So that the broker may have two copies."""
+    story.published("m0", fate="uncertain")
+    story.published("m0")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_of_what_was_published_twice_each_success_beyond_two_needs_a_cause(story: Story, ordered: bool):
+    twice_published(story)
+    for _ in range(5):
+        story.handled("m0")
+    verdict = story.verdict(ordered=ordered)
+    assert list(verdict.violations) == ["duplicates_without_cause"]
+    assert len(verdict.duplicates_without_cause) == 3
+    assert verdict.duplicates == 1
+
+
+def test_a_copy_that_is_not_sent_yet_explains_nothing(story: Story):
+    story.published("m0", fate="uncertain")
+    story.handled("m0")
+    story.handled("m0")
+    story.published("m0")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+def test_a_copy_that_was_told_to_have_failed_explains_nothing(story: Story):
+    story.published("m0", fate="failed")
+    story.published("m0")
+    story.handled("m0")
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+def test_without_order_two_copies_may_run_at_once_and_no_third(story: Story):
+    twice_published(story)
+    running = [story.begun("m0", member=member) for member in "abc"]
+    for one in running:
+        story.ended(one)
+    assert set(story.verdict(ordered=False).violations) == {"overlaps", "duplicates_without_cause"}
+    assert len(story.verdict(ordered=False).overlaps) == 1
+
+
+def test_an_attempt_of_what_was_published_twice_needs_as_many_failures_of_one_copy(story: Story):
+    twice_published(story)
+    story.handled("m0", "failed")
+    story.handled("m0", attempt=7)
+    assert list(story.verdict().violations) == ["attempts_overcounted"]
+
+
+def test_a_retry_of_what_was_published_twice_is_not_early_either(story: Story):
+    twice_published(story)
+    story.handled("m0", "failed", after=60)
+    story.handled("m0", attempt=2)
+    assert list(story.verdict().violations) == ["early_retries"]
+
+
+def test_the_copies_of_what_was_published_twice_have_attempts_of_their_own(story: Story):
+    twice_published(story)
+    story.handled("m0", "failed")
+    story.handled("m0", "failed", attempt=2)
+    story.handled("m0", "failed")
+    story.handled("m0", attempt=3)
+    story.handled("m0", attempt=2)
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 1
+
+
+@pytest.mark.parametrize("fate", ["confirmed", "uncertain"])
+def test_of_several_copies_the_delay_that_is_over_first_counts(story: Story, fate: Fate):
+    story.published("m0", fate=fate, delay=5)
+    story.published("m0", delay=50)
+    story.pass_time(3)
+    story.handled("m0")
+    assert story.verdict().violations == {}
+
+
+def test_the_delay_of_a_copy_that_was_told_to_have_failed_does_not_count(story: Story):
+    story.published("m0", fate="failed")
+    story.published("m0", delay=50)
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["before_due"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
@@ -30,7 +31,8 @@ from messaging.message import Ack, Reject, Release, Retry
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.ingress import IngressRelay
 from messaging_rabbitmq.intake import Claim, Intake
-from messaging_rabbitmq.properties import Parcel, incoming, not_before, wall_clock
+from messaging_rabbitmq.properties import Parcel, incoming
+from messaging_rabbitmq.waits import left_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Sequence
@@ -133,10 +135,14 @@ class Member(Consumer):
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
+        return await asyncio.shield(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start it; `close` waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -253,8 +259,6 @@ class SharedConsumer(Member):
         super().__init__(session, subscription, ownership)
         self._intake: Intake | None = None
         self._suspects: Intake | None = None
-        self._early: list[tuple[RawDelivery, float]] = []
-        """Came back from a delay tier before their time: the next tier is due."""
         self._adopted = self.group.native is not None
 
     async def join(self) -> None:
@@ -277,7 +281,6 @@ class SharedConsumer(Member):
 
     async def _abandon(self) -> None:
         """Drop what is left of a membership of which a part broke."""
-        self._early.clear()
         for intake in (self._intake, self._suspects):
             if intake is not None:
                 if left := intake.forsake():
@@ -290,6 +293,9 @@ class SharedConsumer(Member):
 
     async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:  # noqa: ARG002
         deliveries: list[RawDelivery] = []
+        early: list[tuple[RawDelivery, float]] = []
+        """Came out of a delay tier before their time, each with what is left: the next tier is due."""
+        now, member = self.session.clock.monotonic(), self.session.member
         for intake in (self._suspects, self._intake):
             if intake is None or intake.gone:
                 continue
@@ -297,13 +303,13 @@ class SharedConsumer(Member):
             while waiting and len(deliveries) < limit:
                 original = waiting.popleft()
                 delivery = self._received(intake, original)
-                due = not_before(original)
-                if due and due > wall_clock():
-                    self._early.append((delivery, due))
+                left = left_of(original, now=now, member=member)
+                if left > 0:
+                    early.append((delivery, left))
                 else:
                     deliveries.append(delivery)
-        if self._early and not deliveries:
-            await self.finish(self._step())
+        if early:
+            self.begin(self._step(early)).set_name("messaging-rabbitmq-step")
         return deliveries
 
     def _received(self, intake: Intake, original: DeliveredMessage) -> RawDelivery:
@@ -316,22 +322,32 @@ class SharedConsumer(Member):
         )
         return intake.hand_out(delivery, tag)
 
-    async def _step(self) -> None:
+    async def _step(self, early: Sequence[tuple[RawDelivery, float]]) -> None:
         """Send what came too early into its next tier; what cannot be sent goes back to the queue."""
-        early, self._early = self._early, []
-        for delivery, due in early:
-            claim: Claim = delivery.token
-            if claim.intake.gone:
+        parcels: list[Parcel] = []
+        copied: list[RawDelivery] = []
+        settled: list[tuple[RawDelivery, bool]] = []
+        for delivery, left in early:
+            if delivery.token.intake.gone:
                 continue
-            parcel = await self.copies.step(delivery, due)
-            error = None if parcel is None else (await self.copies.store([parcel]))[0]
             try:
-                if parcel is None or error is not None:
-                    await claim.intake.give_back(claim.tag)
-                else:
+                parcel = await self.copies.released(delivery, left)
+            except MessagingError:
+                parcel = None
+            if parcel is None:
+                settled.append((delivery, False))
+            else:
+                parcels.append(parcel)
+                copied.append(delivery)
+        errors = await self.copies.store(parcels)
+        settled += [(delivery, error is None) for delivery, error in zip(copied, errors, strict=True)]
+        for delivery, stored in settled:
+            claim: Claim = delivery.token
+            with suppress(ChannelInvalidStateError, AMQPError):
+                if stored:
                     await claim.intake.acknowledge([claim.tag])
-            except (ChannelInvalidStateError, AMQPError):
-                continue
+                else:
+                    await claim.intake.give_back(claim.tag)
 
     async def plan(self, settlement: Settlement) -> Plan:
         delivery, outcome = settlement.delivery, settlement.outcome

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from messaging.envelope import ATTEMPT, FAILURE, GUARD, NOT_BEFORE
+from messaging.envelope import ATTEMPT, FAILURE, GUARD
 from messaging.errors import ConfigurationError, MessagingError
-from messaging_rabbitmq.properties import Parcel, control_headers, copy_properties, wall_clock
+from messaging_rabbitmq.properties import Parcel, control_headers, copy_properties
 from messaging_rabbitmq.tiers import tier_for
+from messaging_rabbitmq.waits import FOREVER, written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
     from messaging.adapter import GroupSpec, RawDelivery
     from messaging_rabbitmq.session import Session
-
-FOREVER = 1e9
-"""Seconds that no broker lives."""
 
 
 class Copies:
@@ -34,15 +32,11 @@ class Copies:
         control = {ATTEMPT: str(delivery.attempt + 1)}
         if failure is not None:
             control[FAILURE] = failure
-        return await self._delayed(delivery, _due(after), control)
+        return await self._delayed(delivery, after, control)
 
     async def released(self, delivery: RawDelivery, after: float) -> Parcel | None:
         """Handled again after so many seconds, uncounted."""
-        return await self._delayed(delivery, _due(after), control_headers(delivery))
-
-    async def step(self, delivery: RawDelivery, due: float) -> Parcel | None:
-        """The next step of a delay that is longer than its last tier."""
-        return await self._delayed(delivery, due, control_headers(delivery))
+        return await self._delayed(delivery, after, control_headers(delivery))
 
     def alone(self, delivery: RawDelivery) -> Parcel:
         """The same message, with the mark that it is run alone.
@@ -62,14 +56,17 @@ class Copies:
             control[FAILURE] = failure
         return self._parcel(queue, delivery, control)
 
-    async def _delayed(self, delivery: RawDelivery, due: float, control: dict[str, str]) -> Parcel | None:
-        milliseconds = tier_for(due - wall_clock())
+    async def _delayed(self, delivery: RawDelivery, after: float, control: dict[str, str]) -> Parcel | None:
+        session = self._session
+        now, after = session.clock.monotonic(), min(after, FOREVER)
+        milliseconds = tier_for(after)
         if not milliseconds:
             return self._parcel(self._queue, delivery, control)
-        queue = await self._session.topology.tier(self._group, milliseconds)
+        queue = await session.topology.tier(self._group, milliseconds)
         if queue is None:
             return None
-        return self._parcel(queue, delivery, {**control, NOT_BEFORE: repr(due)})
+        wait = written(after, milliseconds / 1000, now=now, member=session.member)
+        return self._parcel(queue, delivery, {**control, **wait})
 
     def _parcel(self, queue: str, delivery: RawDelivery, control: Mapping[str, str]) -> Parcel:
         original: DeliveredMessage = delivery.native
@@ -95,8 +92,3 @@ class Copies:
             else:
                 outcomes.append(fate)
         return outcomes
-
-
-def _due(after: float) -> float:
-    """The time of the wall clock, which all members share, as far as their clocks agree."""
-    return wall_clock() + min(after, FOREVER) if after > 0 else 0.0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import secrets
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -17,7 +15,7 @@ from pamqp.commands import Basic
 from pamqp.encode import field_table
 
 from messaging.adapter import RawDelivery
-from messaging.envelope import ATTEMPT, FAILURE, GUARD, NOT_BEFORE, decode, encode, recorded_attempt
+from messaging.envelope import ATTEMPT, FAILURE, GUARD, decode, encode, recorded_attempt
 from messaging.errors import InvalidMessage, MessageTooLarge
 
 if TYPE_CHECKING:
@@ -197,18 +195,6 @@ def incoming(
     )
 
 
-def not_before(original: DeliveredMessage) -> float:
-    """Until when a delayed copy must wait, in seconds since the epoch; 0 for all else."""
-    headers = original.header.properties.headers
-    if original.exchange or not headers or NOT_BEFORE not in headers:
-        return 0.0
-    try:
-        due = float(cast("Any", headers[NOT_BEFORE]))
-    except (TypeError, ValueError):
-        return 0.0
-    return due if math.isfinite(due) else 0.0
-
-
 def control_headers(delivery: RawDelivery) -> dict[str, str]:
     """The control headers that keep what is recorded of a delivery."""
     control: dict[str, str] = {}
@@ -217,11 +203,6 @@ def control_headers(delivery: RawDelivery) -> dict[str, str]:
     if delivery.failure is not None:
         control[FAILURE] = delivery.failure
     return control
-
-
-def wall_clock() -> float:
-    """Seconds since the epoch, as `NOT_BEFORE` counts them."""
-    return time.time()
 
 
 def _returned(original: DeliveredMessage, headers: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ only while the topic has a group: without one, a mandatory publish must come bac
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.names import Names
     from messaging_rabbitmq.registry import Entries
     from messaging_rabbitmq.settings import RabbitMQSettings
+
+logger = logging.getLogger("messaging")
 
 DELIVERY_LIMIT = 1_000_000
 """RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
@@ -61,6 +64,8 @@ class TopologyKeeper:
         self._gone_exchanges: set[str] = set()
         """Of topics that a publish found missing, until they are declared."""
         self._known_queues: set[str] = set()
+        self._seen_queues: set[str] = set()
+        """Those that were there once: missing later, somebody has deleted them."""
         self._known_shapes: set[str] = set()
 
     def forget(self) -> None:
@@ -121,6 +126,7 @@ class TopologyKeeper:
         if queue in self._known_queues:
             return True
         mode = self._modes.get(_place(group), "declare")
+        lost = queue in self._seen_queues and not await self._has_queue(queue)
         async with self._link.throwaway(f"declaring queue {queue}") as channel:
             try:
                 if mode == "declare":
@@ -128,7 +134,25 @@ class TopologyKeeper:
                 await channel.queue_declare(queue, passive=True)
             except ChannelNotFoundEntity:
                 return False
+        if lost:
+            logger.warning(
+                "Queue %r of group %s, topic %s, was deleted on RabbitMQ at %s and is made anew: what it held is lost",
+                queue,
+                group.name,
+                group.topic.name,
+                self._link.address,
+                extra={"broker": self._link.address, "topic": group.topic.name, "group": group.name},
+            )
         self._known_queues.add(queue)
+        self._seen_queues.add(queue)
+        return True
+
+    async def _has_queue(self, queue: str) -> bool:
+        async with self._link.throwaway(f"looking for queue {queue}") as channel:
+            try:
+                await channel.queue_declare(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
         return True
 
     async def tier(self, group: GroupSpec, milliseconds: int) -> str | None:
@@ -242,6 +266,7 @@ class TopologyKeeper:
                 for queue in (*self._names.queues(group), self._names.dead(group)):
                     await channel.queue_declare(queue, passive=True)
         self._known_queues.add(self._names.dead(group))
+        self._seen_queues.add(self._names.dead(group))
 
     async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
         topic = group.topic
@@ -352,6 +377,7 @@ class TopologyKeeper:
         else:
             queues.append(names.suspects(group))
         self._known_queues.difference_update(queues)
+        self._seen_queues.difference_update(queues)
         async with self._link.throwaway(f"deleting group {group.name}") as channel:
             if last:
                 await channel.exchange_delete(names.alternate(group.topic))

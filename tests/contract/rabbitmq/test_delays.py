@@ -3,13 +3,15 @@
 import asyncio
 import math
 import random
+import time
 
 import pytest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError
+from messaging.message import Retry
 from messaging_rabbitmq.tiers import all_tiers, tier_for
-from tests.contract.rabbitmq.support import Bench, publish
+from tests.contract.rabbitmq.support import Bench, publish, receive, settle
 
 
 def test_steps_are_never_early_take_the_largest_tier_and_end() -> None:
@@ -50,3 +52,41 @@ async def test_retention_bounds_what_waits_for_a_group_and_cannot_change_in_sile
         await adapter.declare(
             Topology(groups=[GroupSpec(TopicSpec("orders", partitions=2, retention=9.0), "billing")])
         )
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_a_members_wrong_clock_makes_its_retries_neither_late_nor_early_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """0.3 s are two tiers: what is left after the first is told to whoever gets it then (5)."""
+    wrong, right = await bench.adapter(), await bench.adapter()
+    group = await bench.group(wrong)
+    await right.declare(Topology(groups=[group]))
+    await publish(wrong, group.topic, "m1")
+    consumer = bench.consumer(wrong, group)
+    delivery = await receive(consumer, 1)
+    now = time.time
+
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: now() + ahead)
+        began = time.monotonic()
+        await settle(consumer, delivery, Retry("busy"), after=0.3)
+        await consumer.close()
+    (again,) = await receive(bench.consumer(right, group), 1, within=2.5)
+
+    assert again.attempt == 2
+    assert 0.3 <= time.monotonic() - began < 2.5
+
+
+async def test_a_copy_that_waited_in_the_groups_queue_waits_no_more_for_the_member_that_wrote_it(
+    bench: Bench,
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m1")
+    consumer = bench.consumer(adapter, group)
+
+    await settle(consumer, await receive(consumer, 1), Retry("busy"), after=0.3)
+    await asyncio.sleep(0.5)
+
+    assert len(await consumer.receive(1, 0.05)) == 1

@@ -1,10 +1,13 @@
 """What somebody deletes by hand: told, and made anew with all that belongs to it."""
 
+import logging
+
 import pytest
 
-from messaging.adapter import TopicSpec, Topology
+from messaging.adapter import DONE, SettleError, TopicSpec, Topology
 from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, TopologyLost
-from tests.contract.rabbitmq.support import Bench, ids, outgoing, publish, receive
+from messaging.message import Outcome, Reject, Retry
+from tests.contract.rabbitmq.support import Bench, ids, outgoing, publish, receive, settle
 
 ORDERED = TopicSpec("clicks", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)
@@ -73,3 +76,30 @@ async def test_a_topic_that_is_made_anew_reaches_the_groups_it_had(bench: Bench,
     assert topic.name in (health.error or "")
     assert ids(await receive(consumer, 1)) == ["after"]
     assert (await adapter.health()).connected
+
+
+@pytest.mark.parametrize("outcome", [Retry("busy"), Reject("no")], ids=["tier", "dead letters"])
+async def test_what_a_deleted_queue_of_a_group_held_is_said_to_be_lost(
+    bench: Bench, caplog: pytest.LogCaptureFixture, outcome: Outcome
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, UNORDERED)
+    await publish(adapter, UNORDERED, "lost", "first", "second")
+    consumer = bench.consumer(adapter, group)
+    lost, first, second = await receive(consumer, 3)
+    assert await settle(consumer, [lost], outcome, after=60) == [DONE]
+    names = adapter._session.names
+    queue = names.tier(group, 32_000) if isinstance(outcome, Retry) else names.dead(group)
+    await (await adapter.native.channel()).queue_delete(queue)
+    caplog.set_level(logging.WARNING, "messaging")
+
+    (refused,) = await settle(consumer, [first], outcome, after=60)
+    stored = (
+        await settle(consumer, [first], outcome, after=60),
+        await settle(consumer, [second], outcome, after=60),
+    )
+
+    assert isinstance(refused, SettleError)
+    assert stored == ([DONE], [DONE])
+    (told,) = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    assert queue in told and "billing" in told and "orders" in told

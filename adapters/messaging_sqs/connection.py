@@ -19,6 +19,7 @@ from messaging.errors import (
     MessagingError,
 )
 from messaging_sqs.clients import ATTEMPTS, Clients, botocore_errors, make_clients
+from messaging_sqs.service_time import ServiceTime
 from messaging_sqs.threads import Threads
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Connection:
         self._queues: str | None = None
         self._opened = False
         self.failed: str | None = None
+        self.time = ServiceTime()
 
     @property
     def clients(self) -> Clients:
@@ -228,10 +230,15 @@ class Connection:
         request = partial(getattr(client, operation), **parameters)
         for pause in _PAUSES if once else ():
             try:
-                return await self._run(request, _spoken(operation), self._threads)
+                return await self._answer(request, operation)
             except Untaken:
                 await asyncio.sleep(random.uniform(0, pause))
-        return await self._run(request, _spoken(operation), self._threads)
+        return await self._answer(request, operation)
+
+    async def _answer(self, request: Callable[[], Any], operation: str) -> Any:
+        answer = await self._run(request, _spoken(operation), self._threads)
+        self.time.heard(answer)
+        return answer
 
     async def poll(
         self, threads: Threads, abandoned: Callable[[], bool], **parameters: Any
@@ -243,7 +250,9 @@ class Connection:
         client = self.clients.polls
 
         def receive() -> tuple[Sequence[dict[str, Any]], float]:
-            messages = client.receive_message(**parameters).get("Messages") or ()
+            answer = client.receive_message(**parameters)
+            self.time.heard(answer)
+            messages = answer.get("Messages") or ()
             came = time.monotonic()
             if messages and abandoned():
                 # The last first: the order of a message group is kept.
@@ -289,6 +298,7 @@ class Connection:
         return ConnectionFailed(text)
 
     def _refused(self, error: Any, where: str) -> MessagingError:
+        self.time.heard(error.response)
         details: dict[str, Any] = error.response.get("Error", {})
         code, text = str(details.get("Code", "")), str(details.get("Message", ""))
         query_code = str(details.get("QueryErrorCode", ""))

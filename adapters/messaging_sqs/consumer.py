@@ -26,7 +26,7 @@ from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import Refused, in_batches
 from messaging_sqs.connection import Absent
-from messaging_sqs.entries import Token, control_headers, unpack
+from messaging_sqs.entries import Token, unpack
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
 from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.polling import Polls
@@ -132,35 +132,34 @@ class Member(Consumer):
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""
         self._connected = True
-        deliveries = self.unpacked(messages, came + self.connection.settings.lease)
+        now, since = self.connection.time.handed_over(messages), time.monotonic()
+        deliveries = self.unpacked(messages, came + self.connection.settings.lease, now)
         suspects = [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
         if suspects:
             await self.marks.judge(self.url, suspects)
-        early: list[RawDelivery] = []
-        now = time.time()
+        early: list[tuple[RawDelivery, float]] = []
+        now += time.monotonic() - since
         for delivery in deliveries:
             token: Token = delivery.token
             self._held[delivery] = None
             if token.due and (left := token.due - now) > 0:
                 if left > HELD_HERE:
-                    early.append(delivery)
+                    early.append((delivery, left))
                     continue
                 delivery.hold = left
             self._arrivals.add(delivery)
         if early:
             await self._step(early)
 
-    def unpacked(self, messages: Sequence[dict[str, Any]], until: float) -> list[RawDelivery]:
-        """The deliveries, with leases that end at `until`."""
-        return [unpack(raw, self.group, Lease(until)) for raw in messages]
+    def unpacked(self, messages: Sequence[dict[str, Any]], until: float, now: float) -> list[RawDelivery]:
+        """The deliveries, with leases that end at `until`; `now` is the service's time."""
+        return [unpack(raw, self.group, Lease(until), now) for raw in messages]
 
-    async def _step(self, early: list[RawDelivery]) -> None:
+    async def _step(self, early: list[tuple[RawDelivery, float]]) -> None:
         """The next step of a long delay; what cannot be sent on hides for as long as it may."""
-        steps = [
-            copies.delayed(delivery, delivery.token.due, control_headers(delivery)) for delivery in early
-        ]
-        left = await self.replace(early, steps)
-        await self.give_back(left, copies.LONGEST_DELAY)
+        steps = [copies.next_step(delivery, left) for delivery, left in early]
+        unsent = await self.replace([delivery for delivery, _ in early], steps)
+        await self.give_back(unsent, copies.LONGEST_DELAY)
 
     def _changed(self) -> None:
         self._arrived.set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +12,7 @@ from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
 from messaging.errors import MessagingError
 from messaging_sqs.batches import in_batches
 from messaging_sqs.entries import (
+    DELAY,
     LARGEST,
     MOST_RETURNS,
     ORIGIN,
@@ -76,7 +76,7 @@ def failed(delivery: RawDelivery, after: float, failure: str | None) -> Copy:
     control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt + 1)}
     if failure is not None:
         control[FAILURE] = failure
-    return delayed(delivery, time.time() + after if after > 0 else 0.0, control)
+    return _waiting(delivery, after, control)
 
 
 def released(delivery: RawDelivery, after: float) -> Copy:
@@ -84,21 +84,27 @@ def released(delivery: RawDelivery, after: float) -> Copy:
     control = control_headers(delivery)
     if delivery.returns:
         control[RETURNS] = str(min(delivery.returns, MOST_RETURNS))
-    return delayed(delivery, time.time() + after if after > 0 else 0.0, control)
+    return _waiting(delivery, after, control)
 
 
-def delayed(delivery: RawDelivery, due: float, control: Mapping[str, str]) -> Copy:
-    """A copy that waits until `due`, or for the longest step towards it; the last part of a second is waited for by
-    whoever gets it.
+def _waiting(delivery: RawDelivery, after: float, control: Mapping[str, str]) -> Copy:
+    """A copy that waits for so long from when the service has it, or for the first step of that; the last part of a
+    second is waited for by whoever gets it.
     """
-    if not due:
+    if after <= 0:
         return copy_of(delivery.message, control), {}
-    return copy_of(delivery.message, {**control, NOT_BEFORE: repr(due)}), {"DelaySeconds": step(due)}
+    return copy_of(delivery.message, {**control, DELAY: repr(after)}), {"DelaySeconds": step(after)}
 
 
-def step(due: float) -> int:
-    """The whole seconds for which a standard queue hides what is due at this time of the wall clock."""
-    return min(max(math.floor(due - time.time()), 0), LONGEST_DELAY)
+def next_step(delivery: RawDelivery, left: float) -> Copy:
+    """A copy that takes the next step towards its time by the service's clock, in `left` seconds."""
+    control = {**control_headers(delivery), NOT_BEFORE: repr(delivery.token.due)}
+    return copy_of(delivery.message, control), {"DelaySeconds": step(left)}
+
+
+def step(left: float) -> int:
+    """The whole seconds for which a standard queue hides what is due in so many."""
+    return min(max(math.floor(left), 0), LONGEST_DELAY)
 
 
 def dead(delivery: RawDelivery, url: str, failure: str | None, message: Message | None = None) -> Copy:

@@ -49,6 +49,8 @@ CONTENT_TYPE = "messaging-content-type"
 ENCODING = "messaging-encoding"
 ORIGIN = "messaging-origin"
 """Of a dead letter: the message of the group's queue that died. Two of one origin are one, stored twice by a crash."""
+DELAY = "messaging-delay"
+"""Of a copy: not before so many seconds after the service got it. A time of day would be that of the writer's clock."""
 RETURNS = "messaging-returns"
 """Of a copy that was made instead of a release: how often the message had come back, as far as it counts (3)."""
 BASE64 = "base64"
@@ -70,7 +72,13 @@ MOST_RETURNS = 3
 FENCE_STEP = 10_000
 """More than the times that the service hands over one message."""
 
-SYSTEM_ATTRIBUTES = ("ApproximateReceiveCount", "SentTimestamp", "MessageGroupId", "SequenceNumber")
+SYSTEM_ATTRIBUTES = (
+    "ApproximateReceiveCount",
+    "ApproximateFirstReceiveTimestamp",
+    "SentTimestamp",
+    "MessageGroupId",
+    "SequenceNumber",
+)
 
 _NATIVE_CONTENT_TYPES = ("content-type", "contenttype", "content_type")
 _TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
@@ -177,7 +185,7 @@ class Token:
     group_id: str | None
     count: int
     due: float
-    """Not before this time of the wall clock; 0 for most."""
+    """Not before this time of the service's clock; 0 for most."""
     received: float
     """When it came, in monotonic seconds: SQS lends it for 12 hours from then."""
     origin: str
@@ -191,8 +199,8 @@ class Token:
     done: bool = False
 
 
-def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
-    """What a queue handed over. Never raises, whoever wrote it."""
+def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease, now: float = 0.0) -> RawDelivery:
+    """What a queue handed over. Never raises, whoever wrote it. `now`: the service's time, or nothing is due later."""
     system: dict[str, str] = raw.get("Attributes") or {}
     headers, content_type, ours = _headers(raw.get("MessageAttributes") or {})
     received = _number(system.get("ApproximateReceiveCount"), 1)
@@ -228,7 +236,12 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease) -> RawDelivery:
             handle=raw["ReceiptHandle"],
             group_id=group_id,
             count=received,
-            due=_due(headers, None if group.ordered else message.not_before),
+            due=_due(
+                headers,
+                None if group.ordered else message.not_before,
+                milliseconds(raw, "SentTimestamp"),
+                now,
+            ),
             received=time.monotonic(),
             origin=text(headers.get(ORIGIN)) or position,
         ),
@@ -285,17 +298,31 @@ def _inflated(body: bytes) -> bytes:
     return inflated
 
 
-def _due(headers: Mapping[str, Any], not_before: datetime | None) -> float:
+def milliseconds(raw: dict[str, Any], attribute: str) -> float:
+    """A time of the service's clock, in seconds since the epoch; 0 where it tells none."""
+    system: dict[str, str] = raw.get("Attributes") or {}
+    return _number(system.get(attribute), 0) / 1000
+
+
+def _due(headers: Mapping[str, Any], not_before: datetime | None, sent: float, now: float) -> float:
     """When it may run: what our last copy says, else the publish delay; 0 for what nobody of us can have written."""
-    written = headers.get(NOT_BEFORE)
-    if written is None:
-        due = 0.0 if not_before is None else not_before.timestamp()
-        return due if due - time.time() <= LONGEST_DELAY + CLOCKS else 0.0
+    if DELAY in headers:
+        delay = _seconds(headers[DELAY])
+        return min(sent, now) + delay if 0 < delay <= LONGEST_DELAY else 0.0
+    if NOT_BEFORE in headers:
+        due = _seconds(headers[NOT_BEFORE])
+        return due if due - now <= LONGEST_WAIT else 0.0
+    due = 0.0 if not_before is None else not_before.timestamp()
+    return due if due - now <= LONGEST_DELAY + CLOCKS else 0.0
+
+
+def _seconds(written: object) -> float:
+    """What a header says; 0 for what is no number of seconds."""
     try:
-        due = float(written)
+        seconds = float(cast("Any", written))
     except (TypeError, ValueError, OverflowError):
         return 0.0
-    return due if math.isfinite(due) and due - time.time() <= LONGEST_WAIT else 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _number(value: object, otherwise: int) -> int:

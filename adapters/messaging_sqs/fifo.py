@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 class OrderedConsumer(Member):
     """A member that handles the messages of a key in their order."""
 
-    def unpacked(self, messages: Sequence[dict[str, Any]], until: float) -> list[RawDelivery]:
+    def unpacked(self, messages: Sequence[dict[str, Any]], until: float, now: float) -> list[RawDelivery]:
         first: dict[str | None, RawDelivery] = {}
         deliveries: list[RawDelivery] = []
         for raw in messages:
-            delivery = unpack(raw, self.group, Lease(until))
+            delivery = unpack(raw, self.group, Lease(until), now)
             leader = first.setdefault(delivery.token.group_id, delivery)
             delivery.lease, delivery.fence = leader.lease, leader.fence
             deliveries.append(delivery)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from messaging.errors import ConfigurationError, MessagingError
@@ -85,7 +84,7 @@ class Marks:
                 await self._untag(url, oldest[: len(marks) - _MOST + 1])
             former = marks.get(message_id)
             times = 1 if former is None else former.times + (former.member != self._member)
-            value = str(_Mark(int(time.time()), times, self._member))
+            value = str(_Mark(int(self._connection.time.now()), times, self._member))
             await self._connection.call("sqs", "tag_queue", QueueUrl=url, Tags={_PREFIX + message_id: value})
         except ConfigurationError as error:
             self._denied = True
@@ -107,7 +106,7 @@ class Marks:
         if not uncounted or self._denied:
             return
         try:
-            new = releases.written(uncounted, time.time(), secrets.token_hex(3))
+            new = releases.written(uncounted, self._connection.time.now(), secrets.token_hex(3))
             if old := releases.surplus(await self._tags(url), len(new)):
                 await self._connection.call("sqs", "untag_queue", QueueUrl=url, TagKeys=old)
             await self._connection.call("sqs", "tag_queue", QueueUrl=url, Tags=new)

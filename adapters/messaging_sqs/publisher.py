@@ -8,6 +8,7 @@ each group's queue.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -267,9 +268,9 @@ _PENDING = PublishError("not sent")
 def _delay(item: _Item) -> dict[str, int]:
     """The first step of a publish delay, without a hand-over: a topic of SNS has none, so members take it there (5)."""
     due = item.outgoing.message.not_before
-    return (
-        {} if due is None or item.outgoing.topic.ordered else {"DelaySeconds": copies.step(due.timestamp())}
-    )
+    if due is None or item.outgoing.topic.ordered:
+        return {}
+    return {"DelaySeconds": copies.step(due.timestamp() - time.time())}
 
 
 def _without_mandatory(items: Sequence[_Item], results: list[Result], *, blind: bool) -> list[_Item]:

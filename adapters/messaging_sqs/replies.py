@@ -112,7 +112,9 @@ class SQSInbox(ReplyInbox):
     async def open(self) -> None:
         """Create the queue: its name is new, so that nothing sent to an older inbox arrives here."""
         self.address = self._topics.names.reply(secrets.token_hex(16))
-        self._url = await self._topics.queues.create(self.address, {ALIVE: _now()}, retention=RETENTION)
+        self._url = await self._topics.queues.create(
+            self.address, {ALIVE: _now(self._connection)}, retention=RETENTION
+        )
         self._own(self._beat())
         self._own(sweep(self._connection, self._topics, self.address))
 
@@ -155,7 +157,9 @@ class SQSInbox(ReplyInbox):
         assert error is not None
         if isinstance(error, Absent):
             self.address = self._topics.names.reply(secrets.token_hex(16))
-            self._url = await self._topics.queues.create(self.address, {ALIVE: _now()}, retention=RETENTION)
+            self._url = await self._topics.queues.create(
+                self.address, {ALIVE: _now(self._connection)}, retention=RETENTION
+            )
             raise ConnectionFailed(
                 f"the reply queue was deleted, and its replies with it: {error}"
             ) from error
@@ -180,7 +184,9 @@ class SQSInbox(ReplyInbox):
             await asyncio.sleep(wait)
             wait = BEAT
             try:
-                await self._connection.call("sqs", "tag_queue", QueueUrl=self._url, Tags={ALIVE: _now()})
+                await self._connection.call(
+                    "sqs", "tag_queue", QueueUrl=self._url, Tags={ALIVE: _now(self._connection)}
+                )
             except MessagingError as error:
                 wait = BEAT / 10
                 logger.warning(
@@ -225,10 +231,11 @@ async def _sweep_one(connection: Connection, topics: Topics, url: str) -> None:
         return  # another process swept it, or its own deleted it
     tags: dict[str, str] = answer.get("Tags") or {}
     seen = tags.get(ALIVE, "")
-    if seen.isdecimal() and time.time() - int(seen) > ORPHANED_AFTER:
+    if seen.isdecimal() and connection.time.now() - int(seen) > ORPHANED_AFTER:
         await topics.queues.delete(url)
         logger.info("Deleted reply queue %s, whose process is gone", queue_name(url))
 
 
-def _now() -> str:
-    return str(int(time.time()))
+def _now(connection: Connection) -> str:
+    """By the service's clock: who has another time must not sweep what lives."""
+    return str(int(connection.time.now()))

@@ -330,7 +330,7 @@ class Topics:
     async def _until_known(self, url: str) -> None:
         """Wait until every publisher has looked for groups since this one was created."""
         created = int((await self.queues.attributes(url, "CreatedTimestamp")).get("CreatedTimestamp", 0))
-        wait = created + 1 + self._settings.groups_refresh - time.time()
+        wait = created + 1 + self._settings.groups_refresh - self._connection.time.now()
         await asyncio.sleep(min(max(wait, 0.0), self._settings.groups_refresh + 1))
 
     async def _adopt_group(self, group: GroupSpec, native: str) -> None:

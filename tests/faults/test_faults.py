@@ -59,6 +59,16 @@ def test_health_that_was_never_green_before_the_fault_does_not_tell_of_it():
     assert told_of_the_fault([*seen((1, "yellow"), (2, "green")), *fault, *seen((6, "red"), (9, "green"))])
 
 
+def test_health_that_is_bad_only_after_the_fault_was_over_and_noticed_does_not_tell_of_it():
+    def told(at: float) -> bool:
+        fault = Struck(at=5, kind="broker killed", until=9, aftermath=3)
+        seen = [Seen(at=1, member="m", status="green"), Seen(at=at, member="m", status="yellow")]
+        return told_of_the_fault([seen[0], fault, seen[1]])
+
+    assert told(12)
+    assert not told(13)
+
+
 def a_row(**changed) -> Row:
     values = {
         "fault": "killed_member",

@@ -152,12 +152,17 @@ class Arena:
         )
 
     async def ousted(self, process: Process, within: float = 60) -> None:
-        """Wait until it ends by itself with an error that it told. Raises AssertionError for anything else."""
+        """Wait until it ends by itself with an error that it told, and its health with it.
+
+        Raises AssertionError for anything else.
+        """
         process.expected_end = True
         code = await process.ended(within)
-        told = self._tail.progress().ousted
+        progress = self._tail.progress()
+        told, health = progress.ousted, progress.health.get(process.name)
         assert code, f"{process.name} ended with {code}, although its subscription is gone"
         assert process.name in told, f"{process.name} ended with {code} and told no error of its subscription"
+        assert health == "red", f"the health of {process.name} was {health} when its subscription was gone"
 
     async def leave(self, process: Process, within: float = 60) -> None:
         """SIGTERM: it drains and ends, which is no excuse for anything."""

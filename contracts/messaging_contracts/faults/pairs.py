@@ -39,6 +39,18 @@ async def killed_broker_and_failing_handler(stage: Stage) -> None:
 
 
 @fault()
+async def killed_broker_and_rejecting_handler(stage: Stage) -> None:
+    """Pair: the broker killed three times, and every second message rejected: each of these is to be a dead letter."""
+    url = await stage.way()
+    await stage.members(2, url=url, failing=2, attempts=1)
+    await stage.publish(url=url)
+    stage.unhealthy = True
+    for share in (1 / 4, 1 / 2, 3 / 4):
+        await stage.published(share)
+        await stage.restart_broker(kill=True)
+
+
+@fault()
 async def slow_network_and_killed_member(stage: Stage) -> None:
     """Pair: 200 ms more on every way, and a member killed."""
     proxy = await stage.arena.proxied()

@@ -15,6 +15,7 @@ from messaging_contracts.faults.servers import close_connections
 from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
+    from messaging import DeadLetters
     from messaging_contracts.faults.processes import Process
     from messaging_contracts.faults.servers import Resource
     from messaging_contracts.faults.stage import Stage
@@ -93,6 +94,8 @@ async def frozen_member(stage: Stage) -> None:
     """A member frozen (SIGSTOP) beyond its lease, then woken."""
     frozen, other = await stage.members(2)
     await stage.publish()
+    # It ends the connection of who is silent; elsewhere who wakes may be well at once.
+    stage.unhealthy = stage.ground.name == "rabbitmq"
     await stage.published(1 / 4)
     await stage.busy(frozen)
     await stage.busy(other)
@@ -211,7 +214,8 @@ async def _deadly(stage: Stage, quirk: str) -> None:
     await stage.publish()
     deaths = 0
     letters = [stage.arena.observer.dead_letters(topic_of(name), group=GROUP) for name in TOPICS]
-    while not all([await one.count() for one in letters]):
+    # By their ids: an innocent message that died with a process may be a dead letter before them.
+    while not all([await _has_special(one) for one in letters]):
         for member in list(members):
             if member.code is not None:
                 stage.arena.died(member)
@@ -235,6 +239,11 @@ async def _deadly(stage: Stage, quirk: str) -> None:
             stage.arena.died(member)
         else:
             member.expected_end = False
+
+
+async def _has_special(letters: DeadLetters) -> bool:
+    """Whether the special message is among these."""
+    return any([one.id.endswith(f".{SPECIAL}") async for one in letters.browse()])
 
 
 async def _replacement(stage: Stage, member: Process, name: str) -> Process:
@@ -372,6 +381,7 @@ async def black_hole(stage: Stage) -> None:
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
     await stage.publish(url=stage.arena.through(proxy))
+    stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
@@ -412,6 +422,7 @@ async def dripping_network(stage: Stage) -> None:
 async def _full(stage: Stage, of: Resource) -> None:
     await stage.members(2)
     await stage.publish()
+    stage.unhealthy = True
     await stage.published(1 / 3)
     since = now()
     async with stage.out_of(of):

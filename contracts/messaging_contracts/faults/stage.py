@@ -6,7 +6,6 @@ import asyncio
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.faults.arena import DISTURBED, Arena
@@ -318,14 +317,20 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
 
 
 def told_of_the_fault(events: Sequence[Event]) -> bool:
-    """Whether somebody's health was no longer green after the first fault. Nobody's is green when it begins."""
-    struck = min((one.at for one in events if isinstance(one, Struck) and one.kind != DISTURBED), default=inf)
+    """Whether somebody's health was no longer green while a fault was there, or had just been.
+
+    Nobody's is green when it begins.
+    """
+    faults = [one for one in events if isinstance(one, Struck) and one.kind != DISTURBED]
     well: set[str] = set()
     for event in events:
         if isinstance(event, Seen):
             if event.status == "green":
                 well.add(event.member)
-            elif event.member in well and event.at >= struck:
+            elif event.member in well and any(
+                one.at <= event.at <= (one.at if one.until is None else one.until) + one.aftermath
+                for one in faults
+            ):
                 return True
     return False
 

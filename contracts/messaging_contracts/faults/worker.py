@@ -48,6 +48,7 @@ from messaging_contracts.faults.history import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from messaging import Health
     from messaging_contracts.faults.history import Fate
 
 Quirk: TypeAlias = Literal["none", "block", "poison", "exit", "stubborn", "slow"]
@@ -130,11 +131,15 @@ class Worker:
             if late > self._role.lease / 4:
                 self._strike("stood still", expected, now())
             health = await self._bus.health()
-            if health.status != status:
+            # Who leaves is not well, which tells of no fault.
+            if health.status != status and not self._stop.is_set():
                 status = health.status
-                error = health.last_error or ""
-                self._journal.record(Seen(at=now(), member=self._role.name, status=status, error=error[:200]))
+                self._tell(health)
             expected = now() + PROBE
+
+    def _tell(self, health: Health) -> None:
+        error = health.last_error or ""
+        self._journal.record(Seen(at=now(), member=self._role.name, status=health.status, error=error[:200]))
 
     async def measure(self) -> None:
         """Record at intervals what this process takes."""
@@ -209,6 +214,7 @@ class Worker:
                 await self._stop.wait()
         except MessagingError as error:
             if self.started:
+                self._tell(await self._bus.health())
                 told = f"{type(error).__name__}: {error}"
                 self._journal.record(Ousted(at=now(), member=role.name, error=told[:500]))
             raise

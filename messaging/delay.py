@@ -7,6 +7,7 @@ could wait for ends as a dead letter, here as with retries.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from datetime import timedelta
 from math import inf
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ LONGEST = 365 * 86_400.0
 """Seconds, where the broker has no bound of its own: what another program writes must not be kept for ever (19)."""
 CLOCKS = 3600.0
 """Seconds by which a publisher's clock may be ahead: its longest delay is kept all the same."""
+REMEMBERED = 10_000
+"""Early messages of which a member knows when it first had them."""
 
 
 def due_after(delay: Duration, now: datetime) -> datetime | None:
@@ -83,6 +86,31 @@ def judge_early(not_before: datetime, now: float, longest: float) -> Release | R
             cause="delay_unsupported",
         )
     return Release(after=min(after, bound))
+
+
+class FirstSeen:
+    """When this member first had each message that came early: no clock makes it wait for longer than its delay.
+
+    Where its publisher's clock is ahead by an hour, or ours behind, the message seems to be due an hour later.
+    """
+
+    def __init__(self) -> None:
+        self._over: OrderedDict[tuple[str, datetime], float] = OrderedDict()
+        """Until when each waits at the most, monotonic seconds: the oldest is forgotten first."""
+
+    def left(self, message: Message, after: float, now: float) -> float:
+        """Of these `after` seconds, those that it must still wait for; `now` is monotonic."""
+        assert message.not_before is not None
+        if message.time is None or message.time >= message.not_before:
+            return after  # another program's, which does not tell when it was published
+        place = message.id, message.not_before
+        over = self._over.get(place)
+        if over is None:
+            over = now + (message.not_before - message.time).total_seconds()
+            self._over[place] = over
+            if len(self._over) > REMEMBERED:
+                self._over.popitem(last=False)
+        return min(after, over - now)
 
 
 def bounded(outcome: Retry, after: float, longest: float) -> Retry | Reject:

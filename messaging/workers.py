@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from messaging.backoff import Backoff
 from messaging.binding import current_delivery
 from messaging.clock import sleep
-from messaging.delay import judge_early
+from messaging.delay import FirstSeen, judge_early
 from messaging.errors import ConnectionFailed, DecodeError, MessagingError
-from messaging.message import Delivery, Reject, Release
+from messaging.message import Delivery, Reject, Release, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -72,6 +72,7 @@ class Workers:
         """What each worker runs, by its number."""
         self._interrupted: set[RawDelivery] = set()
         self._suspects: deque[RawDelivery] = deque()
+        self._early = FirstSeen()
         self._waiting: deque[asyncio.Future[None]] = deque()
         group = binding.subscription.group
         self._group = group.name
@@ -266,6 +267,9 @@ class Workers:
         """The outcome of what no handler gets now: it is early, a suspect that may not run, or for us."""
         if raw.message.not_before is not None and not self._lanes.ordered:
             early = judge_early(raw.message.not_before, self._clock.time(), self._binding.max_delay)
+            if isinstance(early, Release):
+                after = self._early.left(raw.message, seconds(early.after or 0), self._clock.monotonic())
+                early = Release(after=after) if after > 0 else None
             if early is not None:
                 return early
         if raw is self.alone and raw.guard == "none" and not await self._isolated(raw):

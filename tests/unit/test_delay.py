@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from messaging import App, Topic
-from messaging.delay import CLOCKS, LONGEST, judge_early
-from messaging.message import Reject, Release
+from messaging import App, Delivery, RetryPolicy, Topic, fixed
+from messaging.delay import CLOCKS, LONGEST, FirstSeen, judge_early
+from messaging.message import Message, Reject, Release
 
 NOW = 1_000_000.0
 
@@ -57,3 +57,45 @@ async def test_a_delay_follows_the_clock_of_a_test():
 
     assert [one.payload for one in t.handled] == ["now", "later", "b", "c"]
     assert {one.attempt for one in t.handled} == {1}
+
+
+@pytest.mark.parametrize("behind", [3600.0, 0.0, -3600.0])
+async def test_a_member_whose_clock_is_behind_waits_no_longer_than_the_publisher_asked_for(
+    bus, clock, behind
+):
+    jobs, app = Topic("jobs", str), App("billing", retry=RetryPolicy(2, fixed(1)))
+    handled, tell = [], clock.time
+
+    @app.subscribe(jobs)
+    async def handle(_: str, delivery: Delivery[str]) -> None:
+        handled.append(clock.monotonic() - began)
+        if delivery.attempt == 1:
+            raise OSError("busy")
+
+    await bus.declare(app)
+    began = clock.monotonic()
+    await bus.publish(jobs, "later", delay=5)
+    clock.time = lambda: tell() - behind
+    async with app.running(bus):
+        await clock.advance(20)
+
+    first, second = handled
+    assert first == pytest.approx(0 if behind < 0 else 5, abs=0.2)
+    assert second - first == pytest.approx(1, abs=0.2)
+
+
+def test_what_another_program_delays_without_telling_when_it_was_published_waits_by_the_clock():
+    early = FirstSeen()
+    silent = Message(id="m", topic="jobs", body=b"", not_before=at(60))
+    odd = Message(id="m", topic="jobs", body=b"", not_before=at(60), time=at(60))
+
+    assert early.left(silent, 60.0, 0.0) == early.left(odd, 60.0, 0.0) == 60.0
+
+
+def test_what_is_remembered_of_early_messages_is_bounded(monkeypatch):
+    monkeypatch.setattr("messaging.delay.REMEMBERED", 2)
+    early = FirstSeen()
+    for number in range(5):
+        early.left(Message(id=str(number), topic="jobs", body=b"", not_before=at(5), time=at(0)), 60.0, 0.0)
+
+    assert len(early._over) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
 from messaging_redis.connection import RedisConnection
 from messaging_redis.consumer import SharedConsumer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         AdapterContext,
         Consumer,
         DeadLetterStore,
-        GroupInfo,
         GroupSpec,
         Outgoing,
         Ownership,
@@ -189,14 +188,20 @@ class RedisAdapter(Adapter):
         return await self._topics.finished(group)
 
     async def health(self) -> BrokerHealth:
-        """See `Adapter.health`."""
+        """See `Adapter.health`. Where the figures of the groups take longer than a probe may, they are unknown."""
+        address, reached = self._settings.address, False
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
                 await self._connection.call("", "PING")
+                reached = True
                 return BrokerHealth(True, await self._topics.infos())
         except TimeoutError:
+            if not reached:
+                return BrokerHealth(False, error=f"Redis at {address} gave no answer within a second")
             return BrokerHealth(
-                False, error=f"Redis at {self._settings.address} gave no answer within a second"
+                True,
+                [GroupInfo(one.topic.name, one.name) for one in self._topics.groups],
+                f"Redis at {address} did not tell the figures of its groups within a second",
             )
         except MessagingError as error:
             return BrokerHealth(False, error=str(error))

@@ -61,6 +61,11 @@ class Topics:
     def states(self) -> Sequence[TopicState]:
         return list(self._topics.values())
 
+    @property
+    def groups(self) -> Sequence[GroupSpec]:
+        """Those that were declared here."""
+        return list(self._groups.values())
+
     def keys(self, topic: TopicSpec) -> TopicKeys:
         """The keys of a topic, declared or not."""
         return self._state(topic, "declare").keys

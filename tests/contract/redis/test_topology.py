@@ -1,10 +1,11 @@
 """Topics and groups on the broker."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
 
-from messaging.adapter import GroupSpec, TopicSpec, Topology
+from messaging.adapter import GroupInfo, GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 
 
@@ -226,3 +227,18 @@ async def test_deleting_a_group_of_an_absent_topic_leaves_nothing_behind(bench):
     await adapter.delete_group(GroupSpec(TopicSpec("orders"), "billing"))
 
     assert [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*")] == []
+
+
+async def test_a_server_that_tells_its_figures_late_is_connected_all_the_same(bench, monkeypatch):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+
+    async def late(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(adapter._topics, "infos", late)
+    health = await adapter.health()
+
+    assert health.connected
+    assert health.groups == [GroupInfo(group.topic.name, group.name)]
+    assert "did not tell the figures" in health.error

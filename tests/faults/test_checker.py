@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from messaging_contracts.faults import check, recoveries
+from messaging_contracts.faults import Settled, check, recoveries
 from messaging_contracts.faults.history import REMOVED
 from tests.faults.stories import GROUP
 
@@ -129,6 +129,16 @@ def test_a_member_that_does_not_know_yet_that_it_lost_the_lease_may_come_second(
     verdict = story.verdict()
     assert verdict.violations == {}
     assert verdict.duplicates == 1
+
+
+def test_what_was_settled_by_hand_does_not_come_again_whatever_happens(story: Story):
+    story.published("m0")
+    name = story.begun("m0")
+    story.ended(name)
+    story.events.append(Settled(at=story.at, handling=name))
+    story.struck("a")
+    story.handled("m0", member="b")
+    assert list(story.verdict().violations) == ["settled_again"]
 
 
 def test_each_duplicate_needs_a_fault_since_the_one_before(story: Story):

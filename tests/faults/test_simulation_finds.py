@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from messaging import Ack, workers
+from messaging.adapter import DONE
 from messaging.middleware import idempotency
+from messaging.pull import Pull
 from messaging_contracts.simulation import simulate
 from messaging_memory.store import MemoryStore
 
@@ -46,3 +48,9 @@ def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(MemoryStore, "begin", generous)
     assert found("keys_given_up")
+
+
+def test_consuming_by_hand_that_says_settled_what_it_has_lost(monkeypatch: pytest.MonkeyPatch):
+    tell = Pull._tell
+    monkeypatch.setattr(Pull, "_tell", lambda self, entry, _: tell(self, entry, DONE))
+    assert found("settled_again")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from messaging_contracts.faults.copies import Copies
 from messaging_contracts.faults.fences import Fences
 from messaging_contracts.faults.handlings import Causes, Handling, Message, begin, end, ids_of
-from messaging_contracts.faults.history import CLOCK_JUMPED, REMOVED, Begun, Buried, Ended, Published, Struck
+from messaging_contracts.faults.history import CLOCK_JUMPED, REMOVED, Begun, Buried, Ended, Published, Settled, Struck
 from messaging_contracts.faults.letters import Letters
 from messaging_contracts.faults.once import repetition
 from messaging_contracts.faults.verdict import Verdict
@@ -124,6 +124,8 @@ class _Check:
                 one = self._handlings[event.handling]
                 one.last, one.end, one.how, one.after = place, event.at, event.how, event.after
                 self._alive[one.begun.member] = (place, event.at)
+            elif isinstance(event, Settled):
+                self._handlings[event.handling].settled = place
             elif isinstance(event, Struck) and event.kind == CLOCK_JUMPED:
                 self._causes.jumped(event)
             elif isinstance(event, Struck):
@@ -159,6 +161,7 @@ class _Check:
     def _judge(self, group: str) -> None:
         by_id = ids_of(one for one in self._handlings.values() if one.begun.group == group)
         self._judge_publishing(group, by_id)
+        self._judge_settled(by_id)
         lanes: dict[str, list[Handling]] = {}
         for id, handlings in by_id.items():
             way = self._copies.judge(id, self._messages.get(id), handlings, self.verdict)
@@ -211,6 +214,18 @@ class _Check:
                         f"{_name(known.sent)}: as {one.begun.key}/{one.begun.sequence}"
                     )
 
+    def _judge_settled(self, by_id: Mapping[str, Sequence[Handling]]) -> None:
+        """What the broker has taken does not come again, whatever happens, but to one that had lost it before."""
+        for id, handlings in by_id.items():
+            message = self._messages.get(id)
+            taken = [one for one in handlings if one.concluded and one.settled < inf]
+            if not taken or message is None or message.copies > 1:
+                continue
+            first = min(one.settled for one in taken)
+            for one in handlings:
+                if one.first > first and not self._causes.of(one, one.begun.at):
+                    self.verdict.settled_again.append(f"{id}: {one}")
+
     def _judge_order(self, group: str, by_id: Mapping[str, Sequence[Handling]]) -> None:
         """Of what was confirmed: nothing begins before its predecessors are done with (7)."""
         lanes: dict[tuple[str, str], list[Published]] = defaultdict(list)
@@ -230,6 +245,8 @@ class _Check:
                 if place > done:
                     done, latest = place, f"{_name(sent)}, {how}"
                 success = min((one for one in handlings if one.concluded), key=end, default=None)
+                if self._ambiguous(group, sent.id):
+                    continue
                 if success is not None and success.how == "succeeded":
                     if success.last < succeeded:
                         self.verdict.successes_out_of_order.append(f"{_name(sent)}, {success}, before {last}")
@@ -239,6 +256,8 @@ class _Check:
     def _done(self, group: str, id: str, handlings: Sequence[Handling]) -> tuple[float, Handling | str]:
         """Where the message was first done with; of one that the guard gave up, where it was last begun."""
         concluded = [one for one in handlings if one.concluded]
+        if self._ambiguous(group, id):
+            return -inf, "one of its copies was given up"
         if concluded:
             first = min(concluded, key=end)
             return first.last, first
@@ -246,6 +265,11 @@ class _Check:
         if self._letters.has(group, id) and handlings and (message is None or message.copies <= 1):
             return handlings[-1].first, handlings[-1]
         return -inf, "never begun"  # if it is lost, that is told as such
+
+    def _ambiguous(self, group: str, id: str) -> bool:
+        """Published twice, and one of them became a dead letter: which of them a handling was of is not known."""
+        message = self._messages.get(id)
+        return message is not None and message.copies > 1 and self._letters.has(group, id)
 
     def _judge_overlaps(self, lanes: Mapping[str, Sequence[Handling]]) -> None:
         for name, lane in lanes.items():

@@ -24,6 +24,8 @@ class Handling:
     end: float = inf
     how: str = "running"
     after: float = 0.0
+    settled: float = inf
+    """Where its program was told that the broker has taken its outcome."""
 
     @property
     def concluded(self) -> bool:

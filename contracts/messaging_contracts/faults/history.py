@@ -78,6 +78,14 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A program that settles by hand was told that the broker has taken the outcome of this handling."""
+
+    at: float
+    handling: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Struck:
     """A fault, from `at` until `until`: the cause of what follows from it."""
 
@@ -158,11 +166,11 @@ class Kept:
     """The fence that its owner has."""
 
 
-Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept
+Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept | Settled
 
 _KINDS: dict[str, type[Event]] = {
     kind.__name__.lower(): kind
-    for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried, Kept)
+    for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried, Kept, Settled)
 }
 
 

@@ -19,6 +19,7 @@ from messaging_contracts.faults.history import (
     Ousted,
     Published,
     Seen,
+    Settled,
     Struck,
     now,
     read,
@@ -349,7 +350,7 @@ def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:
     for event in events:
         if isinstance(event, Struck | Seen | Ousted | Measured):
             mine.append(event)
-        elif isinstance(event, Ended):
+        elif isinstance(event, Ended | Settled):
             if event.handling in handlings:
                 mine.append(event)
         elif event.id.startswith(f"{topic}."):

@@ -44,6 +44,8 @@ class Verdict:
     handled_twice: list[str] = field(default_factory=list[str])
     """Of an idempotent group; for these three see `faults.once`."""
     stale_owners: list[str] = field(default_factory=list[str])
+    settled_again: list[str] = field(default_factory=list[str])
+    """Handled again after the program that settles by hand was told that the broker has taken it."""
     keys_given_up: list[str] = field(default_factory=list[str])
 
     messages: int = 0

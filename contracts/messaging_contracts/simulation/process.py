@@ -100,6 +100,17 @@ class Member(Process):
         return self._stop.is_set()
 
     async def _live(self) -> None:
+        try:
+            async with self.bus:
+                await self.serve()
+        except ConnectionFailed:
+            self._stop.set()  # it could not start; as a service would, it ends and is started again
+        except Exception as error:
+            if not self.dead:
+                self.world.problem(f"{self.name} ended with {error!r}")
+
+    async def serve(self) -> None:
+        """Handle messages until it is to stop."""
         scenario = self.world.scenario
         app = App(GROUP, retry=RetryPolicy(scenario.attempts, fixed(scenario.delay)))
         app.subscribe(
@@ -109,14 +120,12 @@ class Member(Process):
             timeout=scenario.timeout,
             idempotent=scenario.idempotent,
         )(self._handle)
-        try:
-            async with self.bus, app.running(self.bus):
-                await self._stop.wait()
-        except ConnectionFailed:
-            self._stop.set()  # it could not start; as a service would, it ends and is started again
-        except Exception as error:
-            if not self.dead:
-                self.world.problem(f"{self.name} ended with {error!r}")
+        async with app.running(self.bus):
+            await self.stopped()
+
+    async def stopped(self) -> None:
+        """Wait until it is to stop."""
+        await self._stop.wait()
 
     def stop(self) -> None:
         """Leave in an orderly way."""
@@ -140,7 +149,8 @@ class Member(Process):
         self.task.cancel()
         self.world.deaths += 1
 
-    async def _handle(self, payload: Any, delivery: Delivery[Any]) -> Outcome | None:
+    def begin(self, payload: Any, delivery: Delivery[Any]) -> str:
+        """Record that this delivery is handled from now on; the name of its handling."""
         self._handlings += 1
         name = f"{self.name}/{self._handlings}"
         self.record(
@@ -159,34 +169,38 @@ class Member(Process):
                 token=self.store.tokens[delivery.message.id] if self.world.scenario.idempotent else 0,
             )
         )
+        return name
+
+    async def _handle(self, payload: Any, delivery: Delivery[Any]) -> Outcome | None:
+        name = self.begin(payload, delivery)
         self.running += 1
         if self.running > self.world.scenario.concurrency and not self.dead:
             self.world.problem(f"{self.name} runs {self.running} handlers")
         begun = self.now()
         try:
-            outcome = await self._behave(delivery)
+            outcome = await self.behave(delivery)
         except asyncio.CancelledError:
             timeout, task = self.world.scenario.timeout, asyncio.current_task()
             late = timeout is not None and self.now() > begun + timeout - 1e-6
             # Cancelled twice: by its timeout, and because the member gives the message up.
             if late and task is not None and task.cancelling() == 1:
-                self._ended(name, *self._failure(delivery, None))
+                self.end(name, *self._failure(delivery, None))
             else:
-                self._ended(name, "cancelled")
+                self.end(name, "cancelled")
             raise
         except Exception:
-            self._ended(name, *self._failure(delivery, None))
+            self.end(name, *self._failure(delivery, None))
             raise
         finally:
             self.running -= 1
         if isinstance(outcome, Reject):
-            self._ended(name, "rejected")
+            self.end(name, "rejected")
         elif isinstance(outcome, Retry):
-            self._ended(name, *self._failure(delivery, outcome))
+            self.end(name, *self._failure(delivery, outcome))
         elif isinstance(outcome, Release):
-            self._ended(name, "released", float(outcome.after or 0.0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
+            self.end(name, "released", float(outcome.after or 0.0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
         else:
-            self._ended(name, "succeeded")
+            self.end(name, "succeeded")
         return outcome
 
     def _failure(self, delivery: Delivery[Any], retry: Retry | None) -> tuple[End, float]:
@@ -197,10 +211,12 @@ class Member(Process):
             return "failed", scenario.delay
         return "failed", float(retry.after)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
 
-    def _ended(self, name: str, how: End, after: float = 0.0) -> None:
+    def end(self, name: str, how: End, after: float = 0.0) -> None:
+        """Record the end of this handling."""
         self.record(Ended(at=self.now(), handling=name, how=how, after=after))
 
-    async def _behave(self, delivery: Delivery[Any]) -> Outcome | None:
+    async def behave(self, delivery: Delivery[Any]) -> Outcome | None:
+        """What a handler does, as drawn."""
         world = self.world
         if delivery.message.id == world.poison:
             self.crash()

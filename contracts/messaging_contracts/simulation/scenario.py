@@ -44,6 +44,8 @@ class Scenario:
     delayed: float
     """How often a message is published with a delay; never on an ordered topic, which takes none (5)."""
     idempotent: bool
+    pulling: float
+    """How often a member consumes by hand; never in an idempotent group."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -53,7 +55,7 @@ def scenario(seed: int) -> Scenario:
     share = random.choice((0.0, 0.3, 0.8))
     behaviours = {name: random.choice((0.02, 0.1, 0.25)) for name in BEHAVIOURS if random.random() < share}
     share = random.choice((0.0, 0.3, 0.8))
-    ordered = random.random() < 0.7
+    ordered, idempotent = random.random() < 0.7, random.random() < 0.3
     return Scenario(
         ordered=ordered,
         partitions=random.randint(1, 4),
@@ -76,5 +78,6 @@ def scenario(seed: int) -> Scenario:
         faults=drawn(random),
         poison=random.random() < 0.08,
         delayed=0.0 if ordered else random.choice((0.0, 0.2, 1.0)),
-        idempotent=random.random() < 0.3,
+        idempotent=idempotent,
+        pulling=0.0 if idempotent else random.choice((0.0, 0.0, 0.5, 1.0)),
     )

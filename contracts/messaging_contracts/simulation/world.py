@@ -22,6 +22,7 @@ from messaging_contracts.simulation.faults import Faults
 from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.process import GROUP, Member
 from messaging_contracts.simulation.publisher import Publisher
+from messaging_contracts.simulation.pulling import PullingMember
 from messaging_contracts.simulation.scenario import Scenario, scenario
 from messaging_contracts.simulation.store import Outage
 from messaging_memory import MemoryAdapter
@@ -191,7 +192,9 @@ class World:
 
     def join(self) -> None:
         """One member more."""
-        self.members.append(Member(self, f"m{next(self._names)}"))
+        often = self.scenario.pulling
+        kind = PullingMember if often and self.random.random() < often else Member
+        self.members.append(kind(self, f"m{next(self._names)}"))
 
     @property
     def held_up(self) -> float:
@@ -242,7 +245,7 @@ class World:
     async def _everything_done(self, observer: Bus) -> None:
         deadline = self.loop.time() + PATIENCE
         letters = observer.dead_letters(self.topic, group=GROUP)
-        while self.history.open or not await self._empty(observer):
+        while self.history.open or not (self.alive and await self._empty(observer)):
             if not self.alive:
                 self.join()
             if self.loop.time() > deadline:
@@ -253,6 +256,8 @@ class World:
             await asyncio.sleep(1.0)
             self.history.done.update([letter.id async for letter in letters.browse()])
         await asyncio.sleep(self.held_up)
+        if not (self.alive and await self._empty(observer)):
+            await self._everything_done(observer)
 
     async def _empty(self, observer: Bus) -> bool:
         return all(not info.lag for info in await observer.groups())

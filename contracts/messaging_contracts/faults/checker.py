@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 from messaging_contracts.faults.copies import Copies
 from messaging_contracts.faults.fences import Fences
 from messaging_contracts.faults.handlings import Causes, Handling, Message, begin, end, ids_of
-from messaging_contracts.faults.history import CLOCK_JUMPED, REMOVED, Begun, Buried, Ended, Published, Settled, Struck
+from messaging_contracts.faults.history import (
+    CLOCK_JUMPED,
+    REMOVED,
+    Begun,
+    Buried,
+    Ended,
+    Published,
+    Settled,
+    Struck,
+)
 from messaging_contracts.faults.letters import Letters
 from messaging_contracts.faults.once import repetition
 from messaging_contracts.faults.verdict import Verdict

@@ -31,10 +31,12 @@ class Way:
     duplicates: int = 0
     undercounted: int = 0
     latest: float = 0.0
+    at_once: int = 0
+    """Handlings that begin while the former one of their copy runs."""
 
     @property
-    def cost(self) -> tuple[int, int, int]:
-        return len(self.violations), self.duplicates, self.undercounted
+    def cost(self) -> tuple[int, int, int, int]:
+        return len(self.violations), self.at_once, self.duplicates, self.undercounted
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class Copies:
         step = self._step(id, copies[number], one)
         # The first of another copy is a duplicate that the publish of unknown fate explains.
         another = bool(way.copies) and not copies[number]
+        at_once = any(former.last > one.first for former in copies[number])
         copies[number] = (*copies[number], one)
         return Way(
             tuple(copies),
@@ -90,6 +93,7 @@ class Copies:
             way.duplicates + step.duplicates + another,
             way.undercounted + step.undercounted,
             max(way.latest, step.late),
+            way.at_once + at_once,
         )
 
     def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
@@ -147,7 +151,7 @@ class Copies:
             step.violations.append(("late_retries", came))
 
 
-def _cost(way: Way) -> tuple[int, int, int]:
+def _cost(way: Way) -> tuple[int, int, int, int]:
     return way.cost
 
 

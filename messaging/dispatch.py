@@ -71,6 +71,8 @@ class Dispatcher:
         self._revoked: dict[int, float] = {}
         """Partitions that are handed over, with the newest fence of the ownership that ends by it."""
         self._lost: set[RawDelivery] = set()
+        self._taken: set[RawDelivery] = set()
+        """Being settled, and gone from the broker, which has others of the same ownership as ours: it took them."""
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
@@ -372,7 +374,8 @@ class Dispatcher:
         """
         if not self._lanes.ordered:
             return deliveries
-        broken = {_lane_of(one) for one in deliveries if one.message.key is not None and one in self._lanes}
+        told = [one for one in deliveries if one in self._held and one not in self._taken]
+        broken = {_lane_of(one) for one in told if one.message.key is not None}
         behind = [one for one in self._lanes.held if _lane_of(one) in broken and one not in deliveries]
         return [*deliveries, *behind]
 
@@ -407,12 +410,10 @@ class Dispatcher:
             self._lease_error = None
             # What is being settled may be gone just because it was settled: its settlement tells.
             settling = self._settler.deliveries
-            lost = [
-                delivery
-                for delivery, kept in zip(held, ours, strict=True)
-                if not kept and delivery not in settling
-            ]
-            self._forget_lost(lost, "the broker gave it to another member")
+            gone = [delivery for delivery, kept in zip(held, ours, strict=True) if not kept]
+            owned = {(one.partition, one.fence) for one, kept in zip(held, ours, strict=True) if kept}
+            self._taken = {one for one in gone if one in settling and (one.partition, one.fence) in owned}
+            self._forget_lost([one for one in gone if one not in settling], "the broker gave it away")
 
     # --- looking in ------------------------------------------------------------------------------------------------
 

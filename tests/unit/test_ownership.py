@@ -1,6 +1,6 @@
 import asyncio
 
-from messaging.adapter import DONE, Hold, SettleError
+from messaging.adapter import DONE, Hold, Lease, SettleError
 from messaging.errors import (
     ConnectionFailed,
     LeaseLost,
@@ -286,3 +286,28 @@ async def test_a_partition_that_is_lost_and_comes_back_while_it_is_handed_over_i
         assert revoking.done()
         assert handled == ["1", "1", "2"]
         assert bench.consumer.outcomes(Ack) == ["1", "2"]
+
+
+async def test_one_whose_settlement_the_broker_took_without_an_answer_takes_no_successor_with_it():
+    work = Work()
+    async with Bench(work, concurrency=4, lease=30.0).running() as bench:
+
+        async def unheard(settlements):
+            lost = SettleError(ConnectionFailed("no answer"))
+            return [lost if one.delivery.message.id == "1" else DONE for one in settlements]
+
+        async def extend(deliveries, seconds):
+            for one in deliveries:
+                if one.message.id != "1":
+                    one.lease.deadline = bench.clock.monotonic() + seconds
+            return [one.message.id != "1" for one in deliveries]
+
+        bench.consumer.on_settle, bench.consumer.on_extend = unheard, extend
+        lease = Lease(deadline=bench.clock.monotonic() + 30)
+        await bench.put(raw("1", "a", lease=lease), raw("2", "a", lease=Lease(deadline=lease.deadline)))
+        work.finish("1")
+        await bench.clock.advance(60)
+
+        assert work.cancelled == [], "it is ours, and the next of its key would pass it"
+        assert bench.health.held == 1
+        work.finish("2")

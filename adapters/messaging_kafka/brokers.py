@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging_kafka import library
+from messaging_kafka.broker_time import BrokerTime
 from messaging_kafka.connection import check
 from messaging_kafka.library import Errors, Place
 
@@ -72,15 +73,8 @@ STORED_AS_SENT = {"compression.type": "producer"}
 KEPT_BY_AGE = {**STORED_AS_SENT, "cleanup.policy": "delete", "retention.bytes": "-1"}
 """Nothing goes but by age, whatever the cluster's defaults are. Beside `retention.ms`."""
 BY_BROKER = {"message.timestamp.type": "LogAppendTime"}
-"""Retention goes by the clock of the broker: by the writer's, what one writes whose clock is wrong goes at once."""
-_ANY_TIME = str(2**63 - 1)
-BY_WRITER = {
-    "message.timestamp.type": "CreateTime",
-    "message.timestamp.before.max.ms": _ANY_TIME,
-    "message.timestamp.after.max.ms": _ANY_TIME,
-}
-"""For copies: their waits and claims are told by the clock of the member that wrote them, and so is their time. A clock
-that is wrong by an hour, which brokers refuse otherwise, keeps nobody from writing a dead letter.
+"""Retention, delays and claims go by the broker's clock: by the writer's, what one writes whose clock is wrong goes
+at once, or waits for hours, or is refused.
 """
 
 
@@ -98,6 +92,7 @@ class Brokers:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._leaders: dict[Place, int] = {}
+        self.time = BrokerTime()
 
     @property
     def link(self) -> Link:

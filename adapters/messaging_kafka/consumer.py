@@ -62,7 +62,7 @@ class KafkaConsumer(Consumer):
         self._settler: Settler | None = None
         self._ready: list[RawDelivery] = []
         self._moves: list[tuple[RawDelivery, float]] = []
-        """Delayed records whose step is over while their delay is not, and when they are due."""
+        """Delayed records whose step is over while their delay is not, and when they are due (monotonic seconds)."""
         self._moving = asyncio.Event()
         self._passed: Unit | None = None
         """Of what was read last there were marks of transactions, which nobody settles."""
@@ -214,24 +214,25 @@ class KafkaConsumer(Consumer):
 
     def _read_tier(self, unit: Unit, part: Part, delay: float, limit: int) -> tuple[int, float]:
         """Records lie in the order in which they are due; when the first that is not due will be."""
-        now, clock = time.time(), time.monotonic()
+        now, clock = time.monotonic(), self._session.brokers.time
         while (record := part.source.head()) is not None:
             received = read(record, topic=self._group.topic.name, partition=unit.number, ours=True)
-            step = record.timestamp / 1000 + delay
-            due = min(step, received.not_before)
+            kept = clock.kept(record.timestamp / 1000, *part.source.kept)
+            whole = clock.here(received.not_before) if received.wait is None else kept + received.wait
+            due = min(kept + delay, whole)
             if due > now + EARLY:
-                return limit, clock + due - now
-            if received.not_before > now + EARLY:
+                return limit, due
+            if whole > now + EARLY:
                 part.source.read(1)
                 delivery = self._delivery(unit, part, record)
                 if delivery is not None:
-                    self._moves.append((delivery, received.not_before))
+                    self._moves.append((delivery, whole))
                     self._moving.set()
                 continue
             if limit <= 0:
                 return limit, inf
-            if received.not_before > now:
-                return limit, clock + received.not_before - now
+            if whole > now:
+                return limit, whole
             part.source.read(1)
             delivery = self._delivery(unit, part, record)
             if delivery is not None:
@@ -259,7 +260,7 @@ class KafkaConsumer(Consumer):
             delivery.failure = received.failure
         if entry.attempt > 1:
             delivery.attempt = max(delivery.attempt, entry.attempt)
-            delivery.hold = max(0.0, entry.due - time.time())
+            delivery.hold = max(0.0, entry.due - time.monotonic())
         if entry.returns:
             delivery.returns = entry.returns
         delivery.deliveries = delivery.attempt + delivery.returns
@@ -321,7 +322,7 @@ class KafkaConsumer(Consumer):
             left = await self._send_on(moves)
             for delivery, due in left:
                 if delivery.token.large:  # it waits here for what is left of its delay
-                    delivery.hold = max(0.0, due - time.time())
+                    delivery.hold = max(0.0, due - time.monotonic())
                     self._ready.append(delivery)
                     self._wake.set()
             left = [move for move in left if not move[0].token.large]

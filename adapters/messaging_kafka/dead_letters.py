@@ -45,6 +45,8 @@ class Marks:
 
     def __init__(self) -> None:
         self.position = 0
+        self.written = 0.0
+        """When the last of them was, by the brokers' clocks, seconds since the epoch."""
         self.gone: set[int] = set()
         self._claims: dict[int, tuple[str, float]] = {}
 
@@ -54,6 +56,7 @@ class Marks:
         mark = _mark(record.value)
         offsets = _offsets(mark.get("letters"))
         token, written = mark.get("claim"), record.timestamp / 1000
+        self.written = written
         if not isinstance(token, str):
             self.gone.update(offsets)
             return
@@ -65,7 +68,7 @@ class Marks:
                 self._claims[offset] = token, written + CLAIM
 
     def claimed(self, offset: int, at: float) -> str | None:
-        """Whose letter it is at a time, in seconds since the epoch; None where nobody has claimed it."""
+        """Whose letter it is at a time of the brokers, in seconds since the epoch; None where nobody has claimed it."""
         token, until = self._claims.get(offset, ("", 0.0))
         return token if until > at else None
 
@@ -195,13 +198,16 @@ class KafkaDeadLetters(DeadLetterStore):
         free = [offset for offset in offsets if offset >= start and offset not in self._marks.gone]
         if not free:
             return set()
+        began = time.monotonic()
         await self._write({"claim": token, "letters": free})
         start, _ = await self._bounds()
-        marks, now = self._marks, time.time()
+        if time.monotonic() - began > CLAIM:
+            return set()
+        marks = self._marks
         return {
             offset
             for offset in free
-            if offset >= start and offset not in marks.gone and marks.claimed(offset, now) == token
+            if offset >= start and offset not in marks.gone and marks.claimed(offset, marks.written) == token
         }
 
     async def _copy(self, message: Message, origin: str, failure: str | None) -> Parcel:

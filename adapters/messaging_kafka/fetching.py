@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import MessagingError, TopicNotFound
@@ -32,6 +33,7 @@ ANSWER_BYTES = 16 << 20
 ANSWERS = 2
 """Answers of a partition that may lie here: one that is being read, one that comes meanwhile."""
 READ_COMMITTED = 1
+LOG_APPEND_TIME = 1
 BUSY_WAIT = 0.02
 """Seconds that a broker may wait where a partition was left out, so that it is asked for soon."""
 PAUSE = 0.05
@@ -60,6 +62,12 @@ class Source:
         """How many answers came."""
         self.broken: int | None = None
         """Where the log begins that ends before `asked`. Nothing more is asked for until somebody rewinds."""
+        self.caught_up = -inf
+        """What was not fetched yet came after this time, in monotonic seconds: nothing was left then."""
+        self.shown: float | None = None
+        """What the broker's clock showed when it kept the last record of the last answer; None where it is not told."""
+        self.kept = (-inf, inf)
+        """When what was read last was kept, in monotonic seconds: not before the one, not after the other."""
         self._answers: deque[Generator[Any]] = deque()
         self._head: Any = None
 
@@ -98,22 +106,30 @@ class Source:
         self._answers.clear()
         self._head = None
         self.broken = None
+        self.caught_up = -inf
         self.position = self.asked = position
 
-    def answered(self, raw: bytes, aborted: Any) -> bool:
+    def answered(self, raw: bytes, aborted: Any, kept: tuple[float, float] = (-inf, inf)) -> bool:
         """Keep what the broker sent from `asked` on; whether there is anything."""
+        self.shown = None
         batches: list[Any] = []
         records = library.Batches(raw)
         while records.has_next():
             batches.append(records.next_batch())
         if not batches:
             return False
-        self._answers.append(self._parse(batches, sorted(aborted or (), key=lambda one: one[1])))
-        self.asked = max(self.asked, batches[-1].next_offset)
+        last = batches[-1]
+        if getattr(last, "timestamp_type", 0) == LOG_APPEND_TIME:
+            self.shown = last.max_timestamp / 1000
+        self._answers.append(self._parse(batches, sorted(aborted or (), key=lambda one: one[1]), kept))
+        self.asked = max(self.asked, last.next_offset)
         return True
 
-    def _parse(self, batches: list[Any], aborted: list[tuple[int, int]]) -> Generator[Any]:
+    def _parse(
+        self, batches: list[Any], aborted: list[tuple[int, int]], kept: tuple[float, float]
+    ) -> Generator[Any]:
         """The records of committed transactions, and of none."""
+        self.kept = kept
         broken: set[int] = set()
         for batch in batches:
             if not batch.validate_crc():
@@ -292,9 +308,11 @@ class Fetcher:
         wait = settings.fetch_wait if patient else min(BUSY_WAIT, settings.fetch_wait)
         request = library.Fetch(int(wait * 1000), 1, ANSWER_BYTES, READ_COMMITTED, list(topics.items()))
         asked = {source.place: (source, source.asked) for source in wanted}
+        sent = time.monotonic()
         response = await self._link.send(
             request, node=node, channel=self._channel, within=settings.operation_timeout + wait
         )
+        came = time.monotonic()
         check(getattr(response, "error_code", 0))
         moved = news = False
         for topic, partitions in response.topics:
@@ -307,7 +325,12 @@ class Fetcher:
                     continue
                 source.end = end
                 source.heard += 1
-                news |= source.answered(rest[-1], rest[2] if response.API_VERSION >= 11 else rest[-2])
+                kept = (source.caught_up, came)
+                aborted = rest[2] if response.API_VERSION >= 11 else rest[-2]
+                news |= source.answered(rest[-1], aborted, kept)
+                if source.shown is not None:
+                    self._brokers.time.told(source.shown, *kept)
+                source.caught_up = sent if source.asked >= end else -inf
         if news:
             self._woken()
         return moved

@@ -238,7 +238,7 @@ class Partitions:
                     position = self._first(place)
                 copies = place.topic == self._beside
                 tier = tiers.delay_of(place.partition) if copies and not self._group.ordered else None
-                known = progress.resume(position)
+                known = progress.resume(position, brokers.time.moment())
                 parts.append(Part(place, Source(place, position.offset), known, copies, tier))
             unit = Unit(number, parts, self.membership.generation, self.membership.lease)
             unit.dirty.update(parts)
@@ -299,8 +299,9 @@ class Partitions:
             unit.dirty.clear()
         try:
             while True:
+                moment = self._session.brokers.time.moment()
                 positions = {
-                    part.place: part.progress.committed(leaving=leaving, limit=self.room)
+                    part.place: part.progress.committed(leaving=leaving, limit=self.room, moment=moment)
                     for _, parts in taken
                     for part in parts
                 }

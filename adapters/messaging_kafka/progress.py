@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING
 
+from messaging_kafka.broker_time import Moment
 from messaging_kafka.brokers import Committed
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ DUE_UNITS = 100
 """Of a second, in which delays are kept."""
 COARSER = (1, 10, 100, 800, 6400)
 """Of these units: where there is no room for exact delays, they are rounded up before anything is forgotten."""
-VERSION = "2"
+VERSION = "3"
+UNDATED = "2"
+"""The version before: it does not say when it was committed."""
+START = Moment(0.0, 0.0)
 _HEAD_BYTES = 64
 _PLAIN, _ALIKE, _OTHER = range(3)
 
@@ -43,7 +47,7 @@ class Entry:
     alone: bool = False
     """The mark of the crash guard is set."""
     due: float = 0.0
-    """When it may run again, seconds since the epoch: a retry that is held."""
+    """When it may run again, in monotonic seconds: a retry that is held."""
     delivery: RawDelivery | None = None
     """What was handed over, or waits to be."""
 
@@ -118,8 +122,10 @@ class Progress:
         """The record is done."""
         self.unfinished.pop(offset, None)
 
-    def committed(self, *, leaving: bool = False, limit: int = METADATA_LIMIT) -> Committed:
-        """What to commit now, with so many characters of metadata at most.
+    def committed(
+        self, *, leaving: bool = False, limit: int = METADATA_LIMIT, moment: Moment = START
+    ) -> Committed:
+        """What to commit at a moment, with so many characters of metadata at most.
 
         `leaving`: handed over in peace, so that what is unfinished has not returned.
         """
@@ -127,14 +133,18 @@ class Progress:
         if not limit:
             self.crowded = bool(self.unfinished)
             return Committed(watermark)
-        return Committed(watermark, _encode(self, watermark, limit, leaving=leaving))
+        return Committed(watermark, _encode(self, watermark, limit, moment, leaving=leaving))
 
 
-def resume(position: Committed) -> Progress:
-    """The progress of a new owner, from what was committed last; what is unreadable counts as nothing known."""
+def resume(position: Committed, moment: Moment = START) -> Progress:
+    """The progress of a new owner, from what was committed last; what is unreadable counts as nothing known.
+
+    A commit that seems to come from after this moment was made by a clock that is ahead: what was left of delays then
+    is left now.
+    """
     offset = position.offset
     try:
-        return _decode(offset, position.metadata)
+        return _decode(offset, position.metadata, moment)
     except (ValueError, IndexError):
         return Progress(high=offset, done_below=offset)
 
@@ -145,12 +155,12 @@ def left(position: Committed, end: int) -> int:
     return len(progress.unfinished) + max(0, end - progress.done_below)
 
 
-def _encode(progress: Progress, watermark: int, limit: int, *, leaving: bool) -> str:
+def _encode(progress: Progress, watermark: int, limit: int, moment: Moment, *, leaving: bool) -> str:
     """Fields as variable-length integers."""
     most = max(0, (limit - 8) // 4 * 3 - _HEAD_BYTES)
     while True:
         unit = COARSER[progress.coarse]
-        entries, start, forgotten = _entries(progress, watermark, unit, most, leaving=leaving)
+        entries, start, forgotten = _entries(progress, watermark, unit, most, moment.ahead, leaving=leaving)
         if forgotten is None or unit == COARSER[-1]:
             break
         progress.coarse += 1
@@ -162,6 +172,7 @@ def _encode(progress: Progress, watermark: int, limit: int, *, leaving: bool) ->
     body = bytearray()
     _put(body, COARSER.index(unit) << 1 | leaving)
     _put(body, start)
+    _put(body, int(moment.now * DUE_UNITS) if start else 0)
     _put(body, max(0, known - watermark))
     _put(body, returns)
     if returns:
@@ -171,7 +182,7 @@ def _encode(progress: Progress, watermark: int, limit: int, *, leaving: bool) ->
 
 
 def _entries(
-    progress: Progress, watermark: int, unit: int, most: int, *, leaving: bool
+    progress: Progress, watermark: int, unit: int, most: int, epoch: float, *, leaving: bool
 ) -> tuple[bytearray, int, int | None]:
     """The unfinished records in `most` bytes; the first delay; the first record that has no room, or None.
 
@@ -195,7 +206,7 @@ def _entries(
                 _put(part, entry.returns)
         units = 0
         if now and entry.due:
-            units = ceil((entry.due * DUE_UNITS - 0.001) / unit)
+            units = ceil(((entry.due + epoch) * DUE_UNITS - 0.001) / unit)
             difference = units - (due or units)
             _put(part, (difference << 1 if difference >= 0 else -difference << 1 | 1) + 1)
         elif now:
@@ -209,16 +220,20 @@ def _entries(
     return entries, start, None
 
 
-def _decode(watermark: int, text: str) -> Progress:
+def _decode(watermark: int, text: str, moment: Moment) -> Progress:
     if not text:
         return Progress(high=watermark, done_below=watermark)
-    if text[0] != VERSION:
+    if text[0] not in (VERSION, UNDATED):
         raise ValueError(text[:1])
     raw = urlsafe_b64decode(text[1:] + "=" * (-len(text[1:]) % 4))
     at = 0
     head, at = _get(raw, at)
     left, unit = head & 1, COARSER[head >> 1]
     due, at = _get(raw, at)
+    written = 0
+    if text[0] != UNDATED:
+        written, at = _get(raw, at)
+    epoch = moment.ahead + max(0.0, written / DUE_UNITS - moment.now)
     ahead, at = _get(raw, at)
     returns, at = _get(raw, at)
     suspect_from = suspect_until = watermark
@@ -245,7 +260,7 @@ def _decode(watermark: int, text: str) -> Progress:
             if difference:
                 difference -= 1
                 due += -(difference >> 1) if difference & 1 else difference >> 1
-                entry.due = due * unit / DUE_UNITS
+                entry.due = due * unit / DUE_UNITS - epoch
         entry.returns += crashed
         progress.unfinished[offset] = entry
         progress.expected.append(offset)

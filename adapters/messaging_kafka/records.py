@@ -35,6 +35,8 @@ PREFIX = "ce_"
 CONTENT_TYPE = "content-type"
 ORIGIN = "messaging-origin"
 """Where the original of a copy is: its position."""
+WAIT = "messaging-wait"
+"""What is left of the delay of a copy when it is written, in seconds."""
 RECORD_OVERHEAD = 512
 """Bytes of a batch around one record, with room to spare."""
 COPY_ROOM = 256 * 1024
@@ -149,12 +151,20 @@ class Received:
 
     @property
     def not_before(self) -> float:
-        """When a delayed copy is due, seconds since the epoch; 0 for at once."""
+        """When a delayed copy is due by its writer's clock, seconds since the epoch; 0 for at once."""
+        return self._number(NOT_BEFORE)
+
+    @property
+    def wait(self) -> float | None:
+        """What was left of its delay when it was written, in seconds; None of copies of earlier versions."""
+        return self._number(WAIT) if WAIT in self.control else None
+
+    def _number(self, name: str) -> float:
         try:
-            due = float(self.control.get(NOT_BEFORE, "0"))
+            number = float(self.control.get(name, "0"))
         except ValueError:
             return 0.0
-        return due if 0 <= due < 1e11 else 0.0
+        return number if 0 <= number < 1e11 else 0.0
 
 
 def read(record: Any, *, topic: str, partition: int, ours: bool) -> Received:

@@ -30,7 +30,7 @@ from messaging.errors import (
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.oversize import cut
 from messaging_kafka import tiers
-from messaging_kafka.records import COPY_ROOM, ORIGIN, attempts, copy, parcel
+from messaging_kafka.records import COPY_ROOM, ORIGIN, WAIT, attempts, copy, parcel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,16 +127,18 @@ class Settler:
             return copy(delivery.native, delivery, self._session.names.dead(self._group), 0, control)
         if isinstance(outcome, Retry) and not self._group.ordered:
             control = attempts(delivery.attempt + 1, settlement.failure)
-            return self._delayed(delivery, time.time() + settlement.after, control)
+            return self._delayed(delivery, settlement.after, control)
         if isinstance(outcome, Release) and settlement.after > 0 and not self._group.ordered:
             # Held, what waits for long would fill the window of this member and be lost to others with it (5).
             control = attempts(delivery.attempt, delivery.failure)
-            return self._delayed(delivery, time.time() + settlement.after, control)
+            return self._delayed(delivery, settlement.after, control)
         return None
 
-    def _delayed(self, delivery: RawDelivery, due: float, control: dict[str, str]) -> Parcel:
-        control = {**control, NOT_BEFORE: f"{ceil(due * 1000) / 1000:.3f}"}
-        tier = tiers.tier_for(due - time.time())
+    def _delayed(self, delivery: RawDelivery, after: float, control: dict[str, str]) -> Parcel:
+        after = max(after, 0.0)
+        # Counted from when a broker keeps the copy; the time of day is for members of an earlier version.
+        control = {**control, WAIT: _milliseconds(after), NOT_BEFORE: _milliseconds(time.time() + after)}
+        tier = tiers.tier_for(after)
         return copy(delivery.native, delivery, self._session.names.retry(self._group), tier, control)
 
     async def _write(
@@ -211,7 +213,7 @@ class Settler:
             entry = token.entry
             entry.attempt = settlement.delivery.attempt + 1
             entry.returns, entry.alone = 0, False
-            entry.due = time.time() + settlement.after
+            entry.due = time.monotonic() + settlement.after
             token.unit.dirty.add(token.part)
         return Hold(self._session.clock.monotonic() + settlement.after)
 
@@ -240,8 +242,9 @@ class Settler:
         )
 
     async def move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
-        """Write these to the tier for when they are due, seconds since the epoch, 0 for at once; then they are done
-        here. Returns those that were not written. Cancelled, it still marks what was written.
+        """Write these to the tier for when they are due, in monotonic seconds; then they are done here.
+
+        Returns those that were not written. Cancelled, it still marks what was written.
         """
         task = asyncio.create_task(self._move(deliveries, dues), name="messaging-kafka-move")
         self._moves.add(task)
@@ -257,7 +260,8 @@ class Settler:
                 left.append(delivery)
             elif self._partitions.owner(delivery) is not None:
                 ours.append(delivery)
-                parcels.append(self._delayed(delivery, due, attempts(delivery.attempt, delivery.failure)))
+                after = due - time.monotonic()
+                parcels.append(self._delayed(delivery, after, attempts(delivery.attempt, delivery.failure)))
         units: set[Unit] = set()
         for delivery, fate in zip(ours, await self._session.writer.write_copies(parcels), strict=True):
             if isinstance(fate, PublishError):
@@ -270,3 +274,8 @@ class Settler:
             with suppress(MessagingError):  # the next commit of these partitions says it too
                 await self._partitions.commit(units)
         return left
+
+
+def _milliseconds(seconds: float) -> str:
+    """Rounded up: a delay must not end early."""
+    return f"{ceil(seconds * 1000) / 1000:.3f}"

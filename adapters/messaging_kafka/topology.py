@@ -19,7 +19,7 @@ from messaging.adapter import Topology
 from messaging.backoff import LEFT_ALONE
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, tiers
-from messaging_kafka.brokers import BY_BROKER, BY_WRITER, KEPT_BY_AGE, Committed, NewTopic
+from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.names import recorded
@@ -245,11 +245,11 @@ class TopologyKeeper:
         """What a group has beside its topic."""
         names, topic = self._names, group.topic
         passing = self._config(topic, room=COPY_ROOM, at_least=COPIES_KEPT)
-        letters = {**self._config(topic, room=COPY_ROOM, at_least=inf), **BY_WRITER}
+        letters = self._config(topic, room=COPY_ROOM, at_least=inf)
         dead = NewTopic(names.dead(group), DEAD_PARTITIONS, letters)
         if group.ordered:
             return [dead, NewTopic(names.redrive(group), topic.partitions, passing)]
-        return [dead, NewTopic(names.retry(group), tiers.TIERS, {**passing, **BY_WRITER})]
+        return [dead, NewTopic(names.retry(group), tiers.TIERS, passing)]
 
     def _compare_partitions(self, state: TopicState, stored: int) -> None:
         state.partitions = stored

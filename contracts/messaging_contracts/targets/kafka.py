@@ -36,6 +36,7 @@ class ForeignToKafka:
         "messaging-origin": "99/99",
         "messaging-guard": "tripped",
         "messaging-not-before": "99999999999",
+        "messaging-wait": "99999999999",
         "messaging-failure": "{}",
     }
     oddities: Mapping[str, Any] = {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Adapter, Consumer, RawDelivery, Settled
     from messaging.binding import Binding
     from messaging.clock import Clock, Timer
-    from messaging.message import Key, Message, Outcome
+    from messaging.message import Message, Outcome
 
 logger = logging.getLogger("messaging")
 
@@ -375,9 +375,7 @@ class Dispatcher:
         if not self._lanes.ordered:
             return deliveries
         told = [one for one in deliveries if one in self._held and one not in self._taken]
-        broken = {_lane_of(one) for one in told if one.message.key is not None}
-        behind = [one for one in self._lanes.held if _lane_of(one) in broken and one not in deliveries]
-        return [*deliveries, *behind]
+        return [*deliveries, *(one for one in self._lanes.of_keys(told) if one not in deliveries)]
 
     def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
         for delivery in self._workers.withdraw_suspects(unwanted):
@@ -495,7 +493,3 @@ class Dispatcher:
     def _extra(self) -> dict[str, str]:
         group = self._subscription.group
         return {"topic": group.topic.name, "group": group.name}
-
-
-def _lane_of(delivery: RawDelivery) -> tuple[int, int, Key | None]:
-    return delivery.partition, delivery.fence, delivery.message.key

@@ -200,6 +200,11 @@ class Lanes:
             heappop(self._due)
         return None
 
+    def of_keys(self, deliveries: Collection[RawDelivery]) -> list[RawDelivery]:
+        """All that is held of the keys of these, by the same ownership."""
+        keys = {_owned_key(one) for one in deliveries if one.message.key is not None}
+        return [one for one in self.held if _owned_key(one) in keys] if keys else []
+
     def of_partitions(self, partitions: Collection[int]) -> list[RawDelivery]:
         """The held deliveries of these partitions, in the order they came."""
         return [delivery for delivery in self._held if delivery.partition in partitions]
@@ -225,3 +230,7 @@ class Lanes:
             self.full.add(partition)
         else:
             self.full.discard(partition)
+
+
+def _owned_key(delivery: RawDelivery) -> tuple[int, int, Key | None]:
+    return delivery.partition, delivery.fence, delivery.message.key

@@ -29,7 +29,6 @@ OUTAGE = 5.0
 PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
 """Where members are processes."""
 ALL = ("memory", *PROCESSES)
-RESTARTED = (*PROCESSES, "elasticmq")
 """ElasticMQ stands in for LocalStack, which forgets everything."""
 SPECIAL = "publisher-1.0.3"
 """How the ids of the messages end at which a handler misbehaves: one of each topic."""
@@ -258,7 +257,7 @@ async def _replacement(stage: Stage, member: Process, name: str) -> Process:
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
-@fault(on=RESTARTED, whole=True)
+@fault(on=(*PROCESSES, "elasticmq"), whole=True)
 async def restarted_broker(stage: Stage) -> None:
     """The broker restarted in an orderly way, twice, under publishing load."""
     url = await stage.way()
@@ -270,7 +269,7 @@ async def restarted_broker(stage: Stage) -> None:
         await stage.restart_broker(kill=False)
 
 
-@fault(on=RESTARTED, whole=True, short=("redis",))
+@fault(whole=True, short=("redis",))
 async def killed_broker(stage: Stage) -> None:
     """The broker killed with kill -9, twice, under publishing load."""
     url = await stage.way()

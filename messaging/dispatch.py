@@ -368,14 +368,14 @@ class Dispatcher:
             )
 
     def _lost_with(self, deliveries: Collection[RawDelivery]) -> Collection[RawDelivery]:
-        """These, and on an ordered group what this member holds behind them: the same key by the same ownership.
+        """These, and on an ordered group all that this member holds of their keys by the same ownership: these again.
 
         Whoever has the key now handles the lost ones first: their successors must not start here (7).
         """
         if not self._lanes.ordered:
             return deliveries
         told = [one for one in deliveries if one in self._held and one not in self._taken]
-        return [*deliveries, *(one for one in self._lanes.of_keys(told) if one not in deliveries)]
+        return [*deliveries, *self._lanes.of_keys(told)]
 
     def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
         for delivery in self._workers.withdraw_suspects(unwanted):

@@ -203,7 +203,7 @@ class Lanes:
     def of_keys(self, deliveries: Collection[RawDelivery]) -> list[RawDelivery]:
         """All that is held of the keys of these, by the same ownership."""
         keys = {_owned_key(one) for one in deliveries if one.message.key is not None}
-        return [one for one in self.held if _owned_key(one) in keys] if keys else []
+        return [one for one in self._held if _owned_key(one) in keys] if keys else []
 
     def of_partitions(self, partitions: Collection[int]) -> list[RawDelivery]:
         """The held deliveries of these partitions, in the order they came."""

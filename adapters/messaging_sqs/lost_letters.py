@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.backoff import LEFT_ALONE
@@ -32,13 +33,13 @@ class LostLetters:
     def __init__(self, topics: Topics, group: GroupSpec) -> None:
         self._topics = topics
         self._group = group
-        self._since: float | None = None
-        self._met = 0.0
+        self._met = -inf
+        """When a dead letter last found no queue; since then none was stored."""
         self._next = 0.0
 
     def there(self) -> None:
         """A dead letter was stored."""
-        self._since = None
+        self._met = -inf
 
     async def mend(self) -> MessagingError | None:
         """A dead letter found no queue: make it anew, when it was gone for long enough. None: it is there.
@@ -51,8 +52,8 @@ class LostLetters:
             return Absent(f"{what}: create the one that the redrive policy of {group.native!r} names")
         if self._topics.state(group.topic).mode != "declare":
             return Absent(f"{what}: declare the group, or use topology='declare'")
-        if self._since is None or now - self._met > _FORGOTTEN:
-            self._since, self._next = now, now + LEFT_ALONE
+        if now - self._met > _FORGOTTEN:
+            self._next = now + LEFT_ALONE
         self._met = now
         if now < self._next:
             return Absent(f"{what}: it is made anew after {LEFT_ALONE:g} seconds")

@@ -110,13 +110,17 @@ class SQSInbox(ReplyInbox):
         self._closed = False
 
     async def open(self) -> None:
-        """Create the queue: its name is new, so that nothing sent to an older inbox arrives here."""
-        self.address = self._topics.names.reply(secrets.token_hex(16))
-        self._url = await self._topics.queues.create(
-            self.address, {ALIVE: _now(self._connection)}, retention=RETENTION
-        )
+        """Create the queue, look after it, and sweep those of processes that are gone."""
+        await self._create()
         self._own(self._beat())
         self._own(sweep(self._connection, self._topics, self.address))
+
+    async def _create(self) -> None:
+        """The name is new, so that nothing sent to an older inbox arrives here."""
+        self.address = self._topics.names.reply(secrets.token_hex(16))
+        self._url = await self._topics.queues.create(
+            self.address, _alive(self._connection), retention=RETENTION
+        )
 
     def _own(self, work: Any) -> None:
         task = asyncio.create_task(work, name="messaging-sqs-inbox")
@@ -156,10 +160,7 @@ class SQSInbox(ReplyInbox):
         error, self._polls.failure = self._polls.failure, None
         assert error is not None
         if isinstance(error, Absent):
-            self.address = self._topics.names.reply(secrets.token_hex(16))
-            self._url = await self._topics.queues.create(
-                self.address, {ALIVE: _now(self._connection)}, retention=RETENTION
-            )
+            await self._create()
             raise ConnectionFailed(
                 f"the reply queue was deleted, and its replies with it: {error}"
             ) from error
@@ -185,7 +186,7 @@ class SQSInbox(ReplyInbox):
             wait = BEAT
             try:
                 await self._connection.call(
-                    "sqs", "tag_queue", QueueUrl=self._url, Tags={ALIVE: _now(self._connection)}
+                    "sqs", "tag_queue", QueueUrl=self._url, Tags=_alive(self._connection)
                 )
             except MessagingError as error:
                 wait = BEAT / 10
@@ -236,6 +237,6 @@ async def _sweep_one(connection: Connection, topics: Topics, url: str) -> None:
         logger.info("Deleted reply queue %s, whose process is gone", queue_name(url))
 
 
-def _now(connection: Connection) -> str:
-    """By the service's clock: who has another time must not sweep what lives."""
-    return str(int(connection.time.now()))
+def _alive(connection: Connection) -> dict[str, str]:
+    """The tag of a queue whose process lives, by the service's clock: who has another time must not sweep it."""
+    return {ALIVE: str(int(connection.time.now()))}

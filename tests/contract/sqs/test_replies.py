@@ -101,7 +101,7 @@ async def test_an_orphan_is_swept_however_many_live_beside_it(bench: Bench, monk
     monkeypatch.setattr(replies, "_SWEPT_AT_ONCE", 2)
     adapter = await bench.adapter()
     queues, names = adapter._topics.queues, adapter._topics.names
-    now = {replies.ALIVE: replies._now(adapter._connection)}
+    now = replies._alive(adapter._connection)
     living = [await queues.create(names.reply(number * 32), now, retention=60) for number in "012"]
     orphan = await queues.create(names.reply("f" * 32), {replies.ALIVE: "1000"}, retention=60)
     async with asyncio.timeout(10):

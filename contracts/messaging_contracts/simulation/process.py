@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from messaging import App, Bus, Delivery, Outcome, Reject, Release, Retry, RetryPolicy, fixed
 from messaging.clock import sleep
 from messaging.errors import ConnectionFailed
+from messaging.message import seconds
 from messaging_contracts.faults import Begun, Ended, Event, Struck
 from messaging_contracts.simulation.adapter import FaultyAdapter
 from messaging_contracts.simulation.loop import ProcessClock
@@ -198,7 +199,7 @@ class Member(Process):
         elif isinstance(outcome, Retry):
             self.end(name, *self._failure(delivery, outcome))
         elif isinstance(outcome, Release):
-            self.end(name, "released", float(outcome.after or 0.0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
+            self.end(name, "released", seconds(outcome.after or 0.0))
         else:
             self.end(name, "succeeded")
         return outcome
@@ -209,7 +210,7 @@ class Member(Process):
             return "rejected", 0.0
         if retry is None or retry.after is None:
             return "failed", scenario.delay
-        return "failed", float(retry.after)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  seconds, here
+        return "failed", seconds(retry.after)
 
     def end(self, name: str, how: End, after: float = 0.0) -> None:
         """Record the end of this handling."""

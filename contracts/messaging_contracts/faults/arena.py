@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from messaging import Bus, MessagingError, PublishUncertain, Settings, connect
 from messaging_contracts.faults.history import (
+    CONCLUDED,
     REMOVED,
     Begun,
     Buried,
@@ -352,7 +353,7 @@ class Progress:
         elif isinstance(event, Begun):
             self.begun[event.handling] = event
             self.by_member[event.member] = self.by_member.get(event.member, 0) + 1
-        elif isinstance(event, Ended) and event.how in {"succeeded", "rejected"}:
+        elif isinstance(event, Ended) and event.how in CONCLUDED:
             (self.done if event.how == "succeeded" else self._rejected).add(self.begun[event.handling].id)
             self.succeeded += 1
         elif isinstance(event, Seen):

@@ -18,6 +18,7 @@ from messaging_contracts.faults.fences import Fences
 from messaging_contracts.faults.handlings import Causes, Handling, Message, begin, end, ids_of
 from messaging_contracts.faults.history import (
     CLOCK_JUMPED,
+    CONCLUDED,
     REMOVED,
     Begun,
     Buried,
@@ -69,17 +70,16 @@ def recoveries(events: Iterable[Event]) -> Sequence[tuple[Struck, float | None]]
     }
     done: dict[str, float] = {}
     for event in listed:
-        if isinstance(event, Ended) and event.how in {"succeeded", "rejected"}:
+        if isinstance(event, Ended) and event.how in CONCLUDED:
             done.setdefault(ids[event.handling], event.at)
     results: list[tuple[Struck, float | None]] = []
     for fault in listed:
         if isinstance(fault, Struck):
-            over = fault.at if fault.until is None else fault.until
-            since = fault.at if fault.member else over
+            since = fault.at if fault.member else fault.over
             waits = [
                 done[id] - max(since, at)
                 for id, at in confirmed.items()
-                if at <= over and done.get(id, -inf) > since
+                if at <= fault.over and done.get(id, -inf) > since
             ]
             results.append((fault, max(waits, default=None)))
     return results
@@ -139,7 +139,7 @@ class _Check:
                 self._causes.jumped(event)
             elif isinstance(event, Struck):
                 if event.kind == REMOVED:
-                    self._removed = max(self._removed, event.at if event.until is None else event.until)
+                    self._removed = max(self._removed, event.over)
                 self._causes.faults.append(self._died(event) if event.fatal else event)
             elif isinstance(event, Buried):
                 self._letters.found(event)

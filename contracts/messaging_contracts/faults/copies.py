@@ -8,6 +8,7 @@ among as many copies as there may be, in the way that leaves the fewest violatio
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.handlings import Causes, Handling
@@ -65,9 +66,9 @@ class Copies:
             further = [
                 self._with(way, number, id, one)
                 for way in ways
-                for number in range(min(len(way.copies) + 1, max(most, 1)))
+                for number in range(min(len(way.copies) + 1, most))
             ]
-            further.sort(key=_cost)
+            further.sort(key=attrgetter("cost"))
             ways = further[:WAYS]
         best = ways[0]
         for kind, text in best.violations:
@@ -149,10 +150,6 @@ class Copies:
         step.late = max(0.0, at - max(due, self.causes.over(former, at)) - apart)
         if step.late > self.lateness:
             step.violations.append(("late_retries", came))
-
-
-def _cost(way: Way) -> tuple[int, int, int, int]:
-    return way.cost
 
 
 def _alike(other: Handling, former: Handling) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from messaging_contracts.faults.history import CONCLUDED
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -29,8 +31,8 @@ class Handling:
 
     @property
     def concluded(self) -> bool:
-        """Whether its handler was done with the message; a rejected one is still to become a dead letter."""
-        return self.how in {"succeeded", "rejected"}
+        """Whether its handler was done with the message."""
+        return self.how in CONCLUDED
 
     def __str__(self) -> str:
         one = self.begun
@@ -97,12 +99,12 @@ class Causes:
             if (hand_over or fault.member in {None, former.begun.member})
             and (fault.ids is None or former.begun.id in fault.ids)
             and fault.at <= at
-            and _over(fault) >= former.begun.at
+            and fault.noticed >= former.begun.at
         ]
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""
-        return max((_over(fault) for fault in self.of(former, at, hand_over=True)), default=-inf)
+        return max((fault.noticed for fault in self.of(former, at, hand_over=True)), default=-inf)
 
     def named(self, id: str) -> bool:
         """Whether a fault is known to have hit this message."""
@@ -123,7 +125,3 @@ def begin(one: Handling) -> float:
 
 def end(one: Handling) -> float:
     return one.last
-
-
-def _over(fault: Struck) -> float:
-    return (fault.at if fault.until is None else fault.until) + fault.aftermath

@@ -22,6 +22,8 @@ End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancell
 Keeping: TypeAlias = Literal["taken", "done", "missed"]
 """`missed`: the member could not reach the store about the message, or not in time."""
 
+CONCLUDED: frozenset[End] = frozenset(("succeeded", "rejected"))
+"""The ends with which a handler was done with the message; a rejected one is still to become a dead letter."""
 
 CLOCK_JUMPED = "clock jumped"
 """The kind of a fault that only excuses a retry that is early or late, by as much as it jumped."""
@@ -103,6 +105,16 @@ class Struck:
     """The messages that it hit, where that is known; None: all that the member had."""
     seconds: float = 0.0
     """By how much the clock jumped, where that is the fault; negative: back."""
+
+    @property
+    def over(self) -> float:
+        """When it was over."""
+        return self.at if self.until is None else self.until
+
+    @property
+    def noticed(self) -> float:
+        """By when those that it hit must have noticed."""
+        return self.over + self.aftermath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

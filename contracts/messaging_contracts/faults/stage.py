@@ -328,10 +328,7 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
         if isinstance(event, Seen):
             if event.status == "green":
                 well.add(event.member)
-            elif event.member in well and any(
-                one.at <= event.at <= (one.at if one.until is None else one.until) + one.aftermath
-                for one in faults
-            ):
+            elif event.member in well and any(one.at <= event.at <= one.noticed for one in faults):
                 return True
     return False
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from messaging import Bus, Settings, Topic
 from messaging.adapter import AdapterContext
 from messaging_contracts.faults import Begun, Buried, Ended, Event, History, Published, Verdict, check
-from messaging_contracts.faults.history import line
+from messaging_contracts.faults.history import CONCLUDED, line
 from messaging_contracts.simulation.faults import Faults
 from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.process import GROUP, Member
@@ -115,7 +115,7 @@ class _Done(History):
             if event.fate == "confirmed":
                 self.confirmed[event.id] = None
         elif isinstance(event, Ended):
-            if event.how in {"succeeded", "rejected"}:
+            if event.how in CONCLUDED:
                 self.done.add(self._handlings[event.handling])
         elif isinstance(event, Begun):
             self._handlings[event.handling] = event.id

@@ -1,8 +1,6 @@
 """Members whose time of day is wrong: what is delayed comes neither early nor late for that (5)."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -10,6 +8,7 @@ from messaging.adapter import DONE, Hold, TopicSpec
 from messaging.message import Retry
 from messaging_kafka import tiers
 from messaging_kafka.brokers import KEPT_BY_AGE, NewTopic
+from tests.contract.clocks import clock_wrong_by
 from tests.contract.kafka.support import Bench, brokers_of, publish, receive, settle
 
 PLAIN = TopicSpec("orders", partitions=1)
@@ -23,14 +22,6 @@ EARLIER_VERSION = {
 }
 """The times of its records are those of their writers."""
 SKEWS = pytest.mark.parametrize("skew", [3600.0, -3600.0], ids=["ahead", "behind"])
-
-
-@contextmanager
-def clock_wrong_by(seconds: float) -> Iterator[None]:
-    right = time.time
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: right() + seconds)
-        yield
 
 
 @SKEWS

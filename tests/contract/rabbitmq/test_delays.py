@@ -11,6 +11,7 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError
 from messaging.message import Retry
 from messaging_rabbitmq.tiers import all_tiers, tier_for
+from tests.contract.clocks import clock_wrong_by
 from tests.contract.rabbitmq.support import Bench, publish, receive, settle
 
 
@@ -56,7 +57,7 @@ async def test_retention_bounds_what_waits_for_a_group_and_cannot_change_in_sile
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
 async def test_a_members_wrong_clock_makes_its_retries_neither_late_nor_early_for_others(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead: float
+    bench: Bench, ahead: float
 ) -> None:
     """0.3 s are two tiers: what is left after the first is told to whoever gets it then (5)."""
     wrong, right = await bench.adapter(), await bench.adapter()
@@ -65,10 +66,8 @@ async def test_a_members_wrong_clock_makes_its_retries_neither_late_nor_early_fo
     await publish(wrong, group.topic, "m1")
     consumer = bench.consumer(wrong, group)
     delivery = await receive(consumer, 1)
-    now = time.time
 
-    with monkeypatch.context() as clock:
-        clock.setattr(time, "time", lambda: now() + ahead)
+    with clock_wrong_by(ahead):
         began = time.monotonic()
         await settle(consumer, delivery, Retry("busy"), after=0.3)
         await consumer.close()

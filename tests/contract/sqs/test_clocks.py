@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -12,21 +10,13 @@ from messaging.message import Retry
 from messaging_sqs import copies
 from messaging_sqs.replies import sweep
 from messaging_sqs.service_time import ServiceTime
+from tests.contract.clocks import clock_wrong_by
 from tests.contract.sqs.support import Bench, publish, receive, settle
 
 HOUR = 3600.0
 
 
-@contextmanager
-def wrong(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    """The time of day is wrong by so much."""
-    right = time.time
-    with monkeypatch.context() as patched:
-        patched.setattr(time, "time", lambda: right() + seconds)
-        yield
-
-
-async def waited(bench: Bench, monkeypatch: pytest.MonkeyPatch, after: float, ahead: float) -> float:
+async def waited(bench: Bench, after: float, ahead: float) -> float:
     """How long a retry waits that one member writes whose clock is ahead, and one gets whose clock is as far back."""
     adapter = await bench.adapter()
     group = await bench.group(adapter)
@@ -36,9 +26,9 @@ async def waited(bench: Bench, monkeypatch: pytest.MonkeyPatch, after: float, ah
     if polls := writer._polls._running:  # the copy is for the other
         await asyncio.wait(polls)
     asked = time.monotonic()
-    with wrong(monkeypatch, ahead):
+    with clock_wrong_by(ahead):
         assert await settle(writer, deliveries, Retry(), after=after) == [Done()]
-    with wrong(monkeypatch, -ahead):
+    with clock_wrong_by(-ahead):
         (again,) = await receive(bench.consumer(await bench.adapter(), group), 1)
     assert again.attempt == 2
     return time.monotonic() + again.hold - asked
@@ -46,9 +36,9 @@ async def waited(bench: Bench, monkeypatch: pytest.MonkeyPatch, after: float, ah
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["written ahead", "read ahead"])
 async def test_a_retry_waits_as_long_as_it_should_whatever_time_the_members_have(
-    any_bench: Bench, monkeypatch, ahead: float
+    any_bench: Bench, ahead: float
 ):
-    assert 0.6 <= await waited(any_bench, monkeypatch, 0.6, ahead) < 2.6
+    assert 0.6 <= await waited(any_bench, 0.6, ahead) < 2.6
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["written ahead", "read ahead"])
@@ -56,14 +46,14 @@ async def test_a_retry_in_steps_waits_as_long_as_it_should_whatever_time_the_mem
     strict: Bench, monkeypatch, ahead: float
 ):
     monkeypatch.setattr(copies, "LONGEST_DELAY", 1)
-    assert 2.2 <= await waited(strict, monkeypatch, 2.2, ahead) < 4.2
+    assert 2.2 <= await waited(strict, 2.2, ahead) < 4.2
 
 
-async def test_an_inbox_that_lives_is_not_swept_by_who_has_a_later_time(bench: Bench, monkeypatch):
+async def test_an_inbox_that_lives_is_not_swept_by_who_has_a_later_time(bench: Bench):
     adapter, other = await bench.adapter(), await bench.adapter()
-    with wrong(monkeypatch, -HOUR):
+    with clock_wrong_by(-HOUR):
         inbox = await adapter.reply_inbox()
-    with wrong(monkeypatch, HOUR):
+    with clock_wrong_by(HOUR):
         await sweep(other._connection, other._topics, own="")
 
     assert await other._topics.queues.find(inbox.address) is not None

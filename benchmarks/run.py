@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LONGEST_ROUND = 90.0
 """Seconds after which a contender has failed."""
 
-LEAST = 0.2
+LEAST = 0.1
 """Of a path's messages, a round has so many at least."""
 
 Loop: TypeAlias = Callable[[Coroutine[Any, Any, "Measured"]], "Measured"]
@@ -70,20 +70,20 @@ def _median(found: Sequence[float | None]) -> float | None:
 def run(path: Path, url: str, *, rounds: int, scale: float, loop: Loop, until: float) -> list[Result]:
     """Measure all contenders of a path. The first round, a fifth of the others, warms up and is not counted.
 
-    No round begins after `until` (monotonic seconds) once three were counted; on a slow machine the rounds have fewer
-    messages instead.
+    So that all rounds end about `until` (monotonic seconds), each has as many messages as those before it allow, a
+    tenth of what it should have at least.
     """
     results = [Result(contender) for contender in path.contenders]
-    begun = time.monotonic()
+    now = scale / 5
     for number in range(rounds + 1):
-        if number > 3 and time.monotonic() > until:
-            break
+        begun = time.monotonic()
         for result in results:
             if not result.failure:
-                _round(path, url, result, scale=scale if number else scale / 5, loop=loop, counted=number > 0)
-        if number == 0:
-            needed = 5 * (time.monotonic() - begun) * rounds
-            scale *= min(1.0, max(LEAST, (until - time.monotonic()) / needed))
+                _round(path, url, result, scale=now, loop=loop, counted=number > 0)
+        if left := rounds - number:
+            end = time.monotonic()
+            now *= (until - end) / left / (end - begun)
+            now = min(scale, max(LEAST * scale, now))
     return results
 
 

@@ -81,9 +81,9 @@ faults: $(STAMP_DEV)
 soak: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts soak $(ARGS)
 
-# Random histories, each from its seed, for a minute.
+# Random histories, each from its seed, for a minute, on two processors.
 simulate: $(STAMP_DEV)
-	@$(BIN)/python -m messaging_contracts simulate $(ARGS)
+	@$(BIN)/python -m messaging_contracts simulate --processes 2 $(ARGS)
 
 check: $(STAMP_DEV)
 	@$(BIN)/ruff format --check .

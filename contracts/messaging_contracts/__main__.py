@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument(
         "--seconds", type=float, metavar="S", help="stop after so long (default 60, unless --number is given)"
     )
+    simulation.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that share the seeds (default 1)"
+    )
     simulation.set_defaults(run=_simulate)
 
     faults = commands.add_parser("faults", help="break brokers, networks and members, and tell what was kept")
@@ -211,7 +214,7 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.seed is not None:
         return replay(options.seed, print)
     seconds = 60.0 if options.seconds is None and options.number is None else options.seconds
-    return many(options.first, options.number, seconds, print)
+    return many(options.first, options.number, seconds, print, options.processes)
 
 
 def _start(names: Sequence[str], started: ExitStack) -> list[Broker]:

@@ -62,6 +62,13 @@ def test_the_command_tells_figures_and_replays_one_seed(capsys: pytest.CaptureFi
     assert '"event": "begun"' in capsys.readouterr().out
 
 
+def test_processes_share_the_seeds(capsys: pytest.CaptureFixture[str]):
+    assert main(["simulate", "--number", "3", "--first", "5"]) == 0
+    alone = capsys.readouterr().out.partition(";")[0]
+    assert main(["simulate", "--number", "3", "--first", "5", "--processes", "2"]) == 0
+    assert capsys.readouterr().out.partition(";")[0] == alone
+
+
 def test_a_failure_is_told_with_the_way_to_replay_it(monkeypatch: pytest.MonkeyPatch):
     ended = module.World._end
 

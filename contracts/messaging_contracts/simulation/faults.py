@@ -48,6 +48,8 @@ class Faults:
     rates: dict[str, float] = field(default_factory=dict[str, float])
     lease: float = 10.0
     calm: bool = False
+    under_way: int = 0
+    """Calls that are on their way, there or back."""
 
     def strikes(self, kind: str) -> bool:
         """Whether this fault happens now."""
@@ -69,7 +71,11 @@ class Faults:
         if self.strikes("stuck"):
             delay = self.random.uniform(self.lease / 2, self.lease * 2)
         if delay > 0:
-            await sleep(clock, delay)
+            self.under_way += 1
+            try:
+                await sleep(clock, delay)
+            finally:
+                self.under_way -= 1
         return delay
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.history import line
 from messaging_contracts.simulation.world import Result, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 SHOWN = 5
 """Failing seeds that are shown whole."""
@@ -35,30 +38,69 @@ def replay(seed: int, show: Callable[[str], object]) -> int:
     return 0 if result.held else 1
 
 
-def many(first: int, number: int | None, seconds: float | None, show: Callable[[str], object]) -> int:
-    """Run seeds from `first` on, so many, or for so long, and show the figures; 1 where one failed."""
-    seeds: Iterable[int] = count(first) if number is None else range(first, first + number)
-    start, virtual = time.monotonic(), 0.0
-    totals: Counter[str] = Counter()
-    failed: list[int] = []
-    for seed in seeds:
-        result = simulate(seed)
-        virtual += result.seconds
-        totals.update(
-            histories=1,
-            messages=result.verdict.messages,
-            handlings=result.verdict.handlings,
-            duplicates=result.verdict.duplicates,
+@dataclass(slots=True)
+class Tally:
+    """What some seeds came to."""
+
+    totals: Counter[str] = field(default_factory=Counter[str])
+    virtual: float = 0.0
+    """Virtual seconds that passed."""
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+    """What is told of each seed that failed."""
+
+    def add(self, result: Result) -> None:
+        """Count this history."""
+        verdict = result.verdict
+        self.virtual += result.seconds
+        self.totals.update(
+            histories=1, messages=verdict.messages, handlings=verdict.handlings, duplicates=verdict.duplicates
         )
         if not result.held:
-            failed.append(seed)
-            if len(failed) <= SHOWN:
-                show(told(result))
-        if seconds is not None and time.monotonic() - start >= seconds:
-            break
+            self.failed[result.seed] = told(result)
+
+    def merge(self, other: Tally) -> None:
+        """Count what another process counted."""
+        self.totals.update(other.totals)
+        self.virtual += other.virtual
+        self.failed |= other.failed
+
+
+def many(
+    first: int, number: int | None, seconds: float | None, show: Callable[[str], object], processes: int = 1
+) -> int:
+    """Run seeds from `first` on, so many, or for so long, and show the figures; 1 where one failed."""
+    start = time.monotonic()
+    end = None if number is None else first + number
+    shares = [(first + own, end, processes, seconds) for own in range(processes)]
+    tally = Tally()
+    if processes == 1:
+        tally.merge(_share(*shares[0]))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            for part in pool.map(_share, *zip(*shares, strict=True)):
+                tally.merge(part)
     took = time.monotonic() - start
-    figures = ", ".join(f"{number} {name}" for name, number in totals.items())
-    show(f"{figures}; {virtual / 3600:.1f} virtual hours in {took:.1f} s; {len(failed)} failed")
+    failed = sorted(tally.failed)
+    for seed in failed[:SHOWN]:
+        show(tally.failed[seed])
+    figures = ", ".join(f"{number} {name}" for name, number in tally.totals.items())
+    show(
+        f"{figures}; {tally.virtual / 3600:.1f} virtual hours in {took:.1f} s, "
+        f"{tally.totals['histories'] / took * 60:.0f} histories a minute; {len(failed)} failed"
+    )
     for seed in failed[:SHOWN]:
         show(f"replay: python -m messaging_contracts simulate --seed {seed}")
     return 1 if failed else 0
+
+
+def _share(first: int, end: int | None, step: int, seconds: float | None) -> Tally:
+    """One process's part: each `step`th seed from its own first on."""
+    start = time.monotonic()
+    tally = Tally()
+    for seed in count(first, step):
+        if end is not None and seed >= end:
+            break
+        tally.add(simulate(seed))
+        if seconds is not None and time.monotonic() - start >= seconds:
+            break
+    return tally

@@ -31,15 +31,18 @@ from messaging_memory.settings import Settings as MemorySettings
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
 PATIENCE = 900.0
 """Virtual seconds in which everything has to be handled once the faults are over."""
+RESTS = 2
+"""Leases for which members stay when nothing can come any more: who is idle stays a member, and is well."""
 MOST_MEMBERS = 4
 HELD_UP = 70.0
 """Virtual seconds, beside five leases, until stuck calls and handlers come back, keys of owners that are gone, and
 copies with a delay.
 """
+_installed = cache(metadata.entry_points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +75,49 @@ def simulate(seed: int) -> Result:
     logger.setLevel(logging.CRITICAL + 1)  # a history provokes what it would tell
     found = metadata.entry_points
     # Reading what is installed for every bus would take most of the time.
-    metadata.entry_points = cache(found)  # type: ignore[assignment]  # it is called the same way
+    metadata.entry_points = _installed  # type: ignore[assignment]  # it is called the same way
     state = global_random.getstate()
     global_random.seed(seed)  # jitter
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
+    collecting = gc.isenabled()
+    gc.disable()  # when it would end what is forgotten depends on what else the process has done
+    gc.freeze()  # what was there before is not looked at
     try:
-        world = World(seed, loop)
-        loop.set_exception_handler(world.unhandled)
-        try:
-            loop.run_until_complete(world.run())
-        except Stalled as error:
-            world.problem(str(error))
+        problems, events, held_up = _lived(seed, loop)
         gc.collect()  # errors that nobody looked at are told now
-        verdict = check(
-            world.history.events,
-            ordered=world.scenario.ordered,
-            groups=[GROUP],
-            lateness=world.held_up,
-        )
-        return Result(seed, world.scenario, verdict, tuple(world.problems), world.history.events, loop.time())
+        drawn = scenario(seed)
+        verdict = check(events, ordered=drawn.ordered, groups=[GROUP], lateness=held_up)
+        return Result(seed, drawn, verdict, tuple(problems), events, loop.time())
     finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
         asyncio.set_event_loop(None)
         loop.close()
         global_random.setstate(state)
         metadata.entry_points = found
         logger.setLevel(level)
+
+
+def _lived(seed: int, loop: VirtualLoop) -> tuple[Sequence[str], Sequence[Event], float]:
+    """The problems, which may still become more, the events, and how late a retry may have been.
+
+    Nothing else of the world is left.
+    """
+    world = World(seed, loop)
+    problems = world.problems
+
+    def unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that nobody awaited."""
+        problems.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    loop.set_exception_handler(unhandled)
+    try:
+        loop.run_until_complete(world.run())
+    except Stalled as error:
+        world.problem(str(error))
+    return problems, world.history.events, world.held_up
 
 
 class _Done(History):
@@ -157,10 +177,6 @@ class World:
     def problem(self, text: str) -> None:
         """Something that no checker of histories sees."""
         self.problems.append(text)
-
-    def unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error that nobody awaited."""
-        self.problem(f"{context.get('message')}: {context.get('exception')!r}")
 
     def memory(self, clock: ProcessClock) -> MemoryAdapter:
         """A new connection to the one broker of this world."""
@@ -245,29 +261,42 @@ class World:
     async def _everything_done(self, observer: Bus) -> None:
         deadline = self.loop.time() + PATIENCE
         letters = observer.dead_letters(self.topic, group=GROUP)
-        while self.history.open or not (self.alive and await self._empty(observer)):
+        while self.history.open or not await self._at_rest(observer):
             if not self.alive:
                 self.join()
             if self.loop.time() > deadline:
                 self.problem(
                     f"not done after {PATIENCE:g} s of calm: {self.history.open[:5]}; {await observer.groups()}"
                 )
-                return
+                return  # who is not at rest is told at the end
             await asyncio.sleep(1.0)
             self.history.done.update([letter.id async for letter in letters.browse()])
-        await asyncio.sleep(self.held_up)
-        if not (self.alive and await self._empty(observer)):
+        await asyncio.sleep(RESTS * self.scenario.lease)
+        if not await self._at_rest(observer):
             await self._everything_done(observer)
 
-    async def _empty(self, observer: Bus) -> bool:
-        return all(not info.lag for info in await observer.groups())
+    async def _at_rest(self, observer: Bus) -> bool:
+        """Whether nothing can come any more: nothing is on the broker, on a way to it, or with a handler."""
+        groups = await observer.groups()
+        return (
+            bool(self.alive)
+            and all(not info.lag and info.oldest is None for info in groups)
+            and not self.faults.under_way
+            and not any(member.running for member in self.members if not member.dead)
+            and not [problem async for problem in self._restless()]
+        )
 
-    async def _end(self, observer: Bus) -> None:
+    async def _restless(self) -> AsyncGenerator[str]:
+        """Which members are not well, or have something."""
         for member in self.alive:
             health = await member.bus.health()
             for one in health.subscriptions:
                 if not one.receiving or one.held or one.parked or one.running or health.status == "red":
-                    self.problem(f"{member.name} is not at rest: {health}")
+                    yield f"{member.name} is not at rest: {health}"
+
+    async def _end(self, observer: Bus) -> None:
+        async for problem in self._restless():
+            self.problem(problem)
         for member in self.members:
             member.stop()
         await asyncio.wait([member.task for member in self.members])

@@ -11,10 +11,11 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
-from aiormq.connection import TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -24,9 +25,6 @@ from aiormq.exceptions import (
     InvalidFrameError,
     ProbableAuthenticationError,
 )
-from pamqp.commands import Connection
-from pamqp.exceptions import PAMQPException
-from pamqp.frame import unmarshal
 from yarl import URL
 
 from messaging.adapter import Lease
@@ -38,12 +36,14 @@ from messaging.errors import (
     MessagingError,
 )
 from messaging.tls import client_context
+from messaging_rabbitmq.wire import Wire
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from aiormq.abc import AbstractChannel
+    from pamqp.commands import Connection
 
     from messaging_rabbitmq.settings import RabbitMQSettings
 
@@ -51,54 +51,10 @@ logger = logging.getLogger("messaging")
 
 _FAULTS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
 CLOSE_TIMEOUT = 2.0
+MADE_FOR = "7."
+"""Versions of aiormq whose channels are known."""
 NOT_ALLOWED = 530
 """Reply code of a virtual host that is absent or not for this user."""
-
-
-class BatchingWriter(asyncio.StreamWriter):
-    """Sends what is written within one tick of the loop in one system call."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._gathered: list[bytes] = []
-        self._loop_of_writer = asyncio.get_running_loop()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._gathered:
-            self._loop_of_writer.call_soon(self.flush)
-        self._gathered.append(bytes(data))
-
-    def flush(self) -> None:
-        """Hand over what was gathered."""
-        if self._gathered:
-            gathered, self._gathered = self._gathered, []
-            if not self.transport.is_closing():
-                super().write(b"".join(gathered))
-
-    async def drain(self) -> None:
-        self.flush()
-        await super().drain()
-
-    def write_eof(self) -> None:
-        self.flush()
-        super().write_eof()
-
-    def close(self) -> None:
-        self.flush()
-        super().close()
-
-
-class KeepingReader(asyncio.StreamReader):
-    """Keeps what came last, and tells that something came."""
-
-    last: bytes = b""
-    came: Callable[[], None] | None = None
-
-    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        if self.came is not None:
-            self.came()
-        self.last = bytes(data)
-        super().feed_data(self.last)
 
 
 class Life:
@@ -123,45 +79,28 @@ class Life:
             self._expired()
 
 
-class BatchingTransport(TransportFactory):
-    """Opens the socket with a `BatchingWriter`; keeps the transport, so that a dead peer can be cut off."""
-
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self._context = context
-        self.transport: asyncio.Transport | None = None
-        self._reader: KeepingReader | None = None
-
-    def tell(self, came: Callable[[], None]) -> None:
-        """Call this for everything that comes from now on."""
-        assert self._reader is not None
-        self._reader.came = came
-
-    def farewell(self) -> Connection.Close | None:
-        """The frame by which the broker refused the connection: aiormq loses it when it came in place of another."""
-        try:
-            _, _, frame = unmarshal(self._reader.last if self._reader else b"")
-        except PAMQPException:
-            return None
-        return frame if isinstance(frame, Connection.Close) else None
-
-    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        assert url.host is not None
-        assert url.port is not None
-        loop = asyncio.get_running_loop()
-        self._reader = reader = KeepingReader(loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport, _protocol = await loop.create_connection(
-            lambda: protocol, url.host, url.port, ssl=self._context
-        )
-        self.transport = transport
-        return reader, BatchingWriter(transport, protocol, reader, loop)
-
-
 class PlainConnection(aiormq.Connection):
     """aiormq's connection, with a longer write queue, and half its patience for a silent peer."""
 
     FRAME_BUFFER_SIZE = 1024
     HEARTBEAT_GRACE_MULTIPLIER = 2
+
+    def __init__(self, url: URL, wire: Wire) -> None:
+        super().__init__(url, transport_factory=wire)
+        self.wire = wire
+
+
+@lru_cache(maxsize=1)
+def is_known_version() -> bool:
+    """Whether the installed aiormq is one beside which the channels may be used."""
+    return version("aiormq").startswith(MADE_FOR)
+
+
+def wire_of(channel: AbstractChannel) -> Wire:
+    """The socket that this channel uses."""
+    connection = cast("Any", channel).connection
+    assert isinstance(connection, PlainConnection)
+    return connection.wire
 
 
 @contextmanager
@@ -271,7 +210,7 @@ class Link:
         started = time.monotonic()
         if settings.tls and self._context is None:
             self._context = await asyncio.to_thread(_tls_context, settings)
-        transport = BatchingTransport(self._context)
+        wire = Wire(self._context)
         url = URL.build(
             scheme="amqps" if settings.tls else "amqp",
             host=settings.host,
@@ -281,7 +220,7 @@ class Link:
             path="/",
             query={"heartbeat": str(settings.heartbeat), "name": f"messaging {self._purpose}"},
         )
-        connection = PlainConnection(url, transport_factory=transport)
+        connection = PlainConnection(url, wire)
         connection.vhost = settings.virtual_host
         try:
             with translated("connecting", self.address):
@@ -293,10 +232,10 @@ class Link:
                             f"RabbitMQ at {self.address} refused the credentials of user {settings.user!r}"
                         ) from error
                     except (ConnectionClosed, InvalidFrameError) as error:
-                        raise _refused(transport.farewell(), error, settings) from error
+                        raise _refused(wire.farewell(), error, settings) from error
         except BaseException as error:
-            if transport.transport is not None:
-                transport.transport.abort()
+            if wire.transport is not None:
+                wire.transport.abort()
             if type(error) is not ConnectionFailed:
                 raise
             waited = time.monotonic() - started
@@ -304,13 +243,13 @@ class Link:
             raise ConnectionFailed(
                 f"RabbitMQ at {self.address} could not be reached within {waited:.1f} s: {cause}"
             ) from error
-        self._transport = transport.transport
+        self._transport = wire.transport
         self._current = connection
-        assert transport.transport is not None
+        assert wire.transport is not None
         # Aborted, it gives back what was dropped because its lease had ended.
-        life = Life(settings.heartbeat, transport.transport.abort)
+        life = Life(settings.heartbeat, wire.transport.abort)
         self.lease = life.lease
-        transport.tell(life.sign)
+        wire.tell(life.sign)
         when_closed(connection, lambda: self._lost(connection))
         return connection
 

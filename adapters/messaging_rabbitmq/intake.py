@@ -1,6 +1,6 @@
 """One channel that consumes one queue: what arrived, what is unacknowledged, and acknowledging it.
 
-aiormq runs callbacks as tasks and cancels them when the channel closes, so they only put messages aside. Delivery
+aiormq would run callbacks as tasks and cancel them when the channel closes, so they only put messages aside. Delivery
 tags belong to the channel; acknowledging a settled tag again closes it, so what is outstanding is tracked here, and
 a whole prefix of it is acknowledged by one frame.
 """
@@ -14,6 +14,7 @@ from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
 from messaging.adapter import Lease
 from messaging.errors import TopicNotFound
+from messaging_rabbitmq.arrivals import take_arrivals
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 from messaging_rabbitmq.properties import unique_id
 
@@ -64,6 +65,7 @@ class Intake:
             with translated(f"consuming queue {self.queue}", link.address):
                 channel.on_consumer_cancel_callbacks.add(self._cancelled)
                 when_closed(channel, lambda: self._closed("its channel was closed"))
+                take_arrivals(channel, self._put)
                 await channel.basic_qos(prefetch_count=min(prefetch, 65535))
                 try:
                     await channel.basic_consume(self.queue, self._take)
@@ -79,6 +81,9 @@ class Intake:
                 await close_channel(channel)
 
     async def _take(self, message: DeliveredMessage) -> None:
+        self._put(message)
+
+    def _put(self, message: DeliveredMessage) -> None:
         if self.gone:
             return
         self._outstanding[message.delivery_tag or 0] = None

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from aiormq.exceptions import DeliveryError
-from aiormq.exceptions import PublishError as Returned
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from messaging.errors import ConnectionFailed, MessagingError, PublishError, PublishUncertain
-from messaging_rabbitmq.connection import translated, when_closed
-from messaging_rabbitmq.frames import fail_unconfirmed, forget, hand_over
+from messaging_rabbitmq.confirms import Batch
+from messaging_rabbitmq.connection import when_closed
+from messaging_rabbitmq.outlet import outlet_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aiormq.abc import AbstractChannel
-
+    from messaging_rabbitmq.confirms import Word
     from messaging_rabbitmq.connection import Link
+    from messaging_rabbitmq.outlet import Outlet
     from messaging_rabbitmq.properties import Parcel
     from messaging_rabbitmq.settings import RabbitMQSettings
 
@@ -34,9 +32,16 @@ class Slots:
         self._free = number
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def take_now(self, wanted: int) -> bool:
+        """Take them, if they are free and nobody waits."""
+        if self._waiting or self._free < wanted:
+            return False
+        self._free -= wanted
+        return True
+
     async def take(self, wanted: int) -> None:
-        if not self._waiting and self._free >= wanted:
-            self._free -= wanted
+        """Take them when they are free."""
+        if self.take_now(wanted):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((wanted, turn))
@@ -61,41 +66,9 @@ class Slots:
                 return
 
 
-class Batch:
-    """What was handed over together. Its places are free again when all of it is confirmed, or its channel gone."""
-
-    __slots__ = ("_channel", "_left", "_parcels", "_slots", "over")
-
-    def __init__(
-        self,
-        slots: Slots,
-        channel: AbstractChannel,
-        parcels: Sequence[Parcel],
-        futures: Sequence[asyncio.Future[Any]],
-    ) -> None:
-        self._slots = slots
-        self._channel = channel
-        self._parcels = parcels
-        self._left = len(futures)
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        for future in futures:
-            future.add_done_callback(self._one_done)
-
-    def _one_done(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled():
-            future.exception()  # whoever waited may be gone: a failure that nobody reads is no news
-        self._left -= 1
-        if self._left == 0:
-            self._slots.give_back(len(self._parcels))
-            forget(self._channel, self._parcels)
-            if not self.over.done():
-                self.over.set_result(None)
-
-
 class Publisher:
     """One confirmed channel on the connection for publishing.
 
-    The futures of confirms are never cancelled: a message returned to a cancelled one would break aiormq's channel.
     A place is free again only when its confirm came or the channel is gone, so that a broker that confirms nothing
     cannot fill the memory.
     """
@@ -104,7 +77,7 @@ class Publisher:
         self._link = link
         self._timeout = settings.confirm_timeout
         self._slots = Slots(settings.outstanding)
-        self._channel: AbstractChannel | None = None
+        self._outlet: Outlet | None = None
         self._opening = asyncio.Lock()
 
     async def send(self, parcels: Sequence[Parcel]) -> list[Fate]:
@@ -122,74 +95,74 @@ class Publisher:
     async def _send(self, parcels: Sequence[Parcel]) -> list[Fate]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._slots.take(len(parcels))
-        except TimeoutError:
-            return [
-                PublishError(
-                    f"not handed to RabbitMQ at {self._link.address} within {self._timeout:g} s: "
-                    f"{self._slots.number} earlier messages wait for their confirms"
-                )
-            ] * len(parcels)
+        if not self._slots.take_now(len(parcels)):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._slots.take(len(parcels))
+            except TimeoutError:
+                return [
+                    PublishError(
+                        f"not handed to RabbitMQ at {self._link.address} within {self._timeout:g} s: "
+                        f"{self._slots.number} earlier messages wait for their confirms"
+                    )
+                ] * len(parcels)
+        batch = Batch(parcels, self._slots.give_back)
         handed_over = False
         try:
-            channel = await self._ready()
-            with translated("publishing", self._link.address):
-                futures = await hand_over(channel, parcels)
-            handed_over = True
+            outlet = self._outlet or await self._open()
+            handed_over = outlet.hand_over(batch)
         except ConnectionFailed as error:
             return [_not_sent(error)] * len(parcels)
         finally:
             if not handed_over:
                 self._slots.give_back(len(parcels))
-        batch = Batch(self._slots, channel, parcels, futures)
-        if not batch.over.done():
-            # Unlike `wait_for`, `wait` cancels nothing.
-            await asyncio.wait((batch.over,), timeout=max(0.0, deadline - loop.time()))
-        return [self._fate(future) for future in futures]
+        if not handed_over:
+            return [
+                _not_sent(ConnectionFailed(f"RabbitMQ at {self._link.address} closed the channel"))
+            ] * len(parcels)
+        timer = loop.call_at(deadline, batch.let_go)
+        try:
+            await batch.over
+        finally:
+            timer.cancel()
+        return ["stored" if word == "stored" else self._fate(word) for word in batch.words]
 
-    async def _ready(self) -> AbstractChannel:
-        if self._channel is not None:
-            return self._channel
+    async def _open(self) -> Outlet:
         async with self._opening:
-            if self._channel is None:
+            if self._outlet is None:
                 channel = await self._link.channel(confirms=True, buffer=1024)
-                self._channel = channel
-                when_closed(channel, lambda: self._gone(channel))
-        return self._channel
+                self._outlet = outlet = outlet_of(channel)
+                when_closed(channel, lambda: self._gone(outlet))
+        return self._outlet
 
-    def _gone(self, channel: AbstractChannel) -> None:
-        if self._channel is channel:
-            self._channel = None
-        fail_unconfirmed(channel, ConnectionFailed("the channel was closed"))
+    def _gone(self, outlet: Outlet) -> None:
+        if self._outlet is outlet:
+            self._outlet = None
+        outlet.lose(ConnectionFailed("the channel was closed"))
 
-    def _fate(self, future: asyncio.Future[Any]) -> Fate:
-        if not future.done():
+    def _fate(self, word: Word) -> Fate:
+        if word is None:
             return PublishUncertain(
                 f"RabbitMQ at {self._link.address} did not confirm within {self._timeout:g} s: it may be short of "
                 f"memory or disk, or a queue has no leader. It may or may not have the message."
             )
-        error = ConnectionFailed("cancelled") if future.cancelled() else future.exception()
-        if error is None:
-            return "stored"
-        if isinstance(error, Returned):
-            return "unrouted"
-        if isinstance(error, DeliveryError):
+        if word == "refused":
             return _caused(
                 PublishUncertain(
                     f"RabbitMQ at {self._link.address} refused the message (basic.nack): a queue is full or has no "
                     f"leader. Other queues of the topic may have it."
                 ),
-                error,
+                PublishError("basic.nack"),
             )
-        return _caused(
-            PublishUncertain(
-                f"the connection to RabbitMQ at {self._link.address} was lost before the confirm came: "
-                f"it may or may not have the message"
-            ),
-            error,
-        )
+        if isinstance(word, Exception):
+            return _caused(
+                PublishUncertain(
+                    f"the connection to RabbitMQ at {self._link.address} was lost before the confirm came: "
+                    f"it may or may not have the message"
+                ),
+                word,
+            )
+        return word
 
 
 def _not_sent(error: MessagingError) -> PublishError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessagingError, PublishError
+from messaging_rabbitmq.arrivals import take_arrivals
 from messaging_rabbitmq.connection import CLOSE_TIMEOUT, close_channel, translated, when_closed
 from messaging_rabbitmq.properties import Parcel, incoming, outgoing
 
@@ -90,6 +91,7 @@ class RabbitMQInbox(ReplyInbox):
                     when_closed(channel, lambda: self._gone(channel))
                     channel.on_consumer_cancel_callbacks.add(lambda _: self._gone(channel))
                     self._channel = channel
+                    take_arrivals(channel, self._put)
                     answer = await channel.basic_consume(address, self._take, no_ack=True)
                     self._consumer_tag = str(answer.consumer_tag)
             opened = True
@@ -100,6 +102,9 @@ class RabbitMQInbox(ReplyInbox):
         self.address = address
 
     async def _take(self, message: DeliveredMessage) -> None:
+        self._put(message)
+
+    def _put(self, message: DeliveredMessage) -> None:
         self._waiting.append(message)
         self._changed.set()
 

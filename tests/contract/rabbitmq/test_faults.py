@@ -248,7 +248,7 @@ async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) ->
     await publish(adapter, group.topic, "m1")
 
     assert adapter.native is native
-    assert adapter._session.publisher._channel is not None
+    assert adapter._session.publisher._outlet is not None
 
 
 async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) -> None:
@@ -282,14 +282,14 @@ async def test_a_copy_that_cannot_be_stored_leaves_the_delivery_ours(bench: Benc
     one, two = await receive(consumer, 2)
     await settle(consumer, [two], Retry(), after=0.1, failure="{}")
     publisher = adapter._session.publisher
-    real = publisher._ready
+    real = publisher._open
 
     async def broken():
         raise ConnectionFailed("no way")
 
-    publisher._ready = broken  # type: ignore[method-assign]
+    publisher._open, publisher._outlet = broken, None  # type: ignore[method-assign]
     (failed,) = await settle(consumer, [one], Retry(), after=0.1, failure="{}")
-    publisher._ready = real  # type: ignore[method-assign]
+    publisher._open = real  # type: ignore[method-assign]
 
     assert isinstance(failed, SettleError)
     assert not recorder.lost

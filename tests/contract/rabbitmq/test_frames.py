@@ -10,7 +10,7 @@ from pamqp.header import ContentHeader
 
 from messaging.adapter import Unrouted
 from messaging.message import Receipt
-from messaging_rabbitmq import frames
+from messaging_rabbitmq import arrivals, connection, frames, outlet
 from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive
 
 
@@ -47,8 +47,9 @@ def test_a_header_frame_is_what_pamqp_writes(properties: Basic.Properties) -> No
 async def test_both_paths_publish_confirm_return_and_split_large_bodies(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
-    assert frames.is_known_version()
-    monkeypatch.setattr(frames, "is_known_version", lambda: known)
+    assert connection.is_known_version()
+    for user in (arrivals, outlet):
+        monkeypatch.setattr(user, "is_known_version", lambda: known)
     adapter = await bench.adapter(max_message_bytes=1_000_000)
     group = await bench.group(adapter)
     consumer = bench.consumer(adapter, group)
@@ -79,6 +80,6 @@ async def test_publishers_side_by_side_each_get_their_own_results(bench: Bench) 
     assert len(set(seen)) == 800
     for task in range(20):
         assert [one for one in seen if one.startswith(f"{task}-")] == [f"{task}-{n}" for n in range(40)]
-    channel = adapter._session.publisher._channel
-    assert channel is not None
-    assert not channel.confirmations and not channel.message_id_delivery_tag  # type: ignore[attr-defined]
+    used = adapter._session.publisher._outlet
+    assert isinstance(used, outlet.TappedOutlet)
+    assert not used.confirms.batches

@@ -1,0 +1,191 @@
+"""Messages as they come from the broker: what pamqp and aiormq make of their frames, in a small part of the time.
+
+What is rare, or not as it should be, is left to pamqp, and what pamqp cannot read to aiormq, which ends the connection.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from struct import Struct, error
+from typing import TYPE_CHECKING, Any, cast
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from messaging_rabbitmq.connection import is_known_version, wire_of
+from messaging_rabbitmq.wire import BODY, HEADER, METHOD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiormq.abc import AbstractChannel
+
+DELIVER = b"\x00\x3c\x00\x3c"
+# AMQP 0-9-1, 4.2.3 and 4.2.6: methods and content headers.
+_TAG = Struct(">QB")
+_HEADER = Struct(">HHQH")
+_LONG = Struct(">I")
+_TIMESTAMP = Struct(">Q")
+_BASIC = 60
+_CONTENT_TYPE, _ENCODING, _HEADERS, _MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
+_CORRELATION, _REPLY_TO, _MESSAGE_ID, _TIME = 1 << 10, 1 << 9, 1 << 7, 1 << 6
+_READ_HERE = _CONTENT_TYPE | _ENCODING | _HEADERS | _MODE | _CORRELATION | _REPLY_TO | _MESSAGE_ID | _TIME
+_TEXT = ord("S")
+_TIME_IN_SECONDS = 0xFFFFFFFF
+"""Beyond that, pamqp takes a timestamp for milliseconds."""
+
+
+def take_arrivals(channel: AbstractChannel, arrived: Callable[[DeliveredMessage], None]) -> None:
+    """Give what this channel delivers to `arrived`, instead of a task to the consumer that aiormq knows."""
+    if is_known_version() and hasattr(channel, "number"):
+        wire_of(channel).tap(cast("Any", channel).number, Arrivals(channel, arrived))
+
+
+class Arrivals:
+    """Takes the deliveries of one channel, whole, and gives each on as it comes."""
+
+    def __init__(self, channel: AbstractChannel, arrived: Callable[[DeliveredMessage], None]) -> None:
+        self.closed = False
+        self._channel = channel
+        self._arrived = arrived
+        self._delivery: Basic.Deliver | None = None
+        """Of the message whose content is to come."""
+        self._header: ContentHeader | None = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
+        """See `Tap`."""
+        if kind == METHOD:
+            if data[start : start + 4] != DELIVER:
+                return False
+            self._delivery = delivery(data, start)
+            return self._delivery is not None
+        if self._delivery is None:
+            return False  # what was asked for by basic.get
+        if kind == HEADER:
+            self._header = header = content_header(data, start, end)
+            if header is None:
+                self._delivery = None
+                return False
+            self._missing = header.body_size
+            if not self._missing:
+                self._give_on(b"")
+        elif kind == BODY and self._header is not None:
+            self._missing -= end - start
+            if self._missing > 0:
+                self._parts.append(data[start:end])
+            elif self._parts:
+                self._give_on(b"".join((*self._parts, data[start:end])))
+            else:
+                self._give_on(data[start:end])
+        else:
+            return False
+        return True
+
+    def _give_on(self, body: bytes) -> None:
+        delivery, header = self._delivery, self._header
+        self._delivery = self._header = None
+        self._parts.clear()
+        assert delivery is not None
+        assert header is not None
+        self._arrived(DeliveredMessage(delivery, header, body, self._channel))
+
+
+def delivery(data: bytes, start: int) -> Basic.Deliver | None:
+    """The method Basic.Deliver; None where it is none that can be read."""
+    method = Basic.Deliver.__new__(Basic.Deliver)  # what came is not checked for names that may not be sent
+    try:
+        at = start + 5 + data[start + 4]
+        method.consumer_tag = data[start + 5 : at].decode()
+        method.delivery_tag, redelivered = _TAG.unpack_from(data, at)
+        method.redelivered = bool(redelivered & 1)
+        method.exchange, at = _short(data, at + 9)
+        method.routing_key, _ = _short(data, at)
+    except (IndexError, ValueError, error):
+        return None
+    return method
+
+
+def content_header(data: bytes, start: int, end: int) -> ContentHeader | None:
+    """The content header in `data[start:end]`; None where it is none that can be read."""
+    properties = None
+    with suppress(ValueError, IndexError, error):
+        properties = _properties(data, start, end)
+    if properties is not None:
+        header = ContentHeader(0, _HEADER.unpack_from(data, start)[2], properties)
+        header.class_id = _BASIC  # type: ignore[assignment]  # pamqp declares what it has before it reads one
+        return header
+    header = ContentHeader()
+    try:
+        header.unmarshal(data[start:end])
+    except (ValueError, IndexError, TypeError, error):
+        return None
+    return header
+
+
+def _properties(data: bytes, start: int, end: int) -> Basic.Properties | None:
+    """None where pamqp has to read them."""
+    flags: int = _HEADER.unpack_from(data, start)[3]
+    if flags & ~_READ_HERE:
+        return None
+    properties = Basic.Properties()
+    at = start + 14
+    if flags & _CONTENT_TYPE:
+        properties.content_type, at = _short(data, at)
+    if flags & _ENCODING:
+        properties.content_encoding, at = _short(data, at)
+    if flags & _HEADERS:
+        headers = _texts(data, at)
+        if headers is None:
+            return None
+        properties.headers = headers
+        at += 4 + _LONG.unpack_from(data, at)[0]
+    if flags & _MODE:
+        properties.delivery_mode = data[at]
+        at += 1
+    if flags & _CORRELATION:
+        properties.correlation_id, at = _short(data, at)
+    if flags & _REPLY_TO:
+        properties.reply_to, at = _short(data, at)
+    if flags & _MESSAGE_ID:
+        properties.message_id, at = _short(data, at)
+    if flags & _TIME:
+        (seconds,) = _TIMESTAMP.unpack_from(data, at)
+        if seconds > _TIME_IN_SECONDS:
+            return None
+        properties.timestamp = _moment(seconds)
+        at += 8
+    return properties if at == end else None
+
+
+def _texts(data: bytes, at: int) -> dict[str, Any] | None:
+    """The field table there, if all its values are texts."""
+    headers: dict[str, Any] = {}
+    stop = at + 4 + _LONG.unpack_from(data, at)[0]
+    at += 4
+    while at < stop:
+        name_end = at + 1 + data[at]
+        if data[name_end] != _TEXT:
+            return None
+        value = name_end + 5
+        value_end = value + _LONG.unpack_from(data, name_end + 1)[0]
+        try:
+            headers[data[at + 1 : name_end].decode()] = data[value:value_end].decode()
+        except UnicodeDecodeError:
+            return None
+        at = value_end
+    return headers if at == stop else None
+
+
+def _short(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end
+
+
+@lru_cache(maxsize=64)
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,129 @@
+"""What the broker has said of the messages that were handed over on one channel."""
+
+from __future__ import annotations
+
+import asyncio
+from struct import Struct
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from messaging_rabbitmq.arrivals import content_header
+from messaging_rabbitmq.wire import BODY, HEADER, METHOD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from messaging_rabbitmq.properties import Parcel
+
+Word: TypeAlias = "Literal['stored', 'unrouted', 'refused'] | Exception | None"
+"""`refused`: basic.nack. An exception: the channel is gone. None: nothing yet."""
+
+ACK, NACK, RETURN = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78", b"\x00\x3c\x00\x32"
+_TAG = Struct(">QB")
+
+
+class Batch:
+    """What was handed over together; `over` is done when there is a word on each, or nobody waits any longer."""
+
+    __slots__ = ("_ended", "_left", "_places", "_returned", "first", "last", "over", "parcels", "words")
+
+    def __init__(self, parcels: Sequence[Parcel], ended: Callable[[int], None]) -> None:
+        self.parcels = parcels
+        self.words: list[Word] = [None] * len(parcels)
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.first = self.last = 0
+        """Delivery tags."""
+        self._left = len(parcels)
+        self._ended = ended
+        """Gets the number of its messages when the last word has come, even if nobody waits for it."""
+        self._returned: set[int] = set()
+        self._places: dict[str | None, int] = {}
+        """By message id, once one has come back."""
+
+    def tell(self, start: int, end: int, word: Word) -> bool:
+        """The word on these places that have none yet; whether that was the last."""
+        words, returned = self.words, self._returned
+        for at in range(start, end):
+            if words[at] is None:
+                words[at] = "unrouted" if at in returned and word == "stored" else word
+                self._left -= 1
+        if self._left:
+            return False
+        self._ended(len(words))
+        self.let_go()
+        return True
+
+    def returned(self, message_id: str | None) -> bool:
+        """Whether this unroutable message, whose confirmation is still to come, is one of these."""
+        if not self._places:
+            self._places = {parcel.properties.message_id: place for place, parcel in enumerate(self.parcels)}
+        place = self._places.get(message_id)
+        if place is None:
+            return False
+        self._returned.add(place)
+        return True
+
+    def let_go(self) -> None:
+        """Let who waits go on."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class Confirms:
+    """The unconfirmed batches of one channel, in their order; takes what the broker says of them."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.batches: dict[int, Batch] = {}
+        """By their first delivery tag."""
+        self._next = 1
+        self._returning = False
+        """The content of a returned message comes."""
+
+    def expect(self, batch: Batch) -> None:
+        """These are the next that go out."""
+        batch.first = self._next
+        self._next += len(batch.parcels)
+        batch.last = self._next - 1
+        self.batches[batch.first] = batch
+
+    def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
+        """See `Tap`."""
+        if kind == METHOD:
+            method = data[start : start + 4]
+            if method in (ACK, NACK):
+                tag, flags = _TAG.unpack_from(data, start + 4)
+                self._confirmed(tag, "stored" if method == ACK else "refused", multiple=bool(flags & 1))
+                return True
+            self._returning = method == RETURN
+            return self._returning
+        if not self._returning:
+            return False
+        if kind == HEADER:
+            header = content_header(data, start, end)
+            if header is not None:
+                self._returned(header.properties.message_id)
+        return kind in (HEADER, BODY)
+
+    def _returned(self, message_id: str | None) -> None:
+        for batch in self.batches.values():
+            if batch.returned(message_id):
+                return
+
+    def _confirmed(self, tag: int, word: Word, *, multiple: bool) -> None:
+        over: list[int] = []
+        for first, batch in self.batches.items():
+            if first > tag:
+                break
+            if multiple or tag <= batch.last:
+                end = min(tag, batch.last) - first + 1
+                if batch.tell(0 if multiple else end - 1, end, word):
+                    over.append(first)
+        for first in over:
+            del self.batches[first]
+
+    def lose(self, error: Exception) -> None:
+        """The channel is gone: there will be no other word."""
+        self.closed = True
+        batches, self.batches = self.batches, {}
+        for batch in batches.values():
+            batch.tell(0, len(batch.parcels), error)

@@ -1,0 +1,192 @@
+"""Frames reach who they are for, however the network cuts them, and say what pamqp reads in them."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from aiormq.abc import DeliveredMessage
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel
+from pamqp.frame import marshal, unmarshal
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+
+from messaging_rabbitmq.arrivals import Arrivals, content_header
+from messaging_rabbitmq.confirms import Batch, Confirms
+from messaging_rabbitmq.properties import Parcel
+from messaging_rabbitmq.wire import FrameReader
+
+NOBODY: object = None
+
+
+def delivered(channel: int, tag: int, *parts: bytes, **properties) -> list[bytes]:
+    header = ContentHeader(body_size=sum(map(len, parts)), properties=Basic.Properties(**properties))
+    frames = [Basic.Deliver("tag", tag, tag % 2 == 0, "orders", "é"), header, *map(ContentBody, parts)]
+    return [marshal(frame, channel) for frame in frames]
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
+    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def without_signs(passed: bytes) -> bytes:
+    return passed.replace(Heartbeat().marshal(), b"")
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_a_tapped_channel_gets_its_messages_and_aiormq_all_else_wherever_it_is_cut(places):
+    async def play():
+        reader = FrameReader(asyncio.get_running_loop())
+        came: list[DeliveredMessage] = []
+        reader.taps[1] = Arrivals(NOBODY, came.append)  # type: ignore[arg-type]
+        others = [
+            *delivered(2, 7, b"other"),
+            marshal(Basic.ConsumeOk("tag"), 1),
+            marshal(Channel.CloseOk(), 2),
+        ]
+        mixed = [
+            *delivered(1, 1, b"x" * 300, headers={"a": "b"}, message_id="one"),
+            others[0],
+            *delivered(1, 2),
+            *others[1:4],
+            *delivered(1, 3, b"first ", b"second"),
+            *others[4:],
+        ]
+        for piece in cut(b"".join(mixed), places):
+            reader.feed_data(piece)
+        reader.feed_eof()
+
+        assert [(one.delivery_tag, one.redelivered, one.body) for one in came] == [
+            (1, False, b"x" * 300),
+            (2, True, b""),
+            (3, False, b"first second"),
+        ]
+        assert {(one.consumer_tag, one.exchange, one.routing_key) for one in came} == {("tag", "orders", "é")}
+        assert came[0].header.properties.headers == {"a": "b"}
+        assert without_signs(await reader.read()) == b"".join(others)
+
+    asyncio.run(play())
+
+
+async def test_a_channel_that_is_closed_is_no_longer_tapped():
+    reader = FrameReader(asyncio.get_running_loop())
+    tap = Arrivals(NOBODY, lambda _: None)  # type: ignore[arg-type]
+    reader.taps[1] = tap
+    close = marshal(Channel.Close(404, "gone", 0, 0), 1)
+    later = delivered(1, 1, b"of the next channel with this number")
+
+    reader.feed_data(b"".join([close, *later]))
+    reader.feed_eof()
+
+    assert tap.closed
+    assert await reader.read() == b"".join([close, *later])
+
+
+async def test_what_is_no_amqp_goes_to_aiormq_at_once():
+    reader = FrameReader(asyncio.get_running_loop())
+    reader.feed_data(b"AMQP\x00\x00\x09\x01")
+    reader.feed_data(b"HT")
+    reader.feed_eof()
+    assert await reader.read() == b"AMQP\x00\x00\x09\x01HT"
+
+
+async def test_a_header_that_nobody_can_read_goes_to_aiormq():
+    reader = FrameReader(asyncio.get_running_loop())
+    came: list[DeliveredMessage] = []
+    reader.taps[1] = Arrivals(NOBODY, came.append)  # type: ignore[arg-type]
+    method, header, body = delivered(1, 1, b"body", message_id="id")
+    broken = header[:-5] + b"\xff" + header[-4:]
+
+    reader.feed_data(method + broken + body)
+    reader.feed_eof()
+
+    assert not came
+    assert without_signs(await reader.read()) == broken + body
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Basic.Properties(),
+        Basic.Properties(headers={"a": "b", "z": "", "é" * 60: "ü🎉"}, delivery_mode=2, message_id="id"),
+        Basic.Properties(
+            content_type="application/json",
+            content_encoding="gzip",
+            headers={"a": "x" * 70_000},
+            delivery_mode=1,
+            correlation_id="c" * 255,
+            reply_to="r",
+            message_id="m",
+            timestamp=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        ),
+        Basic.Properties(headers={"number": 7, "nested": {"a": [1, None]}, "text": "t"}),
+        Basic.Properties(priority=3, expiration="1", message_type="t", user_id="u", app_id="a"),
+    ],
+)
+def test_a_header_is_what_pamqp_reads(properties: Basic.Properties) -> None:
+    frame = marshal(ContentHeader(body_size=12345, properties=properties), 3)
+    around = b"before" + frame + b"behind"
+
+    ours = content_header(around, 6 + 7, 6 + len(frame) - 1)
+
+    theirs = unmarshal(frame)[2]
+    assert ours is not None
+    assert isinstance(theirs, ContentHeader)
+    assert (ours.class_id, ours.weight, ours.body_size) == (theirs.class_id, theirs.weight, theirs.body_size)
+    assert dict(ours.properties) == dict(theirs.properties)
+
+
+@given(st.data())
+def test_a_header_cut_short_or_changed_is_read_as_by_pamqp_or_not_at_all(data):
+    properties = Basic.Properties(content_type="a/b", headers={"k": "v", "l": "w"}, message_id="id")
+    payload = bytearray(marshal(ContentHeader(body_size=9, properties=properties), 1)[7:-1])
+    place, value = data.draw(st.integers(12, len(payload) - 1)), data.draw(st.integers(0, 255))
+    payload[place] = value
+    changed = bytes(payload)
+
+    ours = content_header(b"......." + changed + b"\xce" + b"behind", 7, 7 + len(changed))
+
+    expected = ContentHeader()
+    try:
+        expected.unmarshal(changed)
+    except Exception:
+        assert ours is None
+    else:
+        assert ours is not None
+        assert dict(ours.properties) == dict(expected.properties)
+
+
+def batch(number: int, ended: list[int]) -> Batch:
+    parcels = [Parcel("", "q", Basic.Properties(message_id=f"{number}-{at}"), b"") for at in range(number)]
+    return Batch(parcels, ended.append)
+
+
+def said(confirms: Confirms, *frames: object) -> None:
+    for frame in frames:
+        data = marshal(frame, 1)  # type: ignore[arg-type]
+        assert confirms.take(data[0], data, 7, len(data) - 1)
+
+
+async def test_each_message_gets_the_word_that_was_meant_for_it():
+    confirms, ended = Confirms(), list[int]()
+    first, second, third = batch(3, ended), batch(2, ended), batch(4, ended)
+    for one in (first, second, third):
+        confirms.expect(one)
+    header = ContentHeader(body_size=1, properties=Basic.Properties(message_id="2-1"))
+
+    said(confirms, Basic.Ack(2), Basic.Nack(7))
+    said(confirms, Basic.Return(312, "NO_ROUTE", "", "q"), header, ContentBody(b"x"))
+    said(confirms, Basic.Ack(8, multiple=True))
+
+    assert (first.words, second.words) == (["stored"] * 3, ["stored", "unrouted"])
+    assert third.words == ["stored", "refused", "stored", None]
+    assert (first.over.done(), second.over.done(), third.over.done()) == (True, True, False)
+    lost = ConnectionError("lost")
+    confirms.lose(lost)
+    assert third.words == ["stored", "refused", "stored", lost]
+    assert ended == [3, 2, 4]
+    assert not confirms.batches
+    assert third.over.done()

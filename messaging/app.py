@@ -316,7 +316,7 @@ async def _run_all(dispatchers: Sequence[Dispatcher | Subscriber], bus: Bus) -> 
             bus.dispatchers.extend(dispatchers)
             try:
                 yield
-            except BaseException as error:
+            except BaseException as error:  # kept to be raised below as it is
                 failed.append(error)
                 raise
             for dispatcher in dispatchers:
@@ -335,7 +335,7 @@ async def _run_one(dispatcher: Dispatcher | Subscriber, bus: Bus, failed: list[B
     bus.ended.pop(name, None)
     try:
         await dispatcher.run()
-    except BaseException as error:
+    except BaseException as error:  # a cancellation too: `failed` has what came first
         failed.append(error)
         if isinstance(error, Exception):
             bus.ended[name] = error

@@ -143,7 +143,7 @@ class Bus:
                     check_once(broker, broker.capabilities.idempotent_publish, "its topics")
             if self._store is not None:
                 await self._open_store(self._store, within)
-        except BaseException:
+        except BaseException:  # a cancelled start leaves nothing open either
             await self._close()
             raise
         self._state = "open"

@@ -108,7 +108,7 @@ async def timeout(clock: Clock, delay: float | None) -> AsyncGenerator[None]:
     timer = clock.call_later(delay, expire)
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # whatever the body ended with, the cancellation of ours is taken back
         if expired and task.uncancel() <= cancelling and isinstance(error, asyncio.CancelledError):
             raise TimeoutError from error
         raise

@@ -85,7 +85,7 @@ async def _result(job: Future[Any]) -> Any:
     except asyncio.CancelledError:
         job.cancel()  # where it has not begun
         while not thread.done():
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError):  # raised below, once; no thread can be cancelled
                 await asyncio.wait((thread,))
         raise
 

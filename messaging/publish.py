@@ -282,7 +282,7 @@ class Publisher:
         messages = batch.messages
         try:
             results = await self._attempt(messages)
-        except BaseException as error:
+        except BaseException as error:  # cancelled, it still owes each caller an answer
             self._confirm(batch, [_uncertain(one, error) for one in messages])
             raise
         finally:
@@ -322,7 +322,7 @@ class Publisher:
                 if not places:
                     return
                 results = await self._attempt([call.messages[at] for call, at in places])
-            except BaseException:
+            except BaseException:  # cancelled, it still owes each caller an answer
                 self._conclude(list(unknown.items()))
                 raise
 

@@ -42,7 +42,7 @@ class Together(Generic[V]):
         self._fetching = True
         try:
             value = await fetch()
-        except BaseException:
+        except BaseException:  # cancelled, too, it lets the next one fetch
             self._pass_on()
             raise
         self._fetching = False

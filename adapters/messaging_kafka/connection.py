@@ -141,7 +141,7 @@ class Link:
                 await close_client(client)
             why = await self._why(error)
             raise self._unreachable(why, time.monotonic() - started) from why
-        except BaseException:
+        except BaseException:  # cancelled, too, it leaves no client open
             if self._client is None:
                 await close_client(client)
             raise

@@ -283,7 +283,7 @@ class KafkaConsumer(Consumer):
                 await partitions.commit(units.values())
             except LeaseLost:
                 return
-            except BaseException:
+            except BaseException:  # cancelled, too: nobody knows whether the broker has it
                 for delivery in self._ready:
                     delivery.token.known = False
                 raise

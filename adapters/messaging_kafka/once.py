@@ -138,7 +138,7 @@ class OnceWriter:
                     batches.append(await self._fresh(call, place, queue))
                 except MessagingError as error:
                     call.refuse(place, error)
-        except BaseException:
+        except BaseException:  # cancelled, too, it gives the numbers back that nobody has seen
             for batch in batches:
                 batch.under_way = False
                 if not batch.doubtful:

@@ -312,7 +312,7 @@ class Partitions:
                     if not isinstance(error.__cause__, Errors.OffsetMetadataTooLargeError) or not self.room:
                         raise
                     self.room = self.room // 2 if self.room > LEAST_ROOM else 0
-        except BaseException:
+        except BaseException:  # cancelled, too, they are left for the next commit
             for unit, parts in taken:
                 unit.dirty |= parts
             raise

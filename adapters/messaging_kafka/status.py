@@ -42,7 +42,7 @@ async def group_infos(
     try:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(_info(session, group, letters(group))) for group in groups.values()]
-    except BaseExceptionGroup as errors:
+    except BaseExceptionGroup as errors:  # the others follow from the first
         raise errors.exceptions[0] from None
     return [info for one in asked if (info := one.result()) is not None]
 

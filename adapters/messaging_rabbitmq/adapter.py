@@ -93,7 +93,7 @@ class RabbitMQAdapter(Adapter):
         try:
             connection = await session.consuming.connection()
             await session.publishing.connection()
-        except BaseException:
+        except BaseException:  # a cancelled start leaves nothing open either
             await self.close()
             raise
         properties: dict[str, Any] = dict(connection.server_properties or {})

@@ -100,7 +100,7 @@ class Reading:
                     await self._next_part()
         for channel in self._channels:
             await close_channel(channel)
-        with suppress(MessagingError):
+        with suppress(MessagingError):  # what was given back is only counted
             await self._settled()
 
     async def _settled(self) -> None:

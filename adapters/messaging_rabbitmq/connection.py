@@ -233,7 +233,7 @@ class Link:
                         ) from error
                     except (ConnectionClosed, InvalidFrameError) as error:
                         raise _refused(wire.farewell(), error, settings) from error
-        except BaseException as error:
+        except BaseException as error:  # cancelled, too, it leaves no socket open
             if wire.transport is not None:
                 wire.transport.abort()
             if type(error) is not ConnectionFailed:
@@ -316,6 +316,7 @@ async def close_channel(channel: AbstractChannel) -> None:
     """Close it, if it is still open; unacknowledged messages go back to their queue in order."""
     if channel.is_closed:
         return
+    # One that cannot be closed goes with its connection.
     with suppress(MessagingError), translated("closing a channel", ""):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await channel.close()

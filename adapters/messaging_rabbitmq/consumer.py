@@ -343,7 +343,7 @@ class SharedConsumer(Member):
         settled += [(delivery, error is None) for delivery, error in zip(copied, errors, strict=True)]
         for delivery, stored in settled:
             claim: Claim = delivery.token
-            with suppress(ChannelInvalidStateError, AMQPError):
+            with suppress(ChannelInvalidStateError, AMQPError):  # a lost channel has given it back
                 if stored:
                     await claim.intake.acknowledge([claim.tag])
                 else:

@@ -147,7 +147,7 @@ class PartitionedConsumer(Member):
             try:
                 await marks.read()
                 await intake.open(self.session.consuming, self.window)
-            except BaseException:
+            except BaseException:  # cancelled, too, it is not read half opened
                 intake.gone = True
                 raise
 

@@ -44,7 +44,7 @@ async def group_infos(session: Session, *, registered: bool) -> Sequence[GroupIn
     try:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(group)) for group in groups.values()]
-    except BaseExceptionGroup as errors:
+    except BaseExceptionGroup as errors:  # the others follow from the first
         raise errors.exceptions[0] from None
     return [info for one in asked if (info := one.result()) is not None]
 

@@ -351,7 +351,7 @@ class TopologyKeeper:
                 await entries.remove(group.name)
         if last:
             async with self._link.throwaway(f"deleting group {group.name}") as channel:
-                with suppress(ChannelPreconditionFailed, ChannelNotFoundEntity):
+                with suppress(ChannelPreconditionFailed, ChannelNotFoundEntity):  # in use by others, or gone
                     await channel.queue_delete(
                         self._names.registry(group.topic), if_unused=True, if_empty=True
                     )
@@ -361,7 +361,7 @@ class TopologyKeeper:
         count = group.topic.partitions
         if group.ordered:
             async with self._link.throwaway(f"looking for the partitions of group {group.name}") as channel:
-                with suppress(ChannelNotFoundEntity):
+                with suppress(ChannelNotFoundEntity):  # that was the last one
                     while True:
                         await channel.queue_declare(self._names.queue(group, count), passive=True)
                         count += 1

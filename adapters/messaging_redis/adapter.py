@@ -110,7 +110,7 @@ class RedisAdapter(Adapter):
         await self._connection.open()
         try:
             self._server = await inspect(self._connection)
-        except BaseException:
+        except BaseException:  # a cancelled start leaves nothing open either
             await self._connection.close()
             raise
 

@@ -103,9 +103,9 @@ class RedisConnection:
                 await clients.open()
             self._clients = clients
             await self.call("", "PING")
-        except BaseException as error:
+        except BaseException as error:  # cancelled, too, it leaves no connection open
             self._clients = None
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the first error is the one to tell
                 await clients.close()
             if isinstance(error, _FAULTS):
                 raise self._unreachable(error, started) from error
@@ -116,7 +116,7 @@ class RedisConnection:
         self._closed = True
         clients, self._clients = self._clients, None
         if clients is not None:
-            with contextlib.suppress(*_FAULTS):
+            with contextlib.suppress(*_FAULTS):  # the server is away: nothing is left to close
                 async with asyncio.timeout(2):
                     await clients.close()
 
@@ -209,7 +209,7 @@ class RedisConnection:
                 self.check_open()  # it may have been closed while this connection was made
                 async with asyncio.timeout(patience):
                     replies = await _converse(connection, commands, each)
-            except BaseException as error:
+            except BaseException as error:  # cancelled, too: a reply may still come on this connection
                 await connection.disconnect(nowait=True)
                 if isinstance(error, _FAULTS):
                     clients.stale = True

@@ -348,7 +348,7 @@ class SharedConsumer(Consumer):
         """Wait until `due`, or until the first retry that this member has put aside meanwhile."""
         while (wait := min(due, self._soonest) - time.monotonic()) > 0:
             self._due.clear()
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # it is due
                 async with asyncio.timeout(wait):
                     await self._due.wait()
 
@@ -375,7 +375,7 @@ class SharedConsumer(Consumer):
             # It is let finish: a cancelled read may leave entries with nobody.
             reading, self._reading = self._reading, None
             if self._waiting is not None:
-                with contextlib.suppress(MessagingError):
+                with contextlib.suppress(MessagingError):  # then the read ends after its longest wait
                     await self._connection.unblock(self._keys.retry, self._waiting)
             await asyncio.wait((reading,), timeout=self._block + self._connection.settings.socket_timeout)
             if not reading.done():

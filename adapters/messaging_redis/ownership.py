@@ -129,7 +129,7 @@ class Partitions:
         """Beat until cancelled; `tend` runs after each beat. An error waits for the next one: `error` has it."""
         while True:
             interval = self._interval / _WANTING if self._wanting else self._interval
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # the usual end of the wait
                 async with asyncio.timeout(min(interval, self._until_first_deadline())):
                     await self._beat_now.wait()
             self._beat_now.clear()

@@ -103,7 +103,7 @@ class Publisher:
             await self._send(items, results)
         for spec in to_trim:
             # Where no group has a member, nobody else bounds what is kept.
-            with contextlib.suppress(MessagingError):
+            with contextlib.suppress(MessagingError):  # what was published is stored; the next publish trims
                 await self._trimmer.trim(spec)
         return results
 

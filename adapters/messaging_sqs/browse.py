@@ -97,7 +97,7 @@ class Reading:
     async def _keep_hidden(self) -> None:
         while True:
             await asyncio.sleep(HIDDEN / 3)
-            with suppress(MessagingError):
+            with suppress(MessagingError):  # the next one comes while they are still hidden
                 await self._hide(HIDDEN)
 
     async def _hide(self, seconds: int) -> None:

@@ -60,7 +60,7 @@ class Threads:
             failure: BaseException | None = None
             try:
                 result = call()
-            except BaseException as error:
+            except BaseException as error:  # whoever waits is told; the thread goes on
                 failure = error
             try:
                 loop.call_soon_threadsafe(self._tell, future, result, failure)

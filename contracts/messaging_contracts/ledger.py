@@ -77,7 +77,7 @@ class Ledger:
         except asyncio.CancelledError:
             self.finish(record, "cancelled")
             raise
-        except BaseException:
+        except BaseException:  # whatever it was, it ended the handler
             self.finish(record, "raised")
             raise
         self.finish(record, "returned")
@@ -130,7 +130,7 @@ class Ledger:
 
     async def calm(self, period: float = 0.3) -> None:
         """Wait until nothing has begun for so many seconds: what killed members had not settled comes again."""
-        with suppress(AssertionError):
+        with suppress(AssertionError):  # nothing more has begun
             while True:
                 await self.begun(len(self.handlings) + 1, period)
 

@@ -82,7 +82,7 @@ def idempotent(
                     outcome = await next(delivery)
                     if isinstance(outcome, Ack) and outcome.reply is not None and encode_reply is not None:
                         result = encode_reply(outcome.reply)
-                except BaseException:
+                except BaseException:  # a cancellation too: the next one to have it may begin at once
                     await entry.clear()
                     raise
                 if isinstance(outcome, Ack):

@@ -166,7 +166,7 @@ def retrying(
         async def handle(delivery: Delivery[Any]) -> Outcome:
             try:
                 outcome = await next(delivery)
-            except BaseException as error:
+            except BaseException as error:  # a handler may raise any, and groups of them
                 if _ends_more_than_the_handler(error):
                     raise
                 return judge(delivery, error)

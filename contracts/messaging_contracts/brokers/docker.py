@@ -54,7 +54,7 @@ class ContainerBroker(Broker):
             host = LOOPBACK if local else self._started.get_container_host_ip()
             super().__init__(kind.name, kind.url(host, port, options), "", kind.client_environment)
             self._wait()
-        except BaseException:
+        except BaseException:  # interrupted, too, it leaves no container
             self.stop()
             raise
         atexit.register(self.stop)
@@ -209,7 +209,7 @@ def _image(client: Any, image: str) -> bool:
     def pull() -> None:
         import docker
 
-        with suppress(Exception):
+        with suppress(Exception):  # who waits for it tells that the image is not there
             puller = docker.from_env(timeout=PULL_TIMEOUT)
             try:
                 puller.images.pull(image)

@@ -54,7 +54,7 @@ def free_port() -> int:
     """A port on loopback that nobody listens on."""
     for _ in range(200):
         port = secrets.choice(PORTS)  # seeding `random` must not make two runs collide
-        with socket.socket() as probe, suppress(OSError):
+        with socket.socket() as probe, suppress(OSError):  # taken: try another
             # As servers bind: a connection of an earlier broker in TIME_WAIT is no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOOPBACK, port))
@@ -85,7 +85,7 @@ class NativeBroker(Broker):
             self._commands: Sequence[Command] = kind.prepare(program, self.home, self.port, options)
             super().__init__(kind.name, kind.url(LOOPBACK, self.port, options), "", kind.client_environment)
             self._launch()
-        except BaseException:
+        except BaseException:  # interrupted, too, it leaves no process
             self.stop()
             raise
         atexit.register(self.stop)
@@ -110,10 +110,10 @@ class NativeBroker(Broker):
             _end(process)
         self._processes.clear()
         assert self._watchdog.stdin is not None
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):  # it has ended already
             self._watchdog.stdin.write(b"\n")
             self._watchdog.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):  # it ends with this process at the latest
             self._watchdog.wait(GRACE)
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -127,7 +127,7 @@ class NativeBroker(Broker):
         if self._server.poll() is None:
             self.resume()
             self._server.terminate()
-            with suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):  # then it is killed below
                 self._server.wait(GRACE)
         _end(self._server)
         self._launch()
@@ -143,7 +143,7 @@ class NativeBroker(Broker):
 
         :raises EndedEarly: it ended; the text says why, in the server's words
         """
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):  # it has not ended
             code = self._server.wait(seconds)
             said = what_went_wrong(self._log.read_text(errors="replace"))
             raise EndedEarly(f"{self.name} ended with status {code}: {said}")
@@ -194,7 +194,7 @@ def start_native(kind: Kind, program: Path, options: Options, timeout: float) ->
     :raises BrokerUnavailable: it did not serve within `timeout` seconds, or ended
     """
     for _ in range(STARTS - 1):
-        with suppress(EndedEarly):
+        with suppress(EndedEarly):  # another program may have taken its port meanwhile
             return NativeBroker(kind, program, options, timeout)
     return NativeBroker(kind, program, options, timeout)
 
@@ -236,7 +236,7 @@ def what_went_wrong(output: str) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and its group at once, and wait for it."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # it has just ended
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -35,7 +35,7 @@ class Connection:
         try:
             self._file = self._socket.makefile("rb")
             self._authenticate(parts)
-        except BaseException:
+        except BaseException:  # interrupted, too, it leaves no socket open
             self.close()
             raise
 

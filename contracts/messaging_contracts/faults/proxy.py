@@ -134,7 +134,7 @@ class Proxy:
 
         taking = asyncio.create_task(take())
         try:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError):  # the other side is gone: so is this one
                 while True:
                     due, data = await on_the_way.get()
                     if due > loop.time():

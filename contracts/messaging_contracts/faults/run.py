@@ -114,7 +114,7 @@ def in_threads(calls: Sequence[Callable[[], object]], at_a_time: int) -> None:
         while left and not failed:
             try:
                 left.popleft()()
-            except BaseException as error:
+            except BaseException as error:  # raised in the main thread
                 failed.append(error)
 
     # Daemons: a pool's threads would be waited for, whatever ends the main one.

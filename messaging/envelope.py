@@ -10,7 +10,8 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from messaging.errors import InvalidMessage
 from messaging.message import Key, Message, make_message
@@ -261,6 +262,15 @@ def recorded_attempt(headers: Mapping[Any, Any]) -> int:
         return min(max(int(value), 1), MAX_ATTEMPT)
     except (TypeError, ValueError, OverflowError):
         return 1
+
+
+def recorded_seconds(value: object) -> float:
+    """A number of seconds that a control header records; 0 for what is none, or has no end."""
+    try:
+        seconds = float(cast("Any", value))
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return seconds if isfinite(seconds) else 0.0
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from messaging.envelope import (
     decode,
     encode,
     recorded_attempt,
+    recorded_seconds,
 )
 from messaging_kafka.library import BatchBuilder
 
@@ -152,19 +153,16 @@ class Received:
     @property
     def not_before(self) -> float:
         """When a delayed copy is due by its writer's clock, seconds since the epoch; 0 for at once."""
-        return self._number(NOT_BEFORE)
+        return self._seconds(NOT_BEFORE)
 
     @property
     def wait(self) -> float | None:
         """What was left of its delay when it was written, in seconds; None of copies of earlier versions."""
-        return self._number(WAIT) if WAIT in self.control else None
+        return self._seconds(WAIT) if WAIT in self.control else None
 
-    def _number(self, name: str) -> float:
-        try:
-            number = float(self.control.get(name, "0"))
-        except ValueError:
-            return 0.0
-        return number if 0 <= number < 1e11 else 0.0
+    def _seconds(self, name: str) -> float:
+        seconds = recorded_seconds(self.control.get(name))
+        return seconds if 0 <= seconds < 1e11 else 0.0
 
 
 def read(record: Any, *, topic: str, partition: int, ours: bool) -> Received:

@@ -7,8 +7,9 @@ a copy waits in the group's queue after each tier. Another member cannot know ho
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING
+
+from messaging.envelope import recorded_seconds
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -33,16 +34,7 @@ def left_of(original: DeliveredMessage, *, now: float, member: str) -> float:
         return 0.0
     left, _, rest = text.partition(" ")
     end, _, writer = rest.partition(" ")
-    seconds = _number(left)
+    seconds = recorded_seconds(left)
     if member and writer == member:
-        seconds = min(seconds, _number(end) - now)
+        seconds = min(seconds, recorded_seconds(end) - now)
     return min(seconds, FOREVER)
-
-
-def _number(text: str) -> float:
-    """0 for what is none: the header may be forged."""
-    try:
-        number = float(text)
-    except ValueError:
-        return 0.0
-    return number if isfinite(number) else 0.0

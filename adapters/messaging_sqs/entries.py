@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
@@ -31,6 +30,7 @@ from messaging.envelope import (
     decode,
     encode,
     recorded_attempt,
+    recorded_seconds,
     text,
 )
 from messaging.partition import partition_of
@@ -307,22 +307,13 @@ def milliseconds(raw: dict[str, Any], attribute: str) -> float:
 def _due(headers: Mapping[str, Any], not_before: datetime | None, sent: float, now: float) -> float:
     """When it may run: what our last copy says, else the publish delay; 0 for what nobody of us can have written."""
     if DELAY in headers:
-        delay = _seconds(headers[DELAY])
+        delay = recorded_seconds(headers[DELAY])
         return min(sent, now) + delay if 0 < delay <= LONGEST_DELAY else 0.0
     if NOT_BEFORE in headers:
-        due = _seconds(headers[NOT_BEFORE])
+        due = recorded_seconds(headers[NOT_BEFORE])
         return due if due - now <= LONGEST_WAIT else 0.0
     due = 0.0 if not_before is None else not_before.timestamp()
     return due if due - now <= LONGEST_DELAY + CLOCKS else 0.0
-
-
-def _seconds(written: object) -> float:
-    """What a header says; 0 for what is no number of seconds."""
-    try:
-        seconds = float(cast("Any", written))
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _number(value: object, otherwise: int) -> int:

@@ -14,6 +14,7 @@ from messaging.envelope import (
     decode,
     encode,
     recorded_attempt,
+    recorded_seconds,
     text,
 )
 from messaging.errors import InvalidMessage
@@ -234,6 +235,15 @@ def test_a_forged_attempt_is_bounded(recorded: object, attempt: int) -> None:
 
 def test_an_absent_attempt_is_the_first() -> None:
     assert recorded_attempt({}) == 1
+
+
+@pytest.mark.parametrize(
+    ("recorded", "seconds"),
+    [("1.5", 1.5), (b"2", 2.0), ("-1", -1.0), ("soon", 0.0), ("nan", 0.0), ("inf", 0.0)]
+    + [(None, 0.0), ([], 0.0), (10**400, 0.0)],
+)
+def test_forged_seconds_are_a_number_all_the_same(recorded: object, seconds: float) -> None:
+    assert recorded_seconds(recorded) == seconds
 
 
 def test_headers_that_every_broker_carries_are_copied() -> None:

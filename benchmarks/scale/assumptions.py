@@ -46,9 +46,7 @@ MAXCLIENTS = 10_000  # Redis, "ERR max number of clients reached", the default
 CLUSTER_NODES = 1000  # Redis, "Redis cluster specification"
 BATCH = 10  # SQS, "Amazon SQS message quotas"; SNS alike
 IN_FLIGHT = 120_000  # of a standard queue: SQS, "Amazon SQS standard queue quotas"
-SNS_RATE = (
-    30_000  # messages a second, in the largest region, raised on request: "Amazon SNS endpoints and quotas"
-)
+SNS_RATE = 30_000  # messages a second, in the largest region, at first: "Amazon SNS endpoints and quotas"
 SNS_TOPICS, SNS_FIFO_TOPICS = 100_000, 1000  # of an account: "Amazon SNS features"
 
 SOURCES = (

@@ -22,12 +22,10 @@ EPOCH = 1_767_225_600.0
 """When virtual time begins, in seconds of the Unix epoch."""
 
 
-TURNS = 50_000
-"""Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
-
-
 RESOLUTION = 2e-6
 """Seconds: a message keeps its times in microseconds."""
+TURNS = 50_000
+"""Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
 
 
 class Stalled(Exception):

@@ -18,8 +18,8 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
+from messaging_sqs.broker_time import BrokerTime
 from messaging_sqs.clients import ATTEMPTS, Clients, botocore_errors, make_clients
-from messaging_sqs.service_time import ServiceTime
 from messaging_sqs.threads import Threads
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Connection:
         self._queues: str | None = None
         self._opened = False
         self.failed: str | None = None
-        self.time = ServiceTime()
+        self.time = BrokerTime()
 
     @property
     def clients(self) -> Clients:

@@ -8,8 +8,8 @@ import pytest
 from messaging.adapter import Done
 from messaging.message import Retry
 from messaging_sqs import copies
+from messaging_sqs.broker_time import BrokerTime
 from messaging_sqs.replies import sweep
-from messaging_sqs.service_time import ServiceTime
 from tests.contract.clocks import clock_wrong_by
 from tests.contract.sqs.support import Bench, publish, receive, settle
 
@@ -66,7 +66,7 @@ def told(date: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("answer", [told("soon"), told(None), {}, None])
 def test_an_answer_without_a_date_tells_no_time(answer):
-    service = ServiceTime()
+    service = BrokerTime()
     service.heard(told("Thu, 01 Jan 1970 01:00:00 GMT"))
     service.heard(answer)
     assert service.now() == pytest.approx(HOUR, abs=1)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class ServiceTime:
+class BrokerTime:
     """Never ahead of the service's clock, in seconds since the epoch."""
 
     def __init__(self) -> None:
         self._date = ""
-        self._at: tuple[float, float] | None = None
-        """The time that an answer told, and when it came, in monotonic seconds."""
+        self._ahead: float | None = None
+        """Seconds since the epoch there, less those of the monotonic clock here; None: no answer has told any."""
 
     def heard(self, answer: dict[str, Any] | None) -> None:
         """Any answer of SQS or SNS: its date has whole seconds, and the first answer of each second is the best."""
@@ -28,22 +28,16 @@ class ServiceTime:
         if not isinstance(date, str) or date == self._date:
             return
         try:
-            self._at = (parsedate_to_datetime(date).timestamp(), came)
+            self._ahead = parsedate_to_datetime(date).timestamp() - came
         except ValueError:
             return
         self._date = date
 
     def now(self) -> float:
         """At most a second behind; this machine's own time as long as no answer has told any."""
-        return time.time() if self._at is None else self._now()
+        return time.time() if self._ahead is None else time.monotonic() + self._ahead
 
     def handed_over(self, messages: Sequence[dict[str, Any]]) -> float:
         """When these were received, at the earliest: to the millisecond where one came for the first time."""
         first = (milliseconds(one, "ApproximateFirstReceiveTimestamp") for one in messages)
-        return max((self._now(), *first))
-
-    def _now(self) -> float:
-        if self._at is None:
-            return 0.0
-        told, came = self._at
-        return told + time.monotonic() - came
+        return max((0.0 if self._ahead is None else self.now(), *first))

@@ -96,3 +96,24 @@ async def test_connections_that_the_server_closes_can_be_made_again():
                 await asyncio.wait_for(reader.readexactly(1), SOON)
         async with connection(proxy) as (reader, writer):
             assert await said(reader, writer, b"x") == b"x"
+
+
+async def test_connections_end_in_an_orderly_way_after_what_was_said():
+    async with echo_behind_proxy() as proxy:
+        async with connection(proxy) as (reader, writer):
+            writer.write(b"unread" * 10_000)
+            assert await asyncio.wait_for(reader.readexactly(6), SOON) == b"unread"
+            closing = asyncio.create_task(proxy.close_connections(orderly=True))
+            assert (await asyncio.wait_for(reader.read(), SOON)).startswith(b"unread")
+            writer.write_eof()
+            await closing
+        async with connection(proxy) as (reader, writer):
+            assert await said(reader, writer, b"x") == b"x"
+
+
+async def test_connections_that_are_not_ended_in_an_orderly_way_are_reset():
+    async with echo_behind_proxy() as proxy, connection(proxy) as (reader, writer):
+        await said(reader, writer, b"x")
+        await proxy.close_connections()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.readexactly(1), SOON)

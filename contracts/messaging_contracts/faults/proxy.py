@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +15,8 @@ LOOPBACK = "127.0.0.1"
 CHUNK = 65_536
 IN_FLIGHT = 256
 """Chunks on their way in one direction; beyond, the sender waits, as on a slow network."""
+PARTING = 1.0
+"""Seconds for which a client that was told that its connection ends may go on writing."""
 
 
 class Proxy:
@@ -30,6 +34,7 @@ class Proxy:
         self._answering = asyncio.Event()
         self._answering.set()
         self._cut = False
+        self._orderly = False
         self._delay = 0.0
         self._drip: tuple[int, float] | None = None
         self._connections: dict[asyncio.Task[None], None] = {}
@@ -54,9 +59,13 @@ class Proxy:
         self._cut = True
         await self._end_connections()
 
-    async def close_connections(self) -> None:
-        """End all connections once; new ones work."""
-        await self._end_connections()
+    async def close_connections(self, *, orderly: bool = False) -> None:
+        """End all connections once, by a reset or, `orderly`, as a server that ends; new ones work."""
+        self._orderly = orderly
+        try:
+            await self._end_connections()
+        finally:
+            self._orderly = False
 
     def black_hole(self) -> None:
         """Forward nothing in either direction; connections stay, and new ones are accepted."""
@@ -92,10 +101,15 @@ class Proxy:
         assert task is not None
         self._connections[task] = None
         try:
-            if not self._cut:
+            if self._cut:
+                _reset(writer)
+            else:
                 await self._connect(reader, writer)
-        except asyncio.CancelledError:
-            pass  # ended on demand; a stream's callback would report it as an error
+        except asyncio.CancelledError:  # ended on demand; a stream's callback would report it as an error
+            if self._orderly:
+                await _part(reader, writer)
+            else:
+                _reset(writer)
         finally:
             writer.transport.abort()
             del self._connections[task]
@@ -159,3 +173,20 @@ class Proxy:
             await writer.drain()
             if pause:
                 await asyncio.sleep(pause)
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say that nothing more comes, and listen until the other side has nothing more to say either."""
+    with suppress(OSError, TimeoutError):
+        writer.write_eof()
+        async with asyncio.timeout(PARTING):
+            while await reader.read(CHUNK):
+                pass
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Let closing this connection be a reset, which the other side sees as an error."""
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )

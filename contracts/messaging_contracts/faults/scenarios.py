@@ -26,6 +26,7 @@ MOST_DEATHS = 8
 """More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
 OUTAGE = 5.0
 """Seconds for which a network fault lasts."""
+HOUR = 3600.0
 PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
 """Where members are processes."""
 ALL = ("memory", *PROCESSES)
@@ -167,6 +168,14 @@ async def clock_jumps(stage: Stage) -> None:
         for member in (ahead, back):
             member.signal(signal.SIGUSR1)
             stage.arena.struck(CLOCK_JUMPED, now(), member, aftermath=inf, seconds=member.role.jump)
+
+
+@fault(on=ALL)
+async def wrong_clocks(stage: Stage) -> None:
+    """A member's clock an hour ahead, another's an hour back, from the start: no excuse for any retry."""
+    await stage.arena.start("member-1", ahead=HOUR, failing=5)
+    await stage.arena.start("member-2", ahead=-HOUR, failing=5)
+    await stage.publish()
 
 
 @fault(on=ALL, short=("memory",))
@@ -349,14 +358,14 @@ async def cut_connections(stage: Stage) -> None:
 
 @fault()
 async def closed_connections(stage: Stage) -> None:
-    """All connections closed at once, five times."""
+    """All connections closed at once, six times: in turn in an orderly way, as by a server, and by a reset."""
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.publish(url=stage.arena.through(proxy))
-    for share in (0.2, 0.3, 0.4, 0.5, 0.6):
+    for turn, share in enumerate((0.2, 0.3, 0.4, 0.5, 0.6, 0.7)):
         await stage.published(share)
         since = now()
-        await proxy.close_connections()
+        await proxy.close_connections(orderly=turn % 2 == 0)
         stage.arena.struck("closed", since, member)
 
 

@@ -93,6 +93,8 @@ class Role:
     grace: float = 30.0
     measure: float = 0.0
     """Seconds between two looks at what the process takes; 0: none."""
+    ahead: float = 0.0
+    """By how much the clock is wrong from the start."""
     jump: float = 0.0
     """By how much the clock jumps at SIGUSR1."""
     stuck_key: str = ""
@@ -329,6 +331,7 @@ class Controls:
 async def main(role: Role, url: str, controls: Controls) -> None:
     """Play the role. Raises what ends a member for good."""
     stop = controls.stop
+    controls.clock.jump(role.ahead)
     with Journal(Path(role.journal)) as journal:
         settings = Settings.load(
             url=url, namespace=role.namespace, drain_timeout=role.grace, publish_timeout=5.0

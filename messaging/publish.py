@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from itertools import chain, count
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
 from messaging.adapter import Untraceable
 from messaging.backoff import Backoff
+from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, too_late, uncertain, unsent
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError, PublishUncertain
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from messaging.adapter import Adapter, Outgoing
+    from messaging.calls import Lane, Place, Result
     from messaging.clock import Clock
-    from messaging.message import Key, Receipt
+    from messaging.message import Key
 
 BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
 EXCHANGES = 4
 """Exchanges under way at once."""
+SHARES = 2
+"""One exchange takes at most such a part of what is outstanding: the broker works on it while the next is made."""
+SMALL = 64
+"""Messages that go in one exchange all the same: with fewer, each costs more than the overlap gains."""
 GATHER = 2
-"""While messages are under way, another exchange begins with at least one for so many of them.
+"""While messages are under way, another exchange begins with at least one for so many of them, or of a share.
 
 Else callers who publish again as soon as they are confirmed fall apart into ever smaller exchanges.
 """
@@ -42,55 +48,6 @@ OUTSTANDING = 10_000
 PURGE_AFTER = 1000
 """Abandoned messages that may lie in the queues."""
 
-Lane: TypeAlias = "tuple[str, int]"
-Result: TypeAlias = "Receipt | PublishError"
-Place: TypeAlias = "tuple[_Call, int]"
-"""Where a message is: its call and its number in it."""
-
-_UNDER_WAY = PublishUncertain("it is under way")
-"""In the results of a call: handed to the adapter, not confirmed yet."""
-_ABANDONED = PublishError("nobody waits for it any more")
-
-
-class _Call:
-    """One `publish` or `publish_many`, of one topic: its results come together."""
-
-    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "ordered", "results")
-
-    def __init__(self, messages: Sequence[Outgoing], number: int) -> None:
-        self.messages = messages
-        self.number = number
-        """Grows in the order of the calls."""
-        self.ordered = messages[0].topic.name if messages[0].topic.ordered else None
-        self.missing = len(messages)
-        self.results: list[Result | None] = [None] * self.missing
-        """None: it waits to be sent."""
-        self.next = 0
-        """Without order, messages are sent in their sequence: the first that waits."""
-        self.admitted = False
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def open(self) -> list[int]:
-        """The places of the messages that have no result yet."""
-        return [at for at, result in enumerate(self.results) if result is None or result is _UNDER_WAY]
-
-    def end(self) -> None:
-        """Let the caller go on."""
-        if not self.done.done():
-            self.done.set_result(None)
-
-
-class _Batch:
-    """What goes in one exchange: places in calls, in the order of the messages."""
-
-    __slots__ = ("lanes", "messages", "parts")
-
-    def __init__(self) -> None:
-        self.messages: list[Outgoing] = []
-        self.parts: list[tuple[_Call, Sequence[int]]] = []
-        self.lanes: list[Lane] = []
-
 
 class Publisher:
     """Hands messages to the adapter in batches. One per broker of a bus."""
@@ -100,11 +57,11 @@ class Publisher:
         self._clock = clock
         self.refusals = Refusals(broker or adapter.name, clock)
         self._numbers = count()
-        self._deadlines = Deadlines[_Call](clock, _Call.end)
-        self._waiting: OrderedDict[_Call, None] = OrderedDict()
+        self._deadlines = Deadlines[Call](clock, Call.end)
+        self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
-        self._free: deque[_Call] = deque()
-        self._ordered: dict[Lane, deque[tuple[_Call, int]]] = {}
+        self._free: deque[Call] = deque()
+        self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._outstanding = 0
@@ -130,7 +87,7 @@ class Publisher:
             return []
         if self._closed:
             raise Closed("The bus is closed: nothing can be published any more")
-        call = _Call(messages, next(self._numbers))
+        call = Call(messages, next(self._numbers))
         topic = call.ordered
         if topic is not None:
             self._calls[topic] += 1
@@ -179,7 +136,7 @@ class Publisher:
             for call in dict.fromkeys([*self._free, *queued, *self._waiting]):
                 for at in call.open:
                     if call.results[at] is None:
-                        self._finish(call, at, _unsent(call.messages[at], "the bus was closed"))
+                        self._finish(call, at, unsent(call.messages[at], "the bus was closed"))
             for task in self._exchanges:
                 task.cancel()
             if self._exchanges:
@@ -194,7 +151,7 @@ class Publisher:
             call, _ = self._waiting.popitem(last=False)
             self._admit(call)
 
-    def _admit(self, call: _Call) -> None:
+    def _admit(self, call: Call) -> None:
         call.admitted = True
         self._outstanding += call.missing
         self._queued += call.missing
@@ -219,12 +176,29 @@ class Publisher:
 
     def _enough(self) -> bool:
         """Whether what waits is worth an exchange beside those under way."""
-        return self._queued * GATHER >= self._under_way
+        worth = self._queued * GATHER
+        return worth >= self._under_way or worth >= self._share()
 
-    def _next_batch(self) -> _Batch:
-        batch = _Batch()
+    def _share(self) -> int:
+        """Messages of one exchange.
+
+        Callers who are confirmed together publish again together: were all in one, client and broker would take turns.
+        """
+        return min(BATCH, max(SMALL, -(-self._outstanding // SHARES)))
+
+    def _next_batch(self) -> Batch:
+        batch = Batch()
+        share = self._share()
+        if self._ordered:
+            self._take_free(batch, share // 2)  # neither kind takes all of every exchange
+            self._take_ordered(batch, share)
+        self._take_free(batch, share)
+        self._queued -= len(batch.messages)
+        return batch
+
+    def _take_free(self, batch: Batch, share: int) -> None:
         free, messages = self._free, batch.messages
-        while free and (room := BATCH - len(messages)) > 0:
+        while free and (room := share - len(messages)) > 0:
             call = free[0]
             start, end = call.next, len(call.messages)
             if call.missing == 0:  # given up meanwhile
@@ -235,28 +209,29 @@ class Publisher:
             else:
                 end = start + room
             messages += call.messages[start:end]
-            call.results[start:end] = [_UNDER_WAY] * (end - start)
+            call.results[start:end] = [UNDER_WAY] * (end - start)
             call.next = end
             batch.parts.append((call, range(start, end)))
-        if self._ordered:
-            self._take_ordered(batch)
-        self._queued -= len(messages)
-        return batch
 
-    def _take_ordered(self, batch: _Batch) -> None:
+    def _take_ordered(self, batch: Batch, share: int) -> None:
+        """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""
         for lane, waiting in list(self._ordered.items()):
-            if lane in self._busy or len(batch.messages) >= BATCH:
-                continue
             before = len(batch.messages)
+            if before >= share:
+                return
+            if lane in self._busy or (batch.lanes and before + len(waiting) > BATCH):
+                continue
             while waiting and len(batch.messages) < BATCH:
                 call, at = waiting.popleft()
                 if call.results[at] is None:
-                    call.results[at] = _UNDER_WAY
+                    call.results[at] = UNDER_WAY
                     batch.messages.append(call.messages[at])
                     batch.parts.append((call, (at,)))
             if len(batch.messages) > before:
                 batch.lanes.append(lane)
-            if not waiting:
+            if waiting:
+                self._ordered.move_to_end(lane)  # the others have their turn
+            else:
                 del self._ordered[lane]
 
     async def _exchange(self) -> None:
@@ -277,13 +252,13 @@ class Publisher:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
             self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    async def _send(self, batch: _Batch) -> None:
+    async def _send(self, batch: Batch) -> None:
         """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
         messages = batch.messages
         try:
             results = await self._attempt(messages)
         except BaseException as error:  # cancelled, it still owes each caller an answer
-            self._confirm(batch, [_uncertain(one, error) for one in messages])
+            self._confirm(batch, [uncertain(one, error) for one in messages])
             raise
         finally:
             self._under_way -= len(messages)
@@ -299,7 +274,7 @@ class Publisher:
             if len(results) != len(messages):
                 raise ValueError(f"{len(results)} results for {len(messages)} messages")
         except Exception as error:
-            results = [_uncertain(one, error) for one in messages]
+            results = [uncertain(one, error) for one in messages]
         finally:
             self.refusals.end()
         self.refusals.judge(messages, results)
@@ -350,7 +325,7 @@ class Publisher:
             if place in uncertain_since:
                 broken.add(lane)
                 unknown[place] = (
-                    result if isinstance(result, PublishUncertain) else _uncertain(outgoing, result)
+                    result if isinstance(result, PublishUncertain) else uncertain(outgoing, result)
                 )
             elif outgoing.topic.ordered and lane in broken:
                 unknown[place] = result
@@ -368,7 +343,7 @@ class Publisher:
             call, at = place
             topic, since = call.messages[at].topic, uncertain_since.get(place)
             key = topic.name, call.messages[at].message.key
-            is_open = call.results[at] is _UNDER_WAY
+            is_open = call.results[at] is UNDER_WAY
             if is_open and key not in broken and (since is None or since > known_until):
                 wanted.append(place)
             else:
@@ -380,7 +355,7 @@ class Publisher:
 
     # --- from exchanges to calls ---------------------------------------------------------------------------------
 
-    def _confirm(self, batch: _Batch, results: Sequence[Result]) -> None:
+    def _confirm(self, batch: Batch, results: Sequence[Result]) -> None:
         """The results of a batch, all of which are known."""
         ordered: list[tuple[Place, Result]] = []
         start = 0
@@ -397,7 +372,7 @@ class Publisher:
         self._conclude(ordered)
 
     def _conclude(self, results: Sequence[tuple[Place, Result]]) -> None:
-        failed: list[tuple[_Call, int, PublishError]] = []
+        failed: list[tuple[Call, int, PublishError]] = []
         for (call, at), result in results:
             self._finish(call, at, result)
             if isinstance(result, PublishError) and call.ordered is not None:
@@ -406,26 +381,26 @@ class Publisher:
             self._fail_successors(failed)
         self._let_in()
 
-    def _finish(self, call: _Call, at: int, result: Result) -> None:
+    def _finish(self, call: Call, at: int, result: Result) -> None:
         """The result of one message, unless it has one."""
         former = call.results[at]
         if former is None:
             self._queued -= call.admitted
-        elif former is not _UNDER_WAY:
+        elif former is not UNDER_WAY:
             return
         call.results[at] = result
         self._count_finished(call, 1)
 
-    def _count_finished(self, call: _Call, finished: int) -> None:
+    def _count_finished(self, call: Call, finished: int) -> None:
         call.missing -= finished
         if call.admitted:
             self._outstanding -= finished
         if not call.missing:
             call.end()
 
-    def _fail_successors(self, failed: Iterable[tuple[_Call, int, PublishError]]) -> None:
+    def _fail_successors(self, failed: Iterable[tuple[Call, int, PublishError]]) -> None:
         """Fail what waits behind a failed message of the same key: sending it would break the order (7)."""
-        first: dict[tuple[str, Key | None], tuple[_Call, int, PublishError]] = {}
+        first: dict[tuple[str, Key | None], tuple[Call, int, PublishError]] = {}
         lanes: dict[Lane, None] = {}
         for call, at, error in failed:
             outgoing = call.messages[at]
@@ -439,55 +414,35 @@ class Publisher:
             if found is not None and (found[0].number, found[1]) < (call.number, at):
                 former = found[0].messages[found[1]].message.id
                 reason = f"message {former}, published before it with the same key, failed: {found[2]}"
-                self._finish(call, at, _unsent(outgoing, reason))
+                self._finish(call, at, unsent(outgoing, reason))
 
-    def _give_up(self, call: _Call, within: float | None) -> None:
+    def _give_up(self, call: Call, within: float | None) -> None:
         """Its time is over."""
-        unsent: list[tuple[_Call, int, PublishError]] = []
+        not_sent: list[tuple[Call, int, PublishError]] = []
         for at in call.open:
             sent = call.results[at] is not None
-            error = _too_late(call.messages[at], within, sent=sent)
+            error = too_late(call.messages[at], within, sent=sent)
             self.refusals.unanswered(call.messages[at].topic.name, error)
             self._finish(call, at, error)
             if not sent:
-                unsent.append((call, at, error))
-        if unsent and call.ordered is not None:
-            self._fail_successors(unsent)
-        self._left(len(unsent))
+                not_sent.append((call, at, error))
+        if not_sent and call.ordered is not None:
+            self._fail_successors(not_sent)
+        self._left(len(not_sent))
 
-    def _abandon(self, call: _Call) -> None:
+    def _abandon(self, call: Call) -> None:
         """Nobody waits for these any more: what was not handed over is not sent."""
-        unsent = call.results.count(None)
+        not_sent = call.results.count(None)
         for at in call.open:
-            self._finish(call, at, _ABANDONED)
-        self._left(unsent)
+            self._finish(call, at, ABANDONED)
+        self._left(not_sent)
 
-    def _left(self, unsent: int) -> None:
+    def _left(self, not_sent: int) -> None:
         """A call has ended before all of it was sent: the rest must not pile up in the queues."""
-        self._abandoned += unsent
+        self._abandoned += not_sent
         if self._abandoned >= PURGE_AFTER:
             self._abandoned = 0
             self._free = deque(call for call in self._free if call.missing)
             for lane, waiting in self._ordered.items():
                 self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
         self._let_in()
-
-
-def _too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> PublishError:
-    message = outgoing.message
-    if sent:
-        return PublishUncertain(
-            f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "
-            "the broker may have it; publish it again with the same id if handlers are idempotent"
-        )
-    return _unsent(outgoing, f"{within:g} s were over before its turn came")
-
-
-def _unsent(outgoing: Outgoing, reason: str) -> PublishError:
-    message = outgoing.message
-    return PublishError(f"Message {message.id} for {message.topic} was not sent: {reason}")
-
-
-def _uncertain(outgoing: Outgoing, error: BaseException) -> PublishUncertain:
-    message = outgoing.message
-    return PublishUncertain(f"The fate of message {message.id} for {message.topic} is unknown: {error!r}")

@@ -1,5 +1,6 @@
 import asyncio
 from collections import defaultdict
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -247,6 +248,45 @@ async def test_callers_who_publish_again_and_again_stay_together(desk):
 
     assert sum(map(len, desk.batches)) == 64 * 20
     assert len(desk.batches) < 80
+
+
+async def test_many_callers_are_divided_so_that_the_broker_works_while_the_next_exchange_is_made(desk):
+    calls = [desk.start(outgoing(str(number))) for number in range(256)]
+    await desk.clock.settle()
+
+    assert [len(batch) for batch in desk.batches] == [128, 128]
+
+    desk.gate.set()
+    await asyncio.gather(*calls)
+    assert desk.nothing_is_left()
+
+
+async def test_callers_without_order_do_not_keep_an_ordered_message_waiting(desk, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+
+    async def again_and_again(name):
+        for number in range(10):
+            await desk.publisher.publish([outgoing(f"{name}-{number}")], None)
+
+    callers = [asyncio.create_task(again_and_again(name)) for name in range(6)]
+    ordered = desk.start(outgoing("ordered", "a", ordered=True))
+    desk.gate.set()
+    await asyncio.gather(*callers, ordered)
+
+    assert "ordered" in chain.from_iterable(desk.batches[:2])
+
+
+async def test_a_partition_with_much_to_send_does_not_keep_the_others_waiting(desk, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    much = desk.start(*(outgoing(str(number), "a", ordered=True) for number in range(6)))
+    other = desk.start(outgoing("other", "b", ordered=True, partition=1))
+
+    desk.gate.set()
+    await asyncio.gather(much, other)
+
+    assert desk.batches == [["0", "1"], ["other"], ["2", "3"], ["4", "5"]]
 
 
 async def test_close_refuses_new_messages_and_sends_what_waits(desk, monkeypatch):

@@ -1,0 +1,86 @@
+"""Calls of `publish` on their way: where each message is, and what is said of one that was not published."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeAlias
+
+from messaging.errors import PublishError, PublishUncertain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from messaging.adapter import Outgoing
+    from messaging.message import Receipt
+
+Lane: TypeAlias = "tuple[str, int]"
+Result: TypeAlias = "Receipt | PublishError"
+Place: TypeAlias = "tuple[Call, int]"
+"""Where a message is: its call and its number in it."""
+
+UNDER_WAY = PublishUncertain("it is under way")
+"""In the results of a call: handed to the adapter, not confirmed yet."""
+ABANDONED = PublishError("nobody waits for it any more")
+
+
+class Call:
+    """One `publish` or `publish_many`, of one topic: its results come together."""
+
+    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "ordered", "results")
+
+    def __init__(self, messages: Sequence[Outgoing], number: int) -> None:
+        self.messages = messages
+        self.number = number
+        """Grows in the order of the calls."""
+        self.ordered = messages[0].topic.name if messages[0].topic.ordered else None
+        self.missing = len(messages)
+        self.results: list[Result | None] = [None] * self.missing
+        """None: it waits to be sent."""
+        self.next = 0
+        """Without order, messages are sent in their sequence: the first that waits."""
+        self.admitted = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def open(self) -> list[int]:
+        """The places of the messages that have no result yet."""
+        return [at for at, result in enumerate(self.results) if result is None or result is UNDER_WAY]
+
+    def end(self) -> None:
+        """Let the caller go on."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Batch:
+    """What goes in one exchange: places in calls, in the order of the messages."""
+
+    __slots__ = ("lanes", "messages", "parts")
+
+    def __init__(self) -> None:
+        self.messages: list[Outgoing] = []
+        self.parts: list[tuple[Call, Sequence[int]]] = []
+        self.lanes: list[Lane] = []
+
+
+def too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> PublishError:
+    """The time of its caller is over."""
+    message = outgoing.message
+    if sent:
+        return PublishUncertain(
+            f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "
+            "the broker may have it; publish it again with the same id if handlers are idempotent"
+        )
+    return unsent(outgoing, f"{within:g} s were over before its turn came")
+
+
+def unsent(outgoing: Outgoing, reason: str) -> PublishError:
+    """The broker does not have it."""
+    message = outgoing.message
+    return PublishError(f"Message {message.id} for {message.topic} was not sent: {reason}")
+
+
+def uncertain(outgoing: Outgoing, error: BaseException) -> PublishUncertain:
+    """The broker may have it."""
+    message = outgoing.message
+    return PublishUncertain(f"The fate of message {message.id} for {message.topic} is unknown: {error!r}")

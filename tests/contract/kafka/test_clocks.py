@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from messaging.adapter import DONE, Hold, TopicSpec
+from messaging.adapter import DONE, GroupSpec, Hold, TopicSpec
 from messaging.message import Retry
 from messaging_kafka import tiers
 from messaging_kafka.brokers import KEPT_BY_AGE, NewTopic
@@ -66,20 +66,26 @@ async def test_a_retry_is_due_after_its_delay_whatever_the_clock_of_its_reader_s
     assert DELAY <= time.monotonic() - settled < DELAY + 1.5
 
 
+async def failed_and_left(bench: Bench) -> tuple[GroupSpec, float]:
+    """The group whose member left while a key of its waited for 30 s, and when it began to wait (monotonic)."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, ORDERED, "one", key="ann")
+    failed = await receive(consumer, 1)
+    settled = time.monotonic()
+    (held,) = await settle(consumer, failed, Retry(), after=30.0, failure="{}")
+    assert isinstance(held, Hold)
+    await consumer.close()
+    return group, settled
+
+
 @SKEWS
 async def test_the_next_owner_of_a_failed_key_waits_for_what_is_left_whatever_the_clock_of_the_former_says(
     bench: Bench, skew: float
 ) -> None:
     with clock_wrong_by(skew):
-        adapter = await bench.adapter()
-        group = await bench.group(adapter, ORDERED)
-        consumer = bench.consumer(adapter, group)
-        await publish(adapter, ORDERED, "one", key="ann")
-        failed = await receive(consumer, 1)
-        settled = time.monotonic()
-        (held,) = await settle(consumer, failed, Retry(), after=30.0, failure="{}")
-        await consumer.close()
-    assert isinstance(held, Hold)
+        group, settled = await failed_and_left(bench)
 
     (again,) = await receive(bench.consumer(await bench.adapter(), group), 1)
 
@@ -91,14 +97,7 @@ async def test_the_next_owner_of_a_failed_key_waits_for_what_is_left_whatever_th
 async def test_an_owner_whose_clock_is_behind_waits_for_what_is_left_of_a_failed_keys_delay(
     bench: Bench,
 ) -> None:
-    adapter = await bench.adapter()
-    group = await bench.group(adapter, ORDERED)
-    consumer = bench.consumer(adapter, group)
-    await publish(adapter, ORDERED, "one", key="ann")
-    failed = await receive(consumer, 1)
-    settled = time.monotonic()
-    await settle(consumer, failed, Retry(), after=30.0, failure="{}")
-    await consumer.close()
+    group, settled = await failed_and_left(bench)
 
     with clock_wrong_by(-3600.0):
         (again,) = await receive(bench.consumer(await bench.adapter(), group), 1)

@@ -159,7 +159,7 @@ class Arena:
         """
         process.expected_end = True
         code = await process.ended(within)
-        progress = self._tail.progress()
+        progress = self.progress()
         told, health = progress.ousted, progress.health.get(process.name)
         assert code, f"{process.name} ended with {code}, although its subscription is gone"
         assert process.name in told, f"{process.name} ended with {code} and told no error of its subscription"
@@ -196,10 +196,14 @@ class Arena:
 
     # --- progress ------------------------------------------------------------------------------------------------
 
+    def progress(self) -> Progress:
+        """What the journals say by now."""
+        return self._tail.progress()
+
     async def until(self, condition: Callable[[Progress], bool], what: str, within: float) -> Progress:
         """Wait for what the journals are to say. Raises AssertionError after so many seconds."""
         end = now() + within
-        while not condition(progress := self._tail.progress()):
+        while not condition(progress := self.progress()):
             self._check_alive()
             if now() > end:
                 raise AssertionError(f"not within {within:g} s: {what}; {progress}")
@@ -244,7 +248,10 @@ class Arena:
         Raises AssertionError after so many seconds.
         """
         limit = now() + within
-        while missing := self._tail.progress().rejected - await self._letters():
+        while rejected := self.progress().rejected:
+            missing = rejected - await self._letters()
+            if not missing:
+                return
             if now() > limit:
                 raise AssertionError(
                     f"rejected and no dead letter within {within:g} s: {len(missing)}, {sorted(missing)[:5]}"
@@ -253,7 +260,7 @@ class Arena:
 
     async def _letters(self) -> set[str]:
         found: set[str] = set()
-        for name in TOPICS if self._tail.progress().rejected else ():
+        for name in TOPICS:
             found |= {
                 one.id async for one in self.observer.dead_letters(topic_of(name), group=GROUP).browse()
             }

@@ -146,7 +146,7 @@ async def parked_key(stage: Stage) -> None:
     )
     await stage.publish()
     await stage.published(1 / 4)
-    before = (await stage.arena.until(lambda _: True, "", 1)).succeeded
+    before = stage.arena.progress().succeeded
     progress = await stage.arena.until(
         lambda seen: seen.succeeded >= before + 200, "the other keys go on", stage.scale.patience
     )
@@ -239,7 +239,7 @@ async def _deadly(stage: Stage, quirk: str) -> None:
         innocent = [one.id async for one in kept.browse() if not one.id.endswith(f".{SPECIAL}")]
         assert not innocent, f"dead letters that end no process: {innocent}"
     # Who met the message last may still be about to end, although another has made it a dead letter by now.
-    progress = await stage.arena.until(lambda _: True, "", 1)
+    progress = stage.arena.progress()
     met = {one.member for one in progress.begun.values() if one.id.endswith(f".{SPECIAL}")}
     for member in members:
         if member.name in met:

@@ -157,7 +157,7 @@ class Stage:
 
     async def busy(self, member: Process, more: int = 5) -> None:
         """Wait until this member has begun some more handlings."""
-        seen = (await self.arena.until(lambda _: True, "", 1)).handled(member)
+        seen = self.arena.progress().handled(member)
         await self.arena.until(
             lambda progress: progress.handled(member) >= seen + more,
             f"{member.name} handles something",
@@ -248,7 +248,7 @@ class Stage:
         for member in alive:
             await self.arena.leave(member)
         await self.arena.bury()
-        progress = await self.arena.until(lambda _: True, "", 1)
+        progress = self.arena.progress()
         assert progress.all_done, f"all was handled, and not all is done with: {progress}"
 
 

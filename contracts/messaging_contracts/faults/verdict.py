@@ -41,11 +41,11 @@ class Verdict:
     """Dead letters that no handler rejected and with which no member was lost."""
     repeated_dead_letters: list[str] = field(default_factory=list[str])
     """More dead letters of one message than copies of it, handlings that rejected it and faults explain."""
+    settled_again: list[str] = field(default_factory=list[str])
+    """Handled again after the program that settles by hand was told that the broker has taken it."""
     handled_twice: list[str] = field(default_factory=list[str])
     """Of an idempotent group; for these three see `faults.once`."""
     stale_owners: list[str] = field(default_factory=list[str])
-    settled_again: list[str] = field(default_factory=list[str])
-    """Handled again after the program that settles by hand was told that the broker has taken it."""
     keys_given_up: list[str] = field(default_factory=list[str])
 
     messages: int = 0

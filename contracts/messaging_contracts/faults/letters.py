@@ -74,8 +74,7 @@ class Letters:
             any(self._causes.of(one, letter.at) for one in handlings) or self._causes.named(letter.id)
         )
         if not (rejected or gone):
-            seen = "; ".join(map(str, handlings)) or "never handled"
-            verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {seen}")
+            verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {_told(handlings)}")
 
     def _judge_number(
         self,
@@ -96,7 +95,10 @@ class Letters:
         struck = {id(fault) for one in handlings for fault in self._causes.of(one, at)}
         allowed = max(copies, rejected) + len(struck)
         if number > allowed:
-            seen = "; ".join(map(str, handlings)) or "never handled"
             verdict.repeated_dead_letters.append(
-                f"{letters[0].id}: {number} dead letters, {allowed} are explained: {seen}"
+                f"{letters[0].id}: {number} dead letters, {allowed} are explained: {_told(handlings)}"
             )
+
+
+def _told(handlings: Sequence[Handling]) -> str:
+    return "; ".join(map(str, handlings)) or "never handled"

@@ -177,7 +177,7 @@ class Proxy:
 
 async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Say that nothing more comes, and listen until the other side has nothing more to say either."""
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError):  # it is gone, or does not end: it is aborted all the same
         writer.write_eof()
         async with asyncio.timeout(PARTING):
             while await reader.read(CHUNK):
@@ -186,7 +186,7 @@ async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Let closing this connection be a reset, which the other side sees as an error."""
-    with suppress(OSError):
+    with suppress(OSError):  # it is closed already
         writer.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )

@@ -131,7 +131,7 @@ class _Check:
                 self._alive[event.member] = (place, event.at)
             elif isinstance(event, Ended):
                 one = self._handlings[event.handling]
-                one.last, one.end, one.how, one.after = place, event.at, event.how, event.after
+                one.ended(event, place)
                 self._alive[one.begun.member] = (place, event.at)
             elif isinstance(event, Settled):
                 self._handlings[event.handling].settled = place

@@ -11,7 +11,7 @@ from messaging_contracts.faults.history import CONCLUDED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from messaging_contracts.faults.history import Begun, Published, Struck
+    from messaging_contracts.faults.history import Begun, Ended, Published, Struck
 
 
 @dataclass(slots=True, eq=False)
@@ -34,9 +34,14 @@ class Handling:
         """Whether its handler was done with the message."""
         return self.how in CONCLUDED
 
+    def ended(self, event: Ended, place: int) -> None:
+        """Its handler has ended, at this place of the history."""
+        self.last, self.end, self.how, self.after = place, event.at, event.how, event.after
+
     def __str__(self) -> str:
         one = self.begun
-        return f"{one.member} attempt {one.attempt} [{one.at:.3f}, {self.end:.3f}] {self.how}"
+        token = f" with token {one.token}" if one.token else ""
+        return f"{one.member} attempt {one.attempt}{token} [{one.at:.3f}, {self.end:.3f}] {self.how}"
 
 
 @dataclass(slots=True)

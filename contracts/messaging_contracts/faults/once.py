@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from messaging_contracts.faults.handlings import Handling
 from messaging_contracts.faults.history import Begun, Ended, Kept, Struck
 
 if TYPE_CHECKING:
@@ -32,24 +33,13 @@ class Repetition:
 
 
 @dataclass(slots=True)
-class _Run:
-    begun: Begun
-    first: int
-    last: float = inf
-    how: str = "running"
-
-    def __str__(self) -> str:
-        return f"{self.begun.member} with token {self.begun.token} ({self.how})"
-
-
-@dataclass(slots=True)
 class _Story:
     """What happened to one message in one group, by its place in the history."""
 
-    runs: list[_Run] = field(default_factory=list[_Run])
+    runs: list[Handling] = field(default_factory=list[Handling])
     kept: list[tuple[int, Kept]] = field(default_factory=list[tuple[int, Kept]])
 
-    def missed(self, run: _Run, before: float) -> bool:
+    def missed(self, run: Handling, before: float) -> bool:
         """Whether its owner could not reach the store about it since it took the key."""
         since = min((at for at, one in self.kept if one.token == run.begun.token), default=run.first)
         return any(
@@ -65,14 +55,14 @@ class _Story:
 def repetition(events: Iterable[Event]) -> Repetition:
     """Judge the groups that are idempotent: those of which the history tells what a store kept."""
     stories: dict[tuple[str, str], _Story] = defaultdict(_Story)
-    running: dict[str, _Run] = {}
+    running: dict[str, Handling] = {}
     deaths: dict[str, float] = {}
     for place, event in enumerate(events):
         if isinstance(event, Begun) and event.token:
-            run = running[event.handling] = _Run(event, place)
+            run = running[event.handling] = Handling(event, place)
             stories[event.group, event.id].runs.append(run)
         elif isinstance(event, Ended) and event.handling in running:
-            running[event.handling].last, running[event.handling].how = place, event.how
+            running[event.handling].ended(event, place)
         elif isinstance(event, Kept):
             stories[event.group, event.id].kept.append((place, event))
         elif isinstance(event, Struck) and event.fatal:

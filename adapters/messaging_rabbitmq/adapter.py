@@ -14,7 +14,7 @@ from messaging_rabbitmq.dead_letters import RabbitMQDeadLetters
 from messaging_rabbitmq.generations import Generations
 from messaging_rabbitmq.names import Names
 from messaging_rabbitmq.partitioned import PartitionedConsumer
-from messaging_rabbitmq.properties import Parcel, outgoing
+from messaging_rabbitmq.properties import packed
 from messaging_rabbitmq.publisher import Fate, Publisher
 from messaging_rabbitmq.replies import RabbitMQInbox, send_replies
 from messaging_rabbitmq.session import Session
@@ -23,7 +23,7 @@ from messaging_rabbitmq.status import group_infos
 from messaging_rabbitmq.topology import TopologyKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Topology,
     )
     from messaging.message import Message
+    from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.settings import RabbitMQSettings
 
 HEALTH_TIMEOUT = 0.9
@@ -115,35 +116,21 @@ class RabbitMQAdapter(Adapter):
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         self._session.publishing.check_open()
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
-        missing = await self._missing_topics({_place(one.topic): one.topic for one in messages})
-        failed: dict[tuple[str, int], PublishError] = {}
-        parcels: list[Parcel] = []
-        sent: list[int] = []
-        for index, one in enumerate(messages):
-            place = (one.topic.name, one.partition)
-            error = missing.get(_place(one.topic)) or failed.get(place)
-            if error is None:
-                try:
-                    parcels.append(self._parcel(one))
-                    sent.append(index)
-                    continue
-                except PublishError as invalid:
-                    error = invalid
-                    if one.topic.ordered:
-                        failed[place] = PublishError(
-                            f"not sent, because an earlier message of partition {one.partition} of ordered topic "
-                            f"{one.topic.name} failed: {invalid}"
-                        )
-            results[index] = error
+        parcels, sent = self._parcels(messages, await self._missing_topics(messages), results)
         stopped: set[tuple[str, str | bytes | None]] = set()
         for wave in self._waves(messages, sent):
-            going = [at for at in wave if _lane(messages[sent[at]]) not in stopped]
-            for at in wave:
-                if _lane(messages[sent[at]]) in stopped:
-                    results[sent[at]] = _behind(messages[sent[at]])
+            going = wave
+            if stopped:
+                going = [at for at in wave if _lane(messages[sent[at]]) not in stopped]
+                for at in wave:
+                    if _lane(messages[sent[at]]) in stopped:
+                        results[sent[at]] = _behind(messages[sent[at]])
             fates = await self._session.publisher.send([parcels[at] for at in going])
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
+                if fate == "stored":
+                    results[sent[at]] = Receipt(one.message.id, one.partition)
+                    continue
                 results[sent[at]] = _result(one, fate)
                 # Without a cause the broker was silent: that says nothing of the topic.
                 if isinstance(fate, PublishError) and fate.__cause__ is not None:
@@ -153,27 +140,72 @@ class RabbitMQAdapter(Adapter):
                     self._careful.add(one.topic.name)
         return results
 
-    async def _missing_topics(
-        self, topics: dict[tuple[str, int], TopicSpec]
-    ) -> dict[tuple[str, int], PublishError]:
+    async def _missing_topics(self, messages: Sequence[Outgoing]) -> dict[tuple[str, int], PublishError]:
         missing: dict[tuple[str, int], PublishError] = {}
-        for place, topic in topics.items():
+        known: TopicSpec | None = None
+        for topic in (one.topic for one in messages):
+            if topic is known or _place(topic) in missing:
+                continue
             try:
                 await self._session.topology.exchange_exists(topic)
             except PublishError as error:
-                missing[place] = error
+                missing[_place(topic)] = error
             except MessagingError as error:
                 unsent = PublishError(f"nothing was published to topic {topic.name}: {error}")
                 unsent.__cause__ = error
-                missing[place] = unsent
+                missing[_place(topic)] = unsent
+            else:
+                known = topic
         return missing
 
-    def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> list[list[int]]:
+    def _parcels(
+        self,
+        messages: Sequence[Outgoing],
+        missing: Mapping[tuple[str, int], PublishError],
+        results: list[Receipt | PublishError],
+    ) -> tuple[list[Parcel], Sequence[int]]:
+        """What can be sent, and the places of it; the results of all else."""
+        failed: dict[tuple[str, int], PublishError] = {}
+        parcels: list[Parcel] = []
+        sent: list[int] = []
+        limit = self._settings.max_message_bytes
+        known: TopicSpec | None = None
+        exchange = ""
+        for index, one in enumerate(messages):
+            topic = one.topic
+            if topic is not known:
+                known = topic
+                exchange = self._session.names.exchange(topic)
+            error = None
+            if missing or failed:
+                error = missing.get(_place(topic)) or failed.get((topic.name, one.partition))
+            if error is None:
+                # An adopted exchange routes by the topic's name: it knows nothing of partitions.
+                routing_key = str(one.partition) if topic.native is None else topic.name
+                try:
+                    parcels.append(
+                        packed(exchange, routing_key, one.message, limit=limit, reply_to=one.reply_to)
+                    )
+                    sent.append(index)
+                    continue
+                except PublishError as invalid:
+                    error = invalid
+                    if topic.ordered:
+                        failed[topic.name, one.partition] = PublishError(
+                            f"not sent, because an earlier message of partition {one.partition} of ordered topic "
+                            f"{topic.name} failed: {invalid}"
+                        )
+            results[index] = error
+        return parcels, sent
+
+    def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> Sequence[Sequence[int]]:
         """Places in `sent`, to be handed over wave by wave.
 
         The broker may refuse one message (basic.nack: a full queue) and take the next that is already on its way. Of
         an ordered topic where that has happened, a key's next message waits until the one before it is confirmed (7).
         """
+        if not (self._settings.confirm_each or self._careful):
+            return [range(len(sent))]
         waves: list[list[int]] = [[]]
         depth: dict[tuple[str, str | bytes | None], int] = {}
         for at, index in enumerate(sent):
@@ -186,13 +218,6 @@ class RabbitMQAdapter(Adapter):
                 waves.append([])
             waves[wave].append(at)
         return waves
-
-    def _parcel(self, one: Outgoing) -> Parcel:
-        topic = one.topic
-        properties = outgoing(one.message, limit=self._settings.max_message_bytes, reply_to=one.reply_to)
-        # An adopted exchange routes by the topic's name: it knows nothing of partitions.
-        routing_key = str(one.partition) if topic.native is None else topic.name
-        return Parcel(self._session.names.exchange(topic), routing_key, properties, one.message.body)
 
     # --- consume, reply, look ----------------------------------------------------------------------------------
 
@@ -287,8 +312,6 @@ def _behind(one: Outgoing) -> PublishError:
 def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:
     if isinstance(fate, PublishError):
         return fate
-    if fate == "stored":
-        return Receipt(one.message.id, one.partition)
     if one.mandatory:
         return NoGroup(
             f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "

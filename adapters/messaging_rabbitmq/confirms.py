@@ -12,7 +12,7 @@ from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from messaging_rabbitmq.properties import Parcel
+    from messaging_rabbitmq.frames import Parcel
 
 Word: TypeAlias = "Literal['stored', 'unrouted', 'refused'] | Exception | None"
 """`refused`: basic.nack. An exception: the channel is gone. None: nothing yet."""
@@ -55,7 +55,7 @@ class Batch:
     def returned(self, message_id: str | None) -> bool:
         """Whether this unroutable message, whose confirmation is still to come, is one of these."""
         if not self._places:
-            self._places = {parcel.properties.message_id: place for place, parcel in enumerate(self.parcels)}
+            self._places = {parcel.message_id: place for place, parcel in enumerate(self.parcels)}
         place = self._places.get(message_id)
         if place is None:
             return False

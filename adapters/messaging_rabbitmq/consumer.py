@@ -29,9 +29,10 @@ from messaging.errors import (
 )
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_rabbitmq.copies import Copies
+from messaging_rabbitmq.frames import Parcel
 from messaging_rabbitmq.ingress import IngressRelay
 from messaging_rabbitmq.intake import Claim, Intake
-from messaging_rabbitmq.properties import Parcel, incoming
+from messaging_rabbitmq.properties import incoming
 from messaging_rabbitmq.waits import left_of
 
 if TYPE_CHECKING:

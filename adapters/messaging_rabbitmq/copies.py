@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from messaging.envelope import ATTEMPT, FAILURE, GUARD
 from messaging.errors import ConfigurationError, MessagingError
-from messaging_rabbitmq.properties import Parcel, control_headers, copy_properties
+from messaging_rabbitmq.frames import Parcel, parcel_of
+from messaging_rabbitmq.properties import control_headers, copy_properties
 from messaging_rabbitmq.tiers import tier_for
 from messaging_rabbitmq.waits import FOREVER, written
 
@@ -71,7 +72,7 @@ class Copies:
     def _parcel(self, queue: str, delivery: RawDelivery, control: Mapping[str, str]) -> Parcel:
         original: DeliveredMessage = delivery.native
         properties = copy_properties(original, delivery, control)
-        return Parcel("", queue, properties, original.body)
+        return parcel_of("", queue, properties, original.body)
 
     async def store(self, parcels: Sequence[Parcel]) -> list[MessagingError | None]:
         """Store each, confirmed; what went wrong with it, or None."""

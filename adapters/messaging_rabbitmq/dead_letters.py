@@ -17,7 +17,7 @@ from messaging.errors import ConfigurationError, PublishError, UnsupportedCapabi
 from messaging.partition import partition_of
 from messaging_rabbitmq.browse import Reading
 from messaging_rabbitmq.connection import translated
-from messaging_rabbitmq.properties import PARTITION, Parcel, incoming, outgoing
+from messaging_rabbitmq.properties import PARTITION, incoming, packed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Gone, GroupSpec
     from messaging.message import Message
+    from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.session import Session
 
 
@@ -121,7 +122,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
         queue = self._session.names.queue(group, partition if group.ordered else None)
         # The failure record has room beside the message.
         limit = self._session.settings.max_message_bytes + len(failure or "") + 1024
-        return Parcel("", queue, outgoing(message, limit=limit, extra=control), message.body)
+        return packed("", queue, message, limit=limit, extra=control)
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         await self._session.topology.check(self._group)

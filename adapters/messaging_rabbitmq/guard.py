@@ -14,7 +14,8 @@ from pamqp.commands import Basic
 
 from messaging.errors import ConnectionFailed
 from messaging_rabbitmq.connection import close_channel, translated
-from messaging_rabbitmq.properties import Parcel, unique_id
+from messaging_rabbitmq.frames import parcel_of
+from messaging_rabbitmq.properties import unique_id
 from messaging_rabbitmq.topology import quorum
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Marks:
             return  # the topology setting forbids the queue: the message runs alone, without a mark
         body = json.dumps({"id": message_id, "member": session.member}).encode()
         properties = Basic.Properties(delivery_mode=2, message_id=unique_id())
-        fate = (await session.publisher.send([Parcel("", self._queue, properties, body)]))[0]
+        fate = (await session.publisher.send([parcel_of("", self._queue, properties, body)]))[0]
         if fate != "stored":
             session.topology.forget()
             raise ConnectionFailed(f"message {message_id} could not be isolated: {fate}")

@@ -16,8 +16,9 @@ from messaging.clock import check_cancelled
 from messaging.envelope import decode
 from messaging.errors import MessagingError, TopicNotFound
 from messaging.partition import partition_of
+from messaging_rabbitmq.frames import Parcel, parcel_of
 from messaging_rabbitmq.intake import Intake
-from messaging_rabbitmq.properties import PREFIX, Parcel, foreign_properties
+from messaging_rabbitmq.properties import PREFIX, foreign_properties
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -103,7 +104,7 @@ class IngressRelay:
             partition = self._turn % partitions
         else:
             partition = partition_of(described.key, partitions)
-        return Parcel(
+        return parcel_of(
             self._session.names.exchange(self._topic),
             str(partition),
             foreign_properties(original, routing_key if described.key == routing_key else None),

@@ -22,7 +22,7 @@ from messaging_rabbitmq.frames import marshalled
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
-    from messaging_rabbitmq.properties import Parcel
+    from messaging_rabbitmq.frames import Parcel
 
 KNOWN = ("number", "max_content_size")
 

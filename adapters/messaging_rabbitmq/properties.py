@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import secrets
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,7 @@ from pamqp.encode import field_table
 from messaging.adapter import RawDelivery
 from messaging.envelope import ATTEMPT, FAILURE, GUARD, decode, encode, recorded_attempt
 from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging_rabbitmq.frames import AROUND, BESIDE, Parcel, content, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,55 +48,59 @@ _unique = secrets.token_hex(8)
 _numbers = itertools.count(1)
 
 
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """One message as it is handed to the broker."""
-
-    exchange: str
-    routing_key: str
-    properties: Basic.Properties
-    body: bytes
-    mandatory: bool = True
-
-
 def unique_id() -> str:
     """An AMQP message id that no other publish has: returned messages are told apart by it."""
     return f"{_unique}-{next(_numbers)}"
 
 
-def outgoing(
-    message: Message, *, limit: int, extra: Mapping[str, str] | None = None, reply_to: str | None = None
-) -> Basic.Properties:
-    """The properties of a message of ours. Raises InvalidMessage or MessageTooLarge naming what does not fit."""
-    headers = _carried(encode(message, prefix=PREFIX))
+def packed(
+    exchange: str,
+    routing_key: str,
+    message: Message,
+    *,
+    limit: int,
+    extra: Mapping[str, str] | None = None,
+    reply_to: str | None = None,
+    mandatory: bool = True,
+    persistent: bool = True,
+) -> Parcel:
+    """A message of ours. Raises InvalidMessage or MessageTooLarge naming what does not fit."""
+    headers = encode(message, prefix=PREFIX)
+    if message.headers:
+        headers = _carried(headers)
     if extra:
         headers.update(extra)
-    size = len(message.body)
-    for name, value in headers.items():
-        size += len(name) + (len(value) if value.isascii() else len(value.encode()))
+    table = table_of(headers)
+    if len(message.body) + len(table) > limit:
+        _check_size(message, len(table) - AROUND - BESIDE * len(headers), limit)
+    if len(table) > MAX_HEADER_FRAME:
+        raise MessageTooLarge(
+            f"the headers of message {message.id} of topic {message.topic} exceed the {MAX_HEADER_FRAME} bytes "
+            f"that one AMQP frame carries: put large values into the payload"
+        )
+    kind, correlation_id = message.content_type, message.correlation_id
+    if kind is not None and len(kind) * 4 > SHORT_STRING and len(kind.encode()) > SHORT_STRING:
+        raise InvalidMessage(f"the content type of message {message.id} has more than {SHORT_STRING} bytes")
+    message_id = unique_id()
+    described = content(
+        table,
+        content_type=kind,
+        persistent=persistent,
+        correlation_id=None if correlation_id is None else _short(correlation_id),
+        reply_to=reply_to,
+        message_id=message_id,
+        time=message.time if message.time is not None and message.time.year > 1970 else None,
+    )
+    return Parcel(exchange, routing_key, described, message_id, message.body, mandatory)
+
+
+def _check_size(message: Message, headers: int, limit: int) -> None:
+    size = len(message.body) + headers
     if size > limit:
         raise MessageTooLarge(
             f"message {message.id} of topic {message.topic} has {size} bytes with its headers; at most {limit} "
             f"are allowed (option max_message_bytes). Put large content elsewhere and send a reference."
         )
-    # Eight bytes around each header are more than AMQP needs.
-    if size - len(message.body) + 8 * len(headers) > MAX_HEADER_FRAME:
-        raise MessageTooLarge(
-            f"the headers of message {message.id} of topic {message.topic} exceed the {MAX_HEADER_FRAME} bytes "
-            f"that one AMQP frame carries: put large values into the payload"
-        )
-    content_type = message.content_type
-    if content_type is not None and len(content_type.encode()) > SHORT_STRING:
-        raise InvalidMessage(f"the content type of message {message.id} has more than {SHORT_STRING} bytes")
-    return Basic.Properties(
-        content_type=content_type,
-        headers=cast("dict[str, Any]", headers),
-        delivery_mode=2,
-        correlation_id=_short(message.correlation_id),
-        reply_to=reply_to,
-        message_id=unique_id(),
-        timestamp=message.time if message.time is not None and message.time.year > 1970 else None,
-    )
 
 
 def copy_properties(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from messaging_rabbitmq.confirms import Word
     from messaging_rabbitmq.connection import Link
+    from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.outlet import Outlet
-    from messaging_rabbitmq.properties import Parcel
     from messaging_rabbitmq.settings import RabbitMQSettings
 
 Fate: TypeAlias = Literal["stored", "unrouted"] | PublishError

@@ -16,7 +16,7 @@ from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessagingError, PublishError
 from messaging_rabbitmq.arrivals import take_arrivals
 from messaging_rabbitmq.connection import CLOSE_TIMEOUT, close_channel, translated, when_closed
-from messaging_rabbitmq.properties import Parcel, incoming, outgoing
+from messaging_rabbitmq.properties import incoming, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
     from messaging.message import Message
+    from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.session import Session
 
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
@@ -44,6 +45,7 @@ async def send_replies(
     """See `Adapter.reply`."""
     results: list[PublishError | None] = [None] * len(replies)
     parcels: list[Parcel] = []
+    limit = session.settings.max_message_bytes
     sent: list[int] = []
     for index, (address, message) in enumerate(replies):
         if not is_reply_address(session, address):
@@ -52,12 +54,12 @@ async def send_replies(
             )
             continue
         try:
-            properties = outgoing(message, limit=session.settings.max_message_bytes)
+            # An inbox outlives no connection, so its replies need no disk.
+            parcel = packed("", address, message, limit=limit, mandatory=False, persistent=False)
         except PublishError as error:
             results[index] = error
             continue
-        properties.delivery_mode = 1  # an inbox outlives no connection, so its replies need no disk
-        parcels.append(Parcel("", address, properties, message.body, mandatory=False))
+        parcels.append(parcel)
         sent.append(index)
     for index, fate in zip(sent, await session.publisher.send(parcels), strict=True):
         if isinstance(fate, PublishError):

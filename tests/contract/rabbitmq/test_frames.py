@@ -4,8 +4,9 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.frame import marshal, unmarshal
+from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
 from messaging.adapter import Unrouted
@@ -35,12 +36,44 @@ from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, 
         Basic.Properties(headers={"number": 7, "nested": {"a": [1, None]}}),
     ],
 )
-def test_a_header_frame_is_what_pamqp_writes(properties: Basic.Properties) -> None:
-    ours = frames.header_frame(3, properties, 12345)
+def test_what_is_published_is_what_pamqp_writes(properties: Basic.Properties) -> None:
+    parcel = frames.parcel_of("exchange", "key", properties, b"body")
     if properties.headers == {}:  # an empty table may be left out
         properties.headers = None
-    assert ours == marshal(ContentHeader(body_size=12345, properties=properties), 3)
-    assert unmarshal(ours)[0] == len(ours)
+    theirs = [
+        Basic.Publish(exchange="exchange", routing_key="key", mandatory=True),
+        ContentHeader(body_size=4, properties=properties),
+        ContentBody(b"body"),
+    ]
+    assert frames.marshalled(3, 1000, [parcel]) == b"".join(marshal(frame, 3) for frame in theirs)
+
+
+def test_a_message_of_ours_is_what_pamqp_writes() -> None:
+    headers = {"a": "b", "cloudEvents_id": "m", "z": "", "é" * 60: "ü🎉"}
+    time = datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=UTC)
+    described = Basic.Properties(
+        content_type="a/b",
+        headers=dict(headers),
+        delivery_mode=1,
+        correlation_id="c",
+        reply_to="r",
+        message_id="i",
+    )
+    described.timestamp = time
+
+    ours = frames.content(
+        frames.table_of(headers),
+        content_type="a/b",
+        persistent=False,
+        correlation_id="c",
+        reply_to="r",
+        message_id="i",
+        time=time,
+    )
+
+    assert ours == described.marshal()
+    parcel = frames.Parcel("", "", ours, "i", b"")
+    assert dict(parcel.properties) == dict(described) | {"timestamp": time.replace(microsecond=0)}
 
 
 @pytest.mark.parametrize("known", [True, False])

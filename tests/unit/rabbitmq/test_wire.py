@@ -15,7 +15,7 @@ from pamqp.heartbeat import Heartbeat
 
 from messaging_rabbitmq.arrivals import Arrivals, content_header
 from messaging_rabbitmq.confirms import Batch, Confirms
-from messaging_rabbitmq.properties import Parcel
+from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.wire import FrameReader
 
 NOBODY: object = None
@@ -160,7 +160,7 @@ def test_a_header_cut_short_or_changed_is_read_as_by_pamqp_or_not_at_all(data):
 
 
 def batch(number: int, ended: list[int]) -> Batch:
-    parcels = [Parcel("", "q", Basic.Properties(message_id=f"{number}-{at}"), b"") for at in range(number)]
+    parcels = [parcel_of("", "q", Basic.Properties(message_id=f"{number}-{at}"), b"") for at in range(number)]
     return Batch(parcels, ended.append)
 
 

@@ -86,15 +86,19 @@ def make_clients(settings: SQSSettings) -> Clients:
     # What is made beside a client of one's own speaks to the same server.
     beside = next((url for client in own if not names(url := client.meta.endpoint_url)), None)
 
+    agent: str | None = None
+
     def make(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = ATTEMPTS) -> Any:
         return session.client(
             service,
             region_name=region,
             endpoint_url=endpoint or settings.endpoint_url or beside,
             verify=settings.ca,
-            config=_configuration(settings, wait=wait, attempts=attempts),
+            config=_configuration(settings, wait=wait, attempts=attempts, agent=agent),
         )
 
+    sts = make("sts", settings.sts_endpoint_url)
+    agent = _agent(sts.meta.config)
     sqs = settings.sqs_client or make("sqs", settings.sqs_endpoint_url)
     return Clients(
         region=region,
@@ -105,7 +109,7 @@ def make_clients(settings: SQSSettings) -> Clients:
         polls=settings.sqs_client
         or make("sqs", settings.sqs_endpoint_url, wait=settings.poll_wait, attempts=1),
         sns=settings.sns_client or make("sns", settings.sns_endpoint_url),
-        sts=make("sts", settings.sts_endpoint_url),
+        sts=sts,
         sends={
             "sqs": settings.sqs_client or make("sqs", settings.sqs_endpoint_url, attempts=1),
             "sns": settings.sns_client or make("sns", settings.sns_endpoint_url, attempts=1),
@@ -148,8 +152,9 @@ def _new_session(settings: SQSSettings) -> Any:
         raise ConfigurationError(f"AWS profile {settings.profile!r} was not found: {error}") from None
 
 
-def _configuration(settings: SQSSettings, *, wait: float, attempts: int) -> Any:
+def _configuration(settings: SQSSettings, *, wait: float, attempts: int, agent: str | None) -> Any:
     return _config.Config(
+        user_agent=agent,
         connect_timeout=settings.connect_timeout,
         read_timeout=settings.operation_timeout + wait,
         max_pool_connections=_POLL_CONNECTIONS if wait else settings.threads,
@@ -158,6 +163,12 @@ def _configuration(settings: SQSSettings, *, wait: float, attempts: int) -> Any:
         retries={"mode": "standard", "total_max_attempts": attempts},
         tcp_keepalive=True,
     )
+
+
+def _agent(config: Any) -> str:
+    """Who sends the requests, as botocore says it: left to itself, it puts that together anew for each, twice."""
+    agent, application = config.user_agent, config.user_agent_appid
+    return f"{agent} app/{application}" if application else str(agent)
 
 
 def _assumed(settings: SQSSettings, session: Any, region: str) -> Any:

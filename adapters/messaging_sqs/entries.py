@@ -85,6 +85,7 @@ _TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 _OVERHEAD = len(ATTRIBUTE) + len("String")
 _GROUP_ID = frozenset(ascii_letters + digits + punctuation)
 _HASHED = "sha256:"
+_written = json.JSONEncoder(separators=(",", ":")).encode
 _unique = secrets.token_hex(8)
 _numbers = count(1)
 
@@ -142,7 +143,7 @@ def pack(
         body = b64encode(zlib.compress(message.body) if compressed else message.body).decode()
         length = len(body)
         headers[ENCODING] = DEFLATE if compressed else BASE64
-    attribute = json.dumps(headers, separators=(",", ":"))
+    attribute = _written(headers)
     return Entry(body, attribute, length + _OVERHEAD + len(attribute))
 
 

@@ -176,6 +176,15 @@ def test_aws_is_known_by_its_names(endpoint, is_aws):
     assert make_clients(SQSSettings(region="us-east-1", endpoint_url=endpoint)).is_aws is is_aws
 
 
+def test_requests_say_who_sends_them_as_boto3_does(monkeypatch):
+    monkeypatch.setenv("AWS_SDK_UA_APP_ID", "billing")
+
+    clients = make_clients(SQSSettings(region="us-east-1", endpoint_url=CLOSED))
+
+    agents = [client.meta.config.user_agent for client in (clients.sqs, clients.sns, clients.sends["sns"])]
+    assert all("Boto3/" in agent and "app/billing" in agent for agent in agents)
+
+
 async def test_a_session_of_ones_own_is_used(bench, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -134,6 +134,8 @@ class NativeBroker(Broker):
 
     def pause(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)
+        # Until the last of its threads stands still, the others answer.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         os.killpg(self.pid, signal.SIGCONT)

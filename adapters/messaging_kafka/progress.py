@@ -120,7 +120,10 @@ class Progress:
 
     def finish(self, offset: int) -> None:
         """The record is done."""
-        self.unfinished.pop(offset, None)
+        entry = self.unfinished.pop(offset, None)
+        if entry is not None:
+            # It holds the entry too: only the garbage collector would free both.
+            entry.delivery = None
 
     def committed(
         self, *, leaving: bool = False, limit: int = METADATA_LIMIT, moment: Moment = START

@@ -1,6 +1,7 @@
 """Members: what they own, hand over, redo, hold; and that no one of them blocks another."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -42,6 +43,24 @@ async def test_a_handed_over_partition_redoes_only_what_was_not_done(bench: Benc
 
     assert ids(again) == ["2", "5", "7", "8", "9"]
     assert {(one.attempt, one.returns, one.guard) for one in again} == {(1, 0, "none")}
+
+
+async def test_what_is_settled_is_freed_without_the_garbage_collector(bench: Bench) -> None:
+    """In cycles, every message waited for a collection of all that the process has."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ONE)
+    await publish(adapter, ONE, *map(str, range(10)))
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 10)
+    gc.disable()
+    try:
+        await ack(consumer, deliveries)
+        del deliveries
+
+        kept = [one for one in gc.get_objects() if isinstance(one, RawDelivery)]
+    finally:
+        gc.enable()
+    assert kept == []
 
 
 async def test_after_a_crash_what_was_committed_is_not_redone_and_the_rest_is_counted(bench: Bench) -> None:

@@ -209,8 +209,9 @@ class Link:
         Raises aiokafka's errors, for `translated`; a broker that gives no answer has its connection closed, so
         that the next call makes a new one.
         """
-        await self.open()
-        client = self._client
+        if self._client is None or self._stale:
+            await self.open()
+        client: Any = self._client
         if node is None:
             node = client.get_random_node()
         if node is None:

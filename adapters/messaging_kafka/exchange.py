@@ -18,6 +18,7 @@ from messaging_kafka import library
 from messaging_kafka.brokers import GONE
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
+from messaging_kafka.produce import Produce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,6 @@ Fate: TypeAlias = "int | PublishError"
 
 REQUEST_BYTES = 90 << 20
 """Of a batch: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
-ALL_IN_SYNC = -1
 CHANNEL = "write"
 INVALID_RECORD = 87
 TOO_LARGE = (Errors.MessageSizeTooLargeError, Errors.RecordListTooLargeError)
@@ -127,7 +127,7 @@ class Exchange:
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for batch in batches:
             topics.setdefault(batch.to.topic, []).append((batch.to.partition, batch.data))
-        request = library.Produce(None, ALL_IN_SYNC, int(self._timeout * 1000), list(topics.items()))
+        request = Produce(int(self._timeout * 1000), list(topics.items()))
         try:
             response = await self._link.send(request, node=node, channel=CHANNEL, within=self._timeout)
         except (KafkaError, MessagingError) as error:
@@ -137,7 +137,7 @@ class Exchange:
             return
         by_place = {batch.to: batch for batch in batches}
         for topic, partitions in response.topics:
-            for partition, code, offset, *_ in partitions:
+            for partition, code, offset in partitions:
                 batch = by_place[Place(topic, partition)]
                 if code:
                     self._refuse(batch, code)

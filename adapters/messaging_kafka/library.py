@@ -23,7 +23,6 @@ from aiokafka.protocol import (
     group,
     metadata,
     offset,
-    produce,
     transaction,
 )
 from aiokafka.record import default_records, memory_records
@@ -55,7 +54,6 @@ LeaveGroup: Any = group.LeaveGroupRequest
 Metadata: Any = metadata.MetadataRequest
 ListOffsets: Any = offset.OffsetRequest
 Fetch: Any = fetch.FetchRequest
-Produce: Any = produce.ProduceRequest
 InitProducerId: Any = transaction.InitProducerIdRequest
 
 MemberMetadata: Any = consumer_protocol.ConsumerProtocolMemberMetadata

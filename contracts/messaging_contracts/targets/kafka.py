@@ -9,6 +9,7 @@ from messaging_contracts import targets
 from messaging_contracts.under_test import Target
 from messaging_kafka import library
 from messaging_kafka.names import Names
+from messaging_kafka.produce import Produce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +69,7 @@ class ForeignToKafka:
         batch = library.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
         # Retention deletes a record by the time that its producer wrote into it.
         batch.append(0, int(time.time() * 1000), None, body, written)
-        request = library.Produce(None, -1, 5000, [(where, [(0, bytes(batch.build()))])])
+        request = Produce(5000, [(where, [(0, bytes(batch.build()))])])
         client = bus.native
         await client.add_topic(where)
         response = await client.send(client.cluster.leader_for_partition(library.Place(where, 0)), request)

@@ -18,6 +18,7 @@ from messaging_contracts.faults.proxy import LOOPBACK, Proxy
 from messaging_kafka import KafkaAdapter, library
 from messaging_kafka.exchange import CHANNEL
 from messaging_kafka.library import Place
+from messaging_kafka.produce import Produce
 from messaging_kafka.producers import Producer
 from tests.contract.kafka.support import Bench, brokers_of, ids, outgoing, receive
 
@@ -159,7 +160,7 @@ async def write(adapter: KafkaAdapter, producer: int, epoch: int, sequence: int,
     for offset in range(number):
         builder.append(offset, int(time.time() * 1000), b"k", b"", [])
     to = place(adapter)
-    request = library.Produce(None, -1, 1000, [(to.topic, [(to.partition, bytes(builder.build()))])])
+    request = Produce(1000, [(to.topic, [(to.partition, bytes(builder.build()))])])
     response = await adapter._session.link.send(request, node=brokers_of(adapter).leader(to))
     assert response.topics[0][1][0][1] == 0
 

@@ -15,6 +15,7 @@ from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
 from messaging_kafka.fetching import read_between
 from messaging_kafka.library import Place
+from messaging_kafka.produce import Produce
 from messaging_kafka.records import Parcel
 from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, topics_of
 
@@ -58,7 +59,7 @@ async def test_a_producer_whose_clock_is_wrong_does_not_decide_how_long_its_mess
     batch.append(0, 0, None, b"of 1970", [])
 
     await adapter._session.link.send(
-        library.Produce(None, -1, 5000, [(where.topic, [(0, bytes(batch.build()))])]),
+        Produce(5000, [(where.topic, [(0, bytes(batch.build()))])]),
         node=brokers_of(adapter).leader(where),
     )
 

@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from messaging.tls import client_context
+from messaging_redis.line import Line
 
 if TYPE_CHECKING:
     from messaging_redis.settings import RedisSettings
@@ -27,13 +28,43 @@ _ANY_NODE = ""
 
 
 class Pool:
-    """Connections to one node, and how many may be in use."""
+    """Connections to one node, and how many may be in use.
 
-    __slots__ = ("connections", "slots")
+    redis-py's pool makes them, and says how; what it does for each use costs as much as the exchange itself.
+    """
+
+    __slots__ = ("_kept", "connections", "slots")
 
     def __init__(self, connections: Any, size: int) -> None:
         self.connections = connections
         self.slots = asyncio.Semaphore(size)
+        self._kept: list[Line] = []
+
+    def kept(self) -> Line | None:
+        """A connection that was kept and to which nothing has happened since."""
+        if self._kept and self._kept[-1].sound:
+            return self._kept.pop()
+        return None
+
+    async def connect(self) -> Line:
+        """A connection of redis-py's pool, after those that were lost went back to it."""
+        while self._kept and not self._kept[-1].sound:
+            await self.end(self._kept.pop())
+        return self.kept() or Line(await self.connections.get_connection())
+
+    async def leave(self, line: Line) -> None:
+        """After an exchange that went well."""
+        if line.lasting:
+            self._kept.append(line)
+        else:
+            await self.connections.release(line.connection)
+
+    async def end(self, line: Line) -> None:
+        """Close it, without waiting."""
+        try:
+            await line.connection.disconnect(nowait=True)
+        finally:
+            await self.connections.release(line.connection)
 
 
 class Clients:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import exceptions as redis_errors
 
@@ -20,26 +20,16 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
-from messaging_redis.arrived import replies_arrived
 from messaging_redis.clients import Clients
 from messaging_redis.scripts import with_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from messaging_redis.clients import Pool
+    from messaging_redis.line import Argument, Command, Line
     from messaging_redis.scripts import Script
     from messaging_redis.settings import RedisSettings
-
-Argument: TypeAlias = "bytes | str | int | float"
-Command: TypeAlias = "Sequence[Argument]"
-
-try:
-    import hiredis
-except ImportError:
-    _pack: Any = None
-else:
-    # Several times as fast as redis-py's own, which packs in Python.
-    _pack = cast("Any", hiredis).pack_command
 
 _TRANSIENT = (
     "LOADING",
@@ -146,12 +136,7 @@ class RedisConnection:
 
         `waiting` is told the id of the connection as the read begins: `unblock` ends it with that.
         """
-
-        def first(replies: list[Any]) -> None:
-            if len(replies) == 1 and isinstance(replies[0], int):
-                waiting(replies[0])
-
-        _, reply = await self._exchange(key, (("CLIENT", "ID"), command), wait, first)
+        (reply,) = await self._exchange(key, (command,), wait, waiting)
         if isinstance(reply, redis_errors.MovedError):
             await self._refresh()
         return reply
@@ -192,7 +177,7 @@ class RedisConnection:
         key: str,
         commands: Sequence[Command],
         wait: float | None,
-        each: Callable[[list[Any]], None] | None = None,
+        waiting: Callable[[int], None] | None = None,
     ) -> list[Any]:
         clients = self._opened
         if clients.stale:
@@ -204,29 +189,30 @@ class RedisConnection:
             clients.stale = True
             raise self._unreachable(error, time.monotonic()) from error
         async with pool.slots:
-            connection = await self._connected(clients, pool.connections)
+            line = pool.kept() or await self._connected(clients, pool)
             try:
                 self.check_open()  # it may have been closed while this connection was made
-                async with asyncio.timeout(patience):
-                    replies = await _converse(connection, commands, each)
+                if waiting is not None:
+                    waiting(line.id or await line.ask_id(patience))
+                replies = await line.converse(commands, patience)
             except BaseException as error:  # cancelled, too: a reply may still come on this connection
-                await connection.disconnect(nowait=True)
+                await pool.end(line)
                 if isinstance(error, _FAULTS):
                     clients.stale = True
                     raise self._interrupted(error, patience) from error
                 raise
-            finally:
-                if self._closed:
-                    await connection.disconnect(nowait=True)
-                await pool.connections.release(connection)
+            if self._closed or line.demoted:
+                await pool.end(line)
+            else:
+                await pool.leave(line)
         self.failed = None
         return replies
 
-    async def _connected(self, clients: Clients, pool: Any) -> Any:
+    async def _connected(self, clients: Clients, pool: Pool) -> Line:
         started = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
-                return await pool.get_connection()
+                return await pool.connect()
         except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, started) from error
@@ -260,30 +246,6 @@ class RedisConnection:
         detail = f"no reply within {patience:g} s" if isinstance(error, TimeoutError) else _text(error)
         self.failed = f"the connection to Redis at {self.settings.address} was lost: {detail}"
         return Interrupted(self.failed)
-
-
-async def _converse(
-    connection: Any, commands: Sequence[Command], each: Callable[[list[Any]], None] | None
-) -> list[Any]:
-    await connection.send_packed_command(_packed(connection, commands), check_health=False)
-    replies: list[Any] = []
-    while (missing := len(commands) - len(replies)) > 0:
-        if replies and each is None and (arrived := replies_arrived(connection, missing)):
-            replies += arrived
-            continue
-        try:
-            replies.append(await connection.read_response())
-        except redis_errors.ResponseError as error:
-            replies.append(error)
-        if each is not None:
-            each(replies)
-    return replies
-
-
-def _packed(connection: Any, commands: Sequence[Command]) -> list[bytes]:
-    if _pack is None:
-        return cast("list[bytes]", connection.pack_commands(commands))
-    return [b"".join([_pack(tuple(command)) for command in commands])]
 
 
 def translate(error: Exception, what: str) -> MessagingError:

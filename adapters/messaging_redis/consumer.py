@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from messaging.adapter import Settled, Settlement, Subscription
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import RedisConnection
+    from messaging_redis.line import Argument
     from messaging_redis.topology import Topics
     from messaging_redis.trimming import Trimmer
 

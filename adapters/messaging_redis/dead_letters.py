@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Gone, GroupSpec
     from messaging.message import Message
-    from messaging_redis.connection import Argument, Command, RedisConnection
+    from messaging_redis.connection import RedisConnection
+    from messaging_redis.line import Argument, Command
     from messaging_redis.topology import Topics
 
 _PAGE = 100

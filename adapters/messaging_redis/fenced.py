@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from messaging.adapter import RawDelivery, Settled, Settlement
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import RedisConnection
     from messaging_redis.entries import Token
     from messaging_redis.keys import GroupKeys
+    from messaging_redis.line import Argument
     from messaging_redis.ownership import Partition
 
 _CHUNK = 128

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Ownership, RawDelivery
     from messaging_redis.background import Background
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import RedisConnection
     from messaging_redis.fenced import FencedSettler
     from messaging_redis.keys import GroupKeys
+    from messaging_redis.line import Argument
 
 PENDING = "0"
 NEW = ">"

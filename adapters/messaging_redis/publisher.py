@@ -24,6 +24,7 @@ from messaging.errors import (
 from messaging.message import make_receipt
 from messaging_redis.connection import Interrupted, translate
 from messaging_redis.entries import encode_entry, exceeds
+from messaging_redis.packing import pack_addition
 from messaging_redis.scripts import PUBLISH, PUBLISH_ONCE
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Outgoing, TopicSpec
     from messaging.message import Receipt
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import RedisConnection
     from messaging_redis.entries import Fields
+    from messaging_redis.line import Argument, Command
     from messaging_redis.topology import Topics, TopicState
     from messaging_redis.trimming import Trimmer
 
@@ -46,17 +48,30 @@ _GROUPS_KNOWN_FOR = 5.0
 
 
 class _Item:
-    """One message on its way: its place in the batch and its encoded fields."""
+    """One message on its way: its place in the batch, and its entry."""
 
-    __slots__ = ("at", "fields", "outgoing", "partition", "state", "stream")
+    __slots__ = ("at", "fields", "outgoing", "packed", "partition", "state", "stream")
 
-    def __init__(self, at: int, outgoing: Outgoing, state: TopicState, fields: Fields) -> None:
+    def __init__(self, at: int, outgoing: Outgoing, state: TopicState) -> None:
         self.at = at
         self.outgoing = outgoing
         self.state = state
-        self.fields = fields
         self.partition = outgoing.partition if state.spec.native is None else 0
         self.stream = state.keys.streams[self.partition]
+        self.packed = b""
+        """The whole command, where it goes alone."""
+        self.fields: Fields = []
+        """What a script stores."""
+        if outgoing.topic.ordered or outgoing.once is not None:
+            self.fields = encode_entry(outgoing.message, outgoing.reply_to)
+        else:
+            self.packed = pack_addition(self.stream, outgoing.message, outgoing.reply_to)
+
+    def exceeds(self, most: int) -> int:
+        """Bytes of the entry where they are more than `most`, else 0."""
+        if self.packed and len(self.packed) <= most:  # with what stands around the parts
+            return 0
+        return exceeds(self.fields or encode_entry(self.outgoing.message, self.outgoing.reply_to), most)
 
 
 class Publisher:
@@ -75,19 +90,21 @@ class Publisher:
         shards: dict[str, list[_Item]] = {}
         """By stream."""
         to_trim: dict[TopicSpec, None] = {}
+        topic: TopicSpec | None = None
+        state: TopicState | None = None
         for at, outgoing in enumerate(messages):
-            state = self._topics.known(outgoing.topic)
+            if outgoing.topic is not topic:
+                topic, state = outgoing.topic, self._topics.known(outgoing.topic)
             if state is None or not state.found or (outgoing.mandatory and not _known(state)):
                 ready = await self._look_for(outgoing)
                 if isinstance(ready, PublishError):
                     results[at] = ready
                     continue
                 state = ready
-            fields = encode_entry(outgoing.message, outgoing.reply_to)
-            if size := exceeds(fields, self._max_bytes):
+            item = _Item(at, outgoing, state)
+            if size := item.exceeds(self._max_bytes):
                 results[at] = _too_large(outgoing, size, self._max_bytes)
                 continue
-            item = _Item(at, outgoing, state, fields)
             shard = shards.get(item.stream)
             if shard is None:
                 try:
@@ -161,8 +178,9 @@ class Publisher:
                 return
 
     async def _exchange(self, units: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
-        stale = {unit[0].state.keys.root: unit[0].state for unit in units if not _known(unit[0].state)}
-        commands: list[list[Argument]] = [_look_command(state) for state in stale.values()]
+        topics = {unit[0].state.keys.root: unit[0].state for unit in units}
+        stale = [state for state in topics.values() if not _known(state)]
+        commands: list[Command] = [_look_command(state) for state in stale]
         commands += [_command(unit) for unit in units]
         try:
             replies = await self._connection.exchange(units[0][0].stream, commands)
@@ -174,7 +192,7 @@ class Publisher:
             for item in _items(units):
                 results[item.at] = _not_sent(item.outgoing, error)
             return
-        for state, reply in zip(stale.values(), replies, strict=False):
+        for state, reply in zip(stale, replies, strict=False):
             _looked(state, reply)
         for unit, reply in zip(units, replies[len(stale) :], strict=True):
             _read(unit, reply, results)
@@ -214,7 +232,9 @@ def _looked(state: TopicState, reply: Any) -> None:
         state.looked = time.monotonic()
 
 
-def _command(unit: list[_Item]) -> list[Argument]:
+def _command(unit: list[_Item]) -> Command:
+    if unit[0].packed:
+        return unit[0].packed
     if unit[0].outgoing.once is not None:
         return _once_command(unit)
     if len(unit) == 1:

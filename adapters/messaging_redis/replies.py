@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.message import Message
-    from messaging_redis.connection import Argument, Command, RedisConnection
+    from messaging_redis.connection import RedisConnection
+    from messaging_redis.line import Argument, Command
 
 _MOST_REPLIES = 256
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging_redis.connection import Argument, Command
+    from messaging_redis.line import Argument, Command
 
 _FOLDER = files("messaging_redis") / "lua"
 _SHARED = (_FOLDER / "shared.lua").read_text()

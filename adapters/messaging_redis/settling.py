@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from messaging.adapter import RawDelivery, Settled
-    from messaging_redis.connection import Argument, RedisConnection
+    from messaging_redis.connection import RedisConnection
     from messaging_redis.entries import Token
     from messaging_redis.keys import GroupKeys
+    from messaging_redis.line import Argument
 
 RETRY = "t"
 """The name of the retry stream among the streams of a group."""

@@ -16,6 +16,7 @@ from messaging.errors import (
 )
 from messaging.message import Ack, Receipt, Reject, Release, Retry
 from messaging_contracts.brokers.process import free_port
+from messaging_redis import line
 
 CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
 LEAST = f"-@all {CATEGORIES} +time +info +del +pexpire"
@@ -278,6 +279,26 @@ async def test_a_server_that_goes_away_does_not_hold_up_close(own):
     assert time.monotonic() - started < 3
     with pytest.raises(Closed):
         await adapter.publish([bench.outgoing(group.topic, 1)])
+
+
+async def test_a_version_of_redis_py_that_looks_different_serves_as_well(own, monkeypatch):
+    monkeypatch.setattr(line, "_known", lambda connection: None)
+    _, bench = await own()
+
+    await everything(bench, await bench.adapter())
+
+
+async def test_an_idle_connection_that_the_server_closed_is_not_used_again(own):
+    broker, bench = await own()
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await bench.publish(adapter, group.topic, 1)
+
+    broker.kill()
+    await asyncio.to_thread(broker.restart)  # the loop sees the end of the connection meanwhile
+    (result,) = await bench.publish(adapter, group.topic, 1)
+
+    assert type(result) is Receipt
 
 
 async def test_a_unix_socket_serves_as_well(own, tmp_path):

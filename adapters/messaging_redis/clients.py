@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import redis.asyncio as aio
 from redis import exceptions as redis_errors
@@ -25,6 +25,8 @@ _sentinel = cast("Any", sentinel)
 _aio = cast("Any", aio)
 
 _ANY_NODE = ""
+
+Use: TypeAlias = Literal["commands", "reads", "leases"]
 
 
 class Pool:
@@ -74,7 +76,7 @@ class Clients:
         self._settings = settings
         self._cluster: Any = None
         self._sentinel: Any = None
-        self._pools: dict[tuple[str, bool], Pool] = {}
+        self._pools: dict[tuple[str, Use], Pool] = {}
         self._lock = asyncio.Lock()
         self.native: Any = None
         self.stale = False
@@ -154,13 +156,15 @@ class Clients:
             raise redis_errors.ClusterDownError(f"no node has the slot of {key!r}")
         return f"{node.host} {node.port}"
 
-    def pool(self, key: str, *, waiting: bool) -> Pool:
-        """The connections to the node that has a key. Reads that wait must not take those for commands."""
+    def pool(self, key: str, use: Use) -> Pool:
+        """The connections to the node that has a key. Reads that wait must not take those for commands, and no command
+        those of leases: to make another takes three round trips, on a slow network most of a lease.
+        """
         node = self.node_of(key)
-        pool = self._pools.get((node, waiting))
+        pool = self._pools.get((node, use))
         if pool is None:
-            size = 10_000 if waiting else self._settings.max_connections
-            pool = self._pools[node, waiting] = Pool(
+            size = self._settings.max_connections if use == "commands" else 10_000
+            pool = self._pools[node, use] = Pool(
                 self._make_pool(node, {"socket_timeout": None}, size + 1), size
             )
         return pool

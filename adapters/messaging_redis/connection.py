@@ -26,7 +26,7 @@ from messaging_redis.scripts import with_source
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from messaging_redis.clients import Pool
+    from messaging_redis.clients import Pool, Use
     from messaging_redis.line import Argument, Command, Line
     from messaging_redis.scripts import Script
     from messaging_redis.settings import RedisSettings
@@ -124,9 +124,11 @@ class RedisConnection:
             raise translate(reply, str(command[0]))
         return reply
 
-    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    async def run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument], *, use: Use = "commands"
+    ) -> Any:
         """One script; all keys are of one topic. Its error is raised."""
-        (reply,) = await self.exchange(keys[0], (script.call(keys, arguments),))
+        (reply,) = await self.exchange(keys[0], (script.call(keys, arguments),), use=use)
         if isinstance(reply, Exception):
             raise translate(reply, script.name)
         return reply
@@ -147,15 +149,20 @@ class RedisConnection:
         _ = await self.exchange(key, (("CLIENT", "UNBLOCK", connection),))
 
     async def exchange(
-        self, key: str, commands: Sequence[Command], *, wait: float | None = None
+        self,
+        key: str,
+        commands: Sequence[Command],
+        *,
+        wait: float | None = None,
+        use: Use = "commands",
     ) -> list[Any]:
         """Send all, then read a reply for each: a value, or the error of that command, not raised.
 
-        `wait`: the commands may wait that long on the server; such reads have connections of their own. Raises
-        ConnectionFailed when nothing was sent, Interrupted when the fate of what was sent is unknown,
-        AuthenticationFailed. Cancelling closes the one connection that was in use.
+        `wait`: the commands may wait that long on the server; such reads have connections of their own, and what is
+        of another `use` has, too. Raises ConnectionFailed when nothing was sent, Interrupted when the fate of what was
+        sent is unknown, AuthenticationFailed. Cancelling closes the one connection that was in use.
         """
-        replies = await self._exchange(key, commands, wait)
+        replies = await self._exchange(key, commands, wait, use=use)
         # A command that the server did not run: its script is unknown there, or its slot has moved.
         for _ in range(_ROUNDS):
             places = [at for at, reply in enumerate(replies) if isinstance(reply, _NOT_RUN)]
@@ -167,7 +174,7 @@ class RedisConnection:
                 with_source(command) if isinstance(reply, redis_errors.NoScriptError) else command
                 for command, reply in zip(commands, replies, strict=True)
             ]
-            repeated = await self._exchange(key, [commands[at] for at in places], wait)
+            repeated = await self._exchange(key, [commands[at] for at in places], wait, use=use)
             for at, reply in zip(places, repeated, strict=True):
                 replies[at] = reply
         return replies
@@ -178,13 +185,14 @@ class RedisConnection:
         commands: Sequence[Command],
         wait: float | None,
         waiting: Callable[[int], None] | None = None,
+        use: Use = "commands",
     ) -> list[Any]:
         clients = self._opened
         if clients.stale:
             await self._refresh()
         patience = self.settings.socket_timeout if wait is None else wait + _MARGIN
         try:
-            pool = clients.pool(key, waiting=wait is not None)
+            pool = clients.pool(key, use if wait is None else "reads")
         except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, time.monotonic()) from error

@@ -134,6 +134,10 @@ class SharedConsumer(Consumer):
     async def _join(self) -> None:
         if self._group.native is not None:
             await self._topics.ensure_retry_stream(self._keys)
+        # Of nothing: on a slow network the first lease might end while its connection is made.
+        await self._connection.run(
+            EXTEND, list(self._streams.values()), [self._keys.name, self._name, 0], use="leases"
+        )
         self._joined = True
         self._background.start(self._tend(), name="messaging-redis-tend")
 
@@ -286,7 +290,9 @@ class SharedConsumer(Consumer):
             arguments: list[Argument] = [self._keys.name, self._name, max(0, int((lease - seconds) * 1000))]
             for delivery in part:
                 arguments += [1 + sources.index(delivery.token.source), delivery.token.id]
-            replies = await self._connection.run(EXTEND, list(self._streams.values()), arguments)
+            replies = await self._connection.run(
+                EXTEND, list(self._streams.values()), arguments, use="leases"
+            )
             for delivery, reply in zip(part, replies, strict=True):
                 # What was settled meanwhile is not lost: its settlement answers for it.
                 ours = bool(reply) or delivery.token.settled

@@ -18,7 +18,7 @@ from messaging.errors import Closed, ConnectionFailed, MessagingError
 from messaging_redis.scripts import HEARTBEAT
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import Ownership, RawDelivery
     from messaging_redis.background import Background
@@ -126,8 +126,8 @@ class Partitions:
         self.error: MessagingError | None = None
         """Why the last heartbeat failed."""
 
-    async def keep(self, tend: Callable[[], Awaitable[None]]) -> None:
-        """Beat until cancelled; `tend` runs after each beat. An error waits for the next one: `error` has it."""
+    async def keep(self) -> None:
+        """Beat until cancelled. An error waits for the next beat: `error` has it."""
         while True:
             interval = self._interval / _WANTING if self._wanting else self._interval
             with contextlib.suppress(TimeoutError):  # the usual end of the wait
@@ -136,7 +136,6 @@ class Partitions:
             self._beat_now.clear()
             try:
                 await self.beat()
-                await tend()
             except MessagingError as error:
                 self.error = error
                 self.changed.set()
@@ -180,7 +179,7 @@ class Partitions:
         partitions = self._keys.topic.partitions
         arguments: list[Argument] = [self._member, int(self._lease * 1000), partitions, leave, *give_up]
         held, surplus, members = await self._connection.run(
-            HEARTBEAT, [self._keys.members, self._keys.leases], arguments
+            HEARTBEAT, [self._keys.members, self._keys.leases], arguments, use="leases"
         )
         return held, surplus, members
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
-from messaging.errors import Closed, LeaseLost, MessagingError
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
 from messaging_redis.background import Background
 from messaging_redis.connection import code_of, translate
 from messaging_redis.consumer import stream_pairs
@@ -82,7 +82,9 @@ class PartitionedConsumer(Consumer):
             await self._partitions.beat()
             if not self._joined:
                 self._joined = True
-                self._background.start(self._partitions.keep(self._tend), name="messaging-redis-heartbeat")
+                self._background.start(self._partitions.keep(), name="messaging-redis-heartbeat")
+                # Beside the heartbeat, which must not wait for it.
+                self._background.start(self._tend(), name="messaging-redis-tend")
         while True:
             self._partitions.changed.clear()
             readable = self._readable(paused)
@@ -311,7 +313,17 @@ class PartitionedConsumer(Consumer):
         return True
 
     async def _tend(self) -> None:
-        await self._trimmer.trim(self._group.topic)
+        """Trim now and then. An error waits for the next round."""
+        while True:
+            try:
+                await self._trimmer.trim(self._group.topic)
+            except ConnectionFailed:
+                pass
+            except Closed:
+                return
+            except MessagingError as error:
+                logger.warning("Trimming for %s on Redis failed: %s", self._where, error, extra=self._extra())
+            await asyncio.sleep(self._connection.settings.poll)
 
     def _owner_of(self, delivery: RawDelivery) -> Partition | None:
         partition = self._partitions.owned.get(delivery.partition)

@@ -1,0 +1,43 @@
+"""Leases are kept whatever else this process asks of Redis."""
+
+import asyncio
+
+import pytest
+
+from messaging.adapter import Done
+
+LEASE = 0.6
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_lease_is_kept_while_all_connections_for_commands_are_in_use(bench, new_owner, ordered):
+    adapter = await bench.adapter(lease=LEASE, partition_lease=LEASE, block=0.1, max_connections=1)
+    group = await bench.group(adapter, ordered=ordered)
+    owner = new_owner()
+    consumer = bench.consumer(adapter, group, owner=owner)
+    await bench.publish(adapter, group.topic, 1)
+    deliveries = await bench.receive(consumer, 1)
+
+    key = f"{bench.namespace}-never"
+    busy = asyncio.create_task(adapter._connection.call(key, "BLPOP", key, 2 * LEASE))
+    while not busy.done():
+        await asyncio.sleep(LEASE / 4)
+        async with asyncio.timeout(LEASE / 2):
+            assert await consumer.extend(deliveries, LEASE) == [True]
+
+    assert owner.lost == []
+    assert await bench.settle(consumer, deliveries) == [Done()]
+
+
+async def test_what_keeps_a_lease_is_connected_before_it_is_needed(bench):
+    adapter = await bench.adapter(lease=LEASE)
+    group = await bench.group(adapter)
+    await bench.publish(adapter, group.topic, 1)
+    consumer = bench.consumer(adapter, group)
+    deliveries = await bench.receive(consumer, 1)
+
+    connected = await adapter.native.info("stats")
+    assert await consumer.extend(deliveries, LEASE) == [True]
+
+    again = await adapter.native.info("stats")
+    assert again["total_connections_received"] == connected["total_connections_received"]

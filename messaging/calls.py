@@ -26,13 +26,16 @@ ABANDONED = PublishError("nobody waits for it any more")
 class Call:
     """One `publish` or `publish_many`, of one topic: its results come together."""
 
-    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "ordered", "results")
+    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "once", "ordered", "results")
 
     def __init__(self, messages: Sequence[Outgoing], number: int) -> None:
         self.messages = messages
         self.number = number
         """Grows in the order of the calls."""
-        self.ordered = messages[0].topic.name if messages[0].topic.ordered else None
+        first = messages[0]
+        self.ordered = first.topic.name if first.topic.ordered else None
+        self.once = first.once is not None
+        """Whether its messages are stored once (`Outgoing.once`), as those of one call all are, or none."""
         self.missing = len(messages)
         self.results: list[Result | None] = [None] * self.missing
         """None: it waits to be sent."""
@@ -55,12 +58,14 @@ class Call:
 class Batch:
     """What goes in one exchange: places in calls, in the order of the messages."""
 
-    __slots__ = ("lanes", "messages", "parts")
+    __slots__ = ("lanes", "messages", "once", "parts")
 
     def __init__(self) -> None:
         self.messages: list[Outgoing] = []
         self.parts: list[tuple[Call, Sequence[int]]] = []
         self.lanes: list[Lane] = []
+        self.once = False
+        """Whether any of them is stored once."""
 
 
 def too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> PublishError:

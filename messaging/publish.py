@@ -127,8 +127,8 @@ class Publisher:
         self._closed = True
         try:
             async with timeout(self._clock, within):
-                while self._exchanges:
-                    await asyncio.wait(self._exchanges)
+                while under_way := [task for task in self._exchanges if not task.done()]:
+                    await asyncio.wait(under_way)
         except TimeoutError:
             pass
         finally:
@@ -172,7 +172,6 @@ class Publisher:
             self._starting = True
             task = asyncio.create_task(self._exchange(), name="messaging-publish")
             self._exchanges.add(task)
-            task.add_done_callback(self._exchanges.discard)  # of one that never ran; see _exchange
 
     def _enough(self) -> bool:
         """Whether what waits is worth an exchange beside those under way."""
@@ -208,10 +207,11 @@ class Publisher:
                 free.popleft()
             else:
                 end = start + room
+            call.next = end
             messages += call.messages[start:end]
             call.results[start:end] = [UNDER_WAY] * (end - start)
-            call.next = end
             batch.parts.append((call, range(start, end)))
+            batch.once = batch.once or call.once
 
     def _take_ordered(self, batch: Batch, share: int) -> None:
         """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""
@@ -227,6 +227,7 @@ class Publisher:
                     call.results[at] = UNDER_WAY
                     batch.messages.append(call.messages[at])
                     batch.parts.append((call, (at,)))
+                    batch.once = batch.once or call.once
             if len(batch.messages) > before:
                 batch.lanes.append(lane)
             if waiting:
@@ -237,13 +238,14 @@ class Publisher:
     async def _exchange(self) -> None:
         self._starting = False
         try:
-            while self._enough():
+            while (self._free or self._ordered) and self._enough():
                 batch = self._next_batch()
                 if not batch.messages:
                     return
                 self._under_way += len(batch.messages)
                 self._busy.update(batch.lanes)
-                self._start_exchange()
+                if self._queued:
+                    self._start_exchange()
                 try:
                     await self._send(batch)
                 finally:
@@ -262,7 +264,7 @@ class Publisher:
             raise
         finally:
             self._under_way -= len(messages)
-        if any(one.once is not None for one in messages):
+        if batch.once:
             await self._send_again([(call, at) for call, places in batch.parts for at in places], results)
         else:
             self._confirm(batch, results)
@@ -369,7 +371,10 @@ class Publisher:
                 call.results[places[0] : places[-1] + 1] = results[start:end]
                 self._count_finished(call, len(places))
             start = end
-        self._conclude(ordered)
+        if ordered:
+            self._conclude(ordered)
+        elif self._waiting:
+            self._let_in()
 
     def _conclude(self, results: Sequence[tuple[Place, Result]]) -> None:
         failed: list[tuple[Call, int, PublishError]] = []

@@ -143,7 +143,8 @@ class RabbitMQAdapter(Adapter):
     async def _missing_topics(self, messages: Sequence[Outgoing]) -> dict[tuple[str, int], PublishError]:
         missing: dict[tuple[str, int], PublishError] = {}
         known: TopicSpec | None = None
-        for topic in (one.topic for one in messages):
+        for one in messages:
+            topic = one.topic
             if topic is known or _place(topic) in missing:
                 continue
             try:

@@ -12,6 +12,7 @@ from struct import Struct, error
 from typing import TYPE_CHECKING, Any, cast
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
@@ -19,9 +20,11 @@ from messaging_rabbitmq.connection import is_known_version, wire_of
 from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from aiormq.abc import AbstractChannel
+
+    from messaging_rabbitmq.wire import Wire
 
 DELIVER = b"\x00\x3c\x00\x3c"
 # AMQP 0-9-1, 4.2.3 and 4.2.6: methods and content headers.
@@ -33,22 +36,46 @@ _BASIC = 60
 _CONTENT_TYPE, _ENCODING, _HEADERS, _MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
 _CORRELATION, _REPLY_TO, _MESSAGE_ID, _TIME = 1 << 10, 1 << 9, 1 << 7, 1 << 6
 _READ_HERE = _CONTENT_TYPE | _ENCODING | _HEADERS | _MODE | _CORRELATION | _REPLY_TO | _MESSAGE_ID | _TIME
+_SETTLE = Struct(">BHIIQBB")
+_SETTLED_SIZE = 13
+_ACK, _NACK, _REJECT = 0x003C0050, 0x003C0078, 0x003C005A
+_REQUEUE = 2
+_END = 0xCE
 _TEXT = ord("S")
 _TIME_IN_SECONDS = 0xFFFFFFFF
 """Beyond that, pamqp takes a timestamp for milliseconds."""
 
 
-def take_arrivals(channel: AbstractChannel, arrived: Callable[[DeliveredMessage], None]) -> None:
-    """Give what this channel delivers to `arrived`, instead of a task to the consumer that aiormq knows."""
-    if is_known_version() and hasattr(channel, "number"):
-        wire_of(channel).tap(cast("Any", channel).number, Arrivals(channel, arrived))
+def take_arrivals(channel: AbstractChannel, arrived: Callable[[DeliveredMessage], None]) -> Arrivals | None:
+    """Give what this channel delivers to `arrived`, instead of a task to the consumer that aiormq knows.
+
+    None with a version of aiormq that this was not made for.
+    """
+    if not (is_known_version() and hasattr(channel, "number")):
+        return None
+    wire, number = wire_of(channel), cast("Any", channel).number
+    arrivals = Arrivals(channel, number, wire, arrived)
+    wire.tap(number, arrivals)
+    return arrivals
 
 
 class Arrivals:
-    """Takes the deliveries of one channel, whole, and gives each on as it comes."""
+    """Takes the deliveries of one channel, whole, and gives each on as it comes; and settles them.
 
-    def __init__(self, channel: AbstractChannel, arrived: Callable[[DeliveredMessage], None]) -> None:
+    All that is settled here goes out in one order: an acknowledgement of all before a tag must not overtake the
+    return of one of them.
+    """
+
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        number: int,
+        wire: Wire,
+        arrived: Callable[[DeliveredMessage], None],
+    ) -> None:
         self.closed = False
+        self._number = number
+        self._wire = wire
         self._channel = channel
         self._arrived = arrived
         self._delivery: Basic.Deliver | None = None
@@ -85,6 +112,21 @@ class Arrivals:
         else:
             return False
         return True
+
+    def acknowledge(self, settled: Iterable[tuple[int, bool]]) -> None:
+        """By tags, each alone or with all before it. Raises ChannelInvalidStateError when the channel is gone."""
+        self._send(b"".join(self._frame(_ACK, tag, int(multiple)) for tag, multiple in settled))
+
+    def give_back(self, tag: int, *, requeue: bool) -> None:
+        """To the queue (basic.nack), or to its dead-letter exchange (basic.reject). Raises as `acknowledge`."""
+        self._send(self._frame(_NACK, tag, _REQUEUE) if requeue else self._frame(_REJECT, tag, 0))
+
+    def _frame(self, method: int, tag: int, flags: int) -> bytes:
+        return _SETTLE.pack(METHOD, self._number, _SETTLED_SIZE, method, tag, flags, _END)
+
+    def _send(self, frames: bytes) -> None:
+        if self.closed or self._channel.is_closed or not self._wire.write(frames):
+            raise ChannelInvalidStateError("closed")
 
     def _give_on(self, body: bytes) -> None:
         delivery, header = self._delivery, self._header

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
     from messaging.adapter import RawDelivery
+    from messaging_rabbitmq.arrivals import Arrivals
     from messaging_rabbitmq.connection import Link
 
 
@@ -54,6 +55,8 @@ class Intake:
         self._arrived = arrived
         self._lost = lost
         self._channel: AbstractChannel | None = None
+        self._arrivals: Arrivals | None = None
+        """By which it settles, too, with a version of aiormq that is known."""
         self._lease = Lease()
 
     async def open(self, link: Link, prefetch: int) -> None:
@@ -65,7 +68,7 @@ class Intake:
             with translated(f"consuming queue {self.queue}", link.address):
                 channel.on_consumer_cancel_callbacks.add(self._cancelled)
                 when_closed(channel, lambda: self._closed("its channel was closed"))
-                take_arrivals(channel, self._put)
+                self._arrivals = take_arrivals(channel, self._put)
                 await channel.basic_qos(prefetch_count=min(prefetch, 65535))
                 try:
                     await channel.basic_consume(self.queue, self._take)
@@ -133,19 +136,23 @@ class Intake:
             prefix, last = prefix + 1, tag
         for tag in wanted:
             del self._outstanding[tag]
-        if prefix:
-            await channel.basic_ack(last, multiple=prefix > 1, wait=False)
+        settled = [(last, prefix > 1)] if prefix else []
         if prefix < len(wanted):
-            for tag in sorted(wanted):
-                if tag > last:
-                    await channel.basic_ack(tag, wait=False)
+            settled += [(tag, False) for tag in sorted(wanted) if tag > last]
+        if settled and self._arrivals is not None:
+            self._arrivals.acknowledge(settled)
+            return
+        for tag, multiple in settled:
+            await channel.basic_ack(tag, multiple=multiple, wait=False)
 
     async def give_back(self, tag: int, *, requeue: bool = True) -> None:
         """Back to the queue (`requeue`), or to the queue's own dead-letter exchange."""
         channel = self._open_channel()
         if tag in self._outstanding:
             del self._outstanding[tag]
-            if requeue:
+            if self._arrivals is not None:
+                self._arrivals.give_back(tag, requeue=requeue)
+            elif requeue:
                 await channel.basic_nack(tag, requeue=True, wait=False)
             else:
                 await channel.basic_reject(tag, requeue=False, wait=False)

@@ -58,11 +58,11 @@ class TappedOutlet:
 
     def hand_over(self, batch: Batch) -> bool:
         """See `Outlet`."""
-        if self.confirms.closed:
+        if self.confirms.closed or not self._wire.write(
+            marshalled(self._number, self._largest, batch.parcels)
+        ):
             return False
-        frames = marshalled(self._number, self._largest, batch.parcels)
         self.confirms.expect(batch)
-        self._wire.write(frames)
         return True
 
     def lose(self, error: Exception) -> None:

@@ -12,7 +12,7 @@ from messaging_rabbitmq.connection import when_closed
 from messaging_rabbitmq.outlet import outlet_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from messaging_rabbitmq.confirms import Word
     from messaging_rabbitmq.connection import Link
@@ -80,13 +80,12 @@ class Publisher:
         self._outlet: Outlet | None = None
         self._opening = asyncio.Lock()
 
-    async def send(self, parcels: Sequence[Parcel]) -> list[Fate]:
+    def send(self, parcels: Sequence[Parcel]) -> Coroutine[None, None, list[Fate]]:
         """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channel whole."""
-        if not parcels:
-            return []
         chunk = max(1, self._slots.number // 2)
-        if len(parcels) <= chunk:
-            return await self._send(parcels)
+        return self._send(parcels) if 0 < len(parcels) <= chunk else self._send_chunks(parcels, chunk)
+
+    async def _send_chunks(self, parcels: Sequence[Parcel], chunk: int) -> list[Fate]:
         fates: list[Fate] = []
         for start in range(0, len(parcels), chunk):
             fates += await self._send(parcels[start : start + chunk])

@@ -186,10 +186,13 @@ class Wire(TransportFactory):
         assert self._reader is not None
         self._reader.taps[channel] = tap
 
-    def write(self, frames: bytes) -> None:
-        """Send these; dropped when the connection is lost, of which its channels tell."""
+    def write(self, frames: bytes) -> bool:
+        """Send these; False when the connection is known to be lost, of which its channels tell."""
         assert self._writer is not None
+        if self._writer.is_closing():
+            return False
         self._writer.write_now(frames)
+        return True
 
     def farewell(self) -> Connection.Close | None:
         """The frame by which the broker refused the connection: aiormq loses it when it came in place of another."""

@@ -228,6 +228,8 @@ PATHS = (
             Contender("FastStream", faststream_publish, share=0.5, target=4),
             Contender("kombu, one at a time", kombu_publish, share=0.2),
         ),
+        limit="what Python does for each message to prepare it, to wait for it and to marshal its headers (7 us); the "
+        "broker took frames made beforehand, by the same exchange with the same headers, at 40,000/s",
     ),
     Path(
         "RabbitMQ consume",
@@ -240,6 +242,8 @@ PATHS = (
             Contender("FastStream", faststream_consume, share=0.5, target=2),
             Contender("kombu", kombu_consume, share=0.2),
         ),
+        limit="the fields of a message read and made a message of ours, a validated payload, and a worker with the "
+        "chain of middleware for each; the broker takes half as long as the library, as acknowledgements are joined",
         least=4_000,  # four times what the library reads ahead
     ),
     Path(
@@ -251,6 +255,8 @@ PATHS = (
             Contender(OURS, ours.publish_one_by_one),
             Contender("aio-pika", aio_pika_one_by_one, target=0.95),
         ),
+        limit="the broker, which took 300 us of the processor for each of the same frames from a plain socket; the "
+        "library calls half as many functions as aio-pika, and takes about as long",
     ),
     Path(
         "RabbitMQ request/reply",
@@ -262,6 +268,8 @@ PATHS = (
             Contender("aio-pika by hand", aio_pika_request, target=1.3),
             Contender("FastStream", faststream_request, target=1.0),
         ),
+        limit="the broker, which takes as much of the processor for a request and its reply as the library does; and "
+        "the batches of publisher and settler between request, handler and reply",
         latency=True,
     ),
     Path(

@@ -2,9 +2,11 @@
 
 import asyncio
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelInvalidStateError
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
@@ -18,7 +20,21 @@ from messaging_rabbitmq.confirms import Batch, Confirms
 from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.wire import FrameReader
 
-NOBODY: object = None
+
+class Socket:
+    """What was written, and whether it still can be."""
+
+    def __init__(self):
+        self.written = b""
+        self.open = True
+
+    def write(self, frames: bytes) -> bool:
+        self.written += frames if self.open else b""
+        return self.open
+
+
+def arrivals(arrived, socket=None):
+    return Arrivals(SimpleNamespace(is_closed=False), 1, socket or Socket(), arrived)  # type: ignore[arg-type]
 
 
 def delivered(channel: int, tag: int, *parts: bytes, **properties) -> list[bytes]:
@@ -41,7 +57,7 @@ def test_a_tapped_channel_gets_its_messages_and_aiormq_all_else_wherever_it_is_c
     async def play():
         reader = FrameReader(asyncio.get_running_loop())
         came: list[DeliveredMessage] = []
-        reader.taps[1] = Arrivals(NOBODY, came.append)  # type: ignore[arg-type]
+        reader.taps[1] = arrivals(came.append)
         others = [
             *delivered(2, 7, b"other"),
             marshal(Basic.ConsumeOk("tag"), 1),
@@ -73,7 +89,7 @@ def test_a_tapped_channel_gets_its_messages_and_aiormq_all_else_wherever_it_is_c
 
 async def test_a_channel_that_is_closed_is_no_longer_tapped():
     reader = FrameReader(asyncio.get_running_loop())
-    tap = Arrivals(NOBODY, lambda _: None)  # type: ignore[arg-type]
+    tap = arrivals(lambda _: None)
     reader.taps[1] = tap
     close = marshal(Channel.Close(404, "gone", 0, 0), 1)
     later = delivered(1, 1, b"of the next channel with this number")
@@ -83,6 +99,31 @@ async def test_a_channel_that_is_closed_is_no_longer_tapped():
 
     assert tap.closed
     assert await reader.read() == b"".join([close, *later])
+
+
+def test_what_is_settled_goes_out_in_order_as_pamqp_writes_it():
+    socket = Socket()
+    tap = arrivals(lambda _: None, socket)
+
+    tap.acknowledge([(7, True), (9, False)])
+    tap.give_back(8, requeue=True)
+    tap.give_back(2**40, requeue=False)
+
+    expected = [Basic.Ack(7, True), Basic.Ack(9), Basic.Nack(8, False, True), Basic.Reject(2**40, False)]
+    assert socket.written == b"".join(marshal(frame, 1) for frame in expected)
+
+
+@pytest.mark.parametrize("gone", ["channel", "connection"])
+def test_nothing_is_settled_on_a_channel_that_is_gone(gone):
+    socket = Socket()
+    tap = arrivals(lambda _: None, socket)
+    tap.closed, socket.open = gone == "channel", gone == "channel"
+
+    with pytest.raises(ChannelInvalidStateError):
+        tap.acknowledge([(1, True)])
+    with pytest.raises(ChannelInvalidStateError):
+        tap.give_back(1, requeue=True)
+    assert not socket.written
 
 
 async def test_what_is_no_amqp_goes_to_aiormq_at_once():
@@ -96,7 +137,7 @@ async def test_what_is_no_amqp_goes_to_aiormq_at_once():
 async def test_a_header_that_nobody_can_read_goes_to_aiormq():
     reader = FrameReader(asyncio.get_running_loop())
     came: list[DeliveredMessage] = []
-    reader.taps[1] = Arrivals(NOBODY, came.append)  # type: ignore[arg-type]
+    reader.taps[1] = arrivals(came.append)
     method, header, body = delivered(1, 1, b"body", message_id="id")
     broken = header[:-5] + b"\xff" + header[-4:]
 

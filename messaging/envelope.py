@@ -181,7 +181,7 @@ class Plain:
 
     def __init__(self, prefix: str, names: Callable[[str], Any], more: Collection[Any]) -> None:
         written = _written(prefix)
-        self._attributes = tuple(
+        self.attributes: tuple[Any, ...] = tuple(
             names(name)
             for name in (
                 written.id,
@@ -195,15 +195,31 @@ class Plain:
             )
         )
         beside = (written.specversion, written.messagingformat)
-        self._known = frozenset((*self._attributes, *map(names, beside), *more))
+        self.known = frozenset((*self.attributes, *map(names, beside), *more))
 
     def decode(
         self, headers: Mapping[Any, bytes | None], *, topic: str, body: bytes, content_type: str | None
     ) -> Message | None:
         """As `decode` reads it; None for a message that is not such a one."""
-        if not self._known.issuperset(headers):
+        if not self.known.issuperset(headers):
             return None
-        id, kind, source, time, key, expires, correlation, causation = map(headers.get, self._attributes)
+        return self.compose(topic, body, content_type, *map(headers.get, self.attributes))
+
+    @staticmethod
+    def compose(
+        topic: str,
+        body: bytes,
+        content_type: str | None,
+        id: bytes | None,
+        kind: bytes | None,
+        source: bytes | None,
+        time: bytes | None,
+        key: bytes | None,
+        expires: bytes | None,
+        correlation: bytes | None,
+        causation: bytes | None,
+    ) -> Message | None:
+        """As `decode`, of the values of `attributes`."""
         if not id or time is None:
             return None
         try:

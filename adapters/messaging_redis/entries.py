@@ -14,12 +14,13 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.envelope import MAX_ATTEMPT, REPLY_TO, Plain, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from messaging.message import Message
 
@@ -27,7 +28,12 @@ PREFIX = "ce_"
 Fields: TypeAlias = "list[bytes | str]"
 
 _REPLY_TO = REPLY_TO.encode()
-_PLAIN = Plain(PREFIX, str.encode, (b"body", b"content-type", _REPLY_TO))
+_BESIDE = (b"body", b"content-type", _REPLY_TO)
+_PLAIN = Plain(PREFIX, str.encode, _BESIDE)
+_WANTED = (*_BESIDE, *_PLAIN.attributes)
+_KNOWN_FIELDS: dict[tuple[bytes, ...], Callable[[Sequence[Any]], Sequence[Any]]] = {}
+"""How entries with these names of fields are read: those of one program all have the same."""
+_MOST_KNOWN = 64
 
 
 @dataclass(slots=True)
@@ -69,13 +75,29 @@ def exceeds(fields: Fields, most: int) -> int:
 
 def decode_entry(fields: Sequence[bytes], *, topic: str, position: str) -> tuple[Message, str | None]:
     """The message, and the address that waits for a reply. Never raises, whoever wrote the entry."""
-    values = dict(zip(fields[::2], fields[1::2], strict=False))
-    if 2 * len(values) == len(fields) and (own := values.get(b"body")) is not None:
-        kind = values.get(b"content-type", b"").decode("utf-8", "replace") or None
-        message = _PLAIN.decode(values, topic=topic, body=own, content_type=kind)
+    names = tuple(fields[::2])
+    values_of = _KNOWN_FIELDS.get(names) or _values_of(names)
+    if values_of is not None and 2 * len(names) == len(fields):
+        own, kind, address, *attributes = values_of((None, *fields))
+        content_type = None if kind is None else kind.decode("utf-8", "replace") or None
+        message = _PLAIN.compose(topic, own, content_type, *attributes)
         if message is not None:
-            address = values.get(_REPLY_TO)
             return message, None if address is None else address.decode("utf-8", "replace")
+    return _decode_any(fields, topic, position)
+
+
+def _values_of(names: tuple[bytes, ...]) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+    """Takes the values that we know out of None and the fields, for an entry of ours without headers of a program."""
+    if b"body" not in names or len(set(names)) < len(names) or not _PLAIN.known.issuperset(names):
+        return None
+    places = {name: 2 * at + 2 for at, name in enumerate(names)}
+    values_of = itemgetter(*(places.get(name, 0) for name in _WANTED))
+    if len(_KNOWN_FIELDS) < _MOST_KNOWN:
+        _KNOWN_FIELDS[names] = values_of
+    return values_of
+
+
+def _decode_any(fields: Sequence[bytes], topic: str, position: str) -> tuple[Message, str | None]:
     headers: dict[str, str] = {}
     body: bytes | None = None
     content_type: str | None = None

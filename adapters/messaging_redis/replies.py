@@ -19,8 +19,9 @@ from messaging.errors import (
 )
 from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.consumer import stream_pairs
-from messaging_redis.entries import decode_entry, encode_entry
+from messaging_redis.entries import decode_entry
 from messaging_redis.keys import reply_key, reply_pattern
+from messaging_redis.packing import pack_addition
 from messaging_redis.topology import as_dict
 
 if TYPE_CHECKING:
@@ -67,11 +68,10 @@ class RedisReplies:
         results: list[PublishError | None],
     ) -> None:
         alive = int(self._connection.settings.reply_ttl * 1000)
-        commands: list[list[Argument]] = []
+        commands: list[Command] = []
         for at in places:
             address, message = replies[at]
-            commands.append(["XADD", address, "*", *encode_entry(message)])
-            commands.append(["PEXPIRE", address, alive])
+            commands += (pack_addition(address, message), ("PEXPIRE", address, alive))
         try:
             answers = await self._connection.exchange(replies[places[0]][0], commands)
         except MessagingError as error:

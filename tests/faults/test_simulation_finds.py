@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from messaging import Ack, workers
+from messaging import Ack, subscription, workers
 from messaging.adapter import DONE
-from messaging.middleware import idempotency
+from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
 from messaging_contracts.simulation import simulate
+from messaging_contracts.simulation.scenario import scenario
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(MemoryStore, "begin", generous)
     assert found("keys_given_up")
+
+
+def test_a_key_that_is_to_be_held_and_is_skipped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subscription, "retrying", lambda policy, **_: retry.retrying(policy))
+    held = (seed for seed in range(10 * SEEDS) if scenario(seed).hold_key)
+    assert any(simulate(seed).problems for seed in held)
 
 
 def test_consuming_by_hand_that_says_settled_what_it_has_lost(monkeypatch: pytest.MonkeyPatch):

@@ -56,8 +56,11 @@ class FaultyAdapter(Adapter):
         lapse: Callable[[], None],
         leaving: Callable[[], bool],
         unstored: Callable[[], Collection[str]],
+        in_hand: Collection[str],
     ) -> None:
-        """`leaving` is whether the process drains, `unstored` what it has handled and not yet stored as done."""
+        """`leaving` is whether the process drains, `unstored` what it has handled and not yet stored as done, `in_hand`
+        what it works on by hand, which nobody can interrupt.
+        """
         self.inner = inner
         self.faults = faults
         self.clock = clock
@@ -67,6 +70,7 @@ class FaultyAdapter(Adapter):
         self.lapse = lapse
         self.leaving = leaving
         self.unstored = unstored
+        self.in_hand = in_hand
         self.consumers: list[FaultyConsumer] = []
 
     @classmethod
@@ -325,8 +329,9 @@ class FaultyConsumer(Consumer):
         self._arrived = [delivery for delivery in self._arrived if delivery not in gone]
         ids = [delivery.message.id for delivery in deliveries]
         if reason == "the partition was handed over":
-            # What had been handled by then was settled, unless its settlement failed: else there is no cause.
-            ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in self._doubtful]
+            # What was handled was interrupted or settled by then, unless its settlement failed: else there is no cause.
+            known = {*self._doubtful, *self._adapter.in_hand}
+            ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in known]
         elif reason.startswith("the lease ended"):
             self.lapses += 1
         self._strike(reason, ids, lasts)

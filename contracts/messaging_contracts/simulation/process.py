@@ -40,6 +40,8 @@ class Process:
             member=name,
             record=self.record,
         )
+        self.in_hand: dict[str, None] = {}
+        """What is worked on by hand, and not settled."""
         self.bus = Bus(world.settings, clock=self.clock, wrap=self._wrap, wrap_store=lambda _: self.store)
         self.dead = False
 
@@ -62,6 +64,7 @@ class Process:
             lapse=self._living(inner.lapse),
             leaving=lambda: self.leaving,
             unstored=lambda: self.store.completing,
+            in_hand=self.in_hand.keys(),
         )
         return self.adapter
 
@@ -120,6 +123,7 @@ class Member(Process):
             prefetch=scenario.prefetch,
             timeout=scenario.timeout,
             idempotent=scenario.idempotent,
+            on_exhausted="hold_key" if scenario.hold_key else "dead_letter",
         )(self._handle)
         async with app.running(self.bus):
             await self.stopped()
@@ -206,7 +210,7 @@ class Member(Process):
 
     def _failure(self, delivery: Delivery[Any], retry: Retry | None) -> tuple[End, float]:
         scenario = self.world.scenario
-        if delivery.attempt >= scenario.attempts:
+        if delivery.attempt >= scenario.attempts and not scenario.hold_key:
             return "rejected", 0.0
         if retry is None or retry.after is None:
             return "failed", scenario.delay

@@ -39,10 +39,12 @@ class PullingMember(Member):
     async def _work(self, pull: Pull[Any]) -> None:
         async for delivery in pull:
             name = self.begin(delivery.payload, delivery)
+            self.in_hand[delivery.message.id] = None
             outcome = await self._decided(name, delivery)
             with suppress(LeaseLost):  # it comes again, here or elsewhere
                 await pull.settle(delivery, outcome)
                 self.record(Settled(at=self.now(), handling=name))
+            self.in_hand.pop(delivery.message.id, None)
             if not self.alive:  # what it did may have ignored its cancellation
                 return
 

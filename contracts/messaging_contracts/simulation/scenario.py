@@ -46,6 +46,8 @@ class Scenario:
     idempotent: bool
     pulling: float
     """How often a member consumes by hand; never in an idempotent group."""
+    hold_key: bool
+    """Whether what fails at its last attempt is retried for ever, and its key waits; only on an ordered topic (11)."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -56,6 +58,7 @@ def scenario(seed: int) -> Scenario:
     behaviours = {name: random.choice((0.02, 0.1, 0.25)) for name in BEHAVIOURS if random.random() < share}
     share = random.choice((0.0, 0.3, 0.8))
     ordered, idempotent = random.random() < 0.7, random.random() < 0.3
+    hold_key = ordered and random.random() < 0.2
     return Scenario(
         ordered=ordered,
         partitions=random.randint(1, 4),
@@ -69,7 +72,7 @@ def scenario(seed: int) -> Scenario:
         prefetch=random.choice((1, 2, 5, 32)),
         window=random.choice((1, 3, 1000)),
         lease=lease,
-        attempts=random.choice((1, 2, 3, 3, 5)),
+        attempts=1 if hold_key else random.choice((1, 2, 3, 3, 5)),
         delay=random.choice((0.0, 0.1, 1.0, 7.0)),
         timeout=random.choice((None, None, 0.5, 5.0)),
         grace=random.choice((0.0, 1.0, 30.0)),
@@ -80,4 +83,5 @@ def scenario(seed: int) -> Scenario:
         delayed=0.0 if ordered else random.choice((0.0, 0.2, 1.0)),
         idempotent=idempotent,
         pulling=0.0 if idempotent else random.choice((0.0, 0.0, 0.5, 1.0)),
+        hold_key=hold_key,
     )

@@ -304,6 +304,8 @@ class World:
             if info.lag or info.members:
                 self.problem(f"left on the broker: {info}")
         async for letter in observer.dead_letters(self.topic, group=GROUP).browse():
+            if self.scenario.hold_key and letter.cause == "max_attempts":
+                self.problem(f"{letter.id} was given up, although its key is to be held")
             self.history.record(
                 Buried(
                     at=self.loop.time(),

@@ -327,6 +327,8 @@ class GroupInfo:
     generation: int = 1
     """Of the topic; above the SPI, all generations are one group."""
     ordered: bool | None = None
+    stuck: str | None = None
+    """Why messages wait that the broker hands to no member, and what to do; None where it cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)

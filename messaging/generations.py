@@ -373,6 +373,7 @@ def merged(infos: Sequence[GroupInfo]) -> list[GroupInfo]:
                 members=None if known.members is None else max(known.members, info.members or 0),
                 dead_letters=_sum(known.dead_letters, info.dead_letters),
                 oldest=max(ages) if ages else None,
+                stuck=known.stuck or info.stuck,
             )
         found[info.topic, info.group] = info
     return list(found.values())

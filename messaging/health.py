@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class SubscriptionHealth:
     """Somebody deleted what it reads on the broker, and it is not made anew yet."""
     unsettled: bool = False
     """The broker does not take what became of its messages, such as a dead letter: it is tried again."""
+    stuck: str | None = None
+    """Why messages wait that the broker hands to no member of the group, where it can tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +88,13 @@ def assess(
     subscriptions: list[SubscriptionHealth] = []
     for broker, dispatcher in dispatchers:
         group = known.get((broker, dispatcher.topic, dispatcher.group))
-        subscriptions.append(
-            dispatcher.health(
-                broker=broker.name,
-                lag=group.lag if group else None,
-                oldest=group.oldest if group else None,
-                dead_letters=group.dead_letters if group else None,
-            )
+        health = dispatcher.health(
+            broker=broker.name,
+            lag=group.lag if group else None,
+            oldest=group.oldest if group else None,
+            dead_letters=group.dead_letters if group else None,
         )
+        subscriptions.append(replace(health, stuck=group.stuck) if group and group.stuck else health)
     states = [
         BrokerState(
             name=broker.name,
@@ -105,9 +106,10 @@ def assess(
     ]
     errors = [f"{state.name}: {state.error}" for state in states if state.error]
     errors += [one.last_error for one in subscriptions if one.last_error]
+    errors += [one.stuck for one in subscriptions if one.stuck]
     errors += [f"{state.name}: {state.publishing}" for state in states if state.publishing]
     errors += [str(fatal)] if fatal else []
-    waiting = any(one.parked_full or one.unsettled or not one.receiving for one in subscriptions)
+    waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
     waiting = waiting or any(state.publishing for state in states)
     gone = any(one.gone for one in subscriptions)
     connected = all(state.connected for state in states)

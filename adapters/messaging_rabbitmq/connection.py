@@ -54,7 +54,7 @@ CLOSE_TIMEOUT = 2.0
 MADE_FOR = "7."
 """Versions of aiormq whose channels are known."""
 NOT_ALLOWED = 530
-"""Reply code of a virtual host that is absent or not for this user."""
+"""Reply code of a virtual host that is absent or not for this user, and of limits of connections."""
 
 
 class Life:
@@ -165,6 +165,7 @@ class Link:
         self._attempt: asyncio.Task[PlainConnection] | None = None
         self._context: ssl.SSLContext | None = None
         self._closed = False
+        self._reached = False
         self.on_loss: set[Callable[[str], None]] = set()
 
     @property
@@ -232,11 +233,12 @@ class Link:
                             f"RabbitMQ at {self.address} refused the credentials of user {settings.user!r}"
                         ) from error
                     except (ConnectionClosed, InvalidFrameError) as error:
-                        raise _refused(wire.farewell(), error, settings) from error
+                        raise _refused(wire.farewell(), error, settings, again=self._reached) from error
         except BaseException as error:  # cancelled, too, it leaves no socket open
             if wire.transport is not None:
                 wire.transport.abort()
-            if type(error) is not ConnectionFailed:
+            refused = isinstance(error.__cause__, ConnectionClosed | InvalidFrameError)
+            if type(error) is not ConnectionFailed or refused:
                 raise
             waited = time.monotonic() - started
             cause = "no answer" if isinstance(error.__cause__, TimeoutError) else error.__cause__ or error
@@ -245,6 +247,7 @@ class Link:
             ) from error
         self._transport = wire.transport
         self._current = connection
+        self._reached = True
         assert wire.transport is not None
         # Aborted, it gives back what was dropped because its lease had ended.
         life = Life(settings.heartbeat, wire.transport.abort)
@@ -322,16 +325,23 @@ async def close_channel(channel: AbstractChannel) -> None:
             await channel.close()
 
 
-def _refused(close: Connection.Close | None, error: Exception, settings: RabbitMQSettings) -> MessagingError:
+def _refused(
+    close: Connection.Close | None, error: Exception, settings: RabbitMQSettings, *, again: bool
+) -> MessagingError:
+    """Fatal is only what is known to be (25); a limit of connections is met by who connects again too early.
+
+    A virtual host that was there may come back: it is imported anew after its broker. At the first connection its
+    name is wrong.
+    """
     code, text = (close.reply_code, close.reply_text) if close else (None, str(error))
-    if code == NOT_ALLOWED and "not found" in text:
-        return ConfigurationError(
-            f"RabbitMQ at {settings.address} has no virtual host {settings.virtual_host!r}: create it"
-        )
-    if code == NOT_ALLOWED:
+    host = settings.virtual_host
+    if code == NOT_ALLOWED and text.endswith("not found"):
+        missing = f"RabbitMQ at {settings.address} has no virtual host {host!r}: create it"
+        return ConnectionFailed(missing) if again else ConfigurationError(missing)
+    # A limit, and a backend that does not answer, are told behind these words.
+    if code == NOT_ALLOWED and text.endswith(f"access to vhost '{host}' refused for user '{settings.user}'"):
         return AuthenticationFailed(
-            f"RabbitMQ at {settings.address} refuses user {settings.user!r} "
-            f"the virtual host {settings.virtual_host!r}: {text}"
+            f"RabbitMQ at {settings.address} refuses user {settings.user!r} the virtual host {host!r}: {text}"
         )
     return ConnectionFailed(f"RabbitMQ at {settings.address} closed the connection: {text}")
 

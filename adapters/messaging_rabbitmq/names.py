@@ -73,8 +73,9 @@ class Names:
     def members(self, group: GroupSpec) -> str:
         return self._of(group, "members")
 
-    def own(self, group: GroupSpec, partition: int) -> str:
-        return self._of(group, "own", partition)
+    def own(self, group: GroupSpec, partition: int, spare: int = 0) -> str:
+        """The lock of a partition; or a spare one, which has the number of no partition, so that permissions hold."""
+        return self._of(group, "own", partition + spare * group.topic.partitions)
 
     def guard(self, group: GroupSpec, partition: int) -> str:
         return self._of(group, "guard", partition)

@@ -2,15 +2,18 @@
 
 Every member consumes the group's queue of members, so its number of consumers is the number of members, and a fair
 share is the partitions divided by it. A partition that nobody consumes is claimed by declaring an exclusive queue
-as its lock: the broker grants it to one connection and drops it with that connection.
+as its lock: the broker grants it to one connection and drops it with that connection. It may fail to drop it: after
+its virtual host crashed it refuses such a lock to everybody, for a connection that is long gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
@@ -19,15 +22,23 @@ from messaging.errors import TopicNotFound
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import AsyncGenerator, Collection
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
     from messaging.adapter import GroupSpec
     from messaging_rabbitmq.session import Session
 
+logger = logging.getLogger("messaging")
+
 TICK = 0.5
 """Seconds between two looks at the shares: how long a partition may be without an owner."""
+TAKING = 8.0
+"""Seconds in which a member that has a partition's lock must consume its queue; else it starts again."""
+UNOWNED = 10.0
+"""Seconds after which a lock is nobody's if its partition has no consumer, and the next one is asked for. It is
+longer than `TAKING`. Should an owner live all the same, the queue still has a single active consumer.
+"""
 
 
 class Seat:
@@ -39,7 +50,9 @@ class Seat:
         self._partitions = group.topic.partitions
         self._channel: AbstractChannel | None = None
         self._connection: Any = None
-        self._locks: set[int] = set()
+        self._locks: dict[int, str] = {}
+        self._refused: dict[int, list[float]] = {}
+        """Since when each lock of a partition is refused while nobody consumes the partition."""
         self._first = random.randrange(self._partitions)
         self.gone = asyncio.Event()
 
@@ -63,28 +76,51 @@ class Seat:
         members = await self._look(self._session.names.members(self._group))
         return math.ceil(self._partitions / max(1, members))
 
-    async def claim(self, owned: Collection[int], wanted: int) -> list[int]:
-        """Up to `wanted` more partitions that nobody consumes, now locked for us."""
-        claimed: list[int] = []
+    async def claim(self, owned: Collection[int], wanted: int) -> AsyncGenerator[int]:
+        """Up to `wanted` more partitions that nobody consumes, each now locked for us: consume it before the next."""
+        claimed = 0
         for offset in range(self._partitions):
-            if len(claimed) >= wanted:
+            if claimed >= wanted:
                 break
             partition = (self._first + offset) % self._partitions
             lock = self._session.names.own(self._group, partition)
             if partition in owned or lock in self._session.claimed:
                 continue
-            if await self._look(self._session.names.queue(self._group, partition)) == 0 and await self._lock(
-                partition
-            ):
-                claimed.append(partition)
-        return claimed
+            if await self._look(self._session.names.queue(self._group, partition)) > 0:
+                self._refused.pop(partition, None)
+            elif await self._lock(partition):
+                self._refused.pop(partition, None)
+                claimed += 1
+                yield partition
 
     async def _lock(self, partition: int) -> bool:
-        lock = self._session.names.own(self._group, partition)
-        if lock in self._session.claimed:
-            return False
+        refused = self._refused.setdefault(partition, [])
+        for spare in count():
+            lock = self._session.names.own(self._group, partition, spare)
+            if lock in self._session.claimed:
+                return False
+            if await self._ask(partition, lock):
+                return True
+            now = self._session.clock.monotonic()
+            if spare == len(refused):
+                refused.append(now)
+            if now - refused[spare] < UNOWNED:
+                return False
+            logger.warning(
+                "Nobody has consumed partition %d of %s/%s for %.0f s, and RabbitMQ keeps its lock %r for a connection "
+                "that does not: going on with another lock. Restart the broker's node when you can.",
+                partition,
+                self._group.topic.name,
+                self._group.name,
+                now - refused[spare],
+                lock,
+                extra={"topic": self._group.topic.name, "group": self._group.name, "partition": partition},
+            )
+        raise AssertionError("unreachable")
+
+    async def _ask(self, partition: int, lock: str) -> bool:
         self._session.claimed.add(lock)
-        self._locks.add(partition)
+        self._locks[partition] = lock
         granted = False
         try:
             async with self._session.consuming.throwaway(f"claiming partition {partition}") as channel:
@@ -96,15 +132,14 @@ class Seat:
         finally:
             if not granted:
                 self._session.claimed.discard(lock)
-                self._locks.discard(partition)
+                del self._locks[partition]
         return True
 
     async def unlock(self, partition: int) -> None:
         """Another member may claim it."""
-        if partition not in self._locks:
+        lock = self._locks.pop(partition, None)
+        if lock is None:
             return
-        lock = self._session.names.own(self._group, partition)
-        self._locks.discard(partition)
         try:
             # A lock goes with its connection; asking on a new one would be of no use.
             if self._connection is not None and self._session.consuming.current is self._connection:
@@ -121,9 +156,8 @@ class Seat:
 
     def forget(self) -> None:
         """Other consumers of this adapter may ask for what this one had."""
-        for partition in tuple(self._locks):
-            self._locks.discard(partition)
-            self._session.claimed.discard(self._session.names.own(self._group, partition))
+        self._session.claimed.difference_update(self._locks.values())
+        self._locks.clear()
 
     async def _look(self, queue: str) -> int:
         """The consumers of a queue."""

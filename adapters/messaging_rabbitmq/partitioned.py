@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from messaging.adapter import ConsumerStatus, RawDelivery, Settlement
 from messaging.clock import check_cancelled
 from messaging.errors import ConfigurationError, LeaseLost, MessagingError, TopicNotFound
 from messaging.message import Reject, Retry
+from messaging_rabbitmq.connection import translated
 from messaging_rabbitmq.consumer import Member, Plan
 from messaging_rabbitmq.guard import Marks
 from messaging_rabbitmq.intake import Claim, Intake
-from messaging_rabbitmq.ownership import TICK, Seat, new_fence
+from messaging_rabbitmq.ownership import TAKING, TICK, Seat, new_fence
 from messaging_rabbitmq.properties import incoming
 
 if TYPE_CHECKING:
@@ -138,18 +140,24 @@ class PartitionedConsumer(Member):
         self.lose([one for owned in self._owned.values() for one in owned.intake.forsake()], reason)
 
     async def _claim(self, seat: Seat, wanted: int) -> None:
-        for partition in await seat.claim(self._owned, wanted):
-            marks = Marks(self.session, self.group, partition)
-            queue = self.session.names.queue(self.group, partition)
-            intake = Intake(queue, arrived=self.wake, lost=self._intake_lost)
-            owned = Owned(partition, intake, marks, new_fence())
-            self._owned[partition] = owned
-            try:
-                await marks.read()
-                await intake.open(self.session.consuming, self.window)
-            except BaseException:  # cancelled, too, it is not read half opened
-                intake.gone = True
-                raise
+        async with aclosing(seat.claim(self._owned, wanted)) as claims:
+            async for partition in claims:
+                await self._take(partition)
+
+    async def _take(self, partition: int) -> None:
+        marks = Marks(self.session, self.group, partition)
+        queue = self.session.names.queue(self.group, partition)
+        intake = Intake(queue, arrived=self.wake, lost=self._intake_lost)
+        owned = Owned(partition, intake, marks, new_fence())
+        self._owned[partition] = owned
+        try:
+            with translated(f"taking partition {partition}", self.session.settings.address):
+                async with asyncio.timeout(TAKING):
+                    await marks.read()
+                    await intake.open(self.session.consuming, self.window)
+        except BaseException:  # cancelled, too, it is not read half opened
+            intake.gone = True
+            raise
 
     def _intake_lost(self, intake: Intake, reason: str) -> None:
         if any(owned.intake is intake for owned in self._owned.values()):

@@ -29,3 +29,5 @@ class Session:
     member: str
     claimed: set[str] = field(default_factory=set[str])
     """Locks of partitions that a consumer of this adapter has: the broker tells connections apart, not these."""
+    unread: dict[str, float] = field(default_factory=dict[str, float])
+    """Queues of groups that have messages and no consumer, and since when a probe has found them so."""

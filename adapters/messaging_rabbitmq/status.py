@@ -10,6 +10,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import TopicNotFound
+from messaging_rabbitmq.ownership import UNOWNED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,10 @@ async def _info(session: Session, group: GroupSpec, *, of_topic: bool) -> GroupI
                 state = await channel.queue_declare(queue, passive=True)
                 lag += state.message_count or 0
                 members += state.consumer_count or 0
+                if state.message_count and not state.consumer_count:
+                    session.unread.setdefault(queue, session.clock.monotonic())
+                else:
+                    session.unread.pop(queue, None)
             if group.ordered:
                 members = (
                     await channel.queue_declare(names.members(group), passive=True)
@@ -87,4 +92,20 @@ async def _info(session: Session, group: GroupSpec, *, of_topic: bool) -> GroupI
         dead_letters=dead,
         generation=group.topic.generation,
         ordered=group.ordered,
+        stuck=_stuck(session, group),
+    )
+
+
+def _stuck(session: Session, group: GroupSpec) -> str | None:
+    """What members cannot see by themselves: the broker hands the messages of a queue to none of them (25, 26)."""
+    now = session.clock.monotonic()
+    queues = [
+        queue for queue in session.names.queues(group) if now - session.unread.get(queue, now) >= UNOWNED
+    ]
+    if not queues:
+        return None
+    return (
+        f"group {group.name} of topic {group.topic.name}: nobody consumes {', '.join(queues)} at RabbitMQ "
+        f"{session.settings.address}, though messages wait there. Members take them up by themselves, each some "
+        f"seconds after the last look; where that does not help, start them again, then the broker's node"
     )

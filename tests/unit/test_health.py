@@ -1,10 +1,12 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from messaging import App, Health, Reject, RetryPolicy, connect, fixed
 from messaging.adapter import SettleError
 from messaging.errors import AuthenticationFailed, PublishError
+from messaging_memory import MemoryAdapter
 from messaging_memory.consumer import MemoryConsumer
 from tests.unit.topics import jobs, orders
 
@@ -165,6 +167,24 @@ async def test_a_subscription_that_ended_for_good_is_red_with_its_reason(bus, cl
     health = await bus.health()
     assert health.status == "red"
     assert health.last_error == "the password was changed"
+
+
+async def test_messages_that_the_broker_hands_to_no_member_are_no_green(bus, clock, monkeypatch):
+    async def handle(payload: str): ...
+
+    answer = MemoryAdapter.health
+
+    async def stuck(adapter):
+        told = await answer(adapter)
+        return replace(told, groups=[replace(group, stuck="nobody consumes it") for group in told.groups])
+
+    async with app_with(jobs, handle).running(bus):
+        await clock.settle()
+        monkeypatch.setattr(MemoryAdapter, "health", stuck)
+        health = await one(bus)
+
+        assert (health.status, health.subscriptions[0].stuck) == ("yellow", "nobody consumes it")
+        assert health.last_error == "nobody consumes it"
 
 
 async def test_groups_that_nobody_reads_are_listed(bus, clock):

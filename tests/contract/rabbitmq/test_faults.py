@@ -26,7 +26,7 @@ from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, outgoing,
 
 
 class Proxy:
-    """Between an adapter and the broker: can stop forwarding, and cut."""
+    """Between an adapter and the broker: can stop forwarding, cut, and refuse connections in the broker's words."""
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
@@ -34,6 +34,7 @@ class Proxy:
         self._flowing.set()
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.refusal: str | None = None
 
     async def start(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -52,6 +53,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 await self._flowing.wait()
+                if self.refusal is not None and data == marshal(Connection.OpenOk(), 0):
+                    data = marshal(Connection.Close(530, self.refusal, 10, 40), 0)  # noqa: PLW2901
                 sink.write(data)
                 await sink.drain()
         sink.close()
@@ -101,6 +104,50 @@ async def test_a_missing_virtual_host_is_a_matter_of_configuration(bench: Bench)
     )
     with pytest.raises(ConfigurationError, match="no virtual host 'nowhere'"):
         await adapter.open()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "NOT_ALLOWED - connection refused for user 'guest': user connection limit (2) is reached",
+        "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (2) is reached",
+        "NOT_ALLOWED - access to vhost '/' refused for user 'guest', backend http returned an error: timeout",
+        "NOT_ALLOWED - vhost / not found",
+    ],
+)
+async def test_a_refusal_that_may_pass_ends_nothing(bench: Bench, words: str) -> None:
+    """Half-open connections count for the limit until their heartbeats end; a virtual host may be imported again."""
+    proxy, adapter = await proxied(bench)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    assert await consumer.receive(1, 0.1) == ()
+
+    proxy.refusal = words
+    proxy.cut()
+    for _ in range(2):
+        with pytest.raises(ConnectionFailed) as refused:
+            await consumer.receive(1, 0.5)
+    assert not isinstance(refused.value, AuthenticationFailed)
+    assert words.partition(" - ")[2] in str(refused.value) or "no virtual host '/'" in str(refused.value)
+    assert not (await adapter.health()).connected
+
+    proxy.refusal = None
+    await publish(adapter, group.topic, "m1")
+    assert ids(await receive(consumer, 1)) == ["m1"]
+
+
+async def test_a_virtual_host_that_is_not_for_this_user_any_more_is_told_as_such(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench)
+    consumer = bench.consumer(adapter, await bench.group(adapter))
+    user = urlsplit(bench.url).username
+
+    proxy.refusal = f"NOT_ALLOWED - access to vhost '/' refused for user '{user}'"
+    proxy.cut()
+    async with asyncio.timeout(5):
+        while adapter._session.consuming.current is not None:
+            await asyncio.sleep(0)
+    with pytest.raises(AuthenticationFailed, match="refuses user"):
+        await consumer.receive(1, 0.5)
 
 
 async def test_nobody_there_is_told_with_address_and_time(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 from messaging import Ack, subscription, workers
@@ -10,6 +11,7 @@ from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
 from messaging_contracts.simulation import simulate
 from messaging_contracts.simulation.scenario import scenario
+from messaging_memory.group import Group
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -61,3 +63,16 @@ def test_consuming_by_hand_that_says_settled_what_it_has_lost(monkeypatch: pytes
     tell = Pull._tell
     monkeypatch.setattr(Pull, "_tell", lambda self, entry, _: tell(self, entry, DONE))
     assert found("settled_again")
+
+
+def test_a_lease_that_ends_although_nothing_is_broken(monkeypatch: pytest.MonkeyPatch):
+    extend = Group.extend
+    calls = count(1)
+
+    def forgetful(self, member, deliveries, seconds):
+        if next(calls) % 7 == 0:
+            self.lapse(member)
+        return extend(self, member, deliveries, seconds)
+
+    monkeypatch.setattr(Group, "extend", forgetful)
+    assert found("duplicates_without_cause")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.copies import Copies
 from messaging_contracts.faults.fences import Fences
+from messaging_contracts.faults.firsts import Firsts
 from messaging_contracts.faults.handlings import Causes, Handling, Message, begin, end, ids_of
 from messaging_contracts.faults.history import (
     CLOCK_JUMPED,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.history import Event
 
 LATENESS = 60.0
-"""Seconds by which a retry may be late where nothing else is said."""
+"""Seconds by which a message or its retry may be late where nothing else is said."""
 
 
 def check(
@@ -51,8 +52,9 @@ def check(
     """Judge one topic's history; `ordered` says what was promised.
 
     `groups` names those that had to get every message, beside the ones that the history shows. `tolerance`, in
-    seconds, is how early a retry may be: two clocks differ. `lateness`, in seconds, is how late it may be after all
-    faults that may have held it up are over, and their aftermath: on a broker that has other work to do.
+    seconds, is how early a retry may be: two clocks differ. `lateness`, in seconds, is how late it, what was published
+    with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
+    on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
     """
     return _Check(events, ordered=ordered, groups=groups, tolerance=tolerance, lateness=lateness).verdict
 
@@ -102,6 +104,7 @@ class _Check:
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes()
         self._copies = Copies(self._causes, tolerance, lateness)
+        self._firsts = Firsts(self._causes, lateness)
         self._letters = Letters(self._causes)
         self._removed = -inf
         """Until when what was confirmed may have been deleted."""
@@ -127,12 +130,14 @@ class _Check:
             if isinstance(event, Published):
                 self._publishing(event)
             elif isinstance(event, Begun):
+                if event.handling in self._handlings:
+                    self.verdict.impossible.append(
+                        f"{event.handling} begins twice, the second time at {event.at}"
+                    )
                 self._handlings[event.handling] = Handling(event, place)
                 self._alive[event.member] = (place, event.at)
             elif isinstance(event, Ended):
-                one = self._handlings[event.handling]
-                one.ended(event, place)
-                self._alive[one.begun.member] = (place, event.at)
+                self._ending(event, place)
             elif isinstance(event, Settled):
                 self._handlings[event.handling].settled = place
             elif isinstance(event, Struck) and event.kind == CLOCK_JUMPED:
@@ -143,6 +148,17 @@ class _Check:
                 self._causes.faults.append(self._died(event) if event.fatal else event)
             elif isinstance(event, Buried):
                 self._letters.found(event)
+
+    def _ending(self, event: Ended, place: int) -> None:
+        one = self._handlings.get(event.handling)
+        if one is None or event.at < one.begun.at:
+            self.verdict.impossible.append(f"{event.handling} ends before it begins, at {event.at}")
+        if one is None:
+            return
+        if one.how != "running":
+            self.verdict.impossible.append(f"{event.handling} ends twice: {one}, and at {event.at}")
+        one.ended(event, place)
+        self._alive[one.begun.member] = (place, event.at)
 
     def _died(self, fault: Struck) -> Struck:
         """Whoever saw the process dead saw it later: what it was handling ended with its last sign of life."""
@@ -171,6 +187,7 @@ class _Check:
         by_id = ids_of(one for one in self._handlings.values() if one.begun.group == group)
         self._judge_publishing(group, by_id)
         self._judge_settled(by_id)
+        self._firsts.judge(by_id, self._messages, self.verdict)
         lanes: dict[str, list[Handling]] = {}
         for id, handlings in by_id.items():
             way = self._copies.judge(id, self._messages.get(id), handlings, self.verdict)

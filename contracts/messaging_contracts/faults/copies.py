@@ -123,18 +123,23 @@ class Copies:
                 step.undercounted += 1
             else:
                 step.violations.append(("failures_uncounted", f"{id}: {one} after {former}"))
-        elif former.concluded or former.last > one.first or former.how == "died":
+        else:
+            interrupted = former.how in {"died", "cancelled"}
             # What failed may be there twice: its retry, and itself where only its settlement was lost.
             again = [
                 other
                 for other in formers
                 if other is former or (other.how == "failed" and other.begun.attempt == one.begun.attempt)
             ]
-            # Or this member had lost it to the former one, and did not know that yet.
-            if any(self.causes.of(other, at) for other in (*again, one)):
-                step.duplicates += former.how != "died"
+            # Or this member had lost it to the former one, and did not know that yet. A partition that moves takes
+            # what still runs, whomever the fault hit.
+            moved = former.how == "cancelled" and self.causes.of(former, at, hand_over=True)
+            if moved or any(self.causes.of(other, at) for other in (*again, one)):
+                step.duplicates += not interrupted
             else:
                 step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))
+            if interrupted and at - max(former.end, self.causes.over(former, at)) > self.lateness:
+                step.violations.append(("late_retries", f"{id}: {one} came long after {former}"))
 
     def _punctual(self, step: _Step, id: str, formers: Sequence[Handling], one: Handling) -> None:
         """A retry, or what was released for a time, is neither early nor late."""

@@ -67,6 +67,13 @@ class Message:
         """How many it may have had by then; one at least, for what nobody sent is told as such."""
         return max(1, sum(one <= at for one in self.sent_at))
 
+    def due_by(self, at: float) -> float:
+        """When the last copy was sent, and due, that it may have had by then; -inf: none."""
+        return max(
+            (max(sent, due) for sent, due in zip(self.sent_at, self.due, strict=True) if sent <= at),
+            default=-inf,
+        )
+
 
 class Causes:
     """The faults of a history, and the jumps of clocks, as causes of what is handled again, late or early."""
@@ -110,6 +117,12 @@ class Causes:
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""
         return max((fault.noticed for fault in self.of(former, at, hand_over=True)), default=-inf)
+
+    def over_for_all(self, since: float, at: float) -> float:
+        """Until when faults may have held up anything that was there since then."""
+        return max(
+            (one.noticed for one in self.faults if one.at <= at and one.noticed >= since), default=-inf
+        )
 
     def named(self, id: str) -> bool:
         """Whether a fault is known to have hit this message."""

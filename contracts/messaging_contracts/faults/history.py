@@ -74,7 +74,11 @@ class Ended:
     at: float
     handling: str
     how: End
-    """`failed`: to be retried; `rejected`: the last failure, or one that is not to be retried."""
+    """`failed`: to be retried; `rejected`: the last failure, or one that is not to be retried.
+
+    `released`: its handler asked for it again, uncounted, which is what explains that it comes once more. `cancelled`:
+    it was interrupted, as by a member that stops or has lost it, which a fault must explain.
+    """
     after: float = 0.0
     """Seconds before which a failed or released message must not come again."""
 

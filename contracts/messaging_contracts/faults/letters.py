@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 STORED = 10.0
-"""Seconds after its rejection in which a dead letter is stored, unless a fault is there by then."""
+"""Seconds after its end in which a handling is settled, and a dead letter stored, unless a fault is there by then."""
 
 
 class Letters:
@@ -50,6 +50,7 @@ class Letters:
                 verdict.dead_letters += 1
                 self._judge_record(letters, verdict)
                 self._judge_reason(letters[0], handlings, verdict)
+                self._judge_attempts(letters, handlings, verdict)
                 self._judge_number(letters, handlings, messages.get(id), verdict)
 
     def _judge_record(self, letters: Sequence[Buried], verdict: Verdict) -> None:
@@ -69,12 +70,28 @@ class Letters:
 
     def _judge_reason(self, letter: Buried, handlings: Sequence[Handling], verdict: Verdict) -> None:
         rejected = any(one.how == "rejected" for one in handlings)
-        # A crash after the handler's success, before its settlement, looks like one of the handler's doing.
         gone = letter.cause == "lease_lost" and (
-            any(self._causes.of(one, letter.at) for one in handlings) or self._causes.named(letter.id)
+            any(self._causes.of(one, _unsettled(one, letter.at)) for one in handlings)
+            or self._causes.named(letter.id)
         )
         if not (rejected or gone):
             verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {_told(handlings)}")
+
+    def _judge_attempts(
+        self, letters: Sequence[Buried], handlings: Sequence[Handling], verdict: Verdict
+    ) -> None:
+        """As many as the handling had that rejected it. Of one that its members lost: no more than failures make."""
+        rejected = {one.begun.attempt for one in handlings if one.how == "rejected"}
+        most = 1 + sum(one.how in {"failed", "rejected"} for one in handlings)
+        for letter in letters:
+            if letter.cause == "lease_lost" or not rejected:
+                right = letter.attempts <= most
+            else:
+                right = not letter.attempts or letter.attempts in rejected
+            if not right:
+                verdict.miscounted_dead_letters.append(
+                    f"{letter.id} tells of {letter.attempts} attempts: {_told(handlings)}"
+                )
 
     def _judge_number(
         self,
@@ -98,6 +115,11 @@ class Letters:
             verdict.repeated_dead_letters.append(
                 f"{letters[0].id}: {number} dead letters, {allowed} are explained: {_told(handlings)}"
             )
+
+
+def _unsettled(one: Handling, at: float) -> float:
+    """Until when its member may have held it: a crash between success and settlement looks like the handler's."""
+    return min(at, one.end + STORED) if one.how == "succeeded" else at
 
 
 def _told(handlings: Sequence[Handling]) -> str:

@@ -13,6 +13,8 @@ SHOWN = 10
 class Verdict:
     """Violations, one line each, by kind; then what was allowed, counted."""
 
+    impossible: list[str] = field(default_factory=list[str])
+    """No history: a handling that begins or ends twice, or ends before it begins. Whoever wrote it down is wrong."""
     lost: list[str] = field(default_factory=list[str])
     """Confirmed, and neither handled with success nor a dead letter."""
     phantoms: list[str] = field(default_factory=list[str])
@@ -31,6 +33,8 @@ class Verdict:
     """A failure that the next attempt does not count, without a cause."""
     early_retries: list[str] = field(default_factory=list[str])
     late_retries: list[str] = field(default_factory=list[str])
+    late_firsts: list[str] = field(default_factory=list[str])
+    """First handled long after it was due, while no fault and nothing that was sent before it held it up."""
     fences_went_back: list[str] = field(default_factory=list[str])
     """Of one key: begun with a fence that is not larger than the one of an owner before it (9)."""
     before_due: list[str] = field(default_factory=list[str])
@@ -39,6 +43,8 @@ class Verdict:
     """Dead letters without reason, cause, attempts or time."""
     innocent_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters that no handler rejected and with which no member was lost."""
+    miscounted_dead_letters: list[str] = field(default_factory=list[str])
+    """Dead letters that tell of other attempts than there were."""
     repeated_dead_letters: list[str] = field(default_factory=list[str])
     """More dead letters of one message than copies of it, handlings that rejected it and faults explain."""
     settled_again: list[str] = field(default_factory=list[str])
@@ -51,7 +57,9 @@ class Verdict:
     messages: int = 0
     handlings: int = 0
     duplicates: int = 0
-    """Handled again because of a fault, or because they were published again after an unknown fate."""
+    """Handled again because of a fault, or because they were published again after an unknown fate; not where the
+    first handler was interrupted.
+    """
     overlaps_after_lost_leases: int = 0
     undercounted: int = 0
     """Attempts that a fault kept from being counted."""

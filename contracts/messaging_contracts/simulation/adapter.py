@@ -12,6 +12,7 @@ from messaging.adapter import Adapter, Consumer, SettleError
 from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
+from messaging_contracts.simulation.faults import LATENCIES
 from messaging_contracts.simulation.loop import due_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from messaging.message import Message, Receipt
     from messaging_contracts.simulation.faults import Faults
     from messaging_contracts.simulation.loop import ProcessClock
+
+
+MARGIN = 2.0
+"""Virtual seconds, beside a lease, within which what a fault brings about has happened."""
+HANDED_OVER = "the partition was handed over"
+"""What the memory broker tells of what it takes at the end of a hand-over."""
 
 
 class FaultyAdapter(Adapter):
@@ -72,6 +79,21 @@ class FaultyAdapter(Adapter):
         self.unstored = unstored
         self.in_hand = in_hand
         self.consumers: list[FaultyConsumer] = []
+        self._hit_at = -inf
+        self._held_up = 0
+        """Calls that an injected delay holds up now."""
+
+    def hit(self) -> None:
+        """A fault that was injected hits this process now: it may lose what it has, within a lease."""
+        self._hit_at = self.clock.monotonic()
+
+    @property
+    def struck(self) -> bool:
+        """Whether what is lost now may be lost through a fault that was injected, and not by the library's doing."""
+        if self.clock.frozen or self._held_up:
+            return True
+        since = max(self._hit_at, self.clock.thawed_at, self.faults.upheaved_at)
+        return self.clock.monotonic() <= since + self.faults.lease + MARGIN
 
     @classmethod
     def from_url(cls, url: str, context: AdapterContext) -> Adapter:
@@ -89,15 +111,28 @@ class FaultyAdapter(Adapter):
         """The way to the broker. What hits the connection may hit it here."""
         await self.clock.awake()
         if self.faults.strikes("cut"):
+            self.hit()
             self.cut()
         if self.faults.strikes("lapse"):
+            self.hit()
             self.lapse()
-        await self.faults.latency(self.clock)
+        await self._on_the_way()
 
     async def back(self) -> None:
         """The way back."""
-        await self.faults.latency(self.clock)
+        await self._on_the_way()
         await self.clock.awake()
+
+    async def _on_the_way(self) -> None:
+        delay = self.faults.delay()
+        injected = delay > max(LATENCIES)
+        self._held_up += injected
+        try:
+            await self.faults.pass_time(self.clock, delay)
+        finally:
+            self._held_up -= injected
+            if injected:
+                self.hit()
 
     async def open(self) -> None:
         await self.inner.open()
@@ -295,6 +330,7 @@ class FaultyConsumer(Consumer):
     async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
         await self._adapter.there()
         if self._faults.strikes("extend_fails"):
+            self._adapter.hit()
             raise ConnectionFailed("simulated: not extended")
         results = await self._inner.extend(deliveries, seconds)
         await self._adapter.back()
@@ -324,17 +360,21 @@ class FaultyConsumer(Consumer):
         self._arrived = [one for one in self._arrived if one.partition not in partitions]
 
     def lost(self, deliveries: Collection[RawDelivery], reason: str, *, lasts: float = 0.0) -> None:
-        """The broker took these: a cause for what is handled again. `lasts`: until the member must have noticed."""
+        """The broker took these: a cause for what is handled again, if a fault was injected that may be behind it.
+
+        `lasts`: until the member must have noticed.
+        """
         gone = set(deliveries)
         self._arrived = [delivery for delivery in self._arrived if delivery not in gone]
         ids = [delivery.message.id for delivery in deliveries]
-        if reason == "the partition was handed over":
+        if reason == HANDED_OVER:
             # What was handled was interrupted or settled by then, unless its settlement failed: else there is no cause.
             known = {*self._doubtful, *self._adapter.in_hand}
             ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in known]
         elif reason.startswith("the lease ended"):
             self.lapses += 1
-        self._strike(reason, ids, lasts)
+        if self._adapter.struck or reason == HANDED_OVER:
+            self._strike(reason, ids, lasts)
 
     def _strike(self, kind: str, ids: Sequence[str], lasts: float = 0.0) -> None:
         if ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.clock import sleep
@@ -48,6 +49,8 @@ class Faults:
     rates: dict[str, float] = field(default_factory=dict[str, float])
     lease: float = 10.0
     calm: bool = False
+    upheaved_at: float = -inf
+    """When the broker was last restarted, or is to be reached again."""
     under_way: int = 0
     """Calls that are on their way, there or back."""
 
@@ -64,19 +67,28 @@ class Faults:
         return hit
 
     async def latency(self, clock: Clock) -> float:
-        """Wait for the time that one way to the broker takes; how long that is."""
+        """Wait for the time that one way to the broker, or the store, takes; how long that is."""
+        delay = self.delay()
+        await self.pass_time(clock, delay)
+        return delay
+
+    def delay(self) -> float:
+        """How long one way takes; more than any of `LATENCIES` only where that is a fault."""
         delay = 0.0 if self.calm else self.random.choice(LATENCIES)
         if self.strikes("slow"):
             delay = self.random.uniform(0.1, self.lease / 8)
         if self.strikes("stuck"):
             delay = self.random.uniform(self.lease / 2, self.lease * 2)
+        return delay
+
+    async def pass_time(self, clock: Clock, delay: float) -> None:
+        """Be on the way for so long."""
         if delay > 0:
             self.under_way += 1
             try:
                 await sleep(clock, delay)
             finally:
                 self.under_way -= 1
-        return delay
 
 
 def drawn(random: Random) -> dict[str, float]:

@@ -129,6 +129,8 @@ class ProcessClock:
         self._missed: list[Timer] = []
         self._thawed = asyncio.Event()
         self._thawed.set()
+        self.thawed_at = -inf
+        """When it last went on."""
 
     @property
     def frozen(self) -> bool:
@@ -159,6 +161,8 @@ class ProcessClock:
 
     def thaw(self) -> None:
         """Go on, as after SIGCONT."""
+        if self.frozen:
+            self.thawed_at = self._loop.time()
         self._thawed.set()
         missed, self._missed = self._missed, []
         for timer in missed:

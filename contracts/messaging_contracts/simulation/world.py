@@ -234,11 +234,14 @@ class World:
         if kind == "join" and len(alive) < MOST_MEMBERS:
             self.join()
         elif kind == "restart":
+            self.faults.upheaved_at = self.loop.time()
             self._broker.restart()
         elif kind == "outage":
+            seconds = self.random.uniform(0.0, 2 * self.scenario.lease)
+            self.faults.upheaved_at = self.loop.time() + seconds
             self._broker.disconnect()
             try:
-                await asyncio.sleep(self.random.uniform(0.0, 2 * self.scenario.lease))
+                await asyncio.sleep(seconds)
             finally:
                 self._broker.reconnect()
         elif alive:

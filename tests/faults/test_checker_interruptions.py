@@ -1,0 +1,146 @@
+"""What was interrupted, or released, comes again only for a reason, and in time; so does what comes first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.stories import Story
+
+LATE = 5000.0
+
+
+def test_a_handling_that_was_cancelled_without_a_cause_explains_no_other(story: Story):
+    story.published("m0")
+    for _ in range(50):
+        story.handled("m0", "cancelled")
+    story.handled("m0")
+    verdict = story.verdict()
+    assert list(verdict.violations) == ["duplicates_without_cause"]
+    assert len(verdict.duplicates_without_cause) == 50
+
+
+@pytest.mark.parametrize("struck", [None, "a", "b"])
+def test_a_fault_may_interrupt_a_handling_also_by_moving_its_partition(story: Story, struck: str | None):
+    story.published("m0")
+    name = story.begun("m0", member="a")
+    story.struck(struck)
+    story.ended(name, "cancelled")
+    story.handled("m0", member="b")
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 0
+
+
+def test_a_fault_that_was_over_before_a_handling_began_explains_no_interruption(story: Story):
+    story.published("m0")
+    story.struck()
+    story.handled("m0", "cancelled")
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "died"])
+def test_what_was_interrupted_does_not_come_again_too_late(story: Story, how: str):
+    story.published("m0")
+    name = story.begun("m0")
+    story.struck(fatal=how == "died")
+    if how == "cancelled":
+        story.ended(name, "cancelled")
+    story.pass_time(LATE)
+    story.handled("m0", member="b")
+    assert list(story.verdict().violations) == ["late_retries"]
+
+
+def test_each_release_that_a_handler_asked_for_explains_one_more_handling_and_no_second(story: Story):
+    story.published("m0")
+    for _ in range(50):
+        story.handled("m0", "released")
+    story.handled("m0")
+    assert story.verdict().violations == {}
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+    assert len(story.verdict().duplicates_without_cause) == 1
+
+
+@pytest.mark.parametrize("delay", [None, 5.0])
+def test_a_message_that_is_first_handled_too_late_is_seen(story: Story, delay: float | None):
+    story.published("m0", delay=delay)
+    story.pass_time(LATE)
+    story.handled("m0")
+    assert list(story.verdict().violations) == ["late_firsts"]
+
+
+def test_a_message_that_is_passed_over_while_others_are_handled_is_late(story: Story):
+    story.published("m0", key="a")
+    for number in range(100):
+        story.published(f"n{number}", key="b", sequence=number)
+        story.handled(f"n{number}", key="b", sequence=number)
+    story.handled("m0", key="a")
+    assert list(story.verdict().violations) == ["late_firsts"]
+
+
+def test_a_message_may_wait_for_what_was_sent_before_it(story: Story):
+    story.published("m0")
+    story.published("m1", sequence=1)
+    name = story.begun("m0")
+    story.pass_time(LATE)
+    story.ended(name)
+    story.handled("m1", sequence=1)
+    assert story.verdict().violations == {}
+
+
+def test_a_fault_holds_a_first_handling_up_until_it_is_over(story: Story):
+    story.published("m0")
+    story.struck(None, lasts=LATE)
+    story.pass_time(LATE)
+    story.handled("m0")
+    assert story.verdict().violations == {}
+
+
+def test_a_dead_letter_that_tells_of_other_attempts_than_there_were_is_seen(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed")
+    story.handled("m0", "rejected", attempt=2)
+    story.buried("m0", attempts=2)
+    assert story.verdict().violations == {}
+    for wrong in (1, 99):
+        story.buried("m0", attempts=wrong, look=1 + wrong)
+    assert list(story.verdict().violations) == ["miscounted_dead_letters"]
+    assert len(story.verdict().miscounted_dead_letters) == 2
+
+
+def test_a_dead_letter_of_lost_members_tells_of_no_more_attempts_than_failures_make(story: Story):
+    story.published("m0")
+    story.begun("m0")
+    story.struck(fatal=True)
+    story.buried("m0", cause="lease_lost", attempts=1)
+    assert story.verdict().violations == {}
+    story.buried("m0", cause="lease_lost", attempts=2, look=2)
+    assert list(story.verdict().violations) == ["miscounted_dead_letters"]
+
+
+def test_a_success_long_before_a_fault_is_no_reason_for_a_dead_letter(story: Story):
+    story.published("m0")
+    story.handled("m0")
+    story.pass_time(60)
+    story.struck("a")
+    story.buried("m0", cause="lease_lost")
+    assert list(story.verdict().violations) == ["innocent_dead_letters"]
+
+
+def test_a_handling_that_is_told_twice_is_no_history(story: Story):
+    story.published("m0")
+    story.handled("m0")
+    story.events += story.events[-2:]
+    assert "impossible" in story.verdict().violations
+
+
+def test_a_handling_that_ends_before_it_begins_is_no_history(story: Story):
+    story.published("m0")
+    name = story.begun("m0")
+    story.at -= 10
+    story.ended(name)
+    assert list(story.verdict().violations) == ["impossible"]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from messaging.errors import AuthenticationFailed, ConfigurationError
 from messaging.tls import client_context
+from messaging_sqs.forms import write_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,13 +90,16 @@ def make_clients(settings: SQSSettings) -> Clients:
     agent: str | None = None
 
     def make(service: str, endpoint: str | None, wait: float = 0.0, attempts: int = ATTEMPTS) -> Any:
-        return session.client(
+        client = session.client(
             service,
             region_name=region,
             endpoint_url=endpoint or settings.endpoint_url or beside,
             verify=settings.ca,
             config=_configuration(settings, wait=wait, attempts=attempts, agent=agent),
         )
+        if service == "sns":
+            client.meta.events.register("before-call.sns.PublishBatch", write_form)
+        return client
 
     sts = make("sts", settings.sts_endpoint_url)
     agent = _agent(sts.meta.config)

@@ -132,7 +132,7 @@ class Seat:
         finally:
             if not granted:
                 self._session.claimed.discard(lock)
-                del self._locks[partition]
+                self._locks.pop(partition, None)  # a member that leaves may have forgotten it
         return True
 
     async def unlock(self, partition: int) -> None:

@@ -18,7 +18,7 @@ from messaging.adapter import DONE, Hold, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
 from messaging.delay import bounded
-from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, LeaseLost
+from messaging.errors import LeaseLost, MessagingError, is_fatal
 from messaging.health import SubscriptionHealth
 from messaging.lanes import Lanes
 from messaging.message import Ack, Reject, Release, Retry, seconds
@@ -152,9 +152,9 @@ class Dispatcher:
                 continue
             try:
                 deliveries = await self._consumer.receive(room, RECEIVE_WAIT, self._lanes.full)
-            except (AuthenticationFailed, ConfigurationError):
-                raise
-            except ConnectionFailed as error:
+            except MessagingError as error:
+                if is_fatal(error):
+                    raise
                 await self._wait_to_reconnect(error, backoff)
                 continue
             if not self.receiving:
@@ -163,7 +163,7 @@ class Dispatcher:
                 backoff.reset()
             self._take_in(deliveries)
 
-    async def _wait_to_reconnect(self, error: ConnectionFailed, backoff: Backoff) -> None:
+    async def _wait_to_reconnect(self, error: MessagingError, backoff: Backoff) -> None:
         check_cancelled()
         wait = backoff.next()
         if self.receiving or self.last_error is None:
@@ -402,7 +402,9 @@ class Dispatcher:
             held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
             try:
                 ours = await self._consumer.extend(held, lease) if held else ()
-            except ConnectionFailed as error:
+            except MessagingError as error:
+                if is_fatal(error):
+                    raise
                 self._lease_error = str(error)
                 continue
             self._lease_error = None

@@ -102,3 +102,12 @@ class LeaseLost(MessagingError):
 
 class Closed(MessagingError):
     """The bus was used before it was opened or after it was closed."""
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether it is known that trying again heals nothing (25): what is not known to be fatal is transient.
+
+    An error that is none of ours is a defect of an adapter, and fatal.
+    """
+    known = (AuthenticationFailed, ConfigurationError, TopicNotFound, Closed)
+    return isinstance(error, known) or not isinstance(error, MessagingError)

@@ -21,14 +21,13 @@ from messaging.backoff import LEFT_ALONE, Backoff
 from messaging.clock import check_cancelled, sleep, timeout
 from messaging.dispatch import Dispatcher
 from messaging.errors import (
-    AuthenticationFailed,
     ConfigurationError,
-    ConnectionFailed,
     MessagingError,
     PublishError,
     TopicNotFound,
     TopologyLost,
     UnsupportedCapability,
+    is_fatal,
 )
 from messaging.health import SubscriptionHealth
 from messaging.ids import new_id
@@ -213,9 +212,9 @@ class Subscriber:
             try:
                 if await self._catalogue.renew(self._binding.subscription.group):
                     return not self._stop.is_set()
-            except AuthenticationFailed:
-                raise
-            except ConnectionFailed as failed:
+            except MessagingError as failed:
+                if is_fatal(failed):
+                    raise
                 self._gone = str(failed)
                 wait = backoff.next()
             else:

@@ -57,12 +57,14 @@ class BrokerState:
     error: str | None = None
     publishing: str | None = None
     """Why it does not take what is published to it; None where it does, as far as this process has tried."""
+    requests: str | None = None
+    """Why the replies to this process do not arrive; None where they do, or where it has sent no request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`red`: a broker is not reached, a subscription ended, or somebody deleted what it reads. `yellow`: something
-    waits that should not, or a broker does not take what is published.
+    """`red`: a broker is not reached, a subscription ended, somebody deleted what it reads, or the replies to this
+    process do not arrive. `yellow`: something waits that should not, or a broker does not take what is published.
     """
 
     status: Literal["green", "yellow", "red"]
@@ -101,6 +103,7 @@ def assess(
             connected=found.connected,
             error=found.error,
             publishing=found.refusing or broker.publisher.refusals.last(),
+            requests=broker.requester.failing,
         )
         for broker, found in brokers.items()
     ]
@@ -108,10 +111,11 @@ def assess(
     errors += [one.last_error for one in subscriptions if one.last_error]
     errors += [one.stuck for one in subscriptions if one.stuck]
     errors += [f"{state.name}: {state.publishing}" for state in states if state.publishing]
+    errors += [f"{state.name}: {state.requests}" for state in states if state.requests]
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
     waiting = waiting or any(state.publishing for state in states)
-    gone = any(one.gone for one in subscriptions)
+    gone = any(one.gone for one in subscriptions) or any(state.requests for state in states)
     connected = all(state.connected for state in states)
     return Health(
         status="red" if fatal or gone or not connected else "yellow" if waiting else "green",

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep, timeout
 from messaging.errors import (
-    AuthenticationFailed,
     Closed,
-    ConnectionFailed,
     InvalidMessage,
     MessagingError,
     RemoteError,
     RequestTimeout,
+    is_fatal,
 )
 from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
@@ -37,6 +36,9 @@ logger = logging.getLogger("messaging")
 
 ERROR_TYPE = "messaging.error"
 """The `type` of a reply that carries the responder's failure."""
+_WAIT = 5.0
+_WAIT_AGAIN = 0.2
+"""Seconds of the first read after one that failed: health is told soon that replies arrive again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,14 @@ class Requester:
         self._task: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._ended: Exception | None = None
+        self._failure: Exception | None = None
         self.late = 0
         """Replies that came when nobody waited for them any more."""
+
+    @property
+    def failing(self) -> str | None:
+        """Why replies do not arrive now; None while they do, and where nobody has asked for any."""
+        return None if self._failure is None else f"replies cannot be received: {self._failure}"
 
     async def request(
         self, name: str, send: Callable[[str, str], Awaitable[object]], within: float
@@ -113,15 +121,20 @@ class Requester:
         while True:
             check_cancelled()
             try:
-                replies = await inbox.receive(256, 5.0)
+                replies = await inbox.receive(256, _WAIT if self._failure is None else _WAIT_AGAIN)
             except Exception as error:
                 self._fail(error)
-                if isinstance(error, AuthenticationFailed) or not isinstance(error, ConnectionFailed):
-                    self._ended = error
+                if is_fatal(error):
+                    self._failure = self._ended = error
+                    logger.error("Replies are received no more, all requests fail: %s", error)
                     return
+                if self._failure is None:
+                    logger.warning("Receiving replies was interrupted: %s. Trying again.", error)
+                self._failure = error
                 check_cancelled()
                 await sleep(self._clock, backoff.next())
                 continue
+            self._failure = None
             backoff.reset()
             for reply in replies:
                 self._take_in(reply)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import DONE, SettleError, Settlement
 from messaging.backoff import Backoff
 from messaging.clock import check_cancelled, sleep
-from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge
+from messaging.errors import LeaseLost, MessageTooLarge, MessagingError, is_fatal
 from messaging.requests import too_large
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import RawDelivery, Settled
     from messaging.clock import Clock
-    from messaging.errors import MessagingError, PublishError
+    from messaging.errors import PublishError
     from messaging.message import Message
 
 logger = logging.getLogger("messaging")
@@ -130,7 +130,9 @@ class Settler:
         while waiting:
             try:
                 errors = await self._reply([self._replies[one] for one in waiting])
-            except ConnectionFailed as failure:
+            except MessagingError as failure:
+                if is_fatal(failure):
+                    raise
                 self.error = str(failure)
                 _log_unsettled([(one, failure) for one in waiting])
                 return False

@@ -31,19 +31,9 @@ if TYPE_CHECKING:
     from messaging_redis.scripts import Script
     from messaging_redis.settings import RedisSettings
 
-_TRANSIENT = (
-    "LOADING",
-    "READONLY",
-    "NOREPLICAS",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "ASK",
-    "MOVED",
-    "MASTERDOWN",
-    "BUSY",
-    "OOM",
-)
-"""Codes of errors that pass without anybody changing the program."""
+_MISUSE = ("unknown command", "unknown subcommand", "wrong number of arguments", "syntax error", "NOPROTO", "CROSSSLOT")
+"""How the text of an error begins that the same command always gets of this server."""
+_DENIED = "ACL failure in script"
 _FAULTS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
 """What redis-py raises when there is no connection, or no more."""
 _NOT_RUN = (redis_errors.NoScriptError, redis_errors.MovedError)
@@ -209,7 +199,11 @@ class RedisConnection:
                     clients.stale = True
                     raise self._interrupted(error, patience) from error
                 raise
-            if self._closed or line.demoted:
+            unblocked = wait is not None and isinstance(replies[-1], Exception) and code_of(replies[-1]) == "UNBLOCKED"
+            if unblocked:
+                # Nothing was read: the server has become a replica, or what was read is gone. The next read is told.
+                replies[-1] = None
+            if self._closed or line.demoted or unblocked:
                 await pool.end(line)
             else:
                 await pool.leave(line)
@@ -257,23 +251,23 @@ class RedisConnection:
 
 
 def translate(error: Exception, what: str) -> MessagingError:
-    """An error reply as one of ours; `what` names the command."""
-    code = code_of(error)
+    """An error reply as one of ours; `what` names the command. What is not known to last passes by itself (25)."""
     if isinstance(error, MessagingError):
         return error
+    code, text = code_of(error), _text(error)
     if _is_authentication(error):
-        return AuthenticationFailed(f"Redis refused {what}: {_text(error)}")
-    if code in _TRANSIENT:
-        return ConnectionFailed(f"Redis refused {what} for now: {code} {_text(error)}")
-    if code == "NOPERM":
+        return AuthenticationFailed(f"Redis refused {what}: {text}")
+    if code == "NOPERM" or _DENIED in text:
         return ConfigurationError(
-            f"the ACL user may not run {what}: {_text(error)}. The documentation lists what to grant"
+            f"the ACL user may not run {what}: {text}. The documentation lists what to grant"
         )
     if code == "WRONGTYPE":
         return ConfigurationError(
             f"{what}: a key of ours holds something else; choose another prefix or namespace"
         )
-    return MessagingError(f"Redis refused {what}: {_text(error)}")
+    if text.removeprefix("ERR ").startswith(_MISUSE):
+        return ConfigurationError(f"Redis does not know {what} as it is meant here: {text}")
+    return ConnectionFailed(f"Redis refused {what} for now: {text if text.startswith(code) else f'{code} {text}'}")
 
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (

@@ -197,7 +197,7 @@ class SharedConsumer(Consumer):
             reply = await self._connection.wait_for(self._keys.retry, command, wait, self._begun)
             self._waiting = None
         if isinstance(reply, Exception):
-            if code_of(reply) in {"NOGROUP", "UNBLOCKED"}:
+            if code_of(reply) == "NOGROUP":
                 await self._topics.restore(self._group)
                 return None
             raise translate(reply, str(command[0]))

@@ -263,9 +263,7 @@ class PartitionedConsumer(Consumer):
         command += [source.wake_after for source in sources]
         (reply,) = await self._connection.exchange(self._keys.leases, (command,), wait=block)
         if isinstance(reply, Exception):
-            if code_of(reply) != "UNBLOCKED":
-                raise translate(reply, "XREAD")
-            return
+            raise translate(reply, "XREAD")
         woken = {key.decode() for key, _ in stream_pairs(reply)}
         for source in sources:
             if source.stream in woken:

@@ -73,6 +73,11 @@ _THROTTLED = frozenset(
         "IDPCommunicationError",
     }
 )
+_CLOCKS = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFuture"})
+_SKEWED = ("signature expired", "signature not yet current")
+"""How the text of a refused signature begins where the clocks differ: nothing is wrong with the credentials."""
+_REQUEST_TIMEOUT = 408
+_TOO_MANY_REQUESTS = 429
 _UNSENT = (
     botocore_errors.EndpointConnectionError,
     botocore_errors.ConnectTimeoutError,
@@ -224,7 +229,7 @@ class Connection:
 
         `once`: it stores what nothing deduplicates, and so is repeated only where nothing was taken (20).
         Raises Absent, Exists, DeletedRecently, Denied, AuthenticationFailed,
-        ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (refused for another reason).
+        ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (it cannot be sent).
         """
         client = self.clients.sends[service] if once else getattr(self.clients, service)
         request = partial(getattr(client, operation), **parameters)
@@ -284,11 +289,11 @@ class Connection:
             return self._not_renewed(f"{where}: the AWS chain has no usable credentials: {error}")
         if isinstance(error, botocore_errors.ClientError):
             return self._refused(error, where)
-        if isinstance(error, (*_UNSENT, botocore_errors.HTTPClientError, OSError)):
-            unsent = isinstance(error, _UNSENT)
-            self.failed = f"{where} had no answer: {error}"
-            return Untaken(self.failed) if unsent else Interrupted(self.failed)
-        return MessagingError(f"{where} failed: {error!r}")
+        if isinstance(error, botocore_errors.ParamValidationError):
+            return MessagingError(f"{where} was not sent: {error}")
+        # Anything else, such as an answer that nobody can read: the service may have done it.
+        self.failed = f"{where} had no answer: {str(error) or repr(error)}"
+        return Untaken(self.failed) if isinstance(error, _UNSENT) else Interrupted(self.failed)
 
     def _not_renewed(self, text: str) -> ConnectionFailed:
         """Credentials that were good once may be renewed by the next call (25): only at `open` they are wrong."""
@@ -303,6 +308,9 @@ class Connection:
         code, text = str(details.get("Code", "")), str(details.get("Message", ""))
         query_code = str(details.get("QueryErrorCode", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        if code in _CLOCKS or query_code in _CLOCKS or text.lower().startswith(_SKEWED):
+            self.failed = f"{where} was refused for now, the clock of this machine is wrong: {code} {text}"
+            return Untaken(self.failed)
         if code in _AUTHENTICATION or query_code in _AUTHENTICATION:
             return AuthenticationFailed(f"{where}: the credentials were refused: {code}")
         if code in _EXPIRED or query_code in _EXPIRED:
@@ -319,13 +327,14 @@ class Connection:
             return DeletedRecently(f"{where}: {text}")
         if "QueueNameExists" in (code, query_code) or "already exists with different" in text:
             return Exists(f"{where}: {text}")
-        if code in _THROTTLED or query_code in _THROTTLED:
+        if code in _THROTTLED or query_code in _THROTTLED or status == _TOO_MANY_REQUESTS:
             self.failed = f"{where} was refused for now: {code} {text}"
             return Untaken(self.failed)
-        if status >= 500:
+        if status >= 500 or status == _REQUEST_TIMEOUT:  # a gateway's, which may have passed the request on
             self.failed = f"{where} failed in the service: {code} {text}"
             return Interrupted(self.failed)
-        return MessagingError(f"{where} was refused: {code} {text}")
+        # What is not known to last passes by itself (25), and none of it was done.
+        return ConnectionFailed(f"{where} was refused: {code} {text}")
 
 
 def _spoken(operation: str) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import (
     Closed,
-    ConnectionFailed,
     LeaseLost,
     MessagingError,
     TopicNotFound,
@@ -438,7 +437,7 @@ class Member(Consumer):
             if self._arrivals.waiting:
                 try:
                     await self.extend(self._arrivals.waiting, self.connection.settings.lease)
-                except ConnectionFailed:
+                except MessagingError:
                     continue  # what cannot be extended ends with its lease
 
     # --- lifecycle ---------------------------------------------------------------------------------------------

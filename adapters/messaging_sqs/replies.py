@@ -164,9 +164,7 @@ class SQSInbox(ReplyInbox):
             raise ConnectionFailed(
                 f"the reply queue was deleted, and its replies with it: {error}"
             ) from error
-        if isinstance(error, ConnectionFailed):
-            raise error
-        raise ConfigurationError(f"replies cannot be received: {error}") from error
+        raise error
 
     async def _take(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         lease = Lease(came)

@@ -126,7 +126,7 @@ class Requester:
                 self._fail(error)
                 if is_fatal(error):
                     self._failure = self._ended = error
-                    logger.error("Replies are received no more, all requests fail: %s", error)
+                    logger.error("Replies are received no more, all requests fail: %s", error)  # noqa: TRY400  the requests tell its traceback
                     return
                 if self._failure is None:
                     logger.warning("Receiving replies was interrupted: %s. Trying again.", error)

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from messaging_redis.scripts import Script
     from messaging_redis.settings import RedisSettings
 
-_MISUSE = ("unknown command", "unknown subcommand", "wrong number of arguments", "syntax error", "NOPROTO", "CROSSSLOT")
+_MISUSE = (
+    "unknown command",
+    "unknown subcommand",
+    "wrong number of arguments",
+    "syntax error",
+    "NOPROTO",
+    "CROSSSLOT",
+)
 """How the text of an error begins that the same command always gets of this server."""
 _DENIED = "ACL failure in script"
 _FAULTS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
@@ -199,7 +206,11 @@ class RedisConnection:
                     clients.stale = True
                     raise self._interrupted(error, patience) from error
                 raise
-            unblocked = wait is not None and isinstance(replies[-1], Exception) and code_of(replies[-1]) == "UNBLOCKED"
+            unblocked = (
+                wait is not None
+                and isinstance(replies[-1], Exception)
+                and code_of(replies[-1]) == "UNBLOCKED"
+            )
             if unblocked:
                 # Nothing was read: the server has become a replica, or what was read is gone. The next read is told.
                 replies[-1] = None
@@ -267,7 +278,9 @@ def translate(error: Exception, what: str) -> MessagingError:
         )
     if text.removeprefix("ERR ").startswith(_MISUSE):
         return ConfigurationError(f"Redis does not know {what} as it is meant here: {text}")
-    return ConnectionFailed(f"Redis refused {what} for now: {text if text.startswith(code) else f'{code} {text}'}")
+    return ConnectionFailed(
+        f"Redis refused {what} for now: {text if text.startswith(code) else f'{code} {text}'}"
+    )
 
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (

@@ -15,7 +15,7 @@ from uuid import uuid4
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
 from messaging_redis.background import Background
-from messaging_redis.connection import code_of, translate
+from messaging_redis.connection import translate
 from messaging_redis.consumer import stream_pairs
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.fenced import CONSUMER, FencedSettler

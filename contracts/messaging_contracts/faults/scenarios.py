@@ -296,9 +296,9 @@ async def full_memory(stage: Stage) -> None:
     await _full(stage, "memory")
 
 
-@fault(on=("rabbitmq",))
+@fault(on=("redis", "rabbitmq"))
 async def full_disk(stage: Stage) -> None:
-    """The broker's disk full for some seconds (its disk alarm)."""
+    """The broker's disk full for some seconds (RabbitMQ's alarm, Redis' MISCONF)."""
     await _full(stage, "disk")
 
 

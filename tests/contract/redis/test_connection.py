@@ -6,17 +6,23 @@ import logging
 import time
 
 import pytest
+from redis.exceptions import ResponseError
 
-from messaging.adapter import Done, GroupSpec, TopicSpec, Topology
+from messaging.adapter import Done, GroupSpec, Settlement, TopicSpec, Topology
 from messaging.errors import (
     AuthenticationFailed,
     Closed,
     ConfigurationError,
     ConnectionFailed,
+    PublishError,
+    is_fatal,
 )
 from messaging.message import Ack, Receipt, Reject, Release, Retry
 from messaging_contracts.brokers.process import free_port
+from messaging_contracts.brokers.resp import Connection
+from messaging_contracts.faults.servers import exhaust
 from messaging_redis import line
+from messaging_redis.connection import translate
 
 CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
 LEAST = f"-@all {CATEGORIES} +time +info +del +pexpire"
@@ -345,3 +351,62 @@ async def test_every_call_after_the_close_says_so(bench):
     with pytest.raises(Closed):
         bench.consumer(adapter, group)
     assert not (await adapter.health()).connected
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_full_disk_interrupts_and_all_goes_on_when_there_is_room(own, ordered):
+    broker, bench = await own()
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=ordered, partitions=1)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 1)
+    held = await bench.receive(consumer, 1)
+
+    exhaust(broker, "disk", True)
+    with pytest.raises(ConnectionFailed, match="MISCONF") as interrupted:
+        await consumer.receive(1, 0.2)
+    assert not is_fatal(interrupted.value)
+    (unsettled,) = await consumer.settle([Settlement(held[0], Ack())])
+    assert "MISCONF" in str(unsettled.error)
+    (refused,) = await bench.publish(adapter, group.topic, 1)
+    assert type(refused) is PublishError
+    assert not (await adapter.health()).connected
+
+    exhaust(broker, "disk", False)
+    await bench.settle(consumer, held, Ack())
+    await bench.publish(adapter, group.topic, 1)
+    assert len(await bench.receive(consumer, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("NOPERM this user has no permissions to run the 'xadd' command", ConfigurationError),
+        ("ACL failure in script: no key", ConfigurationError),
+        ("WRONGTYPE Operation against a key", ConfigurationError),
+        ("unknown command 'XADD', with args beginning with: 'a'", ConfigurationError),
+        ("MISCONF Errors writing to the AOF file: No space left on device", ConnectionFailed),
+        ("UNBLOCKED force unblock from blocking operation", ConnectionFailed),
+        ("max daily request limit exceeded", ConnectionFailed),
+        ("SOMETHINGNEW that nobody knows", ConnectionFailed),
+    ],
+)
+def test_what_is_not_known_to_last_passes_by_itself(text, kind):
+    assert type(translate(ResponseError(text), "XADD")) is kind
+
+
+async def test_a_server_that_becomes_a_replica_ends_no_requests(own):
+    broker, bench = await own()
+    adapter = await bench.adapter()
+    inbox = await adapter.reply_inbox()
+    waiting = asyncio.create_task(inbox.receive(1, 5))
+    with Connection(broker.url, 5) as admin:
+        while "flags=b" not in str(admin.call("CLIENT", "LIST")):
+            await asyncio.sleep(0.01)
+        admin.call("REPLICAOF", "127.0.0.1", "1")
+        assert await waiting == []
+        admin.call("REPLICAOF", "NO", "ONE")
+
+    message = bench.message(1)
+    assert await adapter.reply([(inbox.address, message)]) == [None]
+    assert [reply.id for reply in await inbox.receive(1, 5)] == [message.id]

@@ -204,8 +204,8 @@ class Consumer(ABC):
         partition. Partitions in `paused` yield nothing now. Guaranteed: cancelling loses nothing; what was taken
         from the broker is returned by the next call or given back by `close`.
 
-        Raises ConnectionFailed (transient: call again), AuthenticationFailed, ConfigurationError or TopicNotFound
-        (fatal for the subscription), TopologyLost (declared anew; a new consumer goes on, this one commits no more).
+        Raises ConnectionFailed (transient: call again, as after each error that `errors.is_fatal` does not know),
+        AuthenticationFailed, ConfigurationError or TopicNotFound (fatal for the subscription), TopologyLost (declared anew; a new consumer goes on, this one commits no more).
         """
 
     @abstractmethod
@@ -304,7 +304,7 @@ class ReplyInbox(ABC):
         """Replies as they come, or none after `wait` seconds. Replies are not acknowledged.
 
         Raises ConnectionFailed when replies sent meanwhile may be lost; the next call makes one attempt to
-        connect again and may change `address`.
+        connect again and may change `address`. What `errors.is_fatal` knows ends all requests of the process.
         """
 
     @abstractmethod

@@ -47,7 +47,6 @@ _FORBIDDEN = (
 _REFUSED = (
     Errors.InvalidTopicError,
     Errors.PolicyViolationError,
-    Errors.InvalidReplicationFactorError,
     Errors.InvalidConfigurationError,
     Errors.InvalidPartitionsError,
     Errors.InvalidSessionTimeoutError,

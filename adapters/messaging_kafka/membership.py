@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Lease
-from messaging.errors import AuthenticationFailed, ConnectionFailed, LeaseLost, MessagingError
+from messaging.errors import ConnectionFailed, LeaseLost, MessagingError, is_fatal
 from messaging_kafka import assignor, library
 from messaging_kafka.assignor import Claim, Share
 from messaging_kafka.connection import check, translate
@@ -225,7 +225,7 @@ class Membership:
         self.lease.deadline = max(self.lease.deadline, until)
 
     def _failed(self, error: MessagingError) -> None:
-        if not isinstance(error, ConnectionFailed) or isinstance(error, AuthenticationFailed):
+        if is_fatal(error):
             raise error
         self.error = error
         if self.joined and self.lease.deadline <= time.monotonic():

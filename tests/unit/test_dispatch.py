@@ -12,6 +12,7 @@ from messaging.errors import (
     ConfigurationError,
     ConnectionFailed,
     LeaseLost,
+    MessagingError,
     TopicNotFound,
 )
 from messaging.message import Ack, Reject, Release, Retry
@@ -101,11 +102,12 @@ async def test_what_is_left_of_a_delay_that_a_former_owner_began_is_waited_for()
     assert bench.consumer.outcomes(Ack) == ["b1", "a1", "a2"]
 
 
-async def test_a_broken_connection_ends_no_subscription(caplog):
+@pytest.mark.parametrize("error", [ConnectionFailed("cut"), MessagingError("cut")])
+async def test_what_is_not_known_to_be_fatal_ends_no_subscription(caplog, error):
     with caplog.at_level(logging.WARNING, "messaging"):
         async with Bench(acking).running() as bench:
             assert not bench.dispatcher.receiving
-            bench.consumer.fail(*(ConnectionFailed("cut") for _ in range(3)))
+            bench.consumer.fail(*(error for _ in range(3)))
             await bench.clock.settle()
             assert bench.health.last_error == "cut"
             assert not bench.health.receiving

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from messaging import App, Health, Reject, RetryPolicy, connect, fixed
+from messaging import App, Endpoint, Health, Reject, RetryPolicy, connect, fixed
 from messaging.adapter import SettleError
-from messaging.errors import AuthenticationFailed, PublishError
+from messaging.errors import AuthenticationFailed, ConnectionFailed, PublishError
 from messaging_memory import MemoryAdapter
 from messaging_memory.consumer import MemoryConsumer
 from tests.unit.topics import jobs, orders
@@ -185,6 +185,34 @@ async def test_messages_that_the_broker_hands_to_no_member_are_no_green(bus, clo
 
         assert (health.status, health.subscriptions[0].stuck) == ("yellow", "nobody consumes it")
         assert health.last_error == "nobody consumes it"
+
+
+async def test_health_is_red_while_replies_do_not_arrive(bus, clock):
+    app, echo = App("echo"), Endpoint("echo", str, str)
+
+    @app.respond(echo)
+    async def answer(payload: str) -> str:
+        return payload
+
+    async with app.running(bus):
+        assert await bus.request(echo, "one") == "one"
+        inbox = bus.broker("echo").requester._inbox
+        receive = inbox.receive
+
+        async def refused(*_):
+            raise ConnectionFailed("a refusal")
+
+        inbox.receive = refused
+        await clock.advance(6)
+        broken = await bus.health()
+        inbox.receive = receive
+        await clock.advance(6)
+        mended = await bus.health()
+
+        assert (broken.status, mended.status) == ("red", "green")
+        assert broken.brokers[0].requests is not None and "a refusal" in broken.brokers[0].requests
+        assert mended.brokers[0].requests is None
+        assert await bus.request(echo, "two") == "two"
 
 
 async def test_groups_that_nobody_reads_are_listed(bus, clock):

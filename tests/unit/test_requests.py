@@ -9,6 +9,7 @@ from messaging.errors import (
     Closed,
     ConnectionFailed,
     DecodeError,
+    MessagingError,
     NoGroup,
     RemoteError,
     RequestTimeout,
@@ -179,6 +180,25 @@ async def test_an_inbox_that_is_gone_for_good_fails_all_requests_and_the_next(de
         await task
     with pytest.raises(type(error)):
         await (await desk.ask())
+    assert str(error) in str(desk.requester.failing)
+
+
+@pytest.mark.parametrize("error", [ConnectionFailed("cut"), MessagingError("a refusal that nobody knows")])
+async def test_an_error_that_is_not_known_to_be_fatal_fails_what_waits_and_no_later_request(desk, error):
+    task = await desk.ask()
+    desk.inbox.items.put_nowait(error)
+    await desk.clock.settle()
+    with pytest.raises(type(error)):
+        await task
+    assert str(error) in str(desk.requester.failing)
+
+    await desk.clock.advance(1)
+    desk.inbox.items.put_nowait([])
+    await desk.clock.settle()
+    assert desk.requester.failing is None
+    again = await desk.ask()
+    await desk.reply(desk.sent[-1])
+    assert (await again).id == f"re-{desk.sent[-1]}"
 
 
 async def test_closing_fails_what_waits_and_closes_the_inbox(desk):

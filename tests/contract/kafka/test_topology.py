@@ -9,7 +9,7 @@ import pytest
 from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
+from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound, is_fatal
 from messaging.message import Message
 from messaging_kafka import library
 from messaging_kafka.brokers import NewTopic
@@ -322,3 +322,12 @@ async def written_for(adapter, topics: Sequence[str], settings: Sequence[str]) -
         topic: {name: value for name, value, _, source, *_ in entries if source == of_topic}
         for _, _, _, topic, entries in response.resources
     }
+
+
+async def test_brokers_that_are_missing_for_all_copies_are_waited_for(bench):
+    adapter = await bench.adapter(replication=3, operation_timeout=0.3)
+
+    with pytest.raises(ConnectionFailed, match="3") as refused:
+        await adapter.declare(Topology((TopicSpec("orders", partitions=1),), ()))
+
+    assert not is_fatal(refused.value)

@@ -1,0 +1,85 @@
+"""What the service, or a gateway before it, refuses and takes again later: it ends nothing."""
+
+from typing import Any
+
+import pytest
+from botocore.awsrequest import AWSResponse
+
+from messaging.errors import ConfigurationError, PublishError, PublishUncertain, is_fatal
+from messaging.message import Receipt
+from tests.contract.sqs.support import Bench, outgoing, publish, receive
+
+SKEWED = (
+    "Signature expired: 20261122T000000Z is now earlier than 20261122T001000Z (20261122T001500Z - 5 min.)"
+)
+PASSING = [
+    (429, "429", "Too Many Requests"),
+    (408, "408", "Request Timeout"),
+    (400, "InvalidSignatureException", SKEWED),
+    (403, "RequestExpired", "Request has expired"),
+    (403, "403", "Forbidden"),
+    (400, "KMS.DisabledException", "the key is disabled"),
+    (400, "SomethingNew", "nobody knows it"),
+]
+
+
+class Refusal:
+    """Answers an operation itself, until it is `over`."""
+
+    def __init__(self, client: Any, operation: str, status: int, code: str, text: str) -> None:
+        self.over = False
+        answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+        def refuse(**_: object) -> tuple[AWSResponse, dict[str, Any]] | None:
+            return None if self.over else (AWSResponse("", status, {}, None), answer)
+
+        client.meta.events.register(f"before-call.sqs.{operation}", refuse)
+
+
+@pytest.mark.parametrize(("status", "code", "text"), PASSING)
+async def test_a_receive_goes_on_after_any_refusal_that_is_not_known_to_last(
+    bench: Bench, status, code, text
+):
+    adapter = await bench.adapter(poll_wait=1)
+    group = await bench.group(adapter)
+    consumer, inbox = bench.consumer(adapter, group), await adapter.reply_inbox()
+    refusal = Refusal(adapter.native.polls, "ReceiveMessage", status, code, text)
+    for receiver in (consumer, inbox):
+        with pytest.raises(Exception, match=text[:8]) as refused:
+            await receiver.receive(1, 5.0)
+        assert not is_fatal(refused.value)
+
+    refusal.over = True
+    await publish(adapter, group.topic, "one")
+    assert len(await receive(consumer, 1)) == 1
+    assert await adapter.reply([(inbox.address, outgoing(group.topic, "reply").message)]) == [None]
+    assert [reply.id for reply in await inbox.receive(1, 5.0)] == ["reply"]
+    await inbox.close()
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidClientTokenId", "SignatureDoesNotMatch"])
+async def test_credentials_and_permissions_are_known_to_last(bench: Bench, code):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    Refusal(adapter.native.polls, "ReceiveMessage", 403, code, "no")
+    with pytest.raises(Exception, match="ReceiveMessage") as refused:
+        await receive(bench.consumer(adapter, group), 1)
+    assert is_fatal(refused.value)
+    if code == "AccessDenied":
+        assert isinstance(refused.value, ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "text", "kind"), [(*PASSING[1], PublishUncertain), (*PASSING[-1], PublishError)]
+)
+async def test_a_publish_is_uncertain_only_where_the_service_may_have_the_message(
+    bench: Bench, status, code, text, kind
+):
+    adapter = await bench.adapter(fanout="client")
+    group = await bench.group(adapter)
+    refusal = Refusal(adapter._connection.clients.sends["sqs"], "SendMessageBatch", status, code, text)
+    (result,) = await adapter.publish([outgoing(group.topic, "one")])
+    assert type(result) is kind
+    refusal.over = True
+    (result,) = await adapter.publish([outgoing(group.topic, "two")])
+    assert isinstance(result, Receipt)

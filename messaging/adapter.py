@@ -205,7 +205,8 @@ class Consumer(ABC):
         from the broker is returned by the next call or given back by `close`.
 
         Raises ConnectionFailed (transient: call again, as after each error that `errors.is_fatal` does not know),
-        AuthenticationFailed, ConfigurationError or TopicNotFound (fatal for the subscription), TopologyLost (declared anew; a new consumer goes on, this one commits no more).
+        AuthenticationFailed, ConfigurationError or TopicNotFound (fatal for the subscription), TopologyLost (declared
+        anew; a new consumer goes on, this one commits no more).
         """
 
     @abstractmethod

@@ -1,4 +1,7 @@
-"""Faults in pairs: not all of them, but each kind (member, handler, broker, network) with each other kind."""
+"""Faults in pairs: of the kinds member, handler, broker and network each with each other, but broker with network.
+
+A broker that is killed is out of reach as well: what a broken network would add to it is not tried.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,17 @@ async def killed_broker_and_rejecting_handler(stage: Stage) -> None:
     for share in (1 / 4, 1 / 2, 3 / 4):
         await stage.published(share)
         await stage.restart_broker(kill=True)
+
+
+@fault()
+async def killed_member_and_failing_handler(stage: Stage) -> None:
+    """Pair: a member killed, and every fifth message to be retried."""
+    first, _ = await stage.members(2, failing=5)
+    await stage.publish()
+    await stage.published(1 / 4)
+    await stage.busy(first)
+    await stage.arena.kill(first)
+    await stage.arena.again(first, "member-3")
 
 
 @fault()

@@ -217,6 +217,19 @@ def test_a_dead_letter_lets_its_successors_go_on(story: Story):
     assert story.verdict().violations == {}
 
 
+def test_successors_of_a_message_that_was_given_up_need_not_wait_for_who_has_lost_it(story: Story):
+    story.published("m0", sequence=0)
+    story.published("m1", sequence=1)
+    stale = story.begun("m0", sequence=0)
+    story.struck("a", kind="lost lease")
+    story.buried("m0", cause="lease_lost")
+    story.handled("m1", sequence=1, member="b")
+    story.ended(stale)
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.overlaps_after_lost_leases == 1
+
+
 def test_two_handlers_of_one_message_at_once_overlap_without_order_too(story: Story):
     story.published("m0", key=None)
     first = story.begun("m0", key=None)

@@ -271,7 +271,7 @@ class _Check:
                 if place > done:
                     done, latest = place, f"{_name(sent)}, {how}"
                 success = min((one for one in handlings if one.concluded), key=end, default=None)
-                if self._ambiguous(group, sent.id):
+                if self._ambiguous(group, sent.id) or self._letters.given_up(group, sent.id):
                     continue
                 if success is not None and success.how == "succeeded":
                     if success.last < succeeded:
@@ -286,6 +286,8 @@ class _Check:
             return -inf, "one of its copies was given up"
         if concluded:
             first = min(concluded, key=end)
+            if self._letters.given_up(group, id) and handlings[-1].first < first.last:
+                return handlings[-1].first, handlings[-1]  # who has lost it may still be at it
             return first.last, first
         message = self._messages.get(id)
         if self._letters.has(group, id) and handlings and (message is None or message.copies <= 1):

@@ -32,6 +32,11 @@ class Letters:
         """Whether this message became a dead letter of this group."""
         return (group, id) in self._found
 
+    def given_up(self, group: str, id: str) -> bool:
+        """Whether it became one because its members were lost, and not for what a handler decided."""
+        letters = self._found.get((group, id), ())
+        return bool(letters) and all(letter.cause == "lease_lost" for letter in letters)
+
     @property
     def groups(self) -> set[str]:
         return {group for group, _ in self._found}

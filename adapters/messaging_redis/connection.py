@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,6 +63,8 @@ class RedisConnection:
         self._closed = False
         self.failed: str | None = None
         """The last error of a connection, until the next success."""
+        self.answered = -math.inf
+        """When the server last answered anything, by the monotonic clock."""
 
     @property
     def native(self) -> Any:
@@ -218,7 +221,7 @@ class RedisConnection:
                 await pool.end(line)
             else:
                 await pool.leave(line)
-        self.failed = None
+        self.failed, self.answered = None, time.monotonic()
         return replies
 
     async def _connected(self, clients: Clients, pool: Pool) -> Line:

@@ -41,3 +41,22 @@ async def test_what_keeps_a_lease_is_connected_before_it_is_needed(bench):
 
     again = await adapter.native.info("stats")
     assert again["total_connections_received"] == connected["total_connections_received"]
+
+
+async def test_health_is_connected_while_anything_is_answered(bench):
+    adapter = await bench.adapter(lease=LEASE, max_connections=1)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 1)
+    deliveries = await bench.receive(consumer, 1)
+
+    key = f"{bench.namespace}-never"
+    busy = asyncio.create_task(adapter._connection.call(key, "BLPOP", key, 1.5))
+    probe = asyncio.create_task(adapter.health())
+    await asyncio.sleep(0)  # the probe has begun, and waits for the one connection
+    assert await consumer.extend(deliveries, LEASE) == [True]
+
+    health = await probe
+    assert health.connected
+    assert "did not tell the figures" in health.error
+    await busy

@@ -41,6 +41,16 @@ so a new owner that takes less than the former one had would change the order (s
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What this member knows of a message that failed here."""
+
+    attempt: int
+    failure: str | None
+    due: float
+    """When it may be handled again, by the monotonic clock."""
+
+
 @dataclass(slots=True, eq=False)
 class Owned:
     """A partition that this member owns."""
@@ -63,8 +73,8 @@ class PartitionedConsumer(Member):
         self._balancer: asyncio.Task[None] | None = None
         self._handing_over: asyncio.Task[None] | None = None
         self._fatal: MessagingError | None = None
-        self._recorded: dict[tuple[int, str], tuple[int, str | None]] = {}
-        """Attempt and failure of what failed here: held by the member, so a crash forgets them (2)."""
+        self._recorded: dict[tuple[int, str], Recorded] = {}
+        """What failed here: held by the member, so a crash forgets it (2)."""
         self._turn = 0
 
     # --- join --------------------------------------------------------------------------------------------------
@@ -244,10 +254,11 @@ class PartitionedConsumer(Member):
         delivery.fence = owned.fence
         delivery.guard = owned.marks.guard_of(delivery.message.id)
         key = (owned.partition, delivery.message.id)
-        if key in self._recorded:
+        if (recorded := self._recorded.get(key)) is not None:
             if original.redelivered:
-                delivery.attempt, delivery.failure = self._recorded[key]
+                delivery.attempt, delivery.failure = recorded.attempt, recorded.failure
                 delivery.deliveries = max(delivery.deliveries, delivery.attempt)
+                delivery.hold = max(0.0, recorded.due - self.session.clock.monotonic())
             else:
                 del self._recorded[key]
         return owned.intake.hand_out(delivery, tag)
@@ -259,13 +270,13 @@ class PartitionedConsumer(Member):
         delivery, outcome = settlement.delivery, settlement.outcome
         if isinstance(outcome, Reject):
             return await self.copies.dead(delivery, settlement.failure)
+        held = self.hold(settlement.after)
         if isinstance(outcome, Retry):
-            self._recorded[delivery.partition, delivery.message.id] = (
-                delivery.attempt + 1,
-                settlement.failure,
+            self._recorded[delivery.partition, delivery.message.id] = Recorded(
+                delivery.attempt + 1, settlement.failure, held.until
             )
         await self._unmark(delivery)
-        return self.hold(settlement.after)
+        return held
 
     async def concluded(self, deliveries: Collection[RawDelivery]) -> None:
         for delivery in deliveries:

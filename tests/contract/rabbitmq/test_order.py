@@ -211,6 +211,8 @@ async def test_a_lost_connection_loses_the_deliveries_and_fences_their_settlemen
     again = await receive(consumer, 2)
     assert ids(again) == ["a", "b"]
     assert (again[0].attempt, again[1].attempt) == (2, 1)
+    assert 50 < again[0].hold <= 60  # what is left of the retry's delay
+    assert again[1].hold == 0
     assert again[0].fence > held[0].fence
 
 

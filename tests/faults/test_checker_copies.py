@@ -103,3 +103,46 @@ def test_the_delay_of_a_copy_that_was_told_to_have_failed_does_not_count(story: 
     story.published("m0", delay=50)
     story.handled("m0")
     assert list(story.verdict().violations) == ["before_due"]
+
+
+def test_a_retry_may_be_stored_twice_where_a_fault_hit_who_stored_it(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed", after=1)
+    story.struck("a")
+    story.handled("m0", attempt=2, member="b")
+    story.handled("m0", attempt=2, member="b")
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 1
+
+
+def test_both_copies_of_a_retry_may_run_at_once(story: Story):
+    story.published("m0", key=None)
+    story.handled("m0", "failed", key=None, after=1)
+    story.struck("a")
+    story.pass_time(1)
+    running = [story.begun("m0", key=None, attempt=2, member="b") for _ in range(2)]
+    for one in running:
+        story.ended(one)
+    assert story.verdict(ordered=False).violations == {}
+
+
+def test_a_retry_is_not_stored_a_third_time(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed", after=1)
+    story.struck("a")
+    for _ in range(3):
+        story.handled("m0", attempt=2, member="b")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+@pytest.mark.parametrize("later", [0, 60])
+def test_a_retry_is_not_stored_twice_without_a_fault_meanwhile(story: Story, later: float):
+    story.published("m0")
+    story.handled("m0", "failed", after=1)
+    story.handled("m0", attempt=2, member="b")
+    story.pass_time(later)
+    if later:
+        story.struck("a")
+    story.handled("m0", attempt=2, member="b")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]

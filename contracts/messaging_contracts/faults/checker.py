@@ -307,12 +307,17 @@ class _Check:
                 running = [other for other in running if other.last > one.first]
                 for other in running:
                     # Or it is this member that had lost it, and did not know that yet.
-                    if self._causes.of(other, one.begun.at) or self._causes.of(one, one.begun.at):
+                    lost = self._causes.of(other, one.begun.at) or self._causes.of(one, one.begun.at)
+                    if lost or (other.begun.id == one.begun.id and self._stored_again(lane, one)):
                         excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{name}: {other} and {one}")
                 running.append(one)
             self.verdict.overlaps_after_lost_leases += len(excused)
+
+    def _stored_again(self, lane: Sequence[Handling], one: Handling) -> bool:
+        formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
+        return self._causes.stored_again(formers, one)
 
 
 def _name(sent: Published) -> str:

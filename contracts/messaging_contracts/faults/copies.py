@@ -134,7 +134,8 @@ class Copies:
             # Or this member had lost it to the former one, and did not know that yet. A partition that moves takes
             # what still runs, whomever the fault hit.
             moved = former.how == "cancelled" and self.causes.of(former, at, hand_over=True)
-            if moved or any(self.causes.of(other, at) for other in (*again, one)):
+            struck = any(self.causes.of(other, at) for other in (*again, one))
+            if moved or struck or self.causes.stored_again(formers, one):
                 step.duplicates += not interrupted
             else:
                 step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))

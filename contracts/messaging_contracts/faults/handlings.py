@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from messaging_contracts.faults.history import Begun, Ended, Published, Struck
 
+STORED = 10.0
+"""Seconds after its end in which a handling is settled, and its retry or dead letter stored, unless a fault is there by
+then.
+"""
+
 
 @dataclass(slots=True, eq=False)
 class Handling:
@@ -113,6 +118,20 @@ class Causes:
             and fault.at <= at
             and fault.noticed >= former.begun.at
         ]
+
+    def stored_again(self, formers: Sequence[Handling], one: Handling) -> bool:
+        """Whether a failure's retry may be there once more, since a fault hit its member while it was stored: sent
+        again for its fate was unknown, or late, after another member's.
+        """
+        attempt = one.begun.attempt
+        failures = [
+            other
+            for other in formers
+            if other.how == "failed"
+            and other.begun.attempt == attempt - 1
+            and self.of(other, min(one.begun.at, other.end + STORED))
+        ]
+        return sum(other.begun.attempt == attempt for other in formers) < 2 * len(failures)
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""

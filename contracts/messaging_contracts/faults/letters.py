@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from messaging_contracts.faults.handlings import STORED
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from messaging_contracts.faults.handlings import Causes, Handling, Message
     from messaging_contracts.faults.history import Buried
     from messaging_contracts.faults.verdict import Verdict
-
-
-STORED = 10.0
-"""Seconds after its end in which a handling is settled, and a dead letter stored, unless a fault is there by then."""
 
 
 class Letters:

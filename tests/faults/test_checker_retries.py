@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from messaging_contracts.faults import check
+from tests.faults.stories import GROUP
+
 if TYPE_CHECKING:
     from messaging_contracts.faults.history import End
     from tests.faults.stories import Story
@@ -123,3 +126,25 @@ def test_a_message_that_is_handled_before_its_delay_is_over_is_seen(story: Story
     story.published("m0", delay=5)
     story.handled("m0")
     assert list(story.verdict().violations) == ["before_due"]
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_another_member_need_not_know_of_failures_that_the_broker_does_not_keep(
+    story: Story, remembers: bool
+):
+    story.published("m0")
+    story.handled("m0", "failed", after=1)
+    story.pass_time(1)
+    story.handled("m0", member="b")
+    verdict = check(story.events, ordered=True, groups=[GROUP], remembers=remembers)
+    assert list(verdict.violations) == (["failures_uncounted"] if remembers else [])
+    assert verdict.undercounted == (0 if remembers else 1)
+
+
+def test_its_own_failures_a_member_knows_always(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed", after=1)
+    story.pass_time(1)
+    story.handled("m0")
+    verdict = check(story.events, ordered=True, groups=[GROUP], remembers=False)
+    assert list(verdict.violations) == ["failures_uncounted"]

@@ -48,6 +48,7 @@ def check(
     groups: Collection[str] = (),
     tolerance: float = 0.0,
     lateness: float = LATENESS,
+    remembers: bool = True,
 ) -> Verdict:
     """Judge one topic's history; `ordered` says what was promised.
 
@@ -55,8 +56,11 @@ def check(
     seconds, is how early a retry may be: two clocks differ. `lateness`, in seconds, is how late it, what was published
     with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
     on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
+    `remembers`: the broker keeps how often a message failed; else its member does, and the next one begins anew (2).
     """
-    return _Check(events, ordered=ordered, groups=groups, tolerance=tolerance, lateness=lateness).verdict
+    return _Check(
+        events, ordered=ordered, groups=groups, tolerance=tolerance, lateness=lateness, remembers=remembers
+    ).verdict
 
 
 def recoveries(events: Iterable[Event]) -> Sequence[tuple[Struck, float | None]]:
@@ -96,6 +100,7 @@ class _Check:
         groups: Collection[str],
         tolerance: float,
         lateness: float,
+        remembers: bool,
     ) -> None:
         self.verdict = Verdict()
         self._ordered = ordered
@@ -103,7 +108,7 @@ class _Check:
         self._messages: dict[str, Message] = {}
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes()
-        self._copies = Copies(self._causes, tolerance, lateness)
+        self._copies = Copies(self._causes, tolerance, lateness, remembers)
         self._firsts = Firsts(self._causes, lateness)
         self._letters = Letters(self._causes)
         self._removed = -inf

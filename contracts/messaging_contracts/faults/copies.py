@@ -52,11 +52,14 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Divides the handlings of a message. `tolerance`: how early a retry may be, `lateness`: how late, in seconds."""
+    """Divides the handlings of a message. `tolerance`: how early a retry may be, `lateness`: how late, in seconds;
+    `remembers`: whether another member knows of its failures.
+    """
 
     causes: Causes
     tolerance: float
     lateness: float
+    remembers: bool
 
     def judge(self, id: str, message: Message | None, handlings: Sequence[Handling], verdict: Verdict) -> Way:
         """Add what is found to the verdict."""
@@ -104,7 +107,7 @@ class Copies:
             self._return(step, id, formers, one)
         highest = max((former.begun.attempt for former in formers), default=1)
         if attempt < highest:
-            if self.causes.of(formers[-1], one.begun.at, hand_over=True):
+            if self._forgotten(formers[-1], one):
                 step.undercounted += 1
             else:
                 step.violations.append(("attempts_went_back", f"{id}: {one} after attempt {highest}"))
@@ -119,7 +122,7 @@ class Copies:
         if former.how in {"failed", "released"} and former.last < one.first:
             if former.how == "released" or one.begun.attempt > former.begun.attempt:
                 self._punctual(step, id, formers, one)
-            elif self.causes.of(former, at, hand_over=True):
+            elif self._forgotten(former, one):
                 step.undercounted += 1
             else:
                 step.violations.append(("failures_uncounted", f"{id}: {one} after {former}"))
@@ -141,6 +144,11 @@ class Copies:
                 step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))
             if interrupted and at - max(former.end, self.causes.over(former, at)) > self.lateness:
                 step.violations.append(("late_retries", f"{id}: {one} came long after {former}"))
+
+    def _forgotten(self, former: Handling, one: Handling) -> bool:
+        """Whether this member need not know of the failures that the former one counted."""
+        moved = one.begun.member != former.begun.member
+        return (moved and not self.remembers) or bool(self.causes.of(former, one.begun.at, hand_over=True))
 
     def _punctual(self, step: _Step, id: str, formers: Sequence[Handling], one: Handling) -> None:
         """A retry, or what was released for a time, is neither early nor late."""

@@ -74,6 +74,11 @@ class Ground:
         return self.name != "elasticmq"
 
     @property
+    def remembers(self) -> bool:
+        """Whether it keeps how often a message of an ordered group failed; else the member does that holds it (2)."""
+        return self.name not in {"rabbitmq", "sqs", "elasticmq"}
+
+    @property
     def server(self) -> Broker:
         """The broker, which is a process of its own."""
         assert self.broker is not None, "nothing in memory can be restarted by itself"

@@ -290,7 +290,16 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
     """Judge a history."""
     ordered = {"ordered"} if ground.keeps_its_order else frozenset[str]()
     lateness = LATENESS if ground.keeps_its_order else BACKLOG
-    verdicts = {topic: judged(events, topic, ordered=topic in ordered, lateness=lateness) for topic in TOPICS}
+    verdicts = {
+        topic: judged(
+            events,
+            topic,
+            ordered=topic in ordered,
+            lateness=lateness,
+            remembers=ground.remembers or topic != "ordered",
+        )
+        for topic in TOPICS
+    }
     violations = list(failed)
     for topic, verdict in verdicts.items():
         most = most_duplicates(events, topic)
@@ -338,10 +347,22 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
     return False
 
 
-def judged(events: Sequence[Event], topic: str, *, ordered: bool, lateness: float = LATENESS) -> Verdict:
+def judged(
+    events: Sequence[Event],
+    topic: str,
+    *,
+    ordered: bool,
+    lateness: float = LATENESS,
+    remembers: bool = True,
+) -> Verdict:
     """The verdict on one of the topics."""
     return check(
-        of_topic(events, topic), ordered=ordered, groups=[GROUP], tolerance=TOLERANCE, lateness=lateness
+        of_topic(events, topic),
+        ordered=ordered,
+        groups=[GROUP],
+        tolerance=TOLERANCE,
+        lateness=lateness,
+        remembers=remembers,
     )
 
 

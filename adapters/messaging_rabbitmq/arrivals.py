@@ -1,6 +1,7 @@
 """Messages as they come from the broker: what pamqp and aiormq make of their frames, in a small part of the time.
 
-What is rare, or not as it should be, is left to pamqp, and what pamqp cannot read to aiormq, which ends the connection.
+What is rare, or not as it should be, is left to pamqp; of properties that pamqp cannot read, what can be read is kept
+(19). Only what no broker sends goes on to aiormq, which ends the connection.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from messaging_rabbitmq.connection import is_known_version, wire_of
+from messaging_rabbitmq.salvage import readable, text_of
 from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 
 if TYPE_CHECKING:
@@ -138,34 +140,38 @@ class Arrivals:
 
 
 def delivery(data: bytes, start: int) -> Basic.Deliver | None:
-    """The method Basic.Deliver; None where it is none that can be read."""
+    """The method Basic.Deliver; None where it is none."""
     method = Basic.Deliver.__new__(Basic.Deliver)  # what came is not checked for names that may not be sent
     try:
         at = start + 5 + data[start + 4]
-        method.consumer_tag = data[start + 5 : at].decode()
+        method.consumer_tag = text_of(data[start + 5 : at])
         method.delivery_tag, redelivered = _TAG.unpack_from(data, at)
         method.redelivered = bool(redelivered & 1)
-        method.exchange, at = _short(data, at + 9)
-        method.routing_key, _ = _short(data, at)
-    except (IndexError, ValueError, error):
+        end = at + 10 + data[at + 9]
+        method.exchange = text_of(data[at + 10 : end])
+        method.routing_key = text_of(data[end + 1 : end + 1 + data[end]])
+    except (IndexError, error):
         return None
     return method
 
 
 def content_header(data: bytes, start: int, end: int) -> ContentHeader | None:
-    """The content header in `data[start:end]`; None where it is none that can be read."""
+    """The content header in `data[start:end]`, with what can be read of its properties; None where it is none."""
+    if end - start < _HEADER.size:
+        return None
     properties = None
     with suppress(ValueError, IndexError, error):
         properties = _properties(data, start, end)
-    if properties is not None:
-        header = ContentHeader(0, _HEADER.unpack_from(data, start)[2], properties)
-        header.class_id = _BASIC  # type: ignore[assignment]  # pamqp declares what it has before it reads one
-        return header
-    header = ContentHeader()
-    try:
-        header.unmarshal(data[start:end])
-    except (ValueError, IndexError, TypeError, error):
-        return None
+    if properties is None:
+        header = ContentHeader()
+        try:
+            header.unmarshal(data[start:end])
+        except Exception:  # whoever wrote it: RecursionError of nested tables, OverflowError of times
+            properties = readable(data[start + 12 : end])
+        else:
+            return header
+    header = ContentHeader(0, _HEADER.unpack_from(data, start)[2], properties)
+    header.class_id = _BASIC  # type: ignore[assignment]  # pamqp declares what it has before it reads one
     return header
 
 

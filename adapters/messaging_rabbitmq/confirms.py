@@ -6,6 +6,7 @@ import asyncio
 from struct import Struct
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from messaging.errors import ConnectionFailed
 from messaging_rabbitmq.arrivals import content_header
 from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 
@@ -100,16 +101,19 @@ class Confirms:
             return False
         if kind == HEADER:
             header = content_header(data, start, end)
-            if header is not None:
-                self._returned(header.properties.message_id)
+            self._returned(None if header is None else header.properties.message_id)
         return kind in (HEADER, BODY)
 
     def _returned(self, message_id: str | None) -> None:
-        for batch in self.batches.values():
-            if batch.returned(message_id):
-                return
+        if not any(batch.returned(message_id) for batch in self.batches.values()):
+            # Its confirm will look like that of a message that is stored: none of them can be believed.
+            self._give_up(ConnectionFailed("RabbitMQ returned a message that cannot be told from the others"))
 
     def _confirmed(self, tag: int, word: Word, *, multiple: bool) -> None:
+        if not multiple and (batch := self.batches.get(tag)) is not None:
+            if batch.tell(0, 1, word):
+                del self.batches[tag]
+            return
         over: list[int] = []
         for first, batch in self.batches.items():
             if first > tag:
@@ -124,6 +128,9 @@ class Confirms:
     def lose(self, error: Exception) -> None:
         """The channel is gone: there will be no other word."""
         self.closed = True
+        self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
         batches, self.batches = self.batches, {}
         for batch in batches.values():
             batch.tell(0, len(batch.parcels), error)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.frames import Parcel
 
 KNOWN = ("number", "max_content_size")
+LARGEST = 131_064
+"""Bytes of a body frame where the broker sets no limit (`frame_max = 0`): as with the one that it has by default."""
 
 
 class Outlet(Protocol):
@@ -51,7 +53,8 @@ class TappedOutlet:
 
     def __init__(self, shown: Any) -> None:
         self._number: int = shown.number
-        self._largest: int = shown.max_content_size
+        largest: int = shown.max_content_size
+        self._largest = largest if largest > 0 else LARGEST
         self._wire = wire_of(shown)
         self.confirms = Confirms()
         self._wire.tap(self._number, self.confirms)

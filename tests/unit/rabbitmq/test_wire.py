@@ -15,6 +15,8 @@ from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
+from messaging.errors import ConnectionFailed
+from messaging_rabbitmq import outlet
 from messaging_rabbitmq.arrivals import Arrivals, content_header
 from messaging_rabbitmq.confirms import Batch, Confirms
 from messaging_rabbitmq.frames import parcel_of
@@ -134,12 +136,12 @@ async def test_what_is_no_amqp_goes_to_aiormq_at_once():
     assert await reader.read() == b"AMQP\x00\x00\x09\x01HT"
 
 
-async def test_a_header_that_nobody_can_read_goes_to_aiormq():
+async def test_a_header_that_is_none_goes_to_aiormq():
     reader = FrameReader(asyncio.get_running_loop())
     came: list[DeliveredMessage] = []
     reader.taps[1] = arrivals(came.append)
-    method, header, body = delivered(1, 1, b"body", message_id="id")
-    broken = header[:-5] + b"\xff" + header[-4:]
+    method, _, body = delivered(1, 1, b"body", message_id="id")
+    broken = b"\x02\x00\x01" + long(b"\x00\x3c\0\0") + b"\xce"
 
     reader.feed_data(method + broken + body)
     reader.feed_eof()
@@ -181,7 +183,7 @@ def test_a_header_is_what_pamqp_reads(properties: Basic.Properties) -> None:
 
 
 @given(st.data())
-def test_a_header_cut_short_or_changed_is_read_as_by_pamqp_or_not_at_all(data):
+def test_a_changed_header_is_read_as_by_pamqp_or_as_far_as_it_can_be(data):
     properties = Basic.Properties(content_type="a/b", headers={"k": "v", "l": "w"}, message_id="id")
     payload = bytearray(marshal(ContentHeader(body_size=9, properties=properties), 1)[7:-1])
     place, value = data.draw(st.integers(12, len(payload) - 1)), data.draw(st.integers(0, 255))
@@ -194,10 +196,89 @@ def test_a_header_cut_short_or_changed_is_read_as_by_pamqp_or_not_at_all(data):
     try:
         expected.unmarshal(changed)
     except Exception:
-        assert ours is None
+        assert ours is not None
+        assert ours.body_size == 9
+        assert isinstance(ours.properties, Basic.Properties)
     else:
         assert ours is not None
         assert dict(ours.properties) == dict(expected.properties)
+
+
+def short(text: bytes) -> bytes:
+    return bytes((len(text),)) + text
+
+
+def long(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def nested(depth: int) -> bytes:
+    """A table in a table, and so on."""
+    table = b""
+    for _ in range(depth):
+        table = b"\x01kF" + long(table)
+    return long(table)
+
+
+def unreadable(flags: int, *fields: bytes) -> list[bytes]:
+    """A delivery with these properties."""
+    frames = delivered(1, 1, b"body")
+    payload = (60).to_bytes(4, "big")[2:] + b"\0\0" + (4).to_bytes(8, "big") + flags.to_bytes(2, "big")
+    payload += b"".join(fields)
+    frames[1] = b"\x02\x00\x01" + long(payload) + b"\xce"
+    return frames
+
+
+MICROSECONDS = (1_700_000_000_000_000).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize(
+    ("frames", "read"),
+    [
+        (unreadable(1 << 7 | 1 << 6, short(b"id"), MICROSECONDS), {"message_id": "id", "timestamp": None}),
+        (unreadable(1 << 7 | 1 << 6, short(b"id"), b"\xff" * 8), {"message_id": "id", "timestamp": None}),
+        (
+            unreadable(1 << 10 | 1 << 7, short("grün".encode("latin-1")), short(b"id")),
+            {"correlation_id": "gr\\xfcn", "message_id": "id"},
+        ),
+        (unreadable(1 << 10 | 1 << 7, short(b"\xff" * 255), short(b"id")), {"message_id": "id"}),
+        (unreadable(1 << 13 | 1 << 7, nested(1500), short(b"id")), {"headers": {}, "message_id": "id"}),
+        (
+            unreadable(
+                1 << 13 | 1 << 7,
+                long(
+                    b"\x01aS" + long(b"A") + b"\x01bT" + MICROSECONDS + b"\x01\xffV\x01cV\x01dl" + b"\0" * 8
+                ),
+                short(b"id"),
+            ),
+            {"headers": {"a": "A", "c": None, "d": 0}, "message_id": "id"},
+        ),
+        (unreadable(1 << 13 | 1 << 7, long(b"\x01a?"), short(b"id")), {"headers": {}, "message_id": "id"}),
+        (unreadable(1 << 15 | 1 << 6, short(b"a/b"), b"cut"), {"content_type": "a/b", "timestamp": None}),
+    ],
+)
+def test_what_cannot_be_read_of_foreign_properties_costs_no_more_than_itself(frames, read, caplog):
+    came: list[DeliveredMessage] = []
+    tap = arrivals(came.append)
+
+    taken = [tap.take(frame[0], frame, 7, len(frame) - 1) for frame in frames]
+
+    assert taken == [True, True, True]
+    (message,) = came
+    assert message.body == b"body"
+    assert {name: getattr(message.header.properties, name) for name in read} == read
+    assert len(caplog.records) == 1
+
+
+def test_names_that_are_no_text_stay_apart():
+    came: list[DeliveredMessage] = []
+    tap = arrivals(came.append)
+    for key in (b"\xe4", b"\xf6"):
+        frames = delivered(1, 1, b"body")
+        frames[0] = frames[0].replace(b"\x02\xc3\xa9", b"\x02k" + key)
+        assert all(tap.take(frame[0], frame, 7, len(frame) - 1) for frame in frames)
+
+    assert [one.routing_key for one in came] == ["k\\xe4", "k\\xf6"]
 
 
 def batch(number: int, ended: list[int]) -> Batch:
@@ -231,3 +312,38 @@ async def test_each_message_gets_the_word_that_was_meant_for_it():
     assert ended == [3, 2, 4]
     assert not confirms.batches
     assert third.over.done()
+
+
+async def test_a_body_goes_out_whole_where_the_broker_sets_no_limit(monkeypatch):
+    socket = Socket()
+    socket.tap = lambda *_: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(outlet, "wire_of", lambda _: socket)
+    unlimited = SimpleNamespace(number=1, max_content_size=-8)
+    body = bytes(200_000)
+
+    outlet.TappedOutlet(unlimited).hand_over(
+        Batch([parcel_of("", "q", Basic.Properties(message_id="1"), body)], lambda _: None)
+    )
+
+    frames, data = [], socket.written
+    while data:
+        consumed, _, frame = unmarshal(data)
+        frames.append(frame)
+        data = data[consumed:]
+    assert [len(frame.value) for frame in frames if isinstance(frame, ContentBody)] == [131_064, 68_936]
+
+
+async def test_a_return_that_fits_no_message_makes_none_of_them_stored():
+    confirms, ended = Confirms(), list[int]()
+    first, second = batch(2, ended), batch(1, ended)
+    for one in (first, second):
+        confirms.expect(one)
+    header = ContentHeader(body_size=1, properties=Basic.Properties(message_id="nobody's"))
+
+    said(confirms, Basic.Ack(1), Basic.Return(312, "NO_ROUTE", "", "q"), header, ContentBody(b"x"))
+    said(confirms, Basic.Ack(3, multiple=True))
+
+    assert first.words[0] == "stored"
+    assert all(isinstance(word, ConnectionFailed) for word in (first.words[1], second.words[0]))
+    assert first.over.done() and second.over.done()
+    assert ended == [2, 1]

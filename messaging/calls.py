@@ -58,12 +58,14 @@ class Call:
 class Batch:
     """What goes in one exchange: places in calls, in the order of the messages."""
 
-    __slots__ = ("lanes", "messages", "once", "parts")
+    __slots__ = ("gathering", "lanes", "messages", "once", "parts")
 
     def __init__(self) -> None:
         self.messages: list[Outgoing] = []
         self.parts: list[tuple[Call, Sequence[int]]] = []
         self.lanes: list[Lane] = []
+        self.gathering = 0
+        """While it is under way, and not slow: the messages of it behind which others gather."""
         self.once = False
         """Whether any of them is stored once."""
 

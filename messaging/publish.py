@@ -41,6 +41,8 @@ GATHER = 2
 
 Else callers who publish again as soon as they are confirmed fall apart into ever smaller exchanges.
 """
+PATIENCE = 0.05
+"""Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
 ONCE_FOR = 240.0
 """Seconds for which every broker that stores a message once knows it again (SQS: five minutes)."""
 OUTSTANDING = 10_000
@@ -58,17 +60,21 @@ class Publisher:
         self.refusals = Refusals(broker or adapter.name, clock)
         self._numbers = count()
         self._deadlines = Deadlines[Call](clock, Call.end)
+        self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
         self._free: deque[Call] = deque()
         self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
+        self._resending = 0
+        """Of the exchanges: those that send again what is stored once, and leave room for others meanwhile."""
+        self._again = asyncio.Semaphore(EXCHANGES)
         self._outstanding = 0
         self._queued = 0
         """Of the outstanding: not handed over yet."""
         self._under_way = 0
-        """Messages in exchanges, also those that nobody waits for any more."""
+        """Messages in exchanges that are not slow, also those that nobody waits for any more."""
         self._calls: Counter[str] = Counter()
         """Calls under way for each ordered topic."""
         self._ended = asyncio.Event()
@@ -142,6 +148,7 @@ class Publisher:
             if self._exchanges:
                 await asyncio.wait(self._exchanges)
             self._deadlines.close()
+            self._patience.close()
 
     # --- from calls to exchanges ---------------------------------------------------------------------------------
 
@@ -166,7 +173,7 @@ class Publisher:
 
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
-        if self._starting or len(self._exchanges) >= EXCHANGES or not self._enough():
+        if self._starting or len(self._exchanges) - self._resending >= EXCHANGES or not self._enough():
             return
         if self._free or any(lane not in self._busy for lane in self._ordered):
             self._starting = True
@@ -177,6 +184,15 @@ class Publisher:
         """Whether what waits is worth an exchange beside those under way."""
         worth = self._queued * GATHER
         return worth >= self._under_way or worth >= self._share()
+
+    def _lose_patience(self, batch: Batch) -> None:
+        self._stop_gathering(batch)
+        self._start_exchange()
+
+    def _stop_gathering(self, batch: Batch) -> None:
+        """What waits need not be worth an exchange beside this one any more."""
+        self._under_way -= batch.gathering
+        batch.gathering = 0
 
     def _share(self) -> int:
         """Messages of one exchange.
@@ -238,11 +254,16 @@ class Publisher:
     async def _exchange(self) -> None:
         self._starting = False
         try:
-            while (self._free or self._ordered) and self._enough():
+            while (
+                (self._free or self._ordered)
+                and self._enough()
+                and len(self._exchanges) - self._resending <= EXCHANGES  # while it sent again, others began
+            ):
                 batch = self._next_batch()
                 if not batch.messages:
                     return
-                self._under_way += len(batch.messages)
+                batch.gathering = len(batch.messages)
+                self._under_way += batch.gathering
                 self._busy.update(batch.lanes)
                 if self._queued:
                     self._start_exchange()
@@ -253,19 +274,23 @@ class Publisher:
         finally:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
             self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            if not self._closed:
+                self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
 
     async def _send(self, batch: Batch) -> None:
         """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
         messages = batch.messages
+        self._patience.add(batch, PATIENCE)
         try:
             results = await self._attempt(messages)
         except BaseException as error:  # cancelled, it still owes each caller an answer
             self._confirm(batch, [uncertain(one, error) for one in messages])
             raise
         finally:
-            self._under_way -= len(messages)
+            self._patience.remove(batch, PATIENCE)
+            self._stop_gathering(batch)
         if batch.once:
-            await self._send_again([(call, at) for call, places in batch.parts for at in places], results)
+            await self._conclude_once([(call, at) for call, places in batch.parts for at in places], results)
         else:
             self._confirm(batch, results)
 
@@ -284,24 +309,42 @@ class Publisher:
 
     # --- what is stored once -------------------------------------------------------------------------------------
 
-    async def _send_again(self, places: Sequence[Place], results: Sequence[Result]) -> None:
+    async def _conclude_once(self, places: Sequence[Place], results: Sequence[Result]) -> None:
         """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
         uncertain_since: dict[Place, float] = {}
+        unknown = self._conclude_known(places, results, uncertain_since)
+        if unknown:
+            self._resending += 1
+            self._start_exchange()
+            try:
+                await self._send_again(unknown, uncertain_since)
+            finally:
+                self._resending -= 1
+
+    async def _send_again(
+        self, unknown: dict[Place, PublishError], uncertain_since: dict[Place, float]
+    ) -> None:
         backoff = Backoff()
-        while True:
-            unknown = self._unknown(places, results, uncertain_since)
-            self._conclude([one for one in zip(places, results, strict=True) if one[0] not in unknown])
-            if not unknown:
-                return
+        while unknown:
             try:
                 await sleep(self._clock, backoff.next())
-                places = self._still_wanted(unknown, uncertain_since)
-                if not places:
-                    return
-                results = await self._attempt([call.messages[at] for call, at in places])
+                async with self._again:
+                    places = self._still_wanted(unknown, uncertain_since)
+                    if not places:
+                        return
+                    results = await self._attempt([call.messages[at] for call, at in places])
             except BaseException:  # cancelled, it still owes each caller an answer
                 self._conclude(list(unknown.items()))
                 raise
+            unknown = self._conclude_known(places, results, uncertain_since)
+
+    def _conclude_known(
+        self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]
+    ) -> dict[Place, PublishError]:
+        """The others are returned."""
+        unknown = self._unknown(places, results, uncertain_since)
+        self._conclude([one for one in zip(places, results, strict=True) if one[0] not in unknown])
+        return unknown
 
     def _unknown(
         self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]

@@ -82,7 +82,7 @@ class Requester:
             async with timeout(self._clock, within):
                 inbox = self._inbox or await self._open()
                 if self._ended is not None:
-                    raise self._ended
+                    raise self._ended.with_traceback(None)  # else it keeps the frames of every request so far
                 self._pending[correlation_id] = reply
                 await send(inbox.address, correlation_id)
                 return await reply

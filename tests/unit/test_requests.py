@@ -183,6 +183,20 @@ async def test_an_inbox_that_is_gone_for_good_fails_all_requests_and_the_next(de
     assert str(error) in str(desk.requester.failing)
 
 
+async def test_an_inbox_that_is_gone_keeps_nothing_of_the_requests_that_fail_by_it(desk):
+    await desk.ask()
+    desk.inbox.items.put_nowait(AuthenticationFailed("no"))
+    await desk.clock.settle()
+
+    depths = []
+    for _ in range(3):
+        with pytest.raises(AuthenticationFailed) as raised:
+            await (await desk.ask())
+        depths.append(len(raised.traceback))
+
+    assert len(set(depths)) == 1
+
+
 @pytest.mark.parametrize("error", [ConnectionFailed("cut"), MessagingError("a refusal that nobody knows")])
 async def test_an_error_that_is_not_known_to_be_fatal_fails_what_waits_and_no_later_request(desk, error):
     task = await desk.ask()

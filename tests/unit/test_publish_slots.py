@@ -1,0 +1,78 @@
+"""One exchange that hangs, fails or is sent again holds up nothing else."""
+
+import asyncio
+
+import pytest
+
+from messaging import publish as module
+from messaging.errors import PublishUncertain
+from messaging.message import Receipt
+from tests.unit.publishing import Desk
+from tests.unit.scripted import outgoing
+from tests.unit.test_publish_once import once
+
+
+@pytest.fixture
+async def desk():
+    return Desk()
+
+
+async def test_what_gathers_behind_an_exchange_that_ends_by_an_error_is_sent(desk):
+    three = await desk.started(outgoing("1"), outgoing("2"), outgoing("3"))
+    waiting = await desk.started(outgoing("4"))
+    assert desk.batches == [["1", "2", "3"]]
+
+    desk.answers["1"] = asyncio.CancelledError()
+    desk.gate.set()
+    await desk.clock.settle()
+
+    assert all(isinstance(one, PublishUncertain) for one in three.result())
+    assert waiting.result() == [Receipt("4")]
+    assert desk.nothing_is_left()
+
+
+async def test_nothing_gathers_for_long_behind_an_exchange_that_hangs(desk):
+    hanging = await desk.started(outgoing("1"), outgoing("2"), outgoing("3"))
+    waiting = await desk.started(outgoing("4"))
+    assert desk.batches == [["1", "2", "3"]]
+
+    await desk.clock.advance(module.PATIENCE)
+    assert desk.batches[1:] == [["4"]]
+
+    desk.gate.set()
+    await asyncio.gather(hanging, waiting)
+    assert desk.nothing_is_left()
+    assert desk.publisher._under_way == 0
+
+
+async def test_what_is_sent_again_leaves_its_room_to_others(desk, monkeypatch):
+    monkeypatch.setattr(module, "EXCHANGES", 1)
+    desk.answers["1"] = PublishUncertain("lost")
+    desk.gate.set()
+    lost = await desk.started(once("1"))
+
+    assert await desk.start(outgoing("2")) == [Receipt("2")]
+    assert not lost.done()
+
+    del desk.answers["1"]
+    await desk.clock.advance(module.ONCE_FOR)
+    assert lost.result() == [Receipt("1")]
+    assert desk.nothing_is_left()
+
+
+async def test_no_more_is_sent_again_at_once_than_there_are_exchanges(desk):
+    desk.gate.set()
+    many = [once(str(number)) for number in range(3 * module.EXCHANGES)]
+    desk.answers.update({one.message.id: PublishUncertain("lost") for one in many})
+    calls = [await desk.started(one) for one in many]
+    assert len(desk.batches) >= len(many)
+
+    desk.answers.clear()
+    desk.gate.clear()
+    await desk.clock.advance(60)
+    assert desk.under_way == module.EXCHANGES
+
+    desk.gate.set()
+    await desk.clock.advance(module.ONCE_FOR)
+    assert all(isinstance(call.result()[0], Receipt) for call in calls)
+    assert desk.nothing_is_left()

@@ -1,8 +1,9 @@
-"""Batches on their way to the brokers: one per partition, one request per broker, one outcome per batch."""
+"""Batches on their way to the brokers: one per partition, as few requests per broker as it takes, one outcome per batch."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.errors import (
@@ -29,7 +30,7 @@ Fate: TypeAlias = "int | PublishError"
 """The offset of a record that is stored, or why it is not."""
 
 REQUEST_BYTES = 90 << 20
-"""Of a batch: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
+"""Of a batch, and of all in a request: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
 CHANNEL = "write"
 INVALID_RECORD = 87
 TOO_LARGE = (Errors.MessageSizeTooLargeError, Errors.RecordListTooLargeError)
@@ -92,26 +93,35 @@ class Exchange:
                 for batch in batches:
                     batch.outcome = error
                 return
-            by_node: dict[int, list[Batch]] = {}
-            for batch in batches:
-                batch.moved = False
-                node = self._brokers.leader(batch.to)
-                if node is None:
-                    batch.moved = True
-                else:
-                    by_node.setdefault(node, []).append(batch)
-            if len(by_node) == 1:
-                ((node, only),) = by_node.items()
-                await self._send_to(node, only)
+            requests = self._requests(batches)
+            if len(requests) == 1:
+                await self._send_to(*requests[0])
             else:
                 async with asyncio.TaskGroup() as tasks:
-                    for node, some in by_node.items():
+                    for node, some in requests:
                         tasks.create_task(self._send_to(node, some))
             batches = [batch for batch in batches if batch.moved]
             if not batches:
                 return
         for batch in batches:
             batch.outcome = await self._unled(batch.to)
+
+    def _requests(self, batches: Sequence[Batch]) -> list[tuple[int, list[Batch]]]:
+        """What goes to each leader, in requests that a broker takes. A batch without a leader has moved."""
+        requests: list[tuple[int, list[Batch]]] = []
+        filling: dict[int, list[Batch]] = {}
+        sizes: Counter[int] = Counter()
+        for batch in batches:
+            node = self._brokers.leader(batch.to)
+            batch.moved = node is None
+            if node is None:
+                continue
+            sizes[node] += len(batch.data)
+            if node not in filling or sizes[node] > REQUEST_BYTES:
+                filling[node], sizes[node] = [], len(batch.data)
+                requests.append((node, filling[node]))
+            filling[node].append(batch)
+        return requests
 
     async def _unled(self, place: Place) -> PublishError:
         try:

@@ -1,4 +1,4 @@
-"""Batches on their way to the brokers: one per partition, as few requests per broker as it takes, one outcome per batch."""
+"""Batches on their way to the brokers: one per partition, few requests per broker, one outcome per batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Fate: TypeAlias = "int | PublishError"
 """The offset of a record that is stored, or why it is not."""
 
 REQUEST_BYTES = 90 << 20
-"""Of a batch, and of all in a request: brokers close the connection on which a longer request comes (`socket.request.max.bytes`)."""
+"""Of the batches in a request: brokers close a connection on which a longer one comes (`socket.request.max.bytes`)."""
 CHANNEL = "write"
 INVALID_RECORD = 87
 TOO_LARGE = (Errors.MessageSizeTooLargeError, Errors.RecordListTooLargeError)

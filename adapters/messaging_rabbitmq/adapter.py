@@ -170,6 +170,7 @@ class RabbitMQAdapter(Adapter):
         parcels: list[Parcel] = []
         sent: list[int] = []
         limit = self._settings.max_message_bytes
+        table_limit = self._session.consuming.table_limit
         known: TopicSpec | None = None
         exchange = ""
         for index, one in enumerate(messages):
@@ -185,7 +186,14 @@ class RabbitMQAdapter(Adapter):
                 routing_key = str(one.partition) if topic.native is None else topic.name
                 try:
                     parcels.append(
-                        packed(exchange, routing_key, one.message, limit=limit, reply_to=one.reply_to)
+                        packed(
+                            exchange,
+                            routing_key,
+                            one.message,
+                            limit=limit,
+                            table_limit=table_limit,
+                            reply_to=one.reply_to,
+                        )
                     )
                     sent.append(index)
                     continue

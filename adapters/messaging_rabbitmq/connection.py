@@ -36,6 +36,7 @@ from messaging.errors import (
     MessagingError,
 )
 from messaging.tls import client_context
+from messaging_rabbitmq.frames import table_limit
 from messaging_rabbitmq.wire import Wire
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ class Link:
         self._current: PlainConnection | None = None
         self.lease = Lease()
         """Of what the newest connection was given."""
+        self.table_limit = table_limit(0)
+        """Bytes of a message's headers, as the broker said when it was last reached."""
         self._transport: asyncio.Transport | None = None
         self._attempt: asyncio.Task[PlainConnection] | None = None
         self._context: ssl.SSLContext | None = None
@@ -248,6 +251,7 @@ class Link:
         self._transport = wire.transport
         self._current = connection
         self._reached = True
+        self.table_limit = table_limit(connection.connection_tune.frame_max or 0)
         assert wire.transport is not None
         # Aborted, it gives back what was dropped because its lease had ended.
         life = Life(settings.heartbeat, wire.transport.abort)

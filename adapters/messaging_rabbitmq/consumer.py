@@ -342,13 +342,15 @@ class SharedConsumer(Member):
                 copied.append(delivery)
         errors = await self.copies.store(parcels)
         settled += [(delivery, error is None) for delivery, error in zip(copied, errors, strict=True)]
-        for delivery, stored in settled:
-            claim: Claim = delivery.token
-            with suppress(ChannelInvalidStateError, AMQPError):  # a lost channel has given it back
-                if stored:
-                    await claim.intake.acknowledge([claim.tag])
-                else:
-                    await claim.intake.give_back(claim.tag)
+        # An acknowledgement of all before a tag must not overtake the return of one of them.
+        async with self._settling:
+            for delivery, stored in settled:
+                claim: Claim = delivery.token
+                with suppress(ChannelInvalidStateError, AMQPError):  # a lost channel has given it back
+                    if stored:
+                        await claim.intake.acknowledge([claim.tag])
+                    else:
+                        await claim.intake.give_back(claim.tag)
 
     async def plan(self, settlement: Settlement) -> Plan:
         delivery, outcome = settlement.delivery, settlement.outcome

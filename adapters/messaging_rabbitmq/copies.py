@@ -71,7 +71,9 @@ class Copies:
 
     def _parcel(self, queue: str, delivery: RawDelivery, control: Mapping[str, str]) -> Parcel:
         original: DeliveredMessage = delivery.native
-        properties = copy_properties(original, delivery, control)
+        properties = copy_properties(
+            original, delivery, control, table_limit=self._session.consuming.table_limit
+        )
         return parcel_of("", queue, properties, original.body)
 
     async def store(self, parcels: Sequence[Parcel]) -> list[MessagingError | None]:

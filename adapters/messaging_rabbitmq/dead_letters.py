@@ -122,7 +122,9 @@ class RabbitMQDeadLetters(DeadLetterStore):
         queue = self._session.names.queue(group, partition if group.ordered else None)
         # The failure record has room beside the message.
         limit = self._session.settings.max_message_bytes + len(failure or "") + 1024
-        return packed("", queue, message, limit=limit, extra=control)
+        return packed(
+            "", queue, message, limit=limit, table_limit=self._session.consuming.table_limit, extra=control
+        )
 
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         await self._session.topology.check(self._group)

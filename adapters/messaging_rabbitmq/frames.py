@@ -31,6 +31,12 @@ _CORRELATION, _REPLY_TO, _MESSAGE_ID, _TIME = 1 << 10, 1 << 9, 1 << 7, 1 << 6
 _TYPE, _APP = 1 << 5, 1 << 3
 AROUND = 4
 """Bytes of a table beside its fields."""
+USUAL_FRAME = 128 * 1024
+"""RabbitMQ's own `frame_max`, which is kept where it sets none: 0 is no limit."""
+AROUND_FRAME = 8
+"""Bytes of a frame beside its payload."""
+_OTHER_PROPERTIES = 2048
+"""Bytes of a header frame beside its table, at most: seven short strings and some numbers."""
 BESIDE = 6
 """Bytes of a field beside its name and its value."""
 
@@ -53,6 +59,11 @@ class Parcel:
         properties = Basic.Properties()
         properties.unmarshal(_FLAGS.unpack_from(self.content)[0], self.content[_FLAGS.size :])
         return properties
+
+
+def table_limit(frame_max: int) -> int:
+    """Bytes of a message's headers on a connection with this limit: properties are one frame, which is never split."""
+    return min(frame_max or USUAL_FRAME, USUAL_FRAME) - _OTHER_PROPERTIES
 
 
 def parcel_of(exchange: str, routing_key: str, properties: Basic.Properties, body: bytes) -> Parcel:

@@ -107,7 +107,11 @@ class IngressRelay:
         return parcel_of(
             self._session.names.exchange(self._topic),
             str(partition),
-            foreign_properties(original, routing_key if described.key == routing_key else None),
+            foreign_properties(
+                original,
+                routing_key if described.key == routing_key else None,
+                table_limit=self._session.consuming.table_limit,
+            ),
             original.body,
         )
 

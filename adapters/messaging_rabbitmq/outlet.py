@@ -17,7 +17,7 @@ from aiormq.exceptions import PublishError as Returned
 from messaging.errors import ConnectionFailed
 from messaging_rabbitmq.confirms import Batch, Confirms
 from messaging_rabbitmq.connection import is_known_version, wire_of
-from messaging_rabbitmq.frames import marshalled
+from messaging_rabbitmq.frames import AROUND_FRAME, USUAL_FRAME, marshalled
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.frames import Parcel
 
 KNOWN = ("number", "max_content_size")
-LARGEST = 131_064
-"""Bytes of a body frame where the broker sets no limit (`frame_max = 0`): as with the one that it has by default."""
 
 
 class Outlet(Protocol):
@@ -54,7 +52,7 @@ class TappedOutlet:
     def __init__(self, shown: Any) -> None:
         self._number: int = shown.number
         largest: int = shown.max_content_size
-        self._largest = largest if largest > 0 else LARGEST
+        self._largest = largest if largest > 0 else USUAL_FRAME - AROUND_FRAME
         self._wire = wire_of(shown)
         self.confirms = Confirms()
         self._wire.tap(self._number, self.confirms)

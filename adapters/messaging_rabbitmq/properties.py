@@ -37,8 +37,6 @@ DELIVERY_COUNT = "x-delivery-count"
 SHORT_STRING = 255
 MAX_NAME = 128
 """AMQP 0-9-1: field names have at most 128 characters; pamqp cuts longer ones in silence."""
-MAX_HEADER_FRAME = 128 * 1024 - 1024
-"""A message's properties are one frame; RabbitMQ's `frame_max` is 128 KiB."""
 
 _BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-opt-")
 _SENDERS = frozenset({"CC", "BCC"})
@@ -59,6 +57,7 @@ def packed(
     message: Message,
     *,
     limit: int,
+    table_limit: int,
     extra: Mapping[str, str] | None = None,
     reply_to: str | None = None,
     mandatory: bool = True,
@@ -73,9 +72,9 @@ def packed(
     table = table_of(headers)
     if len(message.body) + len(table) > limit:
         _check_size(message, len(table) - AROUND - BESIDE * len(headers), limit)
-    if len(table) > MAX_HEADER_FRAME:
+    if len(table) > table_limit:
         raise MessageTooLarge(
-            f"the headers of message {message.id} of topic {message.topic} exceed the {MAX_HEADER_FRAME} bytes "
+            f"the headers of message {message.id} of topic {message.topic} exceed the {table_limit} bytes "
             f"that one AMQP frame carries: put large values into the payload"
         )
     kind, correlation_id = message.content_type, message.correlation_id
@@ -104,7 +103,7 @@ def _check_size(message: Message, headers: int, limit: int) -> None:
 
 
 def copy_properties(
-    original: DeliveredMessage, delivery: RawDelivery, control: Mapping[str, str]
+    original: DeliveredMessage, delivery: RawDelivery, control: Mapping[str, str], *, table_limit: int
 ) -> Basic.Properties:
     """The properties of a copy of a received message, under new control headers.
 
@@ -126,7 +125,7 @@ def copy_properties(
     return Basic.Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=_encodable(headers, delivery.message.id),
+        headers=_encodable(headers, delivery.message.id, table_limit),
         delivery_mode=2,
         correlation_id=properties.correlation_id,
         reply_to=properties.reply_to,
@@ -137,7 +136,7 @@ def copy_properties(
     )
 
 
-def foreign_properties(original: DeliveredMessage, key: str | None) -> Basic.Properties:
+def foreign_properties(original: DeliveredMessage, key: str | None, *, table_limit: int) -> Basic.Properties:
     """The properties of a stranger's message that is sent on to its partition; `key` is what it was routed by."""
     properties = original.header.properties
     headers = {name: value for name, value in (properties.headers or {}).items() if not _is_brokers(name)}
@@ -148,7 +147,7 @@ def foreign_properties(original: DeliveredMessage, key: str | None) -> Basic.Pro
     return Basic.Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=_encodable(headers, properties.message_id or "of a foreign program"),
+        headers=_encodable(headers, properties.message_id or "of a foreign program", table_limit),
         delivery_mode=2,
         correlation_id=properties.correlation_id,
         reply_to=properties.reply_to,
@@ -262,14 +261,14 @@ def _uncarried(value: Any) -> dict[str, str]:
     return {name: text for name, text in pairs.items() if isinstance(text, str)}
 
 
-def _encodable(headers: dict[str, Any], message_id: str) -> dict[str, Any]:
+def _encodable(headers: dict[str, Any], message_id: str, table_limit: int) -> dict[str, Any]:
     """What AMQP can carry in one frame: a foreign value of a kind that cannot be written again becomes text."""
     try:
         encoded = field_table(headers)
     except Exception:
         headers = {name: _encodable_value(name, value) for name, value in headers.items()}
         encoded = field_table(headers)
-    if len(encoded) > MAX_HEADER_FRAME and FAILURE in headers:
+    if len(encoded) > table_limit and FAILURE in headers:
         logger.warning(
             "The failure record of message %s is left out of its copy: it does not fit into one AMQP frame",
             message_id,
@@ -277,7 +276,7 @@ def _encodable(headers: dict[str, Any], message_id: str) -> dict[str, Any]:
         )
         del headers[FAILURE]
         encoded = field_table(headers)
-    if len(encoded) > MAX_HEADER_FRAME:
+    if len(encoded) > table_limit:
         raise MessageTooLarge(f"a copy of message {message_id} does not fit into one AMQP header frame")
     return headers
 

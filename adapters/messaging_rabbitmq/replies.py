@@ -55,7 +55,15 @@ async def send_replies(
             continue
         try:
             # An inbox outlives no connection, so its replies need no disk.
-            parcel = packed("", address, message, limit=limit, mandatory=False, persistent=False)
+            parcel = packed(
+                "",
+                address,
+                message,
+                limit=limit,
+                table_limit=session.consuming.table_limit,
+                mandatory=False,
+                persistent=False,
+            )
         except PublishError as error:
             results[index] = error
             continue

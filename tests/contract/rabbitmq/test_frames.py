@@ -10,9 +10,10 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
 from messaging.adapter import Unrouted
-from messaging.message import Receipt
+from messaging.errors import MessageTooLarge
+from messaging.message import Receipt, Retry
 from messaging_rabbitmq import arrivals, connection, frames, outlet
-from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive
+from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive, settle
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,27 @@ async def test_publishers_side_by_side_each_get_their_own_results(bench: Bench) 
     used = adapter._session.publisher._outlet
     assert isinstance(used, outlet.TappedOutlet)
     assert not used.confirms.batches
+
+
+@pytest.mark.parametrize(
+    ("frame_max", "limit"), [(0, 129_024), (4096, 2048), (131_072, 129_024), (2**20, 129_024)]
+)
+def test_headers_have_room_in_a_frame_of_the_brokers_size(frame_max: int, limit: int) -> None:
+    assert frames.table_limit(frame_max) == limit
+
+
+async def test_what_does_not_fit_into_a_smaller_header_frame_is_not_sent(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    adapter._session.consuming.table_limit = frames.table_limit(8192)
+
+    large = outgoing(group.topic, "large", headers={"a": "x" * 7000})
+    results = await adapter.publish([large, outgoing(group.topic, "small")])
+
+    assert isinstance(results[0], MessageTooLarge)
+    assert isinstance(results[1], Receipt)
+    (small,) = await receive(consumer, 1)
+    await settle(consumer, [small], Retry(), after=0.0, failure="x" * 7000)
+    (again,) = await receive(consumer, 1)
+    assert (again.message.id, again.attempt, again.failure) == ("small", 2, None)

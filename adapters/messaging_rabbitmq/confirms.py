@@ -25,10 +25,23 @@ _TAG = Struct(">QB")
 class Batch:
     """What was handed over together; `over` is done when there is a word on each, or nobody waits any longer."""
 
-    __slots__ = ("_ended", "_left", "_places", "_returned", "first", "last", "over", "parcels", "words")
+    __slots__ = (
+        "_ended",
+        "_ids",
+        "_left",
+        "_places",
+        "_returned",
+        "first",
+        "last",
+        "over",
+        "parcels",
+        "words",
+    )
 
     def __init__(self, parcels: Sequence[Parcel], ended: Callable[[int], None]) -> None:
         self.parcels = parcels
+        """Until they are handed over."""
+        self._ids: Sequence[str] = ()
         self.words: list[Word] = [None] * len(parcels)
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.first = self.last = 0
@@ -56,12 +69,17 @@ class Batch:
     def returned(self, message_id: str | None) -> bool:
         """Whether this unroutable message, whose confirmation is still to come, is one of these."""
         if not self._places:
-            self._places = {parcel.message_id: place for place, parcel in enumerate(self.parcels)}
+            self._places = {message_id: place for place, message_id in enumerate(self._ids)}
         place = self._places.get(message_id)
         if place is None:
             return False
         self._returned.add(place)
         return True
+
+    def forget_bodies(self) -> None:
+        """They are with the socket: a broker that reads nothing is not held in memory twice."""
+        self._ids = [parcel.message_id for parcel in self.parcels]
+        self.parcels = ()
 
     def let_go(self) -> None:
         """Let who waits go on."""
@@ -83,9 +101,10 @@ class Confirms:
     def expect(self, batch: Batch) -> None:
         """These are the next that go out."""
         batch.first = self._next
-        self._next += len(batch.parcels)
+        self._next += len(batch.words)
         batch.last = self._next - 1
         self.batches[batch.first] = batch
+        batch.forget_bodies()
 
     def take(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """See `Tap`."""
@@ -133,4 +152,4 @@ class Confirms:
     def _give_up(self, error: Exception) -> None:
         batches, self.batches = self.batches, {}
         for batch in batches.values():
-            batch.tell(0, len(batch.parcels), error)
+            batch.tell(0, len(batch.words), error)

@@ -69,8 +69,8 @@ class Slots:
 class Publisher:
     """One confirmed channel on the connection for publishing.
 
-    A place is free again only when its confirm came or the channel is gone, so that a broker that confirms nothing
-    cannot fill the memory.
+    A place is free again only when its confirm came or the channel is gone, so that a broker that reads or confirms
+    nothing holds no more in memory than `outstanding` messages, each up to `max_message_bytes`.
     """
 
     def __init__(self, link: Link, settings: RabbitMQSettings) -> None:

@@ -347,3 +347,13 @@ async def test_a_return_that_fits_no_message_makes_none_of_them_stored():
     assert all(isinstance(word, ConnectionFailed) for word in (first.words[1], second.words[0]))
     assert first.over.done() and second.over.done()
     assert ended == [2, 1]
+
+
+async def test_what_was_handed_over_is_not_kept_until_its_confirm():
+    confirms, ended = Confirms(), list[int]()
+    one = batch(2, ended)
+    confirms.expect(one)
+
+    assert not one.parcels
+    said(confirms, Basic.Ack(2, multiple=True))
+    assert one.words == ["stored", "stored"]

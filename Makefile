@@ -79,7 +79,7 @@ faults: $(STAMP_DEV)
 
 # Ten minutes of load with faults; fails when memory, tasks or file descriptors grow.
 soak: $(STAMP_DEV)
-	@$(BIN)/python -m messaging_contracts soak $(ARGS)
+	@$(BIN)/python -m messaging_contracts soak --output docs/soak.md $(ARGS)
 
 # Random histories, each from its seed, for a minute, on two processors.
 simulate: $(STAMP_DEV)

@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BROKER",
         help="on this one (default: all)",
     )
+    soak.add_argument("--output", type=Path, metavar="FILE", help="the Markdown file to write the figures to")
     soak.set_defaults(run=_soak)
     return parser
 
@@ -194,12 +195,16 @@ def _faults(options: argparse.Namespace) -> int:
 
 
 def _soak(options: argparse.Namespace) -> int:
-    from messaging_contracts.faults.soak import soak
+    from messaging_contracts.faults.soak import page, soak
 
     logging.getLogger("messaging").setLevel(logging.CRITICAL)  # what it would tell was provoked
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    flat = soak(options.only or SOAKED, options.minutes * 60, folder, _show)
+    seconds = options.minutes * 60
+    found = soak(options.only or SOAKED, seconds, folder, _show)
+    flat = all(one.flat for one in found)
+    if options.output is not None:
+        options.output.write_text(page(found, seconds), encoding="utf-8")
     _show(f"{'flat' if flat else 'NOT FLAT, or broken'}; the histories are in {folder}")
     return 0 if flat else 1
 

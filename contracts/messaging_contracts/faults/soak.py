@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from messaging_contracts.faults.history import Event
-    from messaging_contracts.faults.stage import Stage
+    from messaging_contracts.faults.stage import Row, Stage
 
 PAUSE = 10.0
 """Seconds of peace between two faults."""
 SAMPLES = 60
 """How often each process is measured; the run's length decides how far apart."""
 MIB = 1024 * 1024
+HEAD = """
+# Soak
+
+Written by `make soak`: {minutes:.0f} minutes of load, the brokers at the same time on one machine. The connections of
+one of two members and of the publishers are closed, cut for 2 s, or go silent for a lease, in turns, {pause:g} s apart;
+every tenth message fails at first. Each process is measured {samples} times: *early* is the median of the second
+quarter, *late* of the last; what is more at the end, beyond a tenth and what comes and goes, has grown.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +53,31 @@ class Growth:
         return self.late > self.early + self.allowed
 
 
-def soak(names: Sequence[str], seconds: float, folder: Path, show: Callable[[str], object]) -> bool:
-    """Load these brokers at the same time; whether nothing grew and nothing was broken."""
-    flat: list[bool] = []
-    in_threads([partial(_one, name, seconds, folder, show, flat) for name in names], len(names))
-    return all(flat)
+@dataclass(frozen=True, slots=True)
+class Soaked:
+    """What was seen on one broker."""
+
+    row: Row
+    growths: Sequence[Growth]
+
+    @property
+    def flat(self) -> bool:
+        """Whether nothing grew and nothing was broken."""
+        return self.row.held and bool(self.growths) and not any(one.grew for one in self.growths)
 
 
-def _one(name: str, seconds: float, folder: Path, show: Callable[[str], object], flat: list[bool]) -> None:
+def soak(
+    names: Sequence[str], seconds: float, folder: Path, show: Callable[[str], object]
+) -> Sequence[Soaked]:
+    """Load these brokers at the same time."""
+    found: dict[str, Soaked] = {}
+    in_threads([partial(_one, name, seconds, folder, show, found) for name in names], len(names))
+    return [found[name] for name in names]
+
+
+def _one(
+    name: str, seconds: float, folder: Path, show: Callable[[str], object], found: dict[str, Soaked]
+) -> None:
     own = folder / name / "soak"
     own.mkdir(parents=True)
     every = max(1.0, seconds / SAMPLES)
@@ -63,9 +88,8 @@ def _one(name: str, seconds: float, folder: Path, show: Callable[[str], object],
 
     with ground(name) as here:
         row = asyncio.run(stage("soak", act, here, scale, own, seconds + 300))
-    growths = growth(read(own))
-    show("\n".join([told(row), *(_line(name, one) for one in growths)]))
-    flat.append(row.held and bool(growths) and not any(one.grew for one in growths))
+    found[name] = Soaked(row, growth(read(own)))
+    show("\n".join([told(row), *(_line(name, one) for one in found[name].growths)]))
 
 
 async def _load(staged: Stage, seconds: float, every: float) -> None:
@@ -112,6 +136,34 @@ def growth(events: Sequence[Event]) -> Sequence[Growth]:
             early, late = median(values[quarter : 2 * quarter]), median(values[-quarter:])
             found.append(Growth(name, what, max(values), early, late, fixed + share * early))
     return found
+
+
+def page(found: Sequence[Soaked], seconds: float) -> str:
+    """The page of the documentation."""
+    lines = [
+        HEAD.format(minutes=seconds / 60, pause=PAUSE, samples=SAMPLES).strip(),
+        "",
+        "| broker | held | confirmed | lost | disorder | duplicates | recovery |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.broker} {row.version} | {'yes' if row.held else '**no**'} | {row.confirmed} | {row.lost} "
+        f"| {row.disorder} | {row.duplicates} of at most {row.most_duplicates} "
+        f"| {'-' if row.recovery is None else f'{row.recovery:.1f} s'} |"
+        for row in (one.row for one in found)
+    ]
+    lines += [
+        "",
+        "| broker | process | what | early | late | peak | grew |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    lines += [
+        f"| {soaked.row.broker} | {one.process} | {one.what} | {one.early:.1f} | {one.late:.1f} | {one.peak:.1f} "
+        f"| {'**yes**' if one.grew else 'no'} |"
+        for soaked in found
+        for one in soaked.growths
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _line(broker: str, one: Growth) -> str:

@@ -26,10 +26,22 @@ ABANDONED = PublishError("nobody waits for it any more")
 class Call:
     """One `publish` or `publish_many`, of one topic: its results come together."""
 
-    __slots__ = ("admitted", "done", "messages", "missing", "next", "number", "once", "ordered", "results")
+    __slots__ = (
+        "admitted",
+        "done",
+        "messages",
+        "missing",
+        "next",
+        "number",
+        "once",
+        "ordered",
+        "results",
+        "within",
+    )
 
-    def __init__(self, messages: Sequence[Outgoing], number: int) -> None:
+    def __init__(self, messages: Sequence[Outgoing], number: int, within: float | None) -> None:
         self.messages = messages
+        self.within = within
         self.number = number
         """Grows in the order of the calls."""
         first = messages[0]

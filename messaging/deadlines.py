@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from messaging.clock import Clock, Timer
 
@@ -17,9 +17,9 @@ W = TypeVar("W")
 
 
 class Deadlines(Generic[W]):
-    """Calls `late(wait)` for each wait that was not removed in time."""
+    """Calls `late(waits)` for those that were not removed in time, with all that are late at once."""
 
-    def __init__(self, clock: Clock, late: Callable[[W], object]) -> None:
+    def __init__(self, clock: Clock, late: Callable[[Sequence[W]], object]) -> None:
         self._clock = clock
         self._late = late
         self._queues: dict[float, dict[W, float]] = {}
@@ -72,5 +72,5 @@ class Deadlines(Generic[W]):
                 del self._queues[within]
         if self._queues:
             self._arm(min(next(iter(queue.values())) for queue in self._queues.values()))
-        for wait in late:
-            self._late(wait)
+        if late:
+            self._late(late)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from itertools import chain, count
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from messaging.adapter import Untraceable
@@ -59,7 +60,7 @@ class Publisher:
         self._clock = clock
         self.refusals = Refusals(broker or adapter.name, clock)
         self._numbers = count()
-        self._deadlines = Deadlines[Call](clock, Call.end)
+        self._deadlines = Deadlines[Call](clock, self._give_up)
         self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
@@ -93,7 +94,7 @@ class Publisher:
             return []
         if self._closed:
             raise Closed("The bus is closed: nothing can be published any more")
-        call = Call(messages, next(self._numbers))
+        call = Call(messages, next(self._numbers), within)
         topic = call.ordered
         if topic is not None:
             self._calls[topic] += 1
@@ -105,8 +106,6 @@ class Publisher:
             self._deadlines.add(call, within)
         try:
             await call.done
-            if call.missing:
-                self._give_up(call, within)
             return cast("list[Result]", call.results)
         finally:
             if within is not None:
@@ -185,8 +184,9 @@ class Publisher:
         worth = self._queued * GATHER
         return worth >= self._under_way or worth >= self._share()
 
-    def _lose_patience(self, batch: Batch) -> None:
-        self._stop_gathering(batch)
+    def _lose_patience(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._stop_gathering(batch)
         self._start_exchange()
 
     def _stop_gathering(self, batch: Batch) -> None:
@@ -341,7 +341,6 @@ class Publisher:
     def _conclude_known(
         self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]
     ) -> dict[Place, PublishError]:
-        """The others are returned."""
         unknown = self._unknown(places, results, uncertain_since)
         self._conclude([one for one in zip(places, results, strict=True) if one[0] not in unknown])
         return unknown
@@ -464,19 +463,23 @@ class Publisher:
                 reason = f"message {former}, published before it with the same key, failed: {found[2]}"
                 self._finish(call, at, unsent(outgoing, reason))
 
-    def _give_up(self, call: Call, within: float | None) -> None:
-        """Its time is over."""
-        not_sent: list[tuple[Call, int, PublishError]] = []
-        for at in call.open:
-            sent = call.results[at] is not None
-            error = too_late(call.messages[at], within, sent=sent)
-            self.refusals.unanswered(call.messages[at].topic.name, error)
-            self._finish(call, at, error)
-            if not sent:
-                not_sent.append((call, at, error))
-        if not_sent and call.ordered is not None:
-            self._fail_successors(not_sent)
-        self._left(len(not_sent))
+    def _give_up(self, calls: Sequence[Call]) -> None:
+        """Their time is over. All at once: for what is behind them, all that waits is looked at."""
+        not_sent = 0
+        failed: list[tuple[Call, int, PublishError]] = []
+        for call in sorted(calls, key=attrgetter("number")):
+            for at in call.open:
+                sent = call.results[at] is not None
+                error = too_late(call.messages[at], call.within, sent=sent)
+                self.refusals.unanswered(call.messages[at].topic.name, error)
+                self._finish(call, at, error)
+                if not sent:
+                    not_sent += 1
+                    if call.ordered is not None:
+                        failed.append((call, at, error))
+        if failed:
+            self._fail_successors(failed)
+        self._left(not_sent)
 
     def _abandon(self, call: Call) -> None:
         """Nobody waits for these any more: what was not handed over is not sent."""

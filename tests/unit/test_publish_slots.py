@@ -76,3 +76,24 @@ async def test_no_more_is_sent_again_at_once_than_there_are_exchanges(desk):
     await desk.clock.advance(module.ONCE_FOR)
     assert all(isinstance(call.result()[0], Receipt) for call in calls)
     assert desk.nothing_is_left()
+
+
+async def test_calls_whose_time_ends_together_look_through_the_queues_once(desk, monkeypatch):
+    first = await desk.started(outgoing("0", "k", ordered=True), within=10)
+    calls = [
+        desk.start(outgoing(str(number), f"k{number}", ordered=True), within=5) for number in range(1, 50)
+    ]
+    calls.append(desk.start(outgoing("50", "k1", ordered=True)))
+    await desk.clock.settle()
+    looked = []
+    fail = desk.publisher._fail_successors
+    monkeypatch.setattr(desk.publisher, "_fail_successors", lambda failed: (looked.append(1), fail(failed)))
+
+    await desk.clock.advance(5)
+
+    assert looked == [1]
+    assert all("was not sent: 5 s were over" in str(call.result()[0]) for call in calls[:-1])
+    assert "message 1, published before it with the same key, failed" in str(calls[-1].result()[0])
+    desk.gate.set()
+    assert await first == [Receipt("0")]
+    assert desk.nothing_is_left()

@@ -160,7 +160,8 @@ class RedisConnection:
 
         `wait`: the commands may wait that long on the server; such reads have connections of their own, and what is
         of another `use` has, too. Raises ConnectionFailed when nothing was sent, Interrupted when the fate of what was
-        sent is unknown, AuthenticationFailed. Cancelling closes the one connection that was in use.
+        sent is unknown, AuthenticationFailed; what a repeated command raises is its reply, for the others have run.
+        Cancelling closes the one connection that was in use.
         """
         replies = await self._exchange(key, commands, wait, use=use)
         # A command that the server did not run: its script is unknown there, or its slot has moved.
@@ -168,13 +169,16 @@ class RedisConnection:
             places = [at for at, reply in enumerate(replies) if isinstance(reply, _NOT_RUN)]
             if not places:
                 break
-            if any(isinstance(replies[at], redis_errors.MovedError) for at in places):
-                await self._refresh()
             commands = [
                 with_source(command) if isinstance(reply, redis_errors.NoScriptError) else command
                 for command, reply in zip(commands, replies, strict=True)
             ]
-            repeated = await self._exchange(key, [commands[at] for at in places], wait, use=use)
+            try:
+                if any(isinstance(replies[at], redis_errors.MovedError) for at in places):
+                    await self._refresh()
+                repeated = await self._exchange(key, [commands[at] for at in places], wait, use=use)
+            except MessagingError as error:  # only of these: the others have run
+                repeated = [error] * len(places)
             for at, reply in zip(places, repeated, strict=True):
                 replies[at] = reply
         return replies

@@ -119,7 +119,8 @@ class RedisDeadLetters(DeadLetterStore):
 
 def _result(what: str, reply: Any) -> PublishError | Gone | None:
     if isinstance(reply, Exception):
-        return PublishError(f"{what}: {translate(reply, 'redrive')}")
+        kind = PublishUncertain if isinstance(reply, Interrupted) else PublishError
+        return kind(f"{what}: {translate(reply, 'redrive')}")
     (state,) = reply
     if state == b"gone":
         return GONE

@@ -184,13 +184,9 @@ class Publisher:
         commands += [_command(unit) for unit in units]
         try:
             replies = await self._connection.exchange(units[0][0].stream, commands)
-        except Interrupted as error:
-            for item in _items(units):
-                results[item.at] = PublishUncertain(_describe(item.outgoing, error))
-            return
         except MessagingError as error:
             for item in _items(units):
-                results[item.at] = _not_sent(item.outgoing, error)
+                results[item.at] = _failed(item.outgoing, error)
             return
         for state, reply in zip(stale, replies, strict=False):
             _looked(state, reply)
@@ -274,7 +270,7 @@ def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) 
     if isinstance(reply, Exception):
         refused = translate(reply, "XADD")
         for item in unit:
-            results[item.at] = _not_sent(item.outgoing, refused)
+            results[item.at] = _failed(item.outgoing, refused)
         return
     if isinstance(reply, list):
         _read_script(unit, cast("list[bytes]", reply), results)
@@ -301,6 +297,12 @@ def _receipt(item: _Item, position: str) -> Receipt:
 
 def _describe(outgoing: Outgoing, error: BaseException) -> str:
     return f"message {outgoing.message.id} for topic {outgoing.topic.name!r}: {error}"
+
+
+def _failed(outgoing: Outgoing, error: MessagingError) -> PublishError:
+    if isinstance(error, Interrupted):
+        return PublishUncertain(_describe(outgoing, error))
+    return _not_sent(outgoing, error)
 
 
 def _not_sent(outgoing: Outgoing, error: BaseException) -> PublishError:

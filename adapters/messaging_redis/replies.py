@@ -5,7 +5,7 @@ Every write sets the stream's time to live anew: what nobody fetches goes away b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import ReplyInbox
@@ -72,17 +72,18 @@ class RedisReplies:
         for at in places:
             address, message = replies[at]
             commands += (pack_addition(address, message), ("PEXPIRE", address, alive))
+        answers: list[Any]
         try:
             answers = await self._connection.exchange(replies[places[0]][0], commands)
         except MessagingError as error:
-            kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
-            for at in places:
-                results[at] = kind(f"reply {replies[at][1].id} to {replies[at][0]}: {error}")
-            return
-        for number, at in enumerate(places):
-            for answer in answers[2 * number : 2 * number + 2]:
-                if isinstance(answer, Exception):
-                    results[at] = PublishError(f"reply {replies[at][1].id}: {translate(answer, 'XADD')}")
+            answers = [error] * len(commands)
+        for at, stored, expires in zip(places, answers[::2], answers[1::2], strict=True):
+            refused = stored if isinstance(stored, Exception) else expires
+            if isinstance(refused, Exception):
+                unsure = refused is not stored or isinstance(refused, Interrupted)
+                kind = PublishUncertain if unsure else PublishError
+                address, message = replies[at]
+                results[at] = kind(f"reply {message.id} to {address}: {translate(refused, 'XADD')}")
 
 
 class RedisInbox(ReplyInbox):

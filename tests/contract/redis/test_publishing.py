@@ -3,11 +3,20 @@
 import asyncio
 
 import pytest
+from redis.exceptions import MovedError
 
 from messaging import Settings, Topic, connect
 from messaging.adapter import GroupSpec, TopicSpec, Topology, Unrouted
-from messaging.errors import MessageTooLarge, NoGroup, PublishError, PublishUncertain, TopicNotFound
+from messaging.errors import (
+    ConnectionFailed,
+    MessageTooLarge,
+    NoGroup,
+    PublishError,
+    PublishUncertain,
+    TopicNotFound,
+)
 from messaging.message import Message, Receipt
+from messaging_redis.connection import Interrupted
 
 
 async def test_an_oversized_message_is_refused_alone_before_anything_is_sent(bench):
@@ -262,3 +271,28 @@ async def test_deleting_one_of_two_groups_keeps_what_the_other_has_not_handled(b
     await adapter.delete_group(group)
 
     assert len(await bench.drain(bench.consumer(adapter, other), 100)) == 100
+
+
+@pytest.mark.parametrize("lost", [ConnectionFailed("nobody is there"), Interrupted("lost")])
+async def test_what_was_stored_is_no_failure_where_the_repeat_of_another_command_fails(
+    bench, monkeypatch, lost
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    inbox = await adapter.reply_inbox()
+    send, rounds = adapter._connection._exchange, []
+
+    async def one_moves(key, commands, *more, **options):
+        rounds.append(commands)
+        if len(rounds) % 2 == 0:
+            raise lost
+        replies = await send(key, commands[:-1], *more, **options)
+        return [*replies, MovedError("1 127.0.0.1:1")]
+
+    monkeypatch.setattr(adapter._connection, "_exchange", one_moves)
+    first, second = await bench.publish(adapter, group.topic, 2)
+    (reply,) = await adapter.reply([(inbox.address, bench.message(1))])
+
+    assert isinstance(first, Receipt)
+    assert type(second) is (PublishUncertain if isinstance(lost, Interrupted) else PublishError)
+    assert isinstance(reply, PublishUncertain)  # stored, but not for how long

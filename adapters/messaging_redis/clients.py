@@ -35,28 +35,39 @@ class Pool:
     redis-py's pool makes them, and says how; what it does for each use costs as much as the exchange itself.
     """
 
-    __slots__ = ("_kept", "connections", "slots")
+    __slots__ = ("_kept", "_lost", "connections", "slots")
 
     def __init__(self, connections: Any, size: int) -> None:
         self.connections = connections
         self.slots = asyncio.Semaphore(size)
         self._kept: list[Line] = []
+        self._lost = 0
+
+    def distrust(self) -> None:
+        """After a fault no connection from before it is used again: another server may be the master now."""
+        self._lost += 1
+
+    def _trusts(self, line: Line) -> bool:
+        return line.epoch == self._lost
 
     def kept(self) -> Line | None:
         """A connection that was kept and to which nothing has happened since."""
-        if self._kept and self._kept[-1].sound:
+        if self._kept and self._trusts(self._kept[-1]) and self._kept[-1].sound:
             return self._kept.pop()
         return None
 
     async def connect(self) -> Line:
         """A connection of redis-py's pool, after those that were lost went back to it."""
-        while self._kept and not self._kept[-1].sound:
+        while self._kept and not (self._trusts(self._kept[-1]) and self._kept[-1].sound):
             await self.end(self._kept.pop())
-        return self.kept() or Line(await self.connections.get_connection())
+        epoch = self._lost
+        return self.kept() or Line(await self.connections.get_connection(), epoch)
 
     async def leave(self, line: Line) -> None:
         """After an exchange that went well."""
-        if line.lasting:
+        if not self._trusts(line):
+            await self.end(line)
+        elif line.lasting:
             self._kept.append(line)
         else:
             await self.connections.release(line.connection)

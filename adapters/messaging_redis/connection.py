@@ -211,6 +211,7 @@ class RedisConnection:
                 await pool.end(line)
                 if isinstance(error, _FAULTS):
                     clients.stale = True
+                    pool.distrust()
                     raise self._interrupted(error, patience) from error
                 raise
             unblocked = (
@@ -221,7 +222,9 @@ class RedisConnection:
             if unblocked:
                 # Nothing was read: the server has become a replica, or what was read is gone. The next read is told.
                 replies[-1] = None
-            if self._closed or line.demoted or unblocked:
+            if line.demoted:
+                pool.distrust()
+            if self._closed or unblocked:
                 await pool.end(line)
             else:
                 await pool.leave(line)

@@ -43,11 +43,14 @@ class Line:
         "_transport",
         "connection",
         "demoted",
+        "epoch",
         "id",
     )
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, epoch: int = 0) -> None:
         self.connection = connection
+        self.epoch = epoch
+        """How many faults its pool had seen when it was made."""
         self.id: int | None = None
         """Its number on the server, once asked."""
         self.demoted = False

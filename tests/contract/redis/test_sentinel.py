@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from messaging.errors import ConnectionFailed
+from messaging.errors import ConnectionFailed, PublishUncertain
 from messaging.message import Receipt
 from messaging_contracts.brokers.find import native_program
 from messaging_contracts.brokers.process import free_port
 from messaging_contracts.brokers.redis import Redis
+from messaging_contracts.brokers.resp import Connection
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def sentinel(own, tmp_path):
     )
     program = native_program(Redis())
     process = subprocess.Popen([program, file, "--sentinel"], stdout=subprocess.DEVNULL)
-    yield bench, port
+    yield broker, bench, port
     process.terminate()
     process.wait(10)
 
@@ -40,7 +41,7 @@ async def opened(bench, url, within=10.0):
 
 
 async def test_the_master_is_asked_for_by_name_and_an_unknown_name_is_a_failed_connection(sentinel):
-    bench, port = sentinel
+    _, bench, port = sentinel
     adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main")
     group = await bench.group(adapter)
 
@@ -51,3 +52,23 @@ async def test_the_master_is_asked_for_by_name_and_an_unknown_name_is_a_failed_c
     assert len(got) == 10
     with pytest.raises(ConnectionFailed, match="other"):
         await bench.made(f"redis+sentinel://127.0.0.1:{port}/other").open()
+
+
+async def test_after_a_failover_one_publish_is_uncertain_however_many_connections_were_open(sentinel, own):
+    old, bench, port = sentinel
+    new, _ = await own()
+    adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main?socket_timeout=0.3")
+    group = await bench.group(adapter)
+    await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(5)])
+
+    old.pause()
+    try:
+        with Connection(f"redis://127.0.0.1:{port}", 5) as admin:
+            admin.call("SENTINEL", "REMOVE", "main")
+            admin.call("SENTINEL", "MONITOR", "main", "127.0.0.1", new.url.rpartition(":")[2], 1)
+        results = [(await bench.publish(adapter, group.topic, 1))[0] for _ in range(3)]
+    finally:
+        old.resume()
+
+    assert isinstance(results[0], PublishUncertain)
+    assert all(isinstance(result, Receipt) for result in results[1:]), results

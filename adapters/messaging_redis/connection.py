@@ -136,7 +136,8 @@ class RedisConnection:
     async def wait_for(self, key: str, command: Command, wait: float, waiting: Callable[[int], None]) -> Any:
         """One read that may wait on the server for `wait` seconds: its reply or its error, not raised.
 
-        `waiting` is told the id of the connection as the read begins: `unblock` ends it with that.
+        `waiting` is told the id of the connection as the read begins: `unblock` ends it with that. Where the server
+        does not tell it, the read ends by itself.
         """
         (reply,) = await self._exchange(key, (command,), wait, waiting)
         if isinstance(reply, redis_errors.MovedError):
@@ -204,8 +205,8 @@ class RedisConnection:
             line = pool.kept() or await self._connected(clients, pool)
             try:
                 self.check_open()  # it may have been closed while this connection was made
-                if waiting is not None:
-                    waiting(line.id or await line.ask_id(patience))
+                if waiting is not None and (id := await line.ask_id(patience)):
+                    waiting(id)
                 replies = await line.converse(commands, patience)
             except BaseException as error:  # cancelled, too: a reply may still come on this connection
                 await pool.end(line)

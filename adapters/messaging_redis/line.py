@@ -77,12 +77,10 @@ class Line:
         )
 
     async def ask_id(self, patience: float) -> int:
-        """The number of this connection on the server: `CLIENT UNBLOCK` takes it."""
+        """The number of this connection, for `CLIENT UNBLOCK`; 0 where the server refuses to tell."""
         if self.id is None:
             (reply,) = await self.converse((("CLIENT", "ID"),), patience)
-            if isinstance(reply, Exception):
-                raise reply
-            self.id = cast("int", reply)
+            self.id = 0 if isinstance(reply, Exception) else cast("int", reply)
         return self.id
 
     async def converse(self, commands: Sequence[Command], patience: float) -> list[Any]:

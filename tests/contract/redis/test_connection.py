@@ -410,3 +410,17 @@ async def test_a_server_that_becomes_a_replica_ends_no_requests(own):
     message = bench.message(1)
     assert await adapter.reply([(inbox.address, message)]) == [None]
     assert [reply.id for reply in await inbox.receive(1, 5)] == [message.id]
+
+
+async def test_who_may_not_ask_for_the_number_of_a_connection_reads_and_closes_all_the_same(own):
+    _, bench = await own()
+    admin = await bench.adapter()
+    await admin.native.execute_command("ACL", "SETUSER", "shop", "on", ">pw", "~*", "+@all", "-client|id")
+    adapter = await bench.adapter(bench.url.replace("redis://", "redis://shop:pw@"))
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 3)
+
+    await bench.drain(consumer, 3)
+    await consumer.receive(1, 0.05)
+    await consumer.close()

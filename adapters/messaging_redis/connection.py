@@ -223,7 +223,8 @@ class RedisConnection:
             if unblocked:
                 # Nothing was read: the server has become a replica, or what was read is gone. The next read is told.
                 replies[-1] = None
-            if line.demoted:
+            if line.unfit:
+                clients.stale = True
                 pool.distrust()
             if self._closed or unblocked:
                 await pool.end(line)

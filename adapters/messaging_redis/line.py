@@ -29,6 +29,8 @@ _NOTHING_MORE: Any = getattr(cast("Any", _parsers), "NOT_ENOUGH_DATA", None)
 _PUSH: Any = getattr(_native, "PushNotification", ())
 _AT_ONCE = 1 << 18
 """Bytes that are parsed at once."""
+_UNFIT = (redis_errors.ReadOnlyError, redis_errors.BusyLoadingError)
+"""The server did not run the command, and runs no other that writes."""
 
 
 class Line:
@@ -42,9 +44,9 @@ class Line:
         "_stream",
         "_transport",
         "connection",
-        "demoted",
         "epoch",
         "id",
+        "unfit",
     )
 
     def __init__(self, connection: Any, epoch: int = 0) -> None:
@@ -53,8 +55,8 @@ class Line:
         """How many faults its pool had seen when it was made."""
         self.id: int | None = None
         """Its number on the server, once asked."""
-        self.demoted = False
-        """The server said that it is a replica."""
+        self.unfit = False
+        """The server said that it is a replica, or loads its data."""
         self._overdue = False
         self._loop = asyncio.get_running_loop()
         self._stream, self._arrived, self._transport, self._parser = _known(connection) or _UNKNOWN
@@ -90,7 +92,10 @@ class Line:
         """
         if self._stream is None:
             async with asyncio.timeout(patience):
-                return await _by_redis_py(self.connection, commands)
+                replies = await _by_redis_py(self.connection, commands)
+            for reply in replies:
+                self._judge(reply)
+            return replies
         timer = self._loop.call_later(patience, self._give_up)
         try:
             pack = _native.pack_command
@@ -114,20 +119,21 @@ class Line:
                 raise OSError("the server closed the connection")
             parser.feed(read)
             while (reply := parser.gets()) is not _NOTHING_MORE:
-                if type(reply) is not bytes and not self._is_reply(reply):
-                    continue
+                if type(reply) is not bytes:
+                    if isinstance(reply, _PUSH):  # nobody asked for these
+                        continue
+                    self._judge(reply)
                 replies.append(reply)
                 if len(replies) == missing:
                     return replies
 
-    def _is_reply(self, reply: Any) -> bool:
-        """Whether this answers a command. Raises ConnectionError as redis-py does."""
+    def _judge(self, reply: Any) -> None:
+        """What a reply says of the server. Raises ConnectionError as redis-py does."""
         first = cast("Any", reply[0] if isinstance(reply, list) and reply else reply)
-        if isinstance(first, redis_errors.ConnectionError):
+        if isinstance(first, _UNFIT):
+            self.unfit = True
+        elif isinstance(first, redis_errors.ConnectionError):
             raise first
-        if isinstance(first, redis_errors.ReadOnlyError):
-            self.demoted = True
-        return not isinstance(reply, _PUSH)  # nobody asked for these
 
     def _give_up(self) -> None:
         self._overdue = True
@@ -162,7 +168,8 @@ async def _by_redis_py(connection: Any, commands: Sequence[Command]) -> list[Any
     replies: list[Any] = []
     for _ in commands:
         try:
-            replies.append(await connection.read_response())
-        except redis_errors.ResponseError as error:
+            # The line ends with its first error: what follows LOADING is still read.
+            replies.append(await connection.read_response(disconnect_on_error=False))
+        except (redis_errors.ResponseError, redis_errors.BusyLoadingError) as error:
             replies.append(error)
     return replies

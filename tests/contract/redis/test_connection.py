@@ -424,3 +424,21 @@ async def test_who_may_not_ask_for_the_number_of_a_connection_reads_and_closes_a
     await bench.drain(consumer, 3)
     await consumer.receive(1, 0.05)
     await consumer.close()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("refusal", ["LOADING the dataset in memory", "READONLY You can't write"])
+async def test_a_server_that_cannot_take_writes_refuses_for_sure_and_is_connected_to_anew(
+    bench, monkeypatch, refusal, known
+):
+    if not known:
+        monkeypatch.setattr(line, "_known", lambda connection: None)
+    connection = (await bench.adapter())._connection
+
+    before, refused, after = await connection.exchange(
+        "", (("CLIENT", "ID"), ("EVAL", f'return redis.error_reply("{refusal}")', 0), ("CLIENT", "ID"))
+    )
+
+    assert type(translate(refused, "XADD")) is ConnectionFailed
+    assert before == after
+    assert await connection.call("", "CLIENT", "ID") != before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import Topology, Unrouted
@@ -85,7 +86,7 @@ class Publisher:
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
         """See `Adapter.publish`."""
-        results: list[Receipt | PublishError] = [_NOT_SENT] * len(messages)
+        results: list[Receipt | PublishError] = [_OPEN] * len(messages)
         by_shard: dict[str, list[_Item]] = {}
         shards: dict[str, list[_Item]] = {}
         """By stream."""
@@ -161,21 +162,22 @@ class Publisher:
                 units.append([item])
         later: list[list[list[_Item]]] = []
         for run in waiting.values():
-            first, *rest = _chunks(run)
-            units.append(first)
-            if rest:
-                later.append(rest)
+            chunks = _chunks(run)
+            units.append(chunks[0])
+            later.append(chunks)
         for start in range(0, len(units), _MOST_COMMANDS):
             await self._exchange(units[start : start + _MOST_COMMANDS], results)
         for chunks in later:
             await self._send_rest(chunks, results)
 
     async def _send_rest(self, chunks: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
-        """The rest of one partition, chunk by chunk, while nothing before it failed."""
-        for chunk in chunks:
-            await self._exchange([chunk], results)
-            if isinstance(results[chunk[-1].at], PublishError):
-                return
+        """What comes after the first chunk of one partition, while nothing before it failed (7)."""
+        for before, chunk in pairwise(chunks):
+            if isinstance(results[before[-1].at], PublishError):
+                for item in chunk:
+                    results[item.at] = _not_sent(item.outgoing, _earlier_failed())
+            else:
+                await self._exchange([chunk], results)
 
     async def _exchange(self, units: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
         topics = {unit[0].state.keys.root: unit[0].state for unit in units}
@@ -198,7 +200,8 @@ class Publisher:
         _looked(state, reply)
 
 
-_NOT_SENT = PublishError("not sent: an earlier message of the same partition failed")
+_OPEN = PublishError("not tried")
+"""Stands where a result will be. None is left: an error that is raised again and again keeps what raised it."""
 
 
 def _too_large(outgoing: Outgoing, size: int, most: int) -> MessageTooLarge:
@@ -282,8 +285,7 @@ def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) 
 def _read_script(unit: list[_Item], ids: list[bytes], results: list[Receipt | PublishError]) -> None:
     for at, item in enumerate(unit):
         if at >= len(ids):
-            error = ConnectionFailed("an earlier message of the same partition was refused")
-            results[item.at] = _not_sent(item.outgoing, error)
+            results[item.at] = _not_sent(item.outgoing, _earlier_failed())
         elif ids[at].startswith(b"!"):
             results[item.at] = _not_sent(item.outgoing, MessagingError(ids[at][1:].decode()))
         else:
@@ -293,6 +295,10 @@ def _read_script(unit: list[_Item], ids: list[bytes], results: list[Receipt | Pu
 def _receipt(item: _Item, position: str) -> Receipt:
     make = make_receipt if item.state.routed else Unrouted
     return make(item.outgoing.message.id, item.partition, f"{item.partition}/{position}")
+
+
+def _earlier_failed() -> MessagingError:
+    return ConnectionFailed("an earlier message of the same partition failed")
 
 
 def _describe(outgoing: Outgoing, error: BaseException) -> str:

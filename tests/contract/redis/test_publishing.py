@@ -16,6 +16,7 @@ from messaging.errors import (
     TopicNotFound,
 )
 from messaging.message import Message, Receipt
+from messaging_redis import publisher
 from messaging_redis.connection import Interrupted
 
 
@@ -296,3 +297,28 @@ async def test_what_was_stored_is_no_failure_where_the_repeat_of_another_command
     assert isinstance(first, Receipt)
     assert type(second) is (PublishUncertain if isinstance(lost, Interrupted) else PublishError)
     assert isinstance(reply, PublishUncertain)  # stored, but not for how long
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_after_a_part_of_an_ordered_batch_failed_no_later_one_is_sent_and_each_is_told_by_name(
+    bench, monkeypatch, failing
+):
+    monkeypatch.setattr(publisher, "_MOST_ARGUMENTS", 20)
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=True, partitions=1)
+    send, rounds = adapter._connection.exchange, []
+
+    async def one_fails(key, commands, **options):
+        rounds.append(commands)
+        if len(rounds) == failing:
+            raise ConnectionFailed("nobody is there")
+        return await send(key, commands, **options)
+
+    monkeypatch.setattr(adapter._connection, "exchange", one_fails)
+    results = await bench.publish(adapter, group.topic, 9, keys=1)
+
+    first = next(at for at, result in enumerate(results) if isinstance(result, PublishError))
+    assert (first == 0) is (failing == 1)
+    assert all(f"m{at} " in str(results[at]) for at in range(first, 9))
+    assert len({id(result) for result in results}) == 9
+    assert await entries_of(adapter, group) == first

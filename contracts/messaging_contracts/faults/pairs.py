@@ -1,7 +1,4 @@
-"""Faults in pairs: of the kinds member, handler, broker and network each with each other, but broker with network.
-
-A broker that is killed is out of reach as well: what a broken network would add to it is not tried.
-"""
+"""Faults in pairs: of the kinds member, handler, broker and network each with each other."""
 
 from __future__ import annotations
 
@@ -51,6 +48,21 @@ async def killed_broker_and_rejecting_handler(stage: Stage) -> None:
     for share in (1 / 4, 1 / 2, 3 / 4):
         await stage.published(share)
         await stage.restart_broker(kill=True)
+
+
+@fault(on=("kafka", "rabbitmq", "redis"))
+async def killed_broker_and_slow_network(stage: Stage) -> None:
+    """Pair: the broker killed while every way to it takes 200 ms more."""
+    proxy = await stage.arena.proxied()
+    url = stage.arena.through(proxy)
+    await stage.members(2, url=url)
+    await stage.publish(url=url)
+    await stage.published(1 / 4)
+    proxy.delay(0.2)
+    await stage.published(1 / 3)
+    await stage.restart_broker(kill=True)
+    await stage.published(1 / 2)
+    proxy.heal()
 
 
 @fault()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from messaging_contracts import brokers
-from messaging_contracts.brokers import elasticmq
 from messaging_contracts.brokers.kafka import listener
 from messaging_contracts.brokers.process import LOOPBACK, free_port
 from messaging_contracts.targets import with_options
@@ -27,7 +26,6 @@ LEASES: Mapping[str, float] = {
     "rabbitmq": 9.0,
     "kafka": 10.0,
     "sqs": 5.0,
-    "elasticmq": 5.0,
 }
 """Seconds until a lost member is noticed at the latest. Short, so that what waits for it does not wait long."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -35,7 +33,6 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "rabbitmq": {"heartbeat": 3},
     "kafka": {"session": 5, "heartbeat": 0.5},
     "sqs": {"lease": 5, "poll_wait": 1},
-    "elasticmq": {"lease": 5, "poll_wait": 1},
 }
 """What makes a broker notice it by then: RabbitMQ gives a silent member up after two or three heartbeats, Kafka moves
 what it had after a session, or two where the group was about to change.
@@ -43,7 +40,7 @@ what it had after a session, or two where the group was about to change.
 FORGETFUL = frozenset({"sqs"})
 """Brokers that come back empty: for them a restart is an outage at the proxy."""
 MEMORY = "memory"
-NAMES = (MEMORY, *brokers.NAMES)
+NAMES = tuple(LEASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,9 @@ class Ground:
         return self.name not in FORGETFUL
 
     @property
-    def keeps_its_order(self) -> bool:
-        """Whether it hands out a FIFO group in order after a restart: ElasticMQ mixed 32 of 360 messages of a queue
-        that nobody had read.
-        """
-        return self.name != "elasticmq"
-
-    @property
     def remembers(self) -> bool:
         """Whether it keeps how often a message of an ordered group failed; else the member does that holds it (2)."""
-        return self.name not in {"rabbitmq", "sqs", "elasticmq"}
+        return self.name not in {"rabbitmq", "sqs"}
 
     @property
     def server(self) -> Broker:
@@ -86,7 +76,7 @@ class Ground:
 
     def through(self, port: int) -> str:
         """The broker's URL with a proxy at this port of ours in its place."""
-        if self.name in {"sqs", "elasticmq"}:
+        if self.name == "sqs":
             return with_options(self.url, endpoint_url=f"http://{LOOPBACK}:{port}")
         host, own = _address(self.url)
         return self.url.replace(f"{host}:{own}", f"{LOOPBACK}:{port}", 1)
@@ -101,7 +91,7 @@ def ground(name: str, *, own: bool = True) -> Generator[Ground]:
         )
         return
     inner, proxy_port = 0, 0
-    config = dict(elasticmq.KEPT) if name == "elasticmq" and own else {}
+    config: dict[str, str] = {}
     if name == "kafka" and own:
         # Kafka tells its clients where to go on: to the proxy, when they came by it.
         inner, proxy_port = free_port(), free_port()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from messaging_contracts.faults.scenarios import Fault
 
-BROKERS = ("kafka", "sqs", "rabbitmq", "redis", "elasticmq", "memory")
+BROKERS = ("kafka", "sqs", "rabbitmq", "redis", "memory")
 """Those that take longest come first, so that two at a time end together."""
 AT_A_TIME = 2
 LIMIT = 240.0

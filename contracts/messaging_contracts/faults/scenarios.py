@@ -30,7 +30,6 @@ HOUR = 3600.0
 PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
 """Where members are processes."""
 ALL = ("memory", *PROCESSES)
-"""ElasticMQ stands in for LocalStack, which forgets everything."""
 SPECIAL = "publisher-1.0.3"
 """How the ids of the messages end at which a handler misbehaves: one of each topic."""
 
@@ -266,7 +265,7 @@ async def _replacement(stage: Stage, member: Process, name: str) -> Process:
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
-@fault(on=(*PROCESSES, "elasticmq"), whole=True)
+@fault(whole=True)
 async def restarted_broker(stage: Stage) -> None:
     """The broker restarted in an orderly way, twice, under publishing load."""
     url = await stage.way()

@@ -67,8 +67,6 @@ LATENESS = 10.0
 """Seconds by which a message or its retry may be late, once the faults are over and what was sent before it is
 handled: in whole runs the latest retry was late by 0.8.
 """
-BACKLOG = 120.0
-"""The same where the broker mixes what waits: any of it may be the last."""
 OUTAGE = 5.0
 """Seconds for which the network to a broker is gone that would forget everything if it were restarted."""
 
@@ -288,15 +286,9 @@ async def stage(
 
 def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
     """Judge a history."""
-    ordered = {"ordered"} if ground.keeps_its_order else frozenset[str]()
-    lateness = LATENESS if ground.keeps_its_order else BACKLOG
     verdicts = {
         topic: judged(
-            events,
-            topic,
-            ordered=topic in ordered,
-            lateness=lateness,
-            remembers=ground.remembers or topic != "ordered",
+            events, topic, ordered=topic == "ordered", remembers=ground.remembers or topic != "ordered"
         )
         for topic in TOPICS
     }
@@ -347,21 +339,14 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
     return False
 
 
-def judged(
-    events: Sequence[Event],
-    topic: str,
-    *,
-    ordered: bool,
-    lateness: float = LATENESS,
-    remembers: bool = True,
-) -> Verdict:
+def judged(events: Sequence[Event], topic: str, *, ordered: bool, remembers: bool = True) -> Verdict:
     """The verdict on one of the topics."""
     return check(
         of_topic(events, topic),
         ordered=ordered,
         groups=[GROUP],
         tolerance=TOLERANCE,
-        lateness=lateness,
+        lateness=LATENESS,
         remembers=remembers,
     )
 

@@ -56,7 +56,7 @@ async def order_survives_a_killed_member(broker: BrokerUnderTest) -> None:
         await process.kill()
         async with broker.running(other, short_lease=True):
             await ledger.until(lambda: {one.id for one in ledger.done} >= set(ids))
-            await ledger.quiet()
+            await ledger.calm()
     ledger.assert_each_once(ids, duplicates=PREFETCH + 4)
     ledger.assert_order(keys)
 
@@ -85,7 +85,7 @@ async def what_a_killed_member_was_giving_up_is_kept(broker: BrokerUnderTest) ->
             return rejected <= {letter.id for letter in await broker.letters(topic)}
 
         await broker.eventually(all_dead, "every even number is a dead letter")  # some may be there twice
-        await ledger.quiet()
+        await ledger.calm()
     letters = await broker.letters(topic)
     assert {letter.id for letter in letters} == rejected
     assert len(letters) <= len(rejected) + PREFETCH

@@ -67,6 +67,8 @@ LATENESS = 10.0
 """Seconds by which a message or its retry may be late, once the faults are over and what was sent before it is
 handled: in whole runs the latest retry was late by 0.8.
 """
+AWAY = 1.0
+"""Seconds for which a broker that was killed stays away at least: whoever probes health must be able to see it."""
 OUTAGE = 5.0
 """Seconds for which the network to a broker is gone that would forget everything if it were restarted."""
 
@@ -179,6 +181,7 @@ class Stage:
         else:
             if kill:
                 await asyncio.to_thread(self.ground.server.kill)
+                await asyncio.sleep(AWAY)
             await asyncio.to_thread(self.ground.server.restart)
         self.arena.struck("broker killed" if kill else "broker restarted", since)
 

@@ -167,8 +167,16 @@ class Exchange:
             batch.outcome = error
 
 
-def fate_of(error: Exception, to: Place, address: str) -> PublishError:
-    """What a caller is told of an outcome that is no offset: PublishUncertain where the broker may have the batch."""
+def fate_of(batch: Batch, address: str) -> PublishError:
+    """What is told of a batch that is not known to be stored: PublishUncertain where the broker may have it."""
+    assert isinstance(batch.outcome, Exception)
+    fate = _said_by(batch.outcome, batch.to, address)
+    if batch.doubtful and not isinstance(fate, PublishUncertain):
+        return PublishUncertain(str(fate))
+    return fate
+
+
+def _said_by(error: Exception, to: Place, address: str) -> PublishError:
     if isinstance(error, (MessagingError, *_UNSENT)):
         return _unsent(translate(error, f"writing to {to.topic}", address))
     if isinstance(error, TOO_LARGE):

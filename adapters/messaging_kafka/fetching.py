@@ -21,7 +21,7 @@ from messaging_kafka.connection import check, translate
 from messaging_kafka.library import Errors, KafkaError, Place
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 
     from messaging_kafka.brokers import Brokers
 
@@ -64,8 +64,6 @@ class Source:
         """Where the log begins that ends before `asked`. Nothing more is asked for until somebody rewinds."""
         self.caught_up = -inf
         """What was not fetched yet came after this time, in monotonic seconds: nothing was left then."""
-        self.shown: float | None = None
-        """What the broker's clock showed when it kept the last record of the last answer; None where it is not told."""
         self.kept = (-inf, inf)
         """When what was read last was kept, in monotonic seconds: not before the one, not after the other."""
         self._answers: deque[Generator[Any]] = deque()
@@ -109,21 +107,18 @@ class Source:
         self.caught_up = -inf
         self.position = self.asked = position
 
-    def answered(self, raw: bytes, aborted: Any, kept: tuple[float, float] = (-inf, inf)) -> bool:
-        """Keep what the broker sent from `asked` on; whether there is anything."""
-        self.shown = None
+    def answered(self, raw: bytes, aborted: Any, kept: tuple[float, float] = (-inf, inf)) -> Any:
+        """Keep what the broker sent from `asked` on; the last batch of it, None where there is none."""
         batches: list[Any] = []
         records = library.Batches(raw)
         while records.has_next():
             batches.append(records.next_batch())
         if not batches:
-            return False
+            return None
         last = batches[-1]
-        if getattr(last, "timestamp_type", 0) == LOG_APPEND_TIME:
-            self.shown = last.max_timestamp / 1000
         self._answers.append(self._parse(batches, sorted(aborted or (), key=lambda one: one[1]), kept))
         self.asked = max(self.asked, last.next_offset)
-        return True
+        return last
 
     def _parse(
         self, batches: list[Any], aborted: list[tuple[int, int]], kept: tuple[float, float]
@@ -326,10 +321,10 @@ class Fetcher:
                 source.end = end
                 source.heard += 1
                 kept = (source.caught_up, came)
-                aborted = rest[2] if response.API_VERSION >= 11 else rest[-2]
-                news |= source.answered(rest[-1], aborted, kept)
-                if source.shown is not None:
-                    self._brokers.time.told(source.shown, *kept)
+                last = source.answered(rest[-1], _aborted(response, rest), kept)
+                news |= last is not None
+                if getattr(last, "timestamp_type", None) == LOG_APPEND_TIME:
+                    self._brokers.time.told(last.max_timestamp / 1000, *kept)
                 source.caught_up = sent if source.asked >= end else -inf
         if news:
             self._woken()
@@ -405,7 +400,7 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
             if error is not None:
                 brokers.forget_leader(place)
                 raise error
-            source.answered(rest[-1], rest[2] if response.API_VERSION >= 11 else rest[-2])
+            source.answered(rest[-1], _aborted(response, rest))
             records = source.read(1 << 30)
         if records:
             until = time.monotonic() + link.settings.operation_timeout
@@ -415,3 +410,8 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
             if record.offset >= end:
                 return
             yield record
+
+
+def _aborted(response: Any, fields: Sequence[Any]) -> Any:
+    """The aborted transactions of a partition, of which an answer has these fields behind the end of its log."""
+    return fields[2] if response.API_VERSION >= 11 else fields[-2]

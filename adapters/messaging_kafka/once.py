@@ -168,10 +168,10 @@ class OnceWriter:
         lost_track = isinstance(outcome, _LOST_TRACK)
         if lost_track and batch.doubtful:
             return self._marks.lose(batch)
-        fate = fate_of(outcome, batch.to, self._address)
-        if batch.doubtful or isinstance(fate, PublishUncertain):
+        fate = fate_of(batch, self._address)
+        if isinstance(fate, PublishUncertain):
             self._marks.keep(batch)
-            return fate if isinstance(fate, PublishUncertain) else PublishUncertain(str(fate))
+            return fate
         if batch.refused:
             self._producers.retire(batch.producer)
         else:
@@ -187,6 +187,6 @@ class OnceWriter:
         elif queue.renewals < RENEWALS:
             queue.renewals += 1
         else:
-            return fate_of(batch.outcome, batch.to, self._address)
+            return fate_of(batch, self._address)
         queue.fresh = [*batch.places, *queue.fresh]
         return None

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from messaging.errors import MessageTooLarge, PublishError, PublishUncertain
+from messaging.errors import MessageTooLarge, PublishError
 from messaging_kafka import library
 from messaging_kafka.exchange import ONE_REFUSED, Batch, Exchange, Fate, fate_of
 from messaging_kafka.library import Place
@@ -95,10 +95,7 @@ class Writer:
                     single.add(batch.to)
                     continue
                 else:
-                    assert outcome is not None
-                    fate = fate_of(outcome, batch.to, self._link.settings.address)
-                    if batch.doubtful and not isinstance(fate, PublishUncertain):
-                        fate = PublishUncertain(str(fate))
+                    fate = fate_of(batch, self._link.settings.address)
                     for at in places:
                         fates[at] = fate
                     queue = []

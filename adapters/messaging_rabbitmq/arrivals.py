@@ -6,7 +6,6 @@ What is rare, or not as it should be, is left to pamqp; of properties that pamqp
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from struct import Struct, error
@@ -17,33 +16,47 @@ from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from messaging_rabbitmq.connection import is_known_version, wire_of
+from messaging_rabbitmq.amqp import (
+    ACK,
+    BASIC,
+    BODY,
+    CONTENT,
+    CONTENT_TYPE,
+    CORRELATION,
+    DELIVER,
+    ENCODING,
+    END,
+    FLAGS,
+    HEADER,
+    HEADERS,
+    LONG,
+    LONG_LONG,
+    MESSAGE_ID,
+    METHOD,
+    MODE,
+    NACK,
+    REJECT,
+    REPLY_TO,
+    TAG,
+    TEXT,
+    TIME,
+)
+from messaging_rabbitmq.connection import is_known, wire_of
 from messaging_rabbitmq.salvage import readable, text_of
-from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from aiormq.abc import AbstractChannel
+    from aiormq.abc import AbstractChannel, ConsumerCallback
 
     from messaging_rabbitmq.wire import Wire
 
-DELIVER = b"\x00\x3c\x00\x3c"
-# AMQP 0-9-1, 4.2.3 and 4.2.6: methods and content headers.
-_TAG = Struct(">QB")
-_HEADER = Struct(">HHQH")
-_LONG = Struct(">I")
-_TIMESTAMP = Struct(">Q")
-_BASIC = 60
-_CONTENT_TYPE, _ENCODING, _HEADERS, _MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
-_CORRELATION, _REPLY_TO, _MESSAGE_ID, _TIME = 1 << 10, 1 << 9, 1 << 7, 1 << 6
-_READ_HERE = _CONTENT_TYPE | _ENCODING | _HEADERS | _MODE | _CORRELATION | _REPLY_TO | _MESSAGE_ID | _TIME
-_SETTLE = Struct(">BHIIQBB")
+_READ_HERE = CONTENT_TYPE | ENCODING | HEADERS | MODE | CORRELATION | REPLY_TO | MESSAGE_ID | TIME
+_SETTLE = Struct(">BHI4sQBB")
+"""A whole frame: its head, a method, a delivery tag and flags, the end mark."""
 _SETTLED_SIZE = 13
-_ACK, _NACK, _REJECT = 0x003C0050, 0x003C0078, 0x003C005A
 _REQUEUE = 2
-_END = 0xCE
-_TEXT = ord("S")
+_TEXT = ord(TEXT)
 _TIME_IN_SECONDS = 0xFFFFFFFF
 """Beyond that, pamqp takes a timestamp for milliseconds."""
 
@@ -53,12 +66,21 @@ def take_arrivals(channel: AbstractChannel, arrived: Callable[[DeliveredMessage]
 
     None with a version of aiormq that this was not made for.
     """
-    if not (is_known_version() and hasattr(channel, "number")):
+    if not is_known(channel):
         return None
     wire, number = wire_of(channel), cast("Any", channel).number
     arrivals = Arrivals(channel, number, wire, arrived)
     wire.tap(number, arrivals)
     return arrivals
+
+
+def callback_of(arrived: Callable[[DeliveredMessage], None]) -> ConsumerCallback:
+    """The same, as aiormq has it."""
+
+    async def take(message: DeliveredMessage) -> None:
+        arrived(message)
+
+    return take
 
 
 class Arrivals:
@@ -117,14 +139,14 @@ class Arrivals:
 
     def acknowledge(self, settled: Iterable[tuple[int, bool]]) -> None:
         """By tags, each alone or with all before it. Raises ChannelInvalidStateError when the channel is gone."""
-        self._send(b"".join(self._frame(_ACK, tag, int(multiple)) for tag, multiple in settled))
+        self._send(b"".join(self._frame(ACK, tag, int(multiple)) for tag, multiple in settled))
 
     def give_back(self, tag: int, *, requeue: bool) -> None:
         """To the queue (basic.nack), or to its dead-letter exchange (basic.reject). Raises as `acknowledge`."""
-        self._send(self._frame(_NACK, tag, _REQUEUE) if requeue else self._frame(_REJECT, tag, 0))
+        self._send(self._frame(NACK, tag, _REQUEUE) if requeue else self._frame(REJECT, tag, 0))
 
-    def _frame(self, method: int, tag: int, flags: int) -> bytes:
-        return _SETTLE.pack(METHOD, self._number, _SETTLED_SIZE, method, tag, flags, _END)
+    def _frame(self, method: bytes, tag: int, flags: int) -> bytes:
+        return _SETTLE.pack(METHOD, self._number, _SETTLED_SIZE, method, tag, flags, END)
 
     def _send(self, frames: bytes) -> None:
         if self.closed or self._channel.is_closed or not self._wire.write(frames):
@@ -145,7 +167,7 @@ def delivery(data: bytes, start: int) -> Basic.Deliver | None:
     try:
         at = start + 5 + data[start + 4]
         method.consumer_tag = text_of(data[start + 5 : at])
-        method.delivery_tag, redelivered = _TAG.unpack_from(data, at)
+        method.delivery_tag, redelivered = TAG.unpack_from(data, at)
         method.redelivered = bool(redelivered & 1)
         end = at + 10 + data[at + 9]
         method.exchange = text_of(data[at + 10 : end])
@@ -157,52 +179,53 @@ def delivery(data: bytes, start: int) -> Basic.Deliver | None:
 
 def content_header(data: bytes, start: int, end: int) -> ContentHeader | None:
     """The content header in `data[start:end]`, with what can be read of its properties; None where it is none."""
-    if end - start < _HEADER.size:
+    if end - start < CONTENT.size + FLAGS.size:
         return None
-    properties = None
-    with suppress(ValueError, IndexError, error):
-        properties = _properties(data, start, end)
+    try:
+        properties = _properties(data, start + CONTENT.size, end)
+    except (ValueError, IndexError, error):  # pamqp is asked before anything is left out
+        properties = None
     if properties is None:
         header = ContentHeader()
         try:
             header.unmarshal(data[start:end])
         except Exception:  # whoever wrote it: RecursionError of nested tables, OverflowError of times
-            properties = readable(data[start + 12 : end])
+            properties = readable(data[start + CONTENT.size : end])
         else:
             return header
-    header = ContentHeader(0, _HEADER.unpack_from(data, start)[2], properties)
-    header.class_id = _BASIC  # type: ignore[assignment]  # pamqp declares what it has before it reads one
+    header = ContentHeader(0, CONTENT.unpack_from(data, start)[2], properties)
+    header.class_id = BASIC  # type: ignore[assignment]  # pamqp declares what it has before it reads one
     return header
 
 
 def _properties(data: bytes, start: int, end: int) -> Basic.Properties | None:
     """None where pamqp has to read them."""
-    flags: int = _HEADER.unpack_from(data, start)[3]
+    flags: int = FLAGS.unpack_from(data, start)[0]
     if flags & ~_READ_HERE:
         return None
     properties = Basic.Properties()
-    at = start + 14
-    if flags & _CONTENT_TYPE:
+    at = start + FLAGS.size
+    if flags & CONTENT_TYPE:
         properties.content_type, at = _short(data, at)
-    if flags & _ENCODING:
+    if flags & ENCODING:
         properties.content_encoding, at = _short(data, at)
-    if flags & _HEADERS:
+    if flags & HEADERS:
         headers = _texts(data, at)
         if headers is None:
             return None
         properties.headers = headers
-        at += 4 + _LONG.unpack_from(data, at)[0]
-    if flags & _MODE:
+        at += 4 + LONG.unpack_from(data, at)[0]
+    if flags & MODE:
         properties.delivery_mode = data[at]
         at += 1
-    if flags & _CORRELATION:
+    if flags & CORRELATION:
         properties.correlation_id, at = _short(data, at)
-    if flags & _REPLY_TO:
+    if flags & REPLY_TO:
         properties.reply_to, at = _short(data, at)
-    if flags & _MESSAGE_ID:
+    if flags & MESSAGE_ID:
         properties.message_id, at = _short(data, at)
-    if flags & _TIME:
-        (seconds,) = _TIMESTAMP.unpack_from(data, at)
+    if flags & TIME:
+        (seconds,) = LONG_LONG.unpack_from(data, at)
         if seconds > _TIME_IN_SECONDS:
             return None
         properties.timestamp = _moment(seconds)
@@ -213,14 +236,14 @@ def _properties(data: bytes, start: int, end: int) -> Basic.Properties | None:
 def _texts(data: bytes, at: int) -> dict[str, Any] | None:
     """The field table there, if all its values are texts."""
     headers: dict[str, Any] = {}
-    stop = at + 4 + _LONG.unpack_from(data, at)[0]
+    stop = at + 4 + LONG.unpack_from(data, at)[0]
     at += 4
     while at < stop:
         name_end = at + 1 + data[at]
         if data[name_end] != _TEXT:
             return None
         value = name_end + 5
-        value_end = value + _LONG.unpack_from(data, name_end + 1)[0]
+        value_end = value + LONG.unpack_from(data, name_end + 1)[0]
         try:
             headers[data[at + 1 : name_end].decode()] = data[value:value_end].decode()
         except UnicodeDecodeError:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from messaging.errors import ConnectionFailed, MessagingError
-from messaging_rabbitmq.arrivals import take_arrivals
+from messaging_rabbitmq.arrivals import callback_of, take_arrivals
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 
 if TYPE_CHECKING:
@@ -63,12 +63,9 @@ class Reading:
         with translated(f"reading queue {self._queue}", self._session.settings.address):
             await channel.basic_qos(prefetch_count=size)
             take_arrivals(channel, self._put)
-            await channel.basic_consume(self._queue, self._take)
+            await channel.basic_consume(self._queue, callback_of(self._put))
         self.held += size
         return channel, size
-
-    async def _take(self, message: DeliveredMessage) -> None:
-        self._put(message)
 
     def _put(self, message: DeliveredMessage) -> None:
         if not self._dropping:

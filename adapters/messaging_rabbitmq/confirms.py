@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from struct import Struct
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from messaging.errors import ConnectionFailed
+from messaging_rabbitmq.amqp import ACK, BODY, HEADER, METHOD, NACK, RETURN, TAG
 from messaging_rabbitmq.arrivals import content_header
-from messaging_rabbitmq.wire import BODY, HEADER, METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 Word: TypeAlias = "Literal['stored', 'unrouted', 'refused'] | Exception | None"
 """`refused`: basic.nack. An exception: the channel is gone. None: nothing yet."""
-
-ACK, NACK, RETURN = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78", b"\x00\x3c\x00\x32"
-_TAG = Struct(">QB")
 
 
 class Batch:
@@ -111,7 +107,7 @@ class Confirms:
         if kind == METHOD:
             method = data[start : start + 4]
             if method in (ACK, NACK):
-                tag, flags = _TAG.unpack_from(data, start + 4)
+                tag, flags = TAG.unpack_from(data, start + 4)
                 self._confirmed(tag, "stored" if method == ACK else "refused", multiple=bool(flags & 1))
                 return True
             self._returning = method == RETURN

@@ -54,6 +54,8 @@ _FAULTS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
 CLOSE_TIMEOUT = 2.0
 MADE_FOR = "7."
 """Versions of aiormq whose channels are known."""
+KNOWN = ("number", "max_content_size")
+"""What is used of them, and promised by nobody."""
 NOT_ALLOWED = 530
 """Reply code of a virtual host that is absent or not for this user, and of limits of connections."""
 
@@ -93,8 +95,13 @@ class PlainConnection(aiormq.Connection):
 
 @lru_cache(maxsize=1)
 def is_known_version() -> bool:
-    """Whether the installed aiormq is one beside which the channels may be used."""
+    """Whether the installed aiormq is one whose channels are known."""
     return version("aiormq").startswith(MADE_FOR)
+
+
+def is_known(channel: AbstractChannel) -> bool:
+    """Whether it may be used beside aiormq."""
+    return is_known_version() and all(hasattr(channel, name) for name in KNOWN)
 
 
 def wire_of(channel: AbstractChannel) -> Wire:

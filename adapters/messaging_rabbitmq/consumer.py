@@ -136,14 +136,14 @@ class Member(Consumer):
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
-        return await asyncio.shield(self.begin(work))
+        task = asyncio.create_task(work, name="messaging-rabbitmq-settle")
+        self.own(task)
+        return await asyncio.shield(task)
 
-    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start it; `close` waits for it."""
-        task = asyncio.create_task(work)
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """`close` waits for it."""
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -310,7 +310,7 @@ class SharedConsumer(Member):
                 else:
                     deliveries.append(delivery)
         if early:
-            self.begin(self._step(early)).set_name("messaging-rabbitmq-step")
+            self.own(asyncio.create_task(self._step(early), name="messaging-rabbitmq-step"))
         return deliveries
 
     def _received(self, intake: Intake, original: DeliveredMessage) -> RawDelivery:

@@ -10,31 +10,41 @@ from typing import TYPE_CHECKING, cast
 from pamqp.commands import Basic
 from pamqp.frame import marshal
 
+from messaging_rabbitmq.amqp import (
+    APP,
+    BASIC,
+    BODY,
+    CONTENT,
+    CONTENT_TYPE,
+    CORRELATION,
+    ENCODING,
+    END,
+    FLAGS,
+    HEADER,
+    HEADERS,
+    LONG,
+    LONG_LONG,
+    MESSAGE_ID,
+    MODE,
+    REPLY_TO,
+    TEXT,
+    TIME,
+    TYPE,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-# AMQP 0-9-1, 4.2.3 and 4.2.6: frames and content headers.
 _HEADER = Struct(">BHIHHQ")
+"""A frame and the content in it, as both begin."""
 _NEXT = Struct(">BBHI")
 """The end of a frame, and the head of the next."""
-_FLAGS = Struct(">H")
-_LONG = Struct(">I")
-_TIMESTAMP = Struct(">Q")
-_HEADER_FRAME, _BODY_FRAME = 2, 3
-_END = 0xCE
-_LAST = bytes((_END,))
-_PERSISTENT, _TRANSIENT = b"\x02", b"\x01"
-_BASIC = 60
-_CONTENT_TYPE, _ENCODING, _HEADERS, _MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
-_CORRELATION, _REPLY_TO, _MESSAGE_ID, _TIME = 1 << 10, 1 << 9, 1 << 7, 1 << 6
-_TYPE, _APP = 1 << 5, 1 << 3
+_LAST = bytes((END,))
 AROUND = 4
 """Bytes of a table beside its fields."""
 USUAL_FRAME = 128 * 1024
 """RabbitMQ's own `frame_max`, which is kept where it sets none: 0 is no limit."""
-AROUND_FRAME = 8
-"""Bytes of a frame beside its payload."""
 _OTHER_PROPERTIES = 2048
 """Bytes of a header frame beside its table, at most: seven short strings and some numbers."""
 BESIDE = 6
@@ -57,7 +67,7 @@ class Parcel:
     def properties(self) -> Basic.Properties:
         """The same, as pamqp has them."""
         properties = Basic.Properties()
-        properties.unmarshal(_FLAGS.unpack_from(self.content)[0], self.content[_FLAGS.size :])
+        properties.unmarshal(FLAGS.unpack_from(self.content)[0], self.content[FLAGS.size :])
         return properties
 
 
@@ -79,15 +89,15 @@ def marshalled(number: int, largest: int, parcels: Sequence[Parcel]) -> bytes:
         size = len(body)
         pieces += (
             _method(number, parcel.exchange, parcel.routing_key, parcel.mandatory),
-            _HEADER.pack(_HEADER_FRAME, number, len(content) + 12, _BASIC, 0, size),
+            _HEADER.pack(HEADER, number, len(content) + CONTENT.size, BASIC, 0, size),
             content,
         )
         if 0 < size < largest:
-            pieces += (_NEXT.pack(_END, _BODY_FRAME, number, size), body)
+            pieces += (_NEXT.pack(END, BODY, number, size), body)
         else:
             for start in range(0, size, largest):
                 part = body[start : start + largest]
-                pieces += (_NEXT.pack(_END, _BODY_FRAME, number, len(part)), part)
+                pieces += (_NEXT.pack(END, BODY, number, len(part)), part)
         pieces.append(_LAST)
     return b"".join(pieces)
 
@@ -99,70 +109,71 @@ def _method(number: int, exchange: str, routing_key: str, mandatory: bool) -> by
 
 def content_of(properties: Basic.Properties) -> bytes:
     """Flags and fields, as pamqp would marshal them, for headers that are all text; else by pamqp."""
-    flags = 0
-    fields: list[bytes] = []
-    if properties.content_type:
-        flags |= _CONTENT_TYPE
-        fields.append(_short(properties.content_type))
-    if properties.content_encoding:
-        flags |= _ENCODING
-        fields.append(_short(properties.content_encoding))
-    if properties.headers:
-        flags |= _HEADERS
-        if not all(type(value) is str for value in properties.headers.values()):
-            return properties.marshal()
-        fields.append(table_of(cast("dict[str, str]", properties.headers)))
-    if properties.delivery_mode is not None:
-        flags |= _MODE
-        fields.append(bytes((properties.delivery_mode,)))
-    if properties.correlation_id:
-        flags |= _CORRELATION
-        fields.append(_short(properties.correlation_id))
-    if properties.reply_to:
-        flags |= _REPLY_TO
-        fields.append(_short(properties.reply_to))
-    if properties.message_id:
-        flags |= _MESSAGE_ID
-        fields.append(_short(properties.message_id))
-    if properties.timestamp is not None:
-        flags |= _TIME
-        fields.append(_TIMESTAMP.pack(max(0, int(properties.timestamp.timestamp()))))
-    if properties.message_type:
-        flags |= _TYPE
-        fields.append(_short(properties.message_type))
-    if properties.app_id:
-        flags |= _APP
-        fields.append(_short(properties.app_id))
-    return _FLAGS.pack(flags) + b"".join(fields)
+    headers = properties.headers
+    if headers and not all(type(value) is str for value in headers.values()):
+        return properties.marshal()
+    return content(
+        table_of(cast("dict[str, str]", headers)) if headers else b"",
+        content_type=properties.content_type,
+        encoding=properties.content_encoding,
+        mode=properties.delivery_mode,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        time=properties.timestamp,
+        kind=properties.message_type,
+        app=properties.app_id,
+    )
 
 
 def content(
     table: bytes,
     *,
-    content_type: str | None,
-    persistent: bool,
-    correlation_id: str | None,
-    reply_to: str | None,
-    message_id: str,
-    time: datetime | None,
+    mode: int | None,
+    message_id: str | None,
+    content_type: str | None = None,
+    encoding: str | None = None,
+    correlation_id: str | None = None,
+    reply_to: str | None = None,
+    time: datetime | None = None,
+    kind: str | None = None,
+    app: str | None = None,
 ) -> bytes:
-    """The same of a message of ours; `table` has its headers."""
-    flags = _HEADERS | _MODE | _MESSAGE_ID
-    kind = correlation = address = stamp = b""
+    """Flags and fields of these; `table` has the headers."""
+    flags = 0
+    fields: list[bytes] = [b""]
     if content_type:
-        flags |= _CONTENT_TYPE
-        kind = _name_of(content_type)
+        flags |= CONTENT_TYPE
+        fields.append(_name_of(content_type))
+    if encoding:
+        flags |= ENCODING
+        fields.append(_short(encoding))
+    if table:
+        flags |= HEADERS
+        fields.append(table)
+    if mode is not None:
+        flags |= MODE
+        fields.append(bytes((mode,)))
     if correlation_id:
-        flags |= _CORRELATION
-        correlation = _short(correlation_id)
+        flags |= CORRELATION
+        fields.append(_short(correlation_id))
     if reply_to:
-        flags |= _REPLY_TO
-        address = _short(reply_to)
+        flags |= REPLY_TO
+        fields.append(_short(reply_to))
+    if message_id:
+        flags |= MESSAGE_ID
+        fields.append(_short(message_id))
     if time is not None:
-        flags |= _TIME
-        stamp = _TIMESTAMP.pack(int(time.timestamp()))
-    mode = _PERSISTENT if persistent else _TRANSIENT
-    return b"".join((_FLAGS.pack(flags), kind, table, mode, correlation, address, _short(message_id), stamp))
+        flags |= TIME
+        fields.append(LONG_LONG.pack(int(time.timestamp())))
+    if kind:
+        flags |= TYPE
+        fields.append(_short(kind))
+    if app:
+        flags |= APP
+        fields.append(_short(app))
+    fields[0] = FLAGS.pack(flags)
+    return b"".join(fields)
 
 
 def _short(value: str) -> bytes:
@@ -177,10 +188,10 @@ def table_of(headers: Mapping[str, str]) -> bytes:
         encoded = value.encode()
         pieces += (
             _name(name) if len(name) < 40 else _field_name(name),
-            _LONG.pack(len(encoded)),
+            LONG.pack(len(encoded)),
             encoded,
         )
-    pieces[0] = _LONG.pack(sum(map(len, pieces)))
+    pieces[0] = LONG.pack(sum(map(len, pieces)))
     return b"".join(pieces)
 
 
@@ -190,7 +201,7 @@ def _name_of(content_type: str) -> bytes:
 
 
 def _field_name(name: str) -> bytes:
-    return _short(name) + b"S"
+    return _short(name) + TEXT
 
 
 @lru_cache(maxsize=512)

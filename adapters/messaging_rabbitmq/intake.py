@@ -14,7 +14,7 @@ from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 
 from messaging.adapter import Lease
 from messaging.errors import TopicNotFound
-from messaging_rabbitmq.arrivals import take_arrivals
+from messaging_rabbitmq.arrivals import callback_of, take_arrivals
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 from messaging_rabbitmq.properties import unique_id
 
@@ -71,7 +71,7 @@ class Intake:
                 self._arrivals = take_arrivals(channel, self._put)
                 await channel.basic_qos(prefetch_count=min(prefetch, 65535))
                 try:
-                    await channel.basic_consume(self.queue, self._take)
+                    await channel.basic_consume(self.queue, callback_of(self._put))
                 except ChannelNotFoundEntity as error:
                     raise TopicNotFound(
                         f"queue {self.queue!r} does not exist at RabbitMQ {link.address}: it was deleted or never "
@@ -82,9 +82,6 @@ class Intake:
             if not opened:
                 self.gone = True
                 await close_channel(channel)
-
-    async def _take(self, message: DeliveredMessage) -> None:
-        self._put(message)
 
     def _put(self, message: DeliveredMessage) -> None:
         if self.gone:

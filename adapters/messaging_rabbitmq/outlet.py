@@ -15,16 +15,15 @@ from aiormq.exceptions import DeliveryError
 from aiormq.exceptions import PublishError as Returned
 
 from messaging.errors import ConnectionFailed
+from messaging_rabbitmq.amqp import AROUND_FRAME
 from messaging_rabbitmq.confirms import Batch, Confirms
-from messaging_rabbitmq.connection import is_known_version, wire_of
-from messaging_rabbitmq.frames import AROUND_FRAME, USUAL_FRAME, marshalled
+from messaging_rabbitmq.connection import is_known, wire_of
+from messaging_rabbitmq.frames import USUAL_FRAME, marshalled
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
     from messaging_rabbitmq.frames import Parcel
-
-KNOWN = ("number", "max_content_size")
 
 
 class Outlet(Protocol):
@@ -41,7 +40,7 @@ class Outlet(Protocol):
 
 def outlet_of(channel: AbstractChannel) -> Outlet:
     """The outlet of a channel with confirms that is used for nothing else."""
-    if is_known_version() and all(hasattr(channel, name) for name in KNOWN):
+    if is_known(channel):
         return TappedOutlet(channel)
     return PlainOutlet(channel)
 

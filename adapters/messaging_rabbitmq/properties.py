@@ -16,6 +16,7 @@ from pamqp.encode import field_table
 from messaging.adapter import RawDelivery
 from messaging.envelope import ATTEMPT, FAILURE, GUARD, decode, encode, recorded_attempt
 from messaging.errors import InvalidMessage, MessageTooLarge
+from messaging_rabbitmq.amqp import PERSISTENT, SHORT_STRING, TRANSIENT
 from messaging_rabbitmq.frames import AROUND, BESIDE, Parcel, content, table_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ CARRIED = "messaging-headers"
 """A JSON object of headers that AMQP, or RabbitMQ's own use of a name, would not carry as they are."""
 DELIVERY_COUNT = "x-delivery-count"
 
-SHORT_STRING = 255
 MAX_NAME = 128
 """AMQP 0-9-1: field names have at most 128 characters; pamqp cuts longer ones in silence."""
 
@@ -84,7 +84,7 @@ def packed(
     described = content(
         table,
         content_type=kind,
-        persistent=persistent,
+        mode=PERSISTENT if persistent else TRANSIENT,
         correlation_id=None if correlation_id is None else _short(correlation_id),
         reply_to=reply_to,
         message_id=message_id,
@@ -122,18 +122,7 @@ def copy_properties(
         headers[CARRIED] = carried
     headers[PARTITION] = str(delivery.partition)
     headers.update(control)
-    return Basic.Properties(
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        headers=_encodable(headers, delivery.message.id, table_limit),
-        delivery_mode=2,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        message_id=unique_id(),
-        timestamp=properties.timestamp,
-        message_type=properties.message_type,
-        app_id=properties.app_id,
-    )
+    return _with(properties, _encodable(headers, delivery.message.id, table_limit))
 
 
 def foreign_properties(original: DeliveredMessage, key: str | None, *, table_limit: int) -> Basic.Properties:
@@ -144,11 +133,18 @@ def foreign_properties(original: DeliveredMessage, key: str | None, *, table_lim
         headers[f"{PREFIX}partitionkey"] = key
     if properties.message_id and f"{PREFIX}id" not in headers and "cloudEvents:id" not in headers:
         headers[f"{PREFIX}id"] = properties.message_id
+    return _with(
+        properties, _encodable(headers, properties.message_id or "of a foreign program", table_limit)
+    )
+
+
+def _with(properties: Basic.Properties, headers: dict[str, Any]) -> Basic.Properties:
+    """What is kept of received properties, with these headers."""
     return Basic.Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=_encodable(headers, properties.message_id or "of a foreign program", table_limit),
-        delivery_mode=2,
+        headers=headers,
+        delivery_mode=PERSISTENT,
         correlation_id=properties.correlation_id,
         reply_to=properties.reply_to,
         message_id=unique_id(),

@@ -52,7 +52,7 @@ class Slots:
             self.give_back(wanted if granted else 0)
             raise
 
-    def give_back(self, number: int = 1) -> None:
+    def give_back(self, number: int) -> None:
         self._free += number
         while self._waiting:
             wanted, turn = self._waiting[0]

@@ -16,6 +16,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from messaging.errors import ConnectionFailed
+from messaging_rabbitmq.arrivals import callback_of
 from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.properties import unique_id
 
@@ -114,12 +115,9 @@ class Registry:
     async def _read(
         self, channel: AbstractChannel, queue: str, arrived: asyncio.Queue[DeliveredMessage], *, create: bool
     ) -> Entries:
-        async def take(message: DeliveredMessage) -> None:
-            arrived.put_nowait(message)
-
         if create:
             await channel.queue_declare(queue, durable=True)
-        await channel.basic_consume(queue, take, exclusive=True)
+        await channel.basic_consume(queue, callback_of(arrived.put_nowait), exclusive=True)
         # Counted only now that nobody else can hold entries: what is ready is delivered to us.
         entries = Entries(channel, queue)
         return await self._collect(entries, arrived)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessagingError, PublishError
-from messaging_rabbitmq.arrivals import take_arrivals
+from messaging_rabbitmq.arrivals import callback_of, take_arrivals
 from messaging_rabbitmq.connection import CLOSE_TIMEOUT, close_channel, translated, when_closed
 from messaging_rabbitmq.properties import incoming, packed
 
@@ -102,7 +102,7 @@ class RabbitMQInbox(ReplyInbox):
                     channel.on_consumer_cancel_callbacks.add(lambda _: self._gone(channel))
                     self._channel = channel
                     take_arrivals(channel, self._put)
-                    answer = await channel.basic_consume(address, self._take, no_ack=True)
+                    answer = await channel.basic_consume(address, callback_of(self._put), no_ack=True)
                     self._consumer_tag = str(answer.consumer_tag)
             opened = True
         finally:
@@ -110,9 +110,6 @@ class RabbitMQInbox(ReplyInbox):
                 self._channel = None
                 await close_channel(channel)
         self.address = address
-
-    async def _take(self, message: DeliveredMessage) -> None:
-        self._put(message)
 
     def _put(self, message: DeliveredMessage) -> None:
         self._waiting.append(message)

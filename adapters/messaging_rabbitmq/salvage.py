@@ -7,36 +7,19 @@ without end. None may cost more than itself, so each field that cannot be read i
 from __future__ import annotations
 
 import logging
-from struct import Struct, error
+from struct import error
 from typing import Any, Final
 
 from pamqp.commands import Basic
 from pamqp.decode import embedded_value, field_table, timestamp
 
+from messaging_rabbitmq.amqp import FLAGS, LONG, SHORT_STRING
+
 logger = logging.getLogger("messaging")
 
-# AMQP 0-9-1, 4.2.5.5 and 4.2.6.1.
-_FLAGS = Struct(">H")
-_LONG = Struct(">I")
-_SHORT_STRING = 255
 _TOLD = 10
 """Names that a log record has at most."""
-_FIELDS: Final = (
-    (1 << 15, "content_type"),
-    (1 << 14, "content_encoding"),
-    (1 << 13, "headers"),
-    (1 << 12, "delivery_mode"),
-    (1 << 11, "priority"),
-    (1 << 10, "correlation_id"),
-    (1 << 9, "reply_to"),
-    (1 << 8, "expiration"),
-    (1 << 7, "message_id"),
-    (1 << 6, "timestamp"),
-    (1 << 5, "message_type"),
-    (1 << 4, "user_id"),
-    (1 << 3, "app_id"),
-    (1 << 2, "cluster_id"),
-)
+# AMQP 0-9-1, 4.2.5.5, and RabbitMQ's errata.
 _SIZES: Final = {
     **dict.fromkeys(b"tbB", 1),
     **dict.fromkeys(b"su", 2),
@@ -73,17 +56,17 @@ def readable(data: bytes) -> Basic.Properties:
 
 
 def _read(data: bytes, properties: Basic.Properties, lost: list[str]) -> None:
-    flags: int = _FLAGS.unpack_from(data)[0]
-    more, at = flags, _FLAGS.size
+    flags: int = FLAGS.unpack_from(data)[0]
+    more, at = flags, FLAGS.size
     while more & 1:
-        more = _FLAGS.unpack_from(data, at)[0]
-        at += _FLAGS.size
-    for flag, name in _FIELDS:
+        more = FLAGS.unpack_from(data, at)[0]
+        at += FLAGS.size
+    for name, flag in Basic.Properties.flags.items():
         if not flags & flag:
             continue
         value: Any = None
         if name == "headers":
-            end = at + 4 + _LONG.unpack_from(data, at)[0]
+            end = at + 4 + LONG.unpack_from(data, at)[0]
             value = _table(data[at:end], lost)
         elif name == "timestamp":
             end = at + 8
@@ -106,7 +89,7 @@ def _short(written: bytes, name: str, lost: list[str]) -> str | None:
     value = text_of(written)
     if not _is_text(written):
         lost.append(name)
-        if len(value.encode()) > _SHORT_STRING:
+        if len(value.encode()) > SHORT_STRING:
             return None
     return value
 
@@ -145,7 +128,7 @@ def _read_table(written: bytes, headers: dict[str, Any], lost: list[str]) -> Non
         end = at + 1 + written[at]
         name = written[at + 1 : end]
         kind = written[end]
-        size = 4 + _LONG.unpack_from(written, end + 1)[0] if kind in _SIZED else _SIZES.get(kind)
+        size = 4 + LONG.unpack_from(written, end + 1)[0] if kind in _SIZED else _SIZES.get(kind)
         if size is None or end + 1 + size > len(written):
             raise IndexError(at)
         at = end + 1 + size

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, SupportsIndex
 
 from aiormq.connection import TransportFactory
@@ -19,22 +18,28 @@ from pamqp.commands import Connection
 from pamqp.exceptions import PAMQPException
 from pamqp.frame import unmarshal
 
+from messaging_rabbitmq.amqp import (
+    AROUND_FRAME,
+    BODY,
+    CLOSE,
+    CLOSE_OK,
+    END,
+    FRAME,
+    HEADER,
+    HEARTBEAT,
+    METHOD,
+)
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable
 
     from yarl import URL
 
-# AMQP 0-9-1, 4.2.3: kind, channel and size, the payload, an end mark.
-_HEAD = Struct(">BHI")
-_AROUND = 8
-"""Bytes of a frame beside its payload."""
-_END = 0xCE
-METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 _KINDS: Final = frozenset({METHOD, HEADER, BODY, HEARTBEAT})
-_CLOSED: Final = frozenset({b"\x00\x14\x00\x28", b"\x00\x14\x00\x29"})
-"""Channel.Close and Channel.CloseOk: the number may then belong to another channel."""
-_SIGN = bytes((HEARTBEAT, 0, 0, 0, 0, 0, 0, _END))
+_CLOSED: Final = frozenset({CLOSE, CLOSE_OK})
+"""The number of the channel may then belong to another."""
+_SIGN = bytes((HEARTBEAT, 0, 0, 0, 0, 0, 0, END))
 SIGNS = 1.0
 """Seconds between the heartbeats that aiormq gets in place of what is taken."""
 
@@ -61,7 +66,7 @@ class FrameReader(asyncio.StreamReader):
         self._pieces: list[bytes] = []
         """Of a frame that has not come as a whole."""
         self._size = 0
-        self._needed = _AROUND
+        self._needed = AROUND_FRAME
         self._no_frames = False
         """The peer speaks something else: aiormq says what is wrong with it."""
         self._signed = 0.0
@@ -86,14 +91,14 @@ class FrameReader(asyncio.StreamReader):
     def _share_out(self, data: bytes) -> None:
         taps, size = self.taps, len(data)
         at = passed = 0
-        self._needed = _AROUND
-        while size - at >= _AROUND:
-            kind, channel, length = _HEAD.unpack_from(data, at)
+        self._needed = AROUND_FRAME
+        while size - at >= AROUND_FRAME:
+            kind, channel, length = FRAME.unpack_from(data, at)
             if kind not in _KINDS:
                 self._no_frames = True
                 at = size
                 break
-            end = at + length + _AROUND
+            end = at + length + AROUND_FRAME
             if end > size:
                 self._needed = end - at
                 break

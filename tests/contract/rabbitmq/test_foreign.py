@@ -12,6 +12,8 @@ from pamqp.header import ContentHeader
 from messaging.adapter import TopicSpec
 from messaging.message import Reject, Retry
 from messaging.partition import partition_of
+from tests.contract.rabbitmq import by_hand
+from tests.contract.rabbitmq.by_hand import MICROSECONDS, long, nested
 from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, nothing, publish, receive, settle
 
 
@@ -69,32 +71,6 @@ async def test_a_message_without_anything_is_handled_and_keeps_its_new_id(bench:
     assert second.partition == first.partition == 1
 
 
-MICROSECONDS = (1_700_000_000_000_000).to_bytes(8, "big")
-
-
-def long(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def nested(depth: int) -> bytes:
-    table = b""
-    for _ in range(depth):
-        table = b"\x01kF" + long(table)
-    return long(table)
-
-
-def by_hand(number: int, exchange: str, routing_key: bytes, flags: int, fields: bytes, body: bytes) -> bytes:
-    """A publish as pamqp would refuse to write it."""
-    name = exchange.encode()
-    method = b"\x00\x3c\x00\x28\0\0" + bytes((len(name),)) + name
-    method += bytes((len(routing_key),)) + routing_key + b"\0"
-    header = b"\x00\x3c\0\0" + len(body).to_bytes(8, "big") + flags.to_bytes(2, "big") + fields
-    return b"".join(
-        bytes((kind,)) + number.to_bytes(2, "big") + long(payload) + b"\xce"
-        for kind, payload in enumerate((method, header, body), 1)
-    )
-
-
 async def test_properties_that_nobody_can_read_cost_no_more_than_themselves(bench: Bench) -> None:
     adapter = await bench.adapter()
     group = await bench.group(adapter)
@@ -113,8 +89,7 @@ async def test_properties_that_nobody_can_read_cost_no_more_than_themselves(benc
         (b"0", 1 << 13, long(b"\x01aS" + long(b"A") + b"\x01bT" + MICROSECONDS)),
     ]
     for number, (key, flags, fields) in enumerate(unreadable):
-        data = by_hand(channel.number, exchange, key, flags, fields, b"%d" % number)
-        await channel.write_queue.put(ChannelFrame(payload=data, should_close=False))
+        await by_hand.publish(channel, exchange, key, flags, fields, b"%d" % number)
 
     deliveries = await receive(consumer, len(unreadable))
     assert {one.message.body for one in deliveries} == {b"%d" % number for number in range(len(unreadable))}
@@ -135,8 +110,7 @@ async def test_dead_letters_are_read_whoever_put_them_there(bench: Bench) -> Non
     group = await bench.group(adapter)
     channel = await adapter.native.channel()
     queue = adapter._session.names.dead(group).encode()
-    data = by_hand(channel.number, "", queue, 1 << 6, MICROSECONDS, b"x")
-    await channel.write_queue.put(ChannelFrame(payload=data, should_close=False))
+    await by_hand.publish(channel, "", queue, 1 << 6, MICROSECONDS, b"x")
     async with asyncio.timeout(5):
         while not await adapter.dead_letters(group).count():
             await asyncio.sleep(0.01)

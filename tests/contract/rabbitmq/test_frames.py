@@ -12,7 +12,7 @@ from pamqp.header import ContentHeader
 from messaging.adapter import Unrouted
 from messaging.errors import MessageTooLarge
 from messaging.message import Receipt, Retry
-from messaging_rabbitmq import arrivals, connection, frames, outlet
+from messaging_rabbitmq import connection, frames, outlet
 from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive, settle
 
 
@@ -65,7 +65,7 @@ def test_a_message_of_ours_is_what_pamqp_writes() -> None:
     ours = frames.content(
         frames.table_of(headers),
         content_type="a/b",
-        persistent=False,
+        mode=1,
         correlation_id="c",
         reply_to="r",
         message_id="i",
@@ -82,8 +82,7 @@ async def test_both_paths_publish_confirm_return_and_split_large_bodies(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     assert connection.is_known_version()
-    for user in (arrivals, outlet):
-        monkeypatch.setattr(user, "is_known_version", lambda: known)
+    monkeypatch.setattr(connection, "is_known_version", lambda: known)
     adapter = await bench.adapter(max_message_bytes=1_000_000)
     group = await bench.group(adapter)
     consumer = bench.consumer(adapter, group)

@@ -46,7 +46,7 @@ class Queue:
     async def arrive(self, handed):
         self.last += 1
         self.channel.outstanding.append(self.last)
-        await self.intake._take(SimpleNamespace(delivery_tag=self.last))  # type: ignore[arg-type]
+        self.intake._put(SimpleNamespace(delivery_tag=self.last))  # type: ignore[arg-type]
         if handed:
             self.intake.hand_out(raw(str(self.last)), self.last)
 

@@ -21,6 +21,8 @@ from messaging_rabbitmq.arrivals import Arrivals, content_header
 from messaging_rabbitmq.confirms import Batch, Confirms
 from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.wire import FrameReader
+from tests.contract.rabbitmq import by_hand
+from tests.contract.rabbitmq.by_hand import MICROSECONDS, long, nested, short
 
 
 class Socket:
@@ -141,7 +143,7 @@ async def test_a_header_that_is_none_goes_to_aiormq():
     came: list[DeliveredMessage] = []
     reader.taps[1] = arrivals(came.append)
     method, _, body = delivered(1, 1, b"body", message_id="id")
-    broken = b"\x02\x00\x01" + long(b"\x00\x3c\0\0") + b"\xce"
+    broken = by_hand.frame(2, 1, b"\x00\x3c\0\0")
 
     reader.feed_data(method + broken + body)
     reader.feed_eof()
@@ -204,32 +206,11 @@ def test_a_changed_header_is_read_as_by_pamqp_or_as_far_as_it_can_be(data):
         assert dict(ours.properties) == dict(expected.properties)
 
 
-def short(text: bytes) -> bytes:
-    return bytes((len(text),)) + text
-
-
-def long(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def nested(depth: int) -> bytes:
-    """A table in a table, and so on."""
-    table = b""
-    for _ in range(depth):
-        table = b"\x01kF" + long(table)
-    return long(table)
-
-
 def unreadable(flags: int, *fields: bytes) -> list[bytes]:
     """A delivery with these properties."""
     frames = delivered(1, 1, b"body")
-    payload = (60).to_bytes(4, "big")[2:] + b"\0\0" + (4).to_bytes(8, "big") + flags.to_bytes(2, "big")
-    payload += b"".join(fields)
-    frames[1] = b"\x02\x00\x01" + long(payload) + b"\xce"
+    frames[1] = by_hand.header(1, 4, flags, b"".join(fields))
     return frames
-
-
-MICROSECONDS = (1_700_000_000_000_000).to_bytes(8, "big")
 
 
 @pytest.mark.parametrize(

@@ -433,11 +433,8 @@ class Dispatcher:
     def group(self) -> str:
         return self._subscription.group.name
 
-    def health(
-        self, *, broker: str, lag: int | None, oldest: float | None, dead_letters: int | None
-    ) -> SubscriptionHealth:
-        """What this process knows of the subscription, beside what the broker told."""
-        counters = self._binding.counters
+    def health(self, broker: str) -> SubscriptionHealth:
+        """What this process knows of the subscription."""
         return SubscriptionHealth(
             topic=self.topic,
             group=self.group,
@@ -447,12 +444,9 @@ class Dispatcher:
             held=len(self._lanes),
             parked=self._lanes.parked,
             parked_full=bool(self._lanes.full or self._consumer.status().full),
-            lag=lag,
-            oldest=oldest,
-            dead_letters=dead_letters,
             last_error=self.last_error or self._settler.error or self._lease_error,
             unsettled=self._settler.error is not None,
-            **asdict(counters),
+            **asdict(self._binding.counters),
         )
 
     # --- waking ------------------------------------------------------------------------------------------------

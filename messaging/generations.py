@@ -123,14 +123,9 @@ class Subscriber:
         """As `Dispatcher.stop`."""
         self._stop.set()
 
-    def health(
-        self, *, broker: str, lag: int | None, oldest: float | None, dead_letters: int | None
-    ) -> SubscriptionHealth:
+    def health(self, broker: str) -> SubscriptionHealth:
         """All generations together."""
-        states = [
-            one.health(broker=broker, lag=lag, oldest=oldest, dead_letters=dead_letters)
-            for one in self._dispatchers.values()
-        ]
+        states = [one.health(broker) for one in self._dispatchers.values()]
         if not states:
             return SubscriptionHealth(
                 topic=self.topic,
@@ -141,9 +136,6 @@ class Subscriber:
                 held=0,
                 parked=0,
                 parked_full=False,
-                lag=lag,
-                oldest=oldest,
-                dead_letters=dead_letters,
                 last_error=None,
                 **asdict(self._binding.counters),
             )

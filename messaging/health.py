@@ -27,10 +27,10 @@ class SubscriptionHealth:
     parked: int
     parked_full: bool
     """The parked deliveries of some partition fill its window, or the broker's room for them: it waits (8)."""
-    lag: int | None
-    oldest: float | None
+    lag: int | None = None
+    oldest: float | None = None
     """Age of the oldest unhandled message, seconds, where the broker can tell."""
-    dead_letters: int | None
+    dead_letters: int | None = None
     received: int
     acked: int
     retried: int
@@ -89,14 +89,16 @@ def assess(
     known = {(broker, group.topic, group.group): group for broker, group in groups}
     subscriptions: list[SubscriptionHealth] = []
     for broker, dispatcher in dispatchers:
-        group = known.get((broker, dispatcher.topic, dispatcher.group))
-        health = dispatcher.health(
-            broker=broker.name,
-            lag=group.lag if group else None,
-            oldest=group.oldest if group else None,
-            dead_letters=group.dead_letters if group else None,
-        )
-        subscriptions.append(replace(health, stuck=group.stuck) if group and group.stuck else health)
+        health = dispatcher.health(broker.name)
+        if group := known.get((broker, dispatcher.topic, dispatcher.group)):
+            health = replace(
+                health,
+                lag=group.lag,
+                oldest=group.oldest,
+                dead_letters=group.dead_letters,
+                stuck=group.stuck,
+            )
+        subscriptions.append(health)
     states = [
         BrokerState(
             name=broker.name,

@@ -255,7 +255,7 @@ class Bench:
 
     @property
     def health(self):
-        return self.dispatcher.health(broker="scripted", lag=None, oldest=None, dead_letters=None)
+        return self.dispatcher.health("scripted")
 
     async def put(self, *deliveries):
         self.consumer.put(*deliveries)

@@ -104,7 +104,7 @@ def assess(
             name=broker.name,
             connected=found.connected,
             error=found.error,
-            publishing=found.refusing or broker.publisher.refusals.last(),
+            publishing=found.refusing or broker.refusals.last(),
             requests=broker.requester.failing,
         )
         for broker, found in brokers.items()

@@ -19,7 +19,6 @@ from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, too_late, uncerta
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError, PublishUncertain
-from messaging.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from messaging.calls import Lane, Place, Result
     from messaging.clock import Clock
     from messaging.message import Key
+    from messaging.refusals import Refusals
 
 BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
@@ -55,10 +55,10 @@ PURGE_AFTER = 1000
 class Publisher:
     """Hands messages to the adapter in batches. One per broker of a bus."""
 
-    def __init__(self, adapter: Adapter, clock: Clock, broker: str = "") -> None:
+    def __init__(self, adapter: Adapter, clock: Clock, refusals: Refusals) -> None:
         self._adapter = adapter
         self._clock = clock
-        self.refusals = Refusals(broker or adapter.name, clock)
+        self._refusals = refusals
         self._numbers = count()
         self._deadlines = Deadlines[Call](clock, self._give_up)
         self._patience = Deadlines[Batch](clock, self._lose_patience)
@@ -295,7 +295,7 @@ class Publisher:
             self._confirm(batch, results)
 
     async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
-        self.refusals.begin()
+        self._refusals.begin()
         try:
             results = await self._adapter.publish(messages)
             if len(results) != len(messages):
@@ -303,8 +303,8 @@ class Publisher:
         except Exception as error:
             results = [uncertain(one, error) for one in messages]
         finally:
-            self.refusals.end()
-        self.refusals.judge(messages, results)
+            self._refusals.end()
+        self._refusals.judge(messages, results)
         return results
 
     # --- what is stored once -------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ class Publisher:
             for at in call.open:
                 sent = call.results[at] is not None
                 error = too_late(call.messages[at], call.within, sent=sent)
-                self.refusals.unanswered(call.messages[at].topic.name, error)
+                self._refusals.unanswered(call.messages[at].topic.name, error)
                 self._finish(call, at, error)
                 if not sent:
                     not_sent += 1

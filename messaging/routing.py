@@ -16,6 +16,7 @@ from messaging.adapter import AdapterContext
 from messaging.clock import timeout
 from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging.publish import Publisher
+from messaging.refusals import Refusals
 from messaging.registry import adapter_class, adapter_for, known_adapters, redact, split_namespace
 from messaging.requests import Requester
 
@@ -38,7 +39,8 @@ class Broker:
         self.url = url
         self.namespace = namespace
         self.adapter = adapter
-        self.publisher = Publisher(adapter, clock, name)
+        self.refusals = Refusals(name, clock)
+        self.publisher = Publisher(adapter, clock, self.refusals)
         self.requester = Requester(adapter, clock)
         self._clock = clock
 

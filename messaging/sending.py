@@ -67,10 +67,10 @@ class Sender:
                 f"Nothing was sent to {topic.name}: {broker.name} did not declare it within {within:g} s"
             )
             if within >= SILENT:
-                broker.publisher.refusals.note(topic.name, error)
+                broker.refusals.note(topic.name, error)
             raise error from None
         except ConnectionFailed as error:
-            broker.publisher.refusals.note(topic.name, error)
+            broker.refusals.note(topic.name, error)
             raise
         return spec, max(0.0, within - (self.clock.monotonic() - start))
 

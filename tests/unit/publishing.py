@@ -3,6 +3,7 @@ import asyncio
 from messaging.errors import PublishError
 from messaging.message import Receipt
 from messaging.publish import Publisher
+from messaging.refusals import Refusals
 from messaging.testing import VirtualClock
 from tests.unit.scripted import ScriptedAdapter
 
@@ -14,7 +15,8 @@ class Desk:
         self.clock = VirtualClock()
         self.adapter = ScriptedAdapter(self.clock)
         self.adapter.on_publish = self.answer
-        self.publisher = Publisher(self.adapter, self.clock)
+        self.refusals = Refusals("scripted", self.clock)
+        self.publisher = Publisher(self.adapter, self.clock, self.refusals)
         self.gate = asyncio.Event()
         self.answers = {}
         self.under_way = 0

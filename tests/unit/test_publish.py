@@ -10,6 +10,7 @@ from messaging import publish as module
 from messaging.errors import Closed, ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Receipt
 from messaging.publish import Publisher
+from messaging.refusals import Refusals
 from messaging.testing import VirtualClock
 from tests.unit.publishing import Desk
 from tests.unit.scripted import ScriptedAdapter, later, outgoing
@@ -364,7 +365,7 @@ def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(plan,
 async def one_history(plan, delay, partitions):
     clock = VirtualClock(patience=30)
     adapter = ScriptedAdapter(clock)
-    publisher = Publisher(adapter, clock)
+    publisher = Publisher(adapter, clock, Refusals("scripted", clock))
     fates = {id: fate for id, _, fate, *_ in plan}
     stored, busy = defaultdict(list), set()
 

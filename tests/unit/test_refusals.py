@@ -100,15 +100,15 @@ async def test_a_broker_that_answers_nothing_is_told_before_anybody_gives_up(war
     desk = Desk()
     call = await desk.started(outgoing("a"))
     await desk.clock.advance(1.9)
-    assert desk.publisher.refusals.last() is None
+    assert desk.refusals.last() is None
     await desk.clock.advance(0.2)
 
-    silent = desk.publisher.refusals.last()
+    silent = desk.refusals.last()
     desk.gate.set()
     await call
 
     assert silent is not None and "confirmed" in silent
-    assert desk.publisher.refusals.last() is None
+    assert desk.refusals.last() is None
     assert not warnings()
 
 
@@ -122,9 +122,9 @@ async def test_a_caller_without_time_blames_nobody_but_one_whom_a_silent_broker_
     (error,) = await calls[1]
 
     assert isinstance(impatient[0], PublishUncertain) and not before
-    assert str(error) in (desk.publisher.refusals.last() or "")
+    assert str(error) in (desk.refusals.last() or "")
     assert len(warnings()) == 1
     desk.gate.set()
     (again,) = await desk.publisher.publish([outgoing("c")], 3)
     assert isinstance(again, Receipt)
-    assert desk.publisher.refusals.last() is None
+    assert desk.refusals.last() is None

@@ -13,15 +13,15 @@ from itertools import chain, count
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
-from messaging.adapter import Untraceable
 from messaging.backoff import Backoff
 from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, too_late, uncertain, unsent
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
-from messaging.errors import Closed, PublishError, PublishUncertain
+from messaging.errors import Closed, PublishError
+from messaging.unconfirmed import Unconfirmed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from messaging.adapter import Adapter, Outgoing
     from messaging.calls import Lane, Place, Result
@@ -44,8 +44,6 @@ Else callers who publish again as soon as they are confirmed fall apart into eve
 """
 PATIENCE = 0.05
 """Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
-ONCE_FOR = 240.0
-"""Seconds for which every broker that stores a message once knows it again (SQS: five minutes)."""
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
 PURGE_AFTER = 1000
@@ -311,91 +309,30 @@ class Publisher:
 
     async def _conclude_once(self, places: Sequence[Place], results: Sequence[Result]) -> None:
         """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
-        uncertain_since: dict[Place, float] = {}
-        unknown = self._conclude_known(places, results, uncertain_since)
-        if unknown:
+        unconfirmed = Unconfirmed(self._clock, self._conclude)
+        unconfirmed.take(places, results)
+        if unconfirmed:
             self._resending += 1
             self._start_exchange()
             try:
-                await self._send_again(unknown, uncertain_since)
+                await self._send_again(unconfirmed)
             finally:
                 self._resending -= 1
 
-    async def _send_again(
-        self, unknown: dict[Place, PublishError], uncertain_since: dict[Place, float]
-    ) -> None:
+    async def _send_again(self, unconfirmed: Unconfirmed) -> None:
         backoff = Backoff()
-        while unknown:
+        while unconfirmed:
             try:
                 await sleep(self._clock, backoff.next())
                 async with self._again:
-                    places = self._still_wanted(unknown, uncertain_since)
+                    places = unconfirmed.still_wanted()
                     if not places:
                         return
                     results = await self._attempt([call.messages[at] for call, at in places])
             except BaseException:  # cancelled, it still owes each caller an answer
-                self._conclude(list(unknown.items()))
+                unconfirmed.give_up()
                 raise
-            unknown = self._conclude_known(places, results, uncertain_since)
-
-    def _conclude_known(
-        self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]
-    ) -> dict[Place, PublishError]:
-        unknown = self._unknown(places, results, uncertain_since)
-        self._conclude([one for one in zip(places, results, strict=True) if one[0] not in unknown])
-        return unknown
-
-    def _unknown(
-        self, places: Sequence[Place], results: Sequence[Result], uncertain_since: dict[Place, float]
-    ) -> dict[Place, PublishError]:
-        """Those whose fate is unknown, and what was not sent because of one before it.
-
-        Once an attempt ended with an unknown fate, no later one can say that the broker does not have the message.
-        """
-        unknown: dict[Place, PublishError] = {}
-        broken: set[Lane] = set()
-        for place, result in zip(places, results, strict=True):
-            call, at = place
-            outgoing = call.messages[at]
-            if (
-                outgoing.once is None
-                or not isinstance(result, PublishError)
-                or isinstance(result, Untraceable)
-            ):
-                continue
-            if isinstance(result, PublishUncertain):
-                uncertain_since.setdefault(place, self._clock.monotonic())
-            lane = outgoing.topic.name, outgoing.partition
-            if place in uncertain_since:
-                broken.add(lane)
-                unknown[place] = (
-                    result if isinstance(result, PublishUncertain) else uncertain(outgoing, result)
-                )
-            elif outgoing.topic.ordered and lane in broken:
-                unknown[place] = result
-        return unknown
-
-    def _still_wanted(
-        self, unknown: Mapping[Place, PublishError], uncertain_since: Mapping[Place, float]
-    ) -> list[Place]:
-        """What is sent again; concluded is what nobody waits for any more, and of its key what is behind it (7)."""
-        wanted: list[Place] = []
-        given_up: list[tuple[Place, Result]] = []
-        broken: set[tuple[str, Key | None]] = set()
-        known_until = self._clock.monotonic() - ONCE_FOR
-        for place, error in unknown.items():
-            call, at = place
-            topic, since = call.messages[at].topic, uncertain_since.get(place)
-            key = topic.name, call.messages[at].message.key
-            is_open = call.results[at] is UNDER_WAY
-            if is_open and key not in broken and (since is None or since > known_until):
-                wanted.append(place)
-            else:
-                given_up.append((place, error))
-                if topic.ordered:
-                    broken.add(key)
-        self._conclude(given_up)
-        return wanted
+            unconfirmed.take(places, results)
 
     # --- from exchanges to calls ---------------------------------------------------------------------------------
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 
 from messaging import Settings, UnsupportedCapability
-from messaging import publish as module
 from messaging.adapter import Capability, Untraceable
 from messaging.bus import Bus
 from messaging.errors import Closed, PublishError, PublishUncertain
 from messaging.message import Receipt
 from messaging.testing import VirtualClock
+from messaging.unconfirmed import ONCE_FOR
 from messaging_memory import MemoryAdapter
 from tests.unit.scripted import outgoing
 from tests.unit.test_publish import Desk
@@ -37,7 +37,7 @@ async def test_an_unknown_fate_is_tried_again_until_it_is_known(desk):
     assert not await passed(desk, task, 20)
 
     del desk.answers["1"]
-    assert await passed(desk, task, module.ONCE_FOR)
+    assert await passed(desk, task, ONCE_FOR)
 
     assert task.result() == [Receipt("1")]
     assert len(desk.batches) > 5
@@ -116,7 +116,7 @@ async def test_no_broker_is_asked_after_it_may_have_forgotten(desk):
     desk.answers["1"] = PublishUncertain("lost")
     task = await desk.started(once("1"))
 
-    assert await passed(desk, task, module.ONCE_FOR + 10)
+    assert await passed(desk, task, ONCE_FOR + 10)
 
     assert isinstance(task.result()[0], PublishUncertain)
     assert desk.nothing_is_left()

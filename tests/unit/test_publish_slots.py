@@ -7,6 +7,7 @@ import pytest
 from messaging import publish as module
 from messaging.errors import PublishUncertain
 from messaging.message import Receipt
+from messaging.unconfirmed import ONCE_FOR
 from tests.unit.publishing import Desk
 from tests.unit.scripted import outgoing
 from tests.unit.test_publish_once import once
@@ -55,7 +56,7 @@ async def test_what_is_sent_again_leaves_its_room_to_others(desk, monkeypatch):
     assert not lost.done()
 
     del desk.answers["1"]
-    await desk.clock.advance(module.ONCE_FOR)
+    await desk.clock.advance(ONCE_FOR)
     assert lost.result() == [Receipt("1")]
     assert desk.nothing_is_left()
 
@@ -73,7 +74,7 @@ async def test_no_more_is_sent_again_at_once_than_there_are_exchanges(desk):
     assert desk.under_way == module.EXCHANGES
 
     desk.gate.set()
-    await desk.clock.advance(module.ONCE_FOR)
+    await desk.clock.advance(ONCE_FOR)
     assert all(isinstance(call.result()[0], Receipt) for call in calls)
     assert desk.nothing_is_left()
 

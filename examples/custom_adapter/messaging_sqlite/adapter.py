@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from messaging.adapter import (
-    DONE,
-    GONE,
-    BrokerHealth,
-    Capabilities,
-    Capability,
-    Consumer,
-    ConsumerStatus,
-    DeadLetterStore,
-    Hold,
-    Lease,
-    RawDelivery,
-    ReplyInbox,
-    SettleError,
-    StoredLetter,
-)
-from messaging.clock import sleep
-from messaging.envelope import decode
+from messaging.adapter import BrokerHealth, Capabilities, Capability
 from messaging.errors import (
     Closed,
     ConfigurationError,
     ConnectionFailed,
     InvalidMessage,
-    LeaseLost,
     PublishError,
     PublishUncertain,
     TopicNotFound,
     UnsupportedCapability,
 )
-from messaging.message import Release, Retry
 from messaging.names import NameRules, physical
-from messaging.partition import partition_of
-from messaging_sqlite.database import PREFIX, TRIPPED, Database, same
+from messaging_sqlite.consumer import SQLiteConsumer
+from messaging_sqlite.database import POLL, Database, same
+from messaging_sqlite.dead_letters import SQLiteDeadLetters
 from messaging_sqlite.generations import KeepsGenerations
+from messaging_sqlite.replies import SQLiteInbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Mapping, Sequence
 
     from messaging.adapter import (
         AdapterContext,
-        Gone,
+        Consumer,
+        DeadLetterStore,
         GroupInfo,
         GroupSpec,
         Outgoing,
         Ownership,
-        Settled,
-        Settlement,
+        ReplyInbox,
         Subscription,
         TopicSpec,
         Topology,
@@ -69,10 +48,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RULES = NameRules(maximum=1000)
-POLL = 0.02
-"""Seconds between two looks at the file: SQLite tells other processes nothing."""
-PAGE = 100
-"""Dead letters in memory at once."""
 NATIVE = Capability("native")
 
 logger = logging.getLogger("messaging")
@@ -276,229 +251,3 @@ class SQLiteAdapter(KeepsGenerations):
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         return SQLiteDeadLetters(self, self._database, group)
-
-
-def message_of(row: sqlite3.Row, topic: str) -> Message:
-    """The message in a row, whoever wrote it."""
-    return decode(
-        json.loads(row["headers"]),
-        prefix=PREFIX,
-        topic=topic,
-        body=row["body"],
-        position=str(row["id"]),
-        content_type=row["content_type"],
-    )
-
-
-class SQLiteConsumer(Consumer):
-    """A member of a group, with one lease for all that it holds. See `messaging.adapter.Consumer`."""
-
-    def __init__(self, adapter: SQLiteAdapter, database: Database, subscription: Subscription) -> None:
-        self.lease = adapter.lease
-        self._seconds = adapter.lease
-        self._adapter = adapter
-        self._database = database
-        self._clock = adapter.context.clock
-        self._group = subscription.group
-        self._number: int | None = None
-        self._member: int | None = None
-        self._until = Lease()
-        self._taking: asyncio.Task[list[RawDelivery]] | None = None
-        self._left: list[RawDelivery] = []
-        """What a call that was cancelled has taken beyond what the next one asked for."""
-        self._closed = False
-
-    async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:
-        end = self._clock.monotonic() + wait
-        while True:
-            # A cancelled call leaves the look at the file to the next one: what it takes is not lost.
-            self._taking = self._taking or asyncio.create_task(self._take(limit, tuple(paused)))
-            taking = self._taking
-            await asyncio.wait((taking,))
-            self._taking = None
-            taken = [*self._left, *taking.result()]
-            batch, self._left = taken[:limit], taken[limit:]
-            if batch or self._clock.monotonic() >= end:
-                return batch
-            await sleep(self._clock, min(POLL, max(0.0, end - self._clock.monotonic())))
-
-    async def _take(self, limit: int, paused: Collection[int]) -> list[RawDelivery]:
-        if self._closed:
-            raise Closed("this consumer is closed: ask the adapter for a new one")
-        if self._has_ended:
-            await self._leave()
-        if self._number is None:
-            self._number = await self._adapter.run(self._adapter.find_group, self._group)
-        monotonic = self._clock.monotonic()
-        if self._member is None:
-            self._member = await self._adapter.run(self._database.join, self._number, self._seconds)
-            self._until = Lease(monotonic + self._seconds)
-        member = self._member
-        found = await self._adapter.run(
-            self._database.take,
-            *(member, self._number, self._group.ordered, limit, paused, self._seconds),
-        )
-        if found is None:  # its lease has ended, or the group was deleted
-            self._number = self._member = None
-            return []
-        rows, fence = found
-        return [self._delivery(row, member, fence) for row in rows]
-
-    def _delivery(self, row: sqlite3.Row, member: int, fence: int) -> RawDelivery:
-        return RawDelivery(
-            message=message_of(row, self._group.topic.name),
-            partition=row["partition"],
-            position=str(row["id"]),
-            attempt=row["attempt"],
-            deliveries=row["deliveries"],
-            returns=row["returns"],
-            guard="tripped" if row["guard"] == TRIPPED else "none",
-            failure=row["failure"],
-            reply_to=row["reply_to"],
-            fence=fence,
-            lease=self._until,
-            native=row,
-            token=(row["id"], member),
-        )
-
-    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        open_ones = [one for one in settlements if one.delivery.token is not None]
-        try:
-            taken = await self._adapter.run(self._settle, open_ones, self._clock.time())
-        except (ConnectionFailed, Closed) as error:
-            return [SettleError(error)] * len(settlements)
-        results = dict(zip(map(id, open_ones), taken, strict=True))
-        return [self._settled(one, results.get(id(one), True)) for one in settlements]
-
-    def _settle(self, settlements: Sequence[Settlement], now: float) -> list[bool]:
-        """On the thread."""
-        ordered = self._group.ordered
-        taken = self._database.settle([(*one.delivery.token, one) for one in settlements], ordered, now)
-        for one, known in zip(settlements, taken, strict=True):
-            if known and not (ordered and isinstance(one.outcome, Release | Retry)):
-                one.delivery.token = None
-        return taken
-
-    def _settled(self, settlement: Settlement, taken: bool) -> Settled:
-        if not taken:
-            message = settlement.delivery.message
-            return SettleError(
-                LeaseLost(f"message {message.id} of {message.topic} belongs to another member")
-            )
-        if settlement.delivery.token is not None:
-            return Hold(self._clock.monotonic() + settlement.after)
-        return DONE
-
-    async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
-        if self._member is None:
-            return [False] * len(deliveries)
-        member, monotonic = self._member, self._clock.monotonic()
-        rows = await self._adapter.run(self._database.extend, member, seconds)
-        if self._has_ended or self._member != member:
-            await self._leave()
-            return [False] * len(deliveries)
-        self._until.deadline = monotonic + seconds
-        return [
-            one.token is not None and one.token[1] == member and one.token[0] in rows for one in deliveries
-        ]
-
-    async def isolate(self, delivery: RawDelivery) -> bool:
-        if delivery.token is None or not await self._adapter.run(self._database.isolate, *delivery.token):
-            raise LeaseLost(f"message {delivery.message.id} belongs to another member")
-        delivery.guard = "alone"
-        return True
-
-    def status(self) -> ConsumerStatus:
-        return ConsumerStatus(connected=self._member is not None)
-
-    async def close(self) -> None:
-        self._closed = True
-        if self._taking is not None:
-            await asyncio.gather(self._taking, return_exceptions=True)
-            self._taking = None
-        await self._leave()
-
-    @property
-    def _has_ended(self) -> bool:
-        """Whether the lease has ended as the reader sees it: it has given up what the file still says it holds."""
-        return self._member is not None and self._clock.monotonic() >= self._until.deadline
-
-    async def _leave(self) -> None:
-        """Give back all that is held, so that it comes again before what follows it (7)."""
-        if self._member is not None:
-            member, self._member = self._member, None
-            await self._adapter.run(self._database.leave, member)
-
-
-class SQLiteDeadLetters(DeadLetterStore):
-    """See `messaging.adapter.DeadLetterStore`."""
-
-    def __init__(self, adapter: SQLiteAdapter, database: Database, group: GroupSpec) -> None:
-        self._adapter = adapter
-        self._database = database
-        self._group = group
-
-    async def _number(self) -> int:
-        return await self._adapter.run(self._adapter.find_group, self._group)
-
-    async def count(self) -> int:
-        return await self._adapter.run(self._database.count_dead, await self._number())
-
-    def scan(self) -> AbstractAsyncContextManager[AsyncIterator[StoredLetter]]:
-        return self._scan()
-
-    @asynccontextmanager
-    async def _scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
-        number = await self._number()
-        yield self._letters(number, await self._adapter.run(self._database.last_dead, number))
-
-    async def _letters(self, number: int, last: int) -> AsyncIterator[StoredLetter]:
-        after = 0
-        while rows := await self._adapter.run(self._database.dead, number, after, last, PAGE):
-            for row in rows:
-                message = message_of(row, self._group.topic.name)
-                yield StoredLetter(message, row["failure"], (row["id"], row["partition"]))
-            after = rows[-1]["id"]
-
-    async def redrive(
-        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | Gone | None]:
-        partitions = self._group.topic.partitions
-        rows = [
-            (
-                stored.reference[0],
-                stored.reference[1] if message.key is None else partition_of(message.key, partitions),
-                replace(message, topic=self._group.topic.name),
-                failure,
-            )
-            for stored, message, failure in letters
-        ]
-        now = self._adapter.context.clock.time()
-        found = await self._adapter.run(self._database.redrive, await self._number(), rows, now)
-        return [None if taken else GONE for taken in found]
-
-    async def purge(self, letters: Sequence[StoredLetter]) -> int:
-        return await self._adapter.run(self._database.purge, [letter.reference[0] for letter in letters])
-
-
-class SQLiteInbox(ReplyInbox):
-    """See `messaging.adapter.ReplyInbox`."""
-
-    def __init__(self, adapter: SQLiteAdapter, database: Database, address: str) -> None:
-        self.address = address
-        self._adapter = adapter
-        self._database = database
-        self._clock = adapter.context.clock
-
-    async def receive(self, limit: int, wait: float) -> Sequence[Message]:
-        end = self._clock.monotonic() + wait
-        while True:
-            rows = await self._adapter.run(
-                self._database.take_replies, self.address, limit, self._clock.time()
-            )
-            if rows or self._clock.monotonic() >= end:
-                return [message_of(row, "") for row in rows]
-            await sleep(self._clock, min(POLL, max(0.0, end - self._clock.monotonic())))
-
-    async def close(self) -> None:
-        await self._adapter.run(self._database.close_inbox, self.address)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupInfo, Outgoing, Unrouted
-from messaging.envelope import encode
+from messaging.envelope import decode, encode
 from messaging.errors import ConfigurationError, ConnectionFailed, NoGroup, PublishError, TopicNotFound
 from messaging.message import Ack, Message, Receipt, Reject, Release, Retry
 
@@ -75,6 +75,8 @@ ALONE, TRIPPED = 1, 2
 """Values of the column `guard` (3)."""
 REPLY_LEASE = 60.0
 """Seconds for which an inbox is kept whose process no longer asks for its replies."""
+POLL = 0.02
+"""Seconds between two looks at the file: SQLite tells other processes nothing."""
 
 
 class Database:
@@ -458,3 +460,15 @@ def same(what: str, name: str, said: object, recorded: object) -> None:
             f"{what} was created with {name}={recorded!r}, and this program asks for {name}={said!r}: use the "
             "recorded value, or another name"
         )
+
+
+def message_of(row: sqlite3.Row, topic: str) -> Message:
+    """The message in a row, whoever wrote it."""
+    return decode(
+        json.loads(row["headers"]),
+        prefix=PREFIX,
+        topic=topic,
+        body=row["body"],
+        position=str(row["id"]),
+        content_type=row["content_type"],
+    )

@@ -237,12 +237,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease, now: float = 0.0
             handle=raw["ReceiptHandle"],
             group_id=group_id,
             count=received,
-            due=_due(
-                headers,
-                None if group.ordered else message.not_before,
-                milliseconds(raw, "SentTimestamp"),
-                now,
-            ),
+            due=_due(headers, None if group.ordered else message.not_before, raw, now),
             received=time.monotonic(),
             origin=text(headers.get(ORIGIN)) or position,
         ),
@@ -305,11 +300,12 @@ def milliseconds(raw: dict[str, Any], attribute: str) -> float:
     return _number(system.get(attribute), 0) / 1000
 
 
-def _due(headers: Mapping[str, Any], not_before: datetime | None, sent: float, now: float) -> float:
+def _due(headers: Mapping[str, Any], not_before: datetime | None, raw: dict[str, Any], now: float) -> float:
     """When it may run: what our last copy says, else the publish delay; 0 for what nobody of us can have written."""
     if DELAY in headers:
         delay = recorded_seconds(headers[DELAY])
-        return min(sent, now) + delay if 0 < delay <= LONGEST_DELAY else 0.0
+        sent = min(milliseconds(raw, "SentTimestamp"), now)
+        return sent + delay if 0 < delay <= LONGEST_DELAY else 0.0
     if NOT_BEFORE in headers:
         due = recorded_seconds(headers[NOT_BEFORE])
         return due if due - now <= LONGEST_WAIT else 0.0

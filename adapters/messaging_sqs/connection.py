@@ -306,28 +306,28 @@ class Connection:
         self.time.heard(error.response)
         details: dict[str, Any] = error.response.get("Error", {})
         code, text = str(details.get("Code", "")), str(details.get("Message", ""))
-        query_code = str(details.get("QueryErrorCode", ""))
+        codes = {code, str(details.get("QueryErrorCode", ""))}
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
-        if code in _CLOCKS or query_code in _CLOCKS or text.lower().startswith(_SKEWED):
+        if codes & _CLOCKS or text.lower().startswith(_SKEWED):
             self.failed = f"{where} was refused for now, the clock of this machine is wrong: {code} {text}"
             return Untaken(self.failed)
-        if code in _AUTHENTICATION or query_code in _AUTHENTICATION:
+        if codes & _AUTHENTICATION:
             return AuthenticationFailed(f"{where}: the credentials were refused: {code}")
-        if code in _EXPIRED or query_code in _EXPIRED:
+        if codes & _EXPIRED:
             text = f"{where}: the credentials were refused: {code}"
             return self._not_renewed(text) if self.clients.renewing else AuthenticationFailed(text)
-        if code in _DENIED or query_code in _DENIED:
+        if codes & _DENIED:
             self.failed = None  # it is an answer
             return Denied(
                 f"{where} is not permitted: {text}. The documentation lists the least policy to grant"
             )
-        if code in _ABSENT or query_code in _ABSENT:
+        if codes & _ABSENT:
             return Absent(f"{where}: {text}")
-        if code.endswith("QueueDeletedRecently") or query_code == "QueueDeletedRecently":
+        if code.endswith("QueueDeletedRecently") or "QueueDeletedRecently" in codes:
             return DeletedRecently(f"{where}: {text}")
-        if "QueueNameExists" in (code, query_code) or "already exists with different" in text:
+        if "QueueNameExists" in codes or "already exists with different" in text:
             return Exists(f"{where}: {text}")
-        if code in _THROTTLED or query_code in _THROTTLED or status == _TOO_MANY_REQUESTS:
+        if codes & _THROTTLED or status == _TOO_MANY_REQUESTS:
             self.failed = f"{where} was refused for now: {code} {text}"
             return Untaken(self.failed)
         if status >= 500 or status == _REQUEST_TIMEOUT:  # a gateway's, which may have passed the request on

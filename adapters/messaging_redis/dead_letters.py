@@ -89,11 +89,11 @@ class RedisDeadLetters(DeadLetterStore):
             arguments: list[Argument] = [self._keys.name, id, 1, len(fields), *fields]
             commands.append(REDRIVE.call([self._keys.dead, self._target(message, origin)], arguments))
         where = f"{self._group.topic.name}/{self._group.name}"
+        replies: list[Any]
         try:
             replies = await self._connection.exchange(self._keys.dead, commands)
         except MessagingError as error:
-            kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
-            return [kind(f"dead letter {message.id} of {where}: {error}") for _, message, _ in letters]
+            replies = [error] * len(letters)
         return [
             _result(f"dead letter {message.id} of {where}", reply)
             for (_, message, _), reply in zip(letters, replies, strict=True)

@@ -29,7 +29,7 @@ from messaging_redis.packing import pack_addition
 from messaging_redis.scripts import PUBLISH, PUBLISH_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from messaging.adapter import Outgoing, TopicSpec
     from messaging.message import Receipt
@@ -184,12 +184,11 @@ class Publisher:
         stale = [state for state in topics.values() if not _known(state)]
         commands: list[Command] = [_look_command(state) for state in stale]
         commands += [_command(unit) for unit in units]
+        replies: list[Any]
         try:
             replies = await self._connection.exchange(units[0][0].stream, commands)
         except MessagingError as error:
-            for item in _items(units):
-                results[item.at] = _failed(item.outgoing, error)
-            return
+            replies = [error] * len(commands)
         for state, reply in zip(stale, replies, strict=False):
             _looked(state, reply)
         for unit, reply in zip(units, replies[len(stale) :], strict=True):
@@ -263,10 +262,6 @@ def _chunks(run: list[_Item]) -> list[list[_Item]]:
         chunks[-1].append(item)
         size += len(item.fields) + 1
     return chunks
-
-
-def _items(units: Iterable[list[_Item]]) -> Iterable[_Item]:
-    return (item for unit in units for item in unit)
 
 
 def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) -> None:

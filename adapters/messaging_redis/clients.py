@@ -47,25 +47,24 @@ class Pool:
         """After a fault no connection from before it is used again: another server may be the master now."""
         self._lost += 1
 
-    def _trusts(self, line: Line) -> bool:
-        return line.epoch == self._lost
+    def _fits(self, line: Line) -> bool:
+        """Whether nothing has happened since it was kept."""
+        return line.epoch == self._lost and line.sound
 
     def kept(self) -> Line | None:
-        """A connection that was kept and to which nothing has happened since."""
-        if self._kept and self._trusts(self._kept[-1]) and self._kept[-1].sound:
-            return self._kept.pop()
-        return None
+        """A connection that was kept and may be used again."""
+        return self._kept.pop() if self._kept and self._fits(self._kept[-1]) else None
 
     async def connect(self) -> Line:
         """A connection of redis-py's pool, after those that were lost went back to it."""
-        while self._kept and not (self._trusts(self._kept[-1]) and self._kept[-1].sound):
+        while self._kept and not self._fits(self._kept[-1]):
             await self.end(self._kept.pop())
         epoch = self._lost
         return self.kept() or Line(await self.connections.get_connection(), epoch)
 
     async def leave(self, line: Line) -> None:
         """After an exchange that went well."""
-        if not self._trusts(line):
+        if line.epoch != self._lost:
             await self.end(line)
         elif line.lasting:
             self._kept.append(line)

@@ -117,9 +117,9 @@ class RedisConnection:
         except _FAULTS as error:
             raise self._unreachable(error, time.monotonic()) from error
 
-    async def call(self, key: str, *command: Argument, wait: float | None = None) -> Any:
+    async def call(self, key: str, *command: Argument) -> Any:
         """One command on the node that has `key`; its error is raised."""
-        (reply,) = await self.exchange(key, (command,), wait=wait)
+        (reply,) = await self.exchange(key, (command,))
         if isinstance(reply, Exception):
             raise translate(reply, str(command[0]))
         return reply

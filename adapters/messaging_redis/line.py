@@ -49,7 +49,7 @@ class Line:
         "unfit",
     )
 
-    def __init__(self, connection: Any, epoch: int = 0) -> None:
+    def __init__(self, connection: Any, epoch: int) -> None:
         self.connection = connection
         self.epoch = epoch
         """How many faults its pool had seen when it was made."""

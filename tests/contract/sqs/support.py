@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.awsrequest import AWSResponse
+
 from messaging.adapter import (
     AdapterContext,
     Consumer,
@@ -174,6 +176,24 @@ def intercept(adapter: SQSAdapter, monkeypatch, operation: str, answer: Callable
         return await answer(go_on, parameters)
 
     monkeypatch.setattr(adapter._connection, "call", call)
+
+
+class Refusal:
+    """Answers an operation in place of the service, where a request has `part` in its body, until it is `over`."""
+
+    def __init__(
+        self, client: Any, operation: str, status: int, code: str, text: str = "no", *, part: bytes = b""
+    ) -> None:
+        self.over = False
+        answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+        def refuse(params: dict[str, Any], **_: object) -> tuple[AWSResponse, dict[str, Any]] | None:
+            if self.over or (part and part not in params["body"]):
+                return None
+            return AWSResponse("", status, {}, None), answer
+
+        service = client.meta.service_model.service_name
+        client.meta.events.register(f"before-call.{service}.{operation}", refuse)
 
 
 def poll_begun(adapter: SQSAdapter, monkeypatch, number: int) -> asyncio.Event:

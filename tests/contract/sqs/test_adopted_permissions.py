@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from botocore.awsrequest import AWSResponse
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_sqs.permissions import ADOPTED, actions
-from tests.contract.sqs.support import Bench, publish, receive, recording, settle
+from tests.contract.sqs.support import Bench, Refusal, publish, receive, recording, settle
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
 
@@ -39,19 +38,10 @@ async def test_a_role_calls_of_what_is_adopted_what_the_page_says(bench: Bench, 
     group = GroupSpec(topic, "billing", native=queue_arn)
     called: dict[str, set[tuple[str, str]]] = {}
 
-    def refuse_ours(params, **_: object):
-        if b"messaging-" in params["body"]:
-            error = {"Code": "AccessDenied", "Message": "not authorized"}
-            return AWSResponse("", 403, {}, None), {
-                "Error": error,
-                "ResponseMetadata": {"HTTPStatusCode": 403},
-            }
-        return None
-
     async def recorder(role: str):
         adapter, called[role] = await recording(bench, monkeypatch)
         called[role].clear()  # to open is what every role does, and goes on where it is not permitted
-        adapter.native.sqs.meta.events.register("before-call.sqs.GetQueueUrl", refuse_ours)
+        Refusal(adapter.native.sqs, "GetQueueUrl", 403, "AccessDenied", part=b"messaging-")
         return adapter
 
     for role, spec in (("publisher to a topic", topic), ("publisher to a queue", straight)):

@@ -6,12 +6,11 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
-from botocore.awsrequest import AWSResponse
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from messaging.errors import AuthenticationFailed, ConnectionFailed
-from tests.contract.sqs.support import Bench, ack, publish, receive
+from tests.contract.sqs.support import Bench, Refusal, ack, publish, receive
 
 
 class Role:
@@ -70,12 +69,7 @@ async def test_credentials_that_cannot_be_had_at_open_are_wrong(bench: Bench):
 async def test_an_expired_token_is_fatal_only_where_nothing_renews_it(bench: Bench, renewing):
     adapter = await (bench.adapter(session=Role().session()) if renewing else bench.adapter())
     group = await bench.group(adapter)
-    refusal = {"Error": {"Code": "ExpiredToken", "Message": "the token is expired"}}
-
-    def refuse(**_: object) -> tuple[AWSResponse, dict]:
-        return AWSResponse("", 403, {}, None), {**refusal, "ResponseMetadata": {"HTTPStatusCode": 403}}
-
-    adapter.native.polls.meta.events.register("before-call.sqs.ReceiveMessage", refuse)
+    Refusal(adapter.native.polls, "ReceiveMessage", 403, "ExpiredToken")
     with pytest.raises(ConnectionFailed, match="ExpiredToken") as error:
         await receive(bench.consumer(adapter, group), 1)
     assert isinstance(error.value, AuthenticationFailed) is not renewing

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from botocore.awsrequest import AWSResponse
 
 from messaging.adapter import BrokerHealth, GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Message, Reject, Release, Retry
 from messaging_sqs.connection import Denied
 from messaging_sqs.permissions import CALLS, Fanout, Role, actions, calls_of, policy
-from tests.contract.sqs.support import Bench, publish, receive, recording, settle
+from tests.contract.sqs.support import Bench, Refusal, publish, receive, recording, settle
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
 TOPIC = TopicSpec("orders", partitions=2)
@@ -118,12 +117,7 @@ async def test_a_role_that_may_not_look_at_groups_is_connected_and_has_no_figure
     await bench.group(adapter, TOPIC)
     assert (await adapter.health()).groups
 
-    def refuse(**_: object) -> tuple[object, dict[str, object]]:
-        error = {"Code": "AccessDenied", "Message": "not authorized"}
-        return AWSResponse("", 403, {}, None), {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 403}}
-
-    events = getattr(adapter.native, service).meta.events
-    events.register(f"before-call.{service}.{operation}", refuse)
+    Refusal(getattr(adapter.native, service), operation, 403, "AccessDenied")
     adapter._connection.failed = "an older request had no answer"  # a refusal is an answer
     assert await adapter.health() == BrokerHealth(connected=True)
     with pytest.raises(Denied, match="not permitted"):

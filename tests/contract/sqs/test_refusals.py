@@ -1,13 +1,10 @@
 """What the service, or a gateway before it, refuses and takes again later: it ends nothing."""
 
-from typing import Any
-
 import pytest
-from botocore.awsrequest import AWSResponse
 
 from messaging.errors import ConfigurationError, PublishError, PublishUncertain, is_fatal
 from messaging.message import Receipt
-from tests.contract.sqs.support import Bench, outgoing, publish, receive
+from tests.contract.sqs.support import Bench, Refusal, outgoing, publish, receive
 
 SKEWED = (
     "Signature expired: 20261122T000000Z is now earlier than 20261122T001000Z (20261122T001500Z - 5 min.)"
@@ -21,19 +18,6 @@ PASSING = [
     (400, "KMS.DisabledException", "the key is disabled"),
     (400, "SomethingNew", "nobody knows it"),
 ]
-
-
-class Refusal:
-    """Answers an operation itself, until it is `over`."""
-
-    def __init__(self, client: Any, operation: str, status: int, code: str, text: str) -> None:
-        self.over = False
-        answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
-
-        def refuse(**_: object) -> tuple[AWSResponse, dict[str, Any]] | None:
-            return None if self.over else (AWSResponse("", status, {}, None), answer)
-
-        client.meta.events.register(f"before-call.sqs.{operation}", refuse)
 
 
 @pytest.mark.parametrize(("status", "code", "text"), PASSING)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging import oversize
 from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
-from messaging.errors import MessagingError
+from messaging.errors import MessagingError, PublishError, PublishUncertain
 from messaging_sqs.batches import in_batches
+from messaging_sqs.connection import Interrupted
 from messaging_sqs.entries import (
     DELAY,
     LARGEST,
@@ -41,7 +42,7 @@ LONGEST_DELAY = 900
 """Amazon SQS quotas, "Message delay": longer ones take several steps."""
 
 
-async def store(connection: Connection, url: str, copies: Sequence[Copy]) -> list[MessagingError | None]:
+async def send(connection: Connection, url: str, copies: Sequence[Copy]) -> list[MessagingError | None]:
     """Send these to one queue, confirmed; what went wrong with each, or None."""
     fates = await in_batches(
         connection,
@@ -53,12 +54,25 @@ async def store(connection: Connection, url: str, copies: Sequence[Copy]) -> lis
         once=not is_fifo(url),
         QueueUrl=url,
     )
-    errors = [fate if isinstance(fate, MessagingError) else None for fate in fates]
+    return [fate if isinstance(fate, MessagingError) else None for fate in fates]
+
+
+async def store(connection: Connection, url: str, copies: Sequence[Copy]) -> list[MessagingError | None]:
+    """As `send`; what is refused for the size of its batch goes alone."""
+    errors = await send(connection, url, copies)
     if len(copies) > 1:
         for at, error in enumerate(errors):
             if error is not None and refused_for_size(error):  # of the batch, or of this one alone
-                (errors[at],) = await store(connection, url, [copies[at]])
+                (errors[at],) = await send(connection, url, [copies[at]])
     return errors
+
+
+def unstored(what: str, error: MessagingError) -> PublishError:
+    """What is told of a copy that was not stored, or may have been."""
+    kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
+    failure = kind(f"{what}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def refused_for_size(error: MessagingError) -> bool:

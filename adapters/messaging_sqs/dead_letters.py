@@ -8,17 +8,18 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import GONE, DeadLetterStore, Gone, Lease, StoredLetter
-from messaging.errors import MessagingError, PublishError, PublishUncertain, TopicNotFound
+from messaging.errors import MessagingError, TopicNotFound
 from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
 from messaging_sqs.browse import Reading
-from messaging_sqs.connection import Absent, Interrupted
+from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from messaging.adapter import GroupSpec
+    from messaging.errors import PublishError
     from messaging.message import Message
     from messaging_sqs.connection import Connection
     from messaging_sqs.topology import Topics
@@ -93,7 +94,9 @@ class SQSDeadLetters(DeadLetterStore):
             [letter for (letter, _, _), error in zip(open_letters, errors, strict=True) if error is None]
         )
         told = {
-            id(letter): None if error is None else _refused(letter, error)
+            id(letter): None
+            if error is None
+            else copies.unstored(f"message {letter.message.id} was not redriven", error)
             for (letter, _, _), error in zip(open_letters, errors, strict=True)
         }
         return [told.get(id(letter), GONE) for letter, _, _ in letters]
@@ -142,10 +145,3 @@ async def no_letters() -> AsyncGenerator[StoredLetter]:
 def _is_open(letter: StoredLetter) -> bool:
     reference: Letter = letter.reference
     return not reference.removed and reference.reading.holds(reference.handles[0])
-
-
-def _refused(letter: StoredLetter, error: MessagingError) -> PublishError:
-    kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
-    refused = kind(f"message {letter.message.id} was not redriven: {error}")
-    refused.__cause__ = error
-    return refused

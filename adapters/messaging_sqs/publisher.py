@@ -235,17 +235,8 @@ class Publisher:
                 results[item.at] = self._failed(state, item, (interrupted or errors)[0])
 
     async def _to_queue(self, url: str, items: Sequence[_Item]) -> list[MessagingError | None]:
-        fates = await in_batches(
-            self._connection,
-            "sqs",
-            "send_message_batch",
-            [item.entry.to_queue(**(item.fifo if is_fifo(url) else _delay(item))) for item in items],
-            sizes=[item.entry.size for item in items],
-            most_bytes=self._settings.batch_bytes,
-            once=not is_fifo(url),
-            QueueUrl=url,
-        )
-        return [fate if isinstance(fate, MessagingError) else None for fate in fates]
+        parcels = [(item.entry, item.fifo if is_fifo(url) else _delay(item)) for item in items]
+        return await copies.send(self._connection, url, parcels)
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
         if isinstance(error, Absent):

@@ -18,11 +18,10 @@ from messaging.errors import (
     MessageTooLarge,
     MessagingError,
     PublishError,
-    PublishUncertain,
 )
 from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
-from messaging_sqs.connection import Absent, Interrupted
+from messaging_sqs.connection import Absent
 from messaging_sqs.entries import LARGEST, Entry, pack, unpack
 from messaging_sqs.names import queue_name
 from messaging_sqs.polling import Polls
@@ -79,17 +78,11 @@ async def send_replies(
         for (index, _), error in zip(parcels, errors, strict=True):
             # An inbox that is gone wants no reply.
             if error is not None and not isinstance(error, Absent):
-                results[index] = _unsent(replies[index][1], error)
+                what = f"the reply to {replies[index][1].correlation_id} was not sent"
+                results[index] = copies.unstored(what, error)
 
     await asyncio.gather(*(send(address, parcels) for address, parcels in by_address.items()))
     return results
-
-
-def _unsent(message: Message, error: MessagingError) -> PublishError:
-    kind = PublishUncertain if isinstance(error, Interrupted) else PublishError
-    failure = kind(f"the reply to {message.correlation_id} was not sent: {error}")
-    failure.__cause__ = error
-    return failure
 
 
 class SQSInbox(ReplyInbox):

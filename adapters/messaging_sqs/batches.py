@@ -50,7 +50,7 @@ async def in_batches(
     `once`: of what nothing deduplicates, a call whose fate is unknown is not repeated.
     Cancelling leaves the calls that run to end by themselves.
     """
-    results: list[Result] = [_UNKNOWN] * len(entries)
+    results: list[Result] = [Interrupted("the service said nothing about this entry")] * len(entries)
 
     async def one(part: range) -> None:
         batch = [{**entries[at], "Id": str(at)} for at in part]
@@ -72,9 +72,6 @@ async def in_batches(
     else:
         await asyncio.gather(*(one(part) for part in parts))
     return results
-
-
-_UNKNOWN = Interrupted("the service said nothing about this entry")
 
 
 def _failed(failure: dict[str, Any]) -> MessagingError:

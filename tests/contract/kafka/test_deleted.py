@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
-from messaging.adapter import DONE, GroupSpec, SettleError, TopicSpec, Topology
-from messaging.errors import ConfigurationError, TopicNotFound, TopologyLost
-from messaging.message import Reject
+from messaging.adapter import DONE, GroupSpec, ReplyInbox, SettleError, TopicSpec, Topology
+from messaging.clock import SystemClock
+from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound, TopologyLost
+from messaging.message import Message, Reject
+from messaging.requests import Requester
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.library import Place
 from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, publish, receive, settle
@@ -16,7 +18,10 @@ UNORDERED = TopicSpec("orders", partitions=1)
 
 
 async def deleted(adapter: KafkaAdapter, topic: TopicSpec) -> None:
-    name = adapter._session.names.topic(topic)
+    await deleted_by_name(adapter, adapter._session.names.topic(topic))
+
+
+async def deleted_by_name(adapter: KafkaAdapter, name: str) -> None:
     await brokers_of(adapter).delete([name])
     async with asyncio.timeout(10):
         while await brokers_of(adapter).partitions([name]):
@@ -155,3 +160,77 @@ async def test_dead_letters_are_not_made_anew_where_nobody_may(
 
     assert isinstance(left, SettleError)
     assert await brokers_of(adapter).partitions([dead]) == {}
+
+
+def answering(adapter: KafkaAdapter):
+    async def send(address: str, correlation_id: str) -> None:
+        reply = Message(id="r", topic="", body=b"yes", headers={}, correlation_id=correlation_id)
+        assert await adapter.reply([(address, reply)]) == [None]
+
+    return send
+
+
+async def unanswered(address: str, correlation_id: str) -> None:
+    """Nobody is there."""
+
+
+async def receiving(requester: Requester) -> None:
+    async with asyncio.timeout(10):
+        while requester.failing is not None:
+            await asyncio.sleep(0.02)
+
+
+async def made_anew(adapter: KafkaAdapter) -> ReplyInbox:
+    """By one who did not notice that it was gone, and may make it."""
+    while True:
+        try:
+            return await adapter.reply_inbox()
+        except TopicNotFound:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("mode", ["declare", "verify"])
+async def test_requests_go_on_when_the_reply_topic_was_deleted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, mode
+) -> None:
+    monkeypatch.setattr("messaging_kafka.replies.LEFT_ALONE", 0.3)
+    adapter, responder = await bench.adapter(), await bench.adapter(reply_partitions=1)
+    await responder.declare(Topology([UNORDERED]))
+    await (await responder.reply_inbox()).close()
+    await adapter.declare(Topology([UNORDERED], mode=mode))
+    requester = Requester(adapter, SystemClock())
+    bench.stack.push_async_callback(requester.close)
+    assert (await requester.request("first", answering(responder), 5)).body == b"yes"
+    waiting = asyncio.create_task(requester.request("second", unanswered, 10))
+
+    await deleted_by_name(responder, adapter._session.names.replies)
+    with pytest.raises(ConnectionFailed, match="deleted"):
+        await waiting
+    assert requester.failing is not None
+    if mode == "verify":
+        with pytest.raises(ConnectionFailed, match="create it with 16 partitions"):
+            await requester.request("third", unanswered, 10)
+        await (await made_anew(responder)).close()
+    await receiving(requester)
+
+    assert (await requester.request("fourth", answering(responder), 5)).body == b"yes"
+
+
+async def test_who_replied_before_the_reply_topic_was_deleted_asks_by_the_new_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging_kafka.replies.LEFT_ALONE", 0.1)
+    adapter = await bench.adapter(reply_partitions=1)
+    inbox = await adapter.reply_inbox()
+    await answering(adapter)(inbox.address, "1")
+    await inbox.close()
+    await deleted_by_name(adapter, adapter._session.names.replies)
+
+    with pytest.raises(TopicNotFound):
+        await adapter.reply_inbox()
+    await asyncio.sleep(0.1)
+    inbox = await adapter.reply_inbox()
+
+    await answering(adapter)(inbox.address, "2")
+    assert [one.correlation_id for one in await inbox.receive(1, 5)] == ["2"]
+    await inbox.close()

@@ -36,6 +36,10 @@ CONTROL = "messaging."
 """What the type of a message begins with that may be for us, and not for a handler."""
 WOKEN_AT_ONCE = 2
 """Workers that one wakes while there is more to run: with handlers that wait, all are at work after a few steps."""
+BURST = 128
+"""Messages after which a worker lets others run, as handlers that wait for nothing never do: results go out, and more
+comes in, while it goes on.
+"""
 ABANDON_AFTER = 5.0
 """Seconds given to a handler that was cancelled, before it is left behind."""
 
@@ -171,7 +175,7 @@ class Workers:
         task = asyncio.current_task()
         assert task is not None
         binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
-        woken = False
+        woken, run = False, 0
         while not self._ended:  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
@@ -213,6 +217,10 @@ class Workers:
             while task.cancelling():
                 task.uncancel()
             self._conclude(delivery, outcome)
+            run += 1
+            if run == BURST:
+                run = 0
+                await asyncio.sleep(0)
 
     async def _wait(self) -> None:
         """For something to run."""

@@ -40,6 +40,23 @@ async def test_a_key_runs_one_at_a_time_in_order_and_others_go_on():
         work.finish("b1")
 
 
+async def test_a_handler_that_waits_for_nothing_lets_others_run_and_its_results_go_out_meanwhile():
+    settled_when_handled = []
+
+    async def handler(delivery):
+        settled_when_handled.append(bench.counters.acked)
+        return Ack()
+
+    bench = Bench(handler, concurrency=1, prefetch=1000, ordered=False)
+    async with bench.running():
+        await bench.put(*(raw(str(n)) for n in range(1000)))
+        while bench.counters.acked < 1000:
+            await bench.clock.settle()
+
+    behind = [at - settled for at, settled in enumerate(settled_when_handled)]
+    assert max(behind) < 4 * module.BURST
+
+
 async def test_a_handler_knows_its_delivery_and_nobody_else_does():
     inside, before = [], []
 

@@ -14,7 +14,7 @@ AROUND_FRAME = 8
 
 CLOSE, CLOSE_OK = b"\x00\x14\x00\x28", b"\x00\x14\x00\x29"
 """Of a channel. So a method's payload begins."""
-DELIVER, RETURN = b"\x00\x3c\x00\x3c", b"\x00\x3c\x00\x32"
+DELIVER, GET_OK, RETURN = b"\x00\x3c\x00\x3c", b"\x00\x3c\x00\x47", b"\x00\x3c\x00\x32"
 ACK, NACK, REJECT = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78", b"\x00\x3c\x00\x5a"
 TAG: Final = Struct(">QB")
 """A delivery tag, and flags."""

@@ -105,7 +105,7 @@ class Marks:
 def _mark(original: DeliveredMessage) -> tuple[str, str]:
     try:
         value: object = json.loads(original.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", ""
     if not isinstance(value, dict):
         return "", ""

@@ -18,6 +18,7 @@ from messaging.envelope import ATTEMPT, FAILURE, GUARD, decode, encode, recorded
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging_rabbitmq.amqp import PERSISTENT, SHORT_STRING, TRANSIENT
 from messaging_rabbitmq.frames import AROUND, BESIDE, Parcel, content, table_of
+from messaging_rabbitmq.salvage import writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -262,7 +263,7 @@ def _encodable(headers: dict[str, Any], message_id: str, table_limit: int) -> di
     try:
         encoded = field_table(headers)
     except Exception:
-        headers = {name: _encodable_value(name, value) for name, value in headers.items()}
+        headers = writable(headers)
         encoded = field_table(headers)
     if len(encoded) > table_limit and FAILURE in headers:
         logger.warning(
@@ -275,14 +276,6 @@ def _encodable(headers: dict[str, Any], message_id: str, table_limit: int) -> di
     if len(encoded) > table_limit:
         raise MessageTooLarge(f"a copy of message {message_id} does not fit into one AMQP header frame")
     return headers
-
-
-def _encodable_value(name: str, value: Any) -> Any:
-    try:
-        field_table({name: value})
-    except Exception:
-        return str(value)
-    return value
 
 
 def _short(value: str | None) -> str | None:

@@ -150,7 +150,7 @@ class Registry:
 def _record(body: bytes) -> tuple[str, bool] | None:
     try:
         value: object = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):
         return None

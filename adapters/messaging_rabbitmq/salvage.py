@@ -10,6 +10,7 @@ import logging
 from struct import error
 from typing import Any, Final
 
+from pamqp import encode
 from pamqp.commands import Basic
 from pamqp.decode import embedded_value, field_table, timestamp
 
@@ -53,6 +54,19 @@ def readable(data: bytes) -> Basic.Properties:
         extra={"message_id": properties.message_id},
     )
     return properties
+
+
+def writable(headers: dict[str, Any]) -> dict[str, Any]:
+    """These, of which values of a kind that cannot be written again become text."""
+    return {name: _writable(name, value) for name, value in headers.items()}
+
+
+def _writable(name: str, value: Any) -> Any:
+    try:
+        encode.field_table({name: value})
+    except Exception:
+        return str(value)
+    return value
 
 
 def _read(data: bytes, properties: Basic.Properties, lost: list[str]) -> None:

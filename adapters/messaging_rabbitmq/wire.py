@@ -3,8 +3,8 @@ is taken here.
 
 aiormq reads a frame in four steps, gives it to the channel's task by a queue and makes a task for each message. For
 channels that carry messages that is most of what a message costs, so a `Tap` takes its frames as they come; all
-others go to aiormq, which opens, closes and watches over everything. Both ends are public: a `TransportFactory` makes
-the reader and the writer.
+others go to aiormq, which opens, closes and watches over everything, in a form that it can read. Both ends are public:
+a `TransportFactory` makes the reader and the writer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from messaging_rabbitmq.amqp import (
     HEARTBEAT,
     METHOD,
 )
+from messaging_rabbitmq.mending import mended
 
 if TYPE_CHECKING:
     import ssl
@@ -103,15 +104,19 @@ class FrameReader(asyncio.StreamReader):
                 self._needed = end - at
                 break
             tap = taps.get(channel)
-            if tap is not None:
-                if kind == METHOD and data[at + 7 : at + 11] in _CLOSED:
-                    tap.closed = True
-                    del taps[channel]
-                elif tap.take(kind, data, at + 7, end - 1):
-                    if at > passed:
-                        super().feed_data(data[passed:at])
-                    passed = end
-                    self._show_life()
+            if tap is not None and kind == METHOD and data[at + 7 : at + 11] in _CLOSED:
+                tap.closed = True
+                del taps[channel]
+            elif tap is not None and tap.take(kind, data, at + 7, end - 1):
+                if at > passed:
+                    super().feed_data(data[passed:at])
+                passed = end
+                self._show_life()
+            elif (anew := mended(kind, channel, data, at, end)) is not None:
+                if at > passed:
+                    super().feed_data(data[passed:at])
+                passed = end
+                super().feed_data(anew)
             at = end
         if at > passed:
             super().feed_data(data[passed:at] if passed or at < size else data)

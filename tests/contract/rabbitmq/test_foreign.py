@@ -4,14 +4,16 @@ import asyncio
 import json
 import time
 
+import pytest
 from aiormq.abc import ChannelFrame
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import TopicSpec, Topology
 from messaging.message import Reject, Retry
 from messaging.partition import partition_of
+from messaging_rabbitmq import connection
 from tests.contract.rabbitmq import by_hand
 from tests.contract.rabbitmq.by_hand import MICROSECONDS, long, nested
 from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, nothing, publish, receive, settle
@@ -71,7 +73,12 @@ async def test_a_message_without_anything_is_handled_and_keeps_its_new_id(bench:
     assert second.partition == first.partition == 1
 
 
-async def test_properties_that_nobody_can_read_cost_no_more_than_themselves(bench: Bench) -> None:
+@pytest.mark.parametrize("known", [True, False])
+async def test_properties_that_nobody_can_read_cost_no_more_than_themselves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """With a version of aiormq that is not known, too."""
+    monkeypatch.setattr(connection, "is_known_version", lambda: known)
     adapter = await bench.adapter()
     group = await bench.group(adapter)
     recorder = Recorder()
@@ -198,3 +205,37 @@ async def test_the_relay_waits_for_the_publishing_connection_and_loses_nothing(b
             bodies |= {one.message.body for one in await consumer.receive(50, 0.2)}
 
     assert not recorder.lost
+
+
+@pytest.mark.parametrize("queue", ["registry", "guard", "members"])
+async def test_what_a_stranger_puts_into_our_own_queues_ends_nothing(bench: Bench, queue: str) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=1))
+    recorder = Recorder()
+    first = bench.consumer(adapter, group, recorder)
+    await publish(adapter, group.topic, "m1")
+    (delivery,) = await receive(first, 1)
+    await first.isolate(delivery)
+    names = adapter._session.names
+    name = {"registry": names.registry(group.topic), "members": names.members(group)}.get(
+        queue, names.guard(group, 0)
+    )
+    stranger = await (await bench.adapter()).native.channel(publisher_confirms=False)
+    exchange = f"{bench.namespace}.stranger"
+    await stranger.exchange_declare(exchange, exchange_type="fanout", auto_delete=True)
+    await stranger.queue_bind(name, exchange)
+    await by_hand.publish(stranger, exchange, b"gr\xfcn", 1 << 6, MICROSECONDS, b"[" * 5000)
+    await by_hand.publish(stranger, "", name.encode(), 1 << 13 | 1 << 7, nested(1500) + b"\x01\xe4", b"x")
+    await stranger.queue_declare(name, passive=True)  # they are there
+
+    other = await bench.adapter()
+    links = [one._session.consuming for one in (adapter, other)]
+    before = [await link.connection() for link in links]
+    await other.declare(Topology(groups=[group]))
+    assert [info.group for info in await other.groups()] == [group.name]
+    assert not recorder.lost
+    await first.close()
+    second = bench.consumer(other, group)
+
+    assert ids(await receive(second, 1)) == ["m1"]
+    assert [link.current for link in links] == before

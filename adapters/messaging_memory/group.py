@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from messaging_memory.log import TopicLog
     from messaging_memory.record import Row
 
+HANDED_OVER = "the partition was handed over"
+LEASE_ENDED = "the lease ended before they were settled"
+"""Why a member has lost what it held."""
+
 
 class Entry:
     """What the broker knows of a message that was handed over before, or redriven."""

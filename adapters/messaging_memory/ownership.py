@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.errors import LeaseLost
-from messaging_memory.group import Entry, Group
+from messaging_memory.group import HANDED_OVER, LEASE_ENDED, Entry, Group
 from messaging_memory.record import Record
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class OwnedGroup(Group):
     def _surrender(self, member: Member, partitions: Collection[int]) -> None:
         """The hand-over is over: what the member still holds of these is taken from it."""
         mine = [number for number in partitions if self.owned[number].owner is member]
-        self._take_from(member, mine, counted=False, reason="the partition was handed over")
+        self._take_from(member, mine, counted=False, reason=HANDED_OVER)
         self.rebalance()
 
     def rebalance(self) -> None:
@@ -248,7 +248,7 @@ class OwnedGroup(Group):
     def _lapse(self, member: Member, deliveries: Sequence[RawDelivery]) -> None:
         """The partition goes with the lease: what is left of it must not overtake what came back."""
         numbers = {delivery.partition for delivery in deliveries}
-        self._take_from(member, numbers, counted=True, reason="the lease ended before they were settled")
+        self._take_from(member, numbers, counted=True, reason=LEASE_ENDED)
         if not member.held and member.waiter is None:
             reason = LeaseLost(
                 f"a member of group {self.name} did not extend its leases within {member.lease} s"

@@ -9,7 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE
-from messaging_memory.group import Entry, Group
+from messaging_memory.group import LEASE_ENDED, Entry, Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,7 +102,7 @@ class SharedGroup(Group):
 
     def _lapse(self, member: Member, deliveries: Sequence[RawDelivery]) -> None:
         self._put_back(self._returned(member, deliveries, counted=True))
-        member.ownership.on_lost(deliveries, "the lease ended before they were settled")
+        member.ownership.on_lost(deliveries, LEASE_ENDED)
 
     def _waiting_entries(self) -> Iterable[Entry]:
         yield from self._back

@@ -7,7 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.history import now
-from messaging_contracts.faults.scenarios import OUTAGE, SPECIAL, fault
+from messaging_contracts.faults.scenarios import SPECIAL, fault
+from messaging_contracts.faults.stage import OUTAGE
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.stage import Stage

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from messaging_contracts.faults.history import CLOCK_JUMPED, now
 from messaging_contracts.faults.servers import close_connections
+from messaging_contracts.faults.stage import OUTAGE
 from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
 
 MOST_DEATHS = 8
 """More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
-OUTAGE = 5.0
-"""Seconds for which a network fault lasts."""
 HOUR = 3600.0
 PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
 """Where members are processes."""

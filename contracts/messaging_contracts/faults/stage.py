@@ -70,7 +70,7 @@ handled: in whole runs the latest retry was late by 0.8.
 AWAY = 1.0
 """Seconds for which a broker that was killed stays away at least: whoever probes health must be able to see it."""
 OUTAGE = 5.0
-"""Seconds for which the network to a broker is gone that would forget everything if it were restarted."""
+"""Seconds for which a network fault lasts, and for which the network to a broker is gone that a restart would empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,17 +289,12 @@ async def stage(
 
 def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
     """Judge a history."""
-    verdicts = {
-        topic: judged(
-            events, topic, ordered=topic == "ordered", remembers=ground.remembers or topic != "ordered"
-        )
-        for topic in TOPICS
-    }
+    verdicts = {topic: judged(events, topic, remembers=ground.remembers) for topic in TOPICS}
+    most = {topic: most_duplicates(events, topic) for topic in TOPICS}
     violations = list(failed)
     for topic, verdict in verdicts.items():
-        most = most_duplicates(events, topic)
         try:
-            verdict.assert_kept(duplicates=most)
+            verdict.assert_kept(duplicates=most[topic])
         except AssertionError as error:
             violations.append(f"{topic}: {error}")
     seen = list(dict.fromkeys(event.status for event in events if isinstance(event, Seen)))
@@ -316,7 +311,7 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
             len(verdict.disorder) + len(verdict.successes_out_of_order) for verdict in verdicts.values()
         ),
         duplicates=sum(verdict.duplicates for verdict in verdicts.values()),
-        most_duplicates=sum(most_duplicates(events, topic) for topic in TOPICS),
+        most_duplicates=sum(most.values()),
         duplicate_dead_letters=sum(verdict.duplicate_dead_letters for verdict in verdicts.values()),
         overlaps=sum(verdict.overlaps_after_lost_leases for verdict in verdicts.values()),
         recovery=max(recovered, default=None),
@@ -342,15 +337,16 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
     return False
 
 
-def judged(events: Sequence[Event], topic: str, *, ordered: bool, remembers: bool = True) -> Verdict:
-    """The verdict on one of the topics."""
+def judged(events: Sequence[Event], topic: str, *, remembers: bool) -> Verdict:
+    """The verdict on one of the topics. `remembers`: see `Ground`; without order every broker does."""
+    ordered = topic_of(topic).ordered
     return check(
         of_topic(events, topic),
         ordered=ordered,
         groups=[GROUP],
         tolerance=TOLERANCE,
         lateness=LATENESS,
-        remembers=remembers,
+        remembers=remembers or not ordered,
     )
 
 

@@ -14,6 +14,7 @@ from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
 from messaging_contracts.simulation.faults import LATENCIES
 from messaging_contracts.simulation.loop import due_of
+from messaging_memory.group import HANDED_OVER, LEASE_ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 MARGIN = 2.0
 """Virtual seconds, beside a lease, within which what a fault brings about has happened."""
-HANDED_OVER = "the partition was handed over"
-"""What the memory broker tells of what it takes at the end of a hand-over."""
 
 
 class FaultyAdapter(Adapter):
@@ -254,7 +253,7 @@ class _Watching:
             consumer.lost(deliveries, reason)
             self._told.on_lost(deliveries, reason)
 
-        if reason.startswith("the lease ended") and faults.strikes("slow"):
+        if reason == LEASE_ENDED and faults.strikes("slow"):
             # A broker need not tell of a lease that ended: the member learns it when it settles or extends.
             consumer.lost(deliveries, reason, lasts=faults.lease)
         elif clock.frozen:
@@ -371,7 +370,7 @@ class FaultyConsumer(Consumer):
             # What was handled was interrupted or settled by then, unless its settlement failed: else there is no cause.
             known = {*self._doubtful, *self._adapter.in_hand}
             ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in known]
-        elif reason.startswith("the lease ended"):
+        elif reason == LEASE_ENDED:
             self.lapses += 1
         if self._adapter.struck or reason == HANDED_OVER:
             self._strike(reason, ids, lasts)

@@ -79,8 +79,7 @@ class Arena:
         self._observer = await self._stack.enter_async_context(observer)
         for name in TOPICS:
             await self.observer.declare(topic_of(name), groups=[GROUP])
-        watching = asyncio.create_task(self._watch())
-        self._stack.callback(watching.cancel)
+        self._stack.push_async_callback(_end, asyncio.create_task(self._watch()))
         return self
 
     async def __aexit__(
@@ -306,6 +305,12 @@ class Arena:
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGKILL)
         await asyncio.gather(*(process.ended(10) for process in self.processes))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Before the bus that it asks is closed."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class Progress:

@@ -117,3 +117,15 @@ async def test_connections_that_are_not_ended_in_an_orderly_way_are_reset():
         await proxy.close_connections()
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.readexactly(1), SOON)
+
+
+async def test_a_reset_on_one_side_ends_the_connection_on_the_other():
+    async with (
+        echo_behind_proxy() as server,
+        Proxy(LOOPBACK, server.port) as proxy,
+        connection(proxy) as (reader, writer),
+    ):
+        await said(reader, writer, b"x")
+        await server.close_connections()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), SOON)

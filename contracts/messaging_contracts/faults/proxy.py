@@ -142,8 +142,9 @@ class Proxy:
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
 
         async def take() -> None:
-            while data := await reader.read(CHUNK):
-                await on_the_way.put((loop.time() + self._delay, data))
+            with suppress(ConnectionError):  # a reset is an end like any other
+                while data := await reader.read(CHUNK):
+                    await on_the_way.put((loop.time() + self._delay, data))
             await on_the_way.put((loop.time() + self._delay, b""))
 
         taking = asyncio.create_task(take())

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from messaging.errors import ConfigurationError
 from messaging_contracts import brokers
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("`run` and only `run` takes a command, after `--`")
     try:
         status: int = options.run(options)
-    except brokers.BrokerUnavailable as error:
+    except (brokers.BrokerUnavailable, ConfigurationError) as error:
         print(f"messaging_contracts: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -99,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="only this broker or this fault; several may be given. The table has what the journals have of the others",
+    )
+    faults.add_argument(
+        "--broker",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="try a broker of your own instead: a class below messaging_contracts.faults.Ground; several may be given",
     )
     faults.add_argument("--whole", action="store_true", help="10 000 messages where the broker is restarted")
     faults.add_argument(
@@ -176,6 +184,7 @@ def _capabilities(options: argparse.Namespace) -> int:
 
 
 def _faults(options: argparse.Namespace) -> int:
+    from messaging_contracts.faults.grounds import ours, theirs
     from messaging_contracts.faults.report import page
     from messaging_contracts.faults.run import Run, kept
 
@@ -183,14 +192,15 @@ def _faults(options: argparse.Namespace) -> int:
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     folder = options.journals or Path(tempfile.mkdtemp(prefix="faults-"))
     wanted = [name for given in options.only for name in given.split(",")]
+    grounds = [theirs(name) for name in options.broker] or ours()
     began = time.monotonic()
-    rows = Run(wanted, options.whole, folder, _show, options.minutes * 60).all()
+    rows = Run(wanted, options.whole, folder, _show, options.minutes * 60, grounds).all()
     held = sum(row.held for row in rows)
     _show(
         f"{held} of {len(rows)} held in {(time.monotonic() - began) / 60:.1f} min; their histories are in {folder}"
     )
     if options.output is not None:
-        options.output.write_text(page(kept(folder)), encoding="utf-8")
+        options.output.write_text(page(kept(folder, grounds)), encoding="utf-8")
     return 0 if held == len(rows) else 1
 
 

@@ -11,15 +11,21 @@ from messaging.errors import ConfigurationError
 
 
 def load_app(name: str) -> App:
-    """The App that `module:attribute` names, modules of the working folder included. Runs the module's code.
+    """The App that `module:attribute` names; see `load`."""
+    found = load(name, "an app", "shop.main:app")
+    if not isinstance(found, App):
+        raise ConfigurationError(f"{name} is no messaging.App but {type(found).__name__}")
+    return found
 
-    Raises ConfigurationError when there is none.
+
+def load(name: str, what: str, example: str) -> object:
+    """What `module:attribute` names, modules of the working folder included. Runs the module's code.
+
+    None when the module has no such attribute. Raises ConfigurationError when there is no such module.
     """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        raise ConfigurationError(
-            f"an app is named as module:attribute, for instance shop.main:app, not {name!r}"
-        )
+        raise ConfigurationError(f"{what} is named as module:attribute, for instance {example}, not {name!r}")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -29,6 +35,4 @@ def load_app(name: str) -> App:
         raise ConfigurationError(f"{name}: there is no module {error.name}") from error
     for part in attribute.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, App):
-        raise ConfigurationError(f"{name} is no messaging.App but {type(found).__name__}")
     return found

@@ -84,6 +84,15 @@ def test_it_passes_the_suite_where_only_its_extra_is_installed(outside):
 
 
 @pytest.mark.slow
+def test_the_scenarios_break_it_as_they_break_our_own_brokers(outside):
+    broker = ("--broker", "tests.ground:SQLiteGround")
+
+    shown = outside("-m", "messaging_contracts", "faults", *broker, "--only", "killed_member")
+
+    assert shown.startswith("held killed_member on sqlite")
+
+
+@pytest.mark.slow
 def test_what_one_process_published_another_handles_after_it(outside, tmp_path):
     program = PROGRAM.format(libraries=LIBRARIES)
     url = f"sqlite:///{tmp_path / 'orders.db'}"

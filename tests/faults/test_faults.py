@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from messaging.errors import ConfigurationError
 from messaging_contracts.__main__ import SOAKED
-from messaging_contracts.faults.grounds import NAMES, Ground, ground
+from messaging_contracts.faults.grounds import NAMES, OFFERS, MemoryGround, ServerGround, ground, ours, theirs
 from messaging_contracts.faults.history import Measured, Seen, Struck
 from messaging_contracts.faults.report import not_tried, page, told
-from messaging_contracts.faults.run import BROKERS, Run, kept, try_one
+from messaging_contracts.faults.run import Run, kept, try_one
 from messaging_contracts.faults.scenarios import faults
 from messaging_contracts.faults.soak import MIB, growth
 from messaging_contracts.faults.stage import SHORT, Row, told_of_the_fault
@@ -31,8 +32,10 @@ def test_the_short_choice_is_on_every_broker():
     assert {broker for _, broker in CHOICE} == {"memory", *SOAKED}
 
 
-def test_every_broker_on_which_a_fault_is_tried_is_known():
-    assert set(BROKERS) == set(NAMES) == {broker for fault in faults() for broker in fault.on}
+def test_every_broker_has_faults_and_what_a_fault_needs_is_offered_somewhere():
+    assert set(NAMES) == {one.name for one in ours() for fault in faults() if fault.applies_to(one)}
+    assert frozenset().union(*OFFERS.values()) == frozenset().union(*(fault.needs for fault in faults()))
+    assert all(fault.applies_to(ground(broker)) for fault, broker in CHOICE)
 
 
 def test_a_name_that_is_neither_a_broker_nor_a_fault_is_refused(tmp_path):
@@ -40,12 +43,41 @@ def test_a_name_that_is_neither_a_broker_nor_a_fault_is_refused(tmp_path):
         Run(["redis", "killed_membre"], False, tmp_path, print, 60).all()
 
 
+class AcmeGround(MemoryGround):
+    """Another party's, with tasks for members."""
+
+    name = "acme"
+
+
+def test_a_broker_of_another_party_has_the_faults_whose_needs_it_offers(tmp_path):
+    acme = theirs(f"{__name__}:{AcmeGround.__name__}")
+    rows = Run([], False, tmp_path, print, -1, [acme]).all()
+    assert {row.broker for row in rows} == {"acme"}
+    assert {row.fault for row in rows} == {one.name for one in faults() if not one.needs}
+    text = page(kept(tmp_path, [acme]))
+    assert "## acme" in text
+    assert "Redis" not in text, "what is told of our brokers is not true of another"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere", "module:attribute"),
+        ("tests.nowhere:AcmeGround", "there is no module tests.nowhere"),
+        (f"{__name__}:Row", "is no class below messaging_contracts.faults.Ground"),
+    ],
+)
+def test_a_broker_that_is_none_is_refused(name: str, told: str):
+    with pytest.raises(ConfigurationError, match=told):
+        theirs(name)
+
+
 def test_what_is_not_tried_in_time_is_told_and_does_not_hold(tmp_path):
     shown: list[str] = []
     rows = Run(["redis", "killed_member"], False, tmp_path, shown.append, -1).all()
     assert [(row.broker, row.fault, row.held) for row in rows] == [("redis", "killed_member", False)]
     assert "not tried: the run's time was over" in shown[0]
-    assert kept(tmp_path) == rows, "the page of a later run has the rows of this one"
+    assert kept(tmp_path, ours()) == rows, "the page of a later run has the rows of this one"
 
 
 def test_health_that_was_never_green_before_the_fault_does_not_tell_of_it():
@@ -115,7 +147,10 @@ def test_what_was_broken_is_told_below_its_line_and_on_the_page():
 
 def test_a_proxy_takes_the_place_of_the_broker_in_its_url():
     def through(name: str, url: str) -> str:
-        return Ground(name, "1", url, 3.0, None, ("127.0.0.1", 7)).through(9)
+        there = ServerGround(name)
+        there.url = url
+        assert there.upstream == ("127.0.0.1", 7)
+        return there.through(9)
 
     assert through("rabbitmq", "amqp://user:word@127.0.0.1:7/?heartbeat=3") == (
         "amqp://user:word@127.0.0.1:9/?heartbeat=3"

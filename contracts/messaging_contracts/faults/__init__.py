@@ -1,9 +1,11 @@
 """Proof under faults: a history of what publishers and members did, and a checker that knows the promises.
 
-`Journal` writes a history that survives `kill -9`, `read` reads it, `check` judges it.
+`Journal` writes a history that survives `kill -9`, `read` reads it, `check` judges it. A `Ground` is a broker that the
+scenarios of `python -m messaging_contracts faults` can start and break.
 """
 
 from messaging_contracts.faults.checker import check, recoveries
+from messaging_contracts.faults.ground import Ground
 from messaging_contracts.faults.history import (
     Begun,
     Buried,
@@ -27,6 +29,7 @@ __all__ = [
     "Buried",
     "Ended",
     "Event",
+    "Ground",
     "History",
     "Journal",
     "Kept",

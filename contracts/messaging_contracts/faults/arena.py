@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from messaging_contracts.faults.grounds import Ground
+    from messaging_contracts.faults.ground import Ground
 
 LOOK = 0.1
 """Seconds between two looks at what other processes wrote: no event tells of it."""
@@ -124,7 +124,7 @@ class Arena:
             **role,
         )
         url = url or self.ground.url
-        process = Inside(made, url) if self.ground.broker is None else await Child.spawn(made, url)
+        process = await Child.spawn(made, url) if "processes" in self.ground.offers else Inside(made, url)
         self.processes.append(process)
         return process
 

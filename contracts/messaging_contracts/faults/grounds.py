@@ -1,25 +1,40 @@
-"""Where faults are tried: a broker of our own that notices lost members soon, and the way to it through a proxy."""
+"""Our own brokers as grounds for faults: each notices lost members soon."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from messaging.cli.program import load
+from messaging.errors import ConfigurationError
 from messaging_contracts import brokers
 from messaging_contracts.brokers.kafka import listener
 from messaging_contracts.brokers.process import LOOPBACK, free_port
+from messaging_contracts.faults import removal, servers
+from messaging_contracts.faults.ground import Ground
 from messaging_contracts.targets import with_options
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
-    from typing import Any
+    from collections.abc import Mapping, Sequence
 
     from messaging_contracts.brokers import Broker
+    from messaging_contracts.faults.ground import Offer, Part, Resource
 
+OFFERS: Mapping[str, frozenset[Offer]] = {
+    "kafka": frozenset(("processes", "network", "restart", "data", "deletion", "once")),
+    "sqs": frozenset(("processes", "network", "restart", "deletion", "once")),
+    "rabbitmq": frozenset(
+        ("processes", "network", "restart", "data", "memory", "disk", "closing", "deletion")
+    ),
+    "redis": frozenset(
+        ("processes", "network", "restart", "data", "memory", "disk", "closing", "deletion", "once")
+    ),
+    "memory": frozenset(),
+}
+"""Those that take longest come first, so that two at a time end together. LocalStack (`sqs`) comes back empty."""
+NAMES = tuple(OFFERS)
 LEASES: Mapping[str, float] = {
     "memory": 3.0,
     "redis": 3.0,
@@ -27,7 +42,6 @@ LEASES: Mapping[str, float] = {
     "kafka": 10.0,
     "sqs": 5.0,
 }
-"""Seconds until a lost member is noticed at the latest. Short, so that what waits for it does not wait long."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "redis": {"lease": 3, "partition_lease": 3},
     "rabbitmq": {"heartbeat": 3},
@@ -37,74 +51,96 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """What makes a broker notice it by then: RabbitMQ gives a silent member up after two or three heartbeats, Kafka moves
 what it had after a session, or two where the group was about to change.
 """
-FORGETFUL = frozenset({"sqs"})
-"""Brokers that come back empty: for them a restart is an outage at the proxy."""
-MEMORY = "memory"
-NAMES = tuple(LEASES)
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """One broker, ready for one fault after the other."""
+class MemoryGround(Ground):
+    """The broker in memory, in the process that tries the fault."""
 
-    name: str
-    version: str
-    url: str
-    lease: float
-    broker: Broker | None
-    """None: in memory, in the process that tries the fault."""
-    upstream: tuple[str, int] = ("", 0)
-    """Where a proxy leads to."""
-    proxy_port: int = 0
-    """Where the proxy has to be, because the broker sends its clients there; 0: anywhere."""
+    name = "memory"
+    offers = OFFERS["memory"]
+    lease = LEASES["memory"]
+
+    def start(self) -> None:
+        self.url = f"memory://faults-{secrets.token_hex(4)}?lease={self.lease:g}"
+
+    def stop(self) -> None:
+        return
+
+
+class ServerGround(Ground):
+    """A broker that is a server: started, or, without `own`, perhaps one that is there and cannot be restarted."""
+
+    def __init__(self, name: str, *, own: bool = True) -> None:
+        self.name = name
+        self.offers = OFFERS[name]
+        self.lease = LEASES[name]
+        self.remembers = name not in {"rabbitmq", "sqs"}
+        self._own = own
+        self._broker: Broker | None = None
+        self._inner = 0
+        """Where a broker listens that sends its clients to the proxy; 0: where it listens for all."""
+
+    def start(self) -> None:
+        config: dict[str, str] = {}
+        if self.name == "kafka" and self._own:
+            # Kafka tells its clients where to go on: to the proxy, when they came by it.
+            self._inner, self.proxy_port = free_port(), free_port()
+            config = listener("PROXIED", self._inner, advertised=f"{LOOPBACK}:{self.proxy_port}")
+        broker = self._broker = brokers.start(self.name, own=self._own, config=config)
+        os.environ.update(broker.client_environment)
+        self.version = broker.version
+        self.url = with_options(broker.url, **OPTIONS[self.name])
+
+    def stop(self) -> None:
+        self._server.stop()
 
     @property
-    def keeps_its_data(self) -> bool:
-        """Whether a restart of the broker loses nothing."""
-        return self.name not in FORGETFUL
-
-    @property
-    def remembers(self) -> bool:
-        """Whether it keeps how often a message of an ordered group failed; else the member does that holds it (2)."""
-        return self.name not in {"rabbitmq", "sqs"}
-
-    @property
-    def server(self) -> Broker:
-        """The broker, which is a process of its own."""
-        assert self.broker is not None, "nothing in memory can be restarted by itself"
-        return self.broker
+    def upstream(self) -> tuple[str, int]:
+        if self._inner:
+            return LOOPBACK, self._inner
+        endpoint = urlsplit(dict(parse_qsl(urlsplit(self.url).query)).get("endpoint_url", self.url))
+        assert endpoint.hostname is not None and endpoint.port is not None, "a broker of our own has both"
+        return endpoint.hostname, endpoint.port
 
     def through(self, port: int) -> str:
-        """The broker's URL with a proxy at this port of ours in its place."""
         if self.name == "sqs":
             return with_options(self.url, endpoint_url=f"http://{LOOPBACK}:{port}")
-        host, own = _address(self.url)
-        return self.url.replace(f"{host}:{own}", f"{LOOPBACK}:{port}", 1)
+        return super().through(port)
+
+    @property
+    def _server(self) -> Broker:
+        assert self._broker is not None, f"{self.name} is not started"
+        return self._broker
+
+    def kill(self) -> None:
+        self._server.kill()
+
+    def restart(self) -> None:
+        self._server.restart()
+
+    def exhaust(self, resource: Resource, exhausted: bool) -> None:
+        servers.exhaust(self._server, resource, exhausted)
+
+    def close_connections(self) -> None:
+        servers.close_connections(self._server)
+
+    async def remove(self, native: Any, namespace: str, part: Part) -> None:
+        await removal.remove(self.name, self.url, native, namespace, part)
 
 
-@contextmanager
-def ground(name: str, *, own: bool = True) -> Generator[Ground]:
-    """Start this broker for the body, or use one that is there: it cannot be restarted. Raises BrokerUnavailable."""
-    if name == MEMORY:
-        yield Ground(
-            name, "", f"memory://faults-{secrets.token_hex(4)}?lease={LEASES[name]:g}", LEASES[name], None
-        )
-        return
-    inner, proxy_port = 0, 0
-    config: dict[str, str] = {}
-    if name == "kafka" and own:
-        # Kafka tells its clients where to go on: to the proxy, when they came by it.
-        inner, proxy_port = free_port(), free_port()
-        config = listener("PROXIED", inner, advertised=f"{LOOPBACK}:{proxy_port}")
-    with brokers.start(name, own=own, config=config) as broker:
-        os.environ.update(broker.client_environment)
-        upstream = (LOOPBACK, inner) if proxy_port else _address(broker.url)
-        url = with_options(broker.url, **OPTIONS[name])
-        yield Ground(name, broker.version, url, LEASES[name], broker, upstream, proxy_port)
+def ground(name: str, *, own: bool = True) -> Ground:
+    """One of `NAMES`, not started yet."""
+    return MemoryGround() if name == MemoryGround.name else ServerGround(name, own=own)
 
 
-def _address(url: str) -> tuple[str, int]:
-    endpoint = dict(parse_qsl(urlsplit(url).query)).get("endpoint_url")
-    parts = urlsplit(endpoint or url)
-    assert parts.hostname is not None and parts.port is not None, "the URL of a broker of our own has both"
-    return parts.hostname, parts.port
+def ours() -> Sequence[Ground]:
+    """All brokers of our own."""
+    return [ground(name) for name in NAMES]
+
+
+def theirs(name: str) -> Ground:
+    """The ground of which `module:attribute` names the class. Raises ConfigurationError."""
+    found = load(name, "a broker", "tests.ground:AcmeGround")
+    if not (isinstance(found, type) and issubclass(found, Ground)):
+        raise ConfigurationError(f"{name} is no class below messaging_contracts.faults.Ground but {found!r}")
+    return found()

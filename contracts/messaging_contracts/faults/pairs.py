@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.stage import Stage
 
 
-@fault()
+@fault("restart", "processes")
 async def killed_broker_and_killed_member(stage: Stage) -> None:
     """Pair: the broker killed, and a member while it is away."""
     url = await stage.way()
@@ -28,7 +28,7 @@ async def killed_broker_and_killed_member(stage: Stage) -> None:
     await stage.arena.again(first, "member-3")
 
 
-@fault()
+@fault("restart")
 async def killed_broker_and_failing_handler(stage: Stage) -> None:
     """Pair: the broker killed, and every fifth message to be retried."""
     url = await stage.way()
@@ -39,7 +39,7 @@ async def killed_broker_and_failing_handler(stage: Stage) -> None:
         await stage.restart_broker(kill=True)
 
 
-@fault()
+@fault("restart")
 async def killed_broker_and_rejecting_handler(stage: Stage) -> None:
     """Pair: the broker killed three times, and every second message rejected: each of these is to be a dead letter."""
     url = await stage.way()
@@ -51,7 +51,7 @@ async def killed_broker_and_rejecting_handler(stage: Stage) -> None:
         await stage.restart_broker(kill=True)
 
 
-@fault(on=("kafka", "rabbitmq", "redis"))
+@fault("restart", "data", "network")
 async def killed_broker_and_slow_network(stage: Stage) -> None:
     """Pair: the broker killed while every way to it takes 200 ms more."""
     proxy = await stage.arena.proxied()
@@ -66,7 +66,29 @@ async def killed_broker_and_slow_network(stage: Stage) -> None:
     proxy.heal()
 
 
-@fault()
+@fault("restart", "network", "once")
+async def killed_broker_and_lost_answers(stage: Stage) -> None:
+    """Pair: `idempotent_publish`, the broker killed, and its answers lost three times: one copy of each arrives.
+
+    Only publishers are hit, so nothing excuses a second copy: nobody consumes yet when the broker is killed.
+    """
+    proxy = await stage.proxied()
+    (publisher,) = await stage.publish(url=stage.arena.through(proxy), once=True)
+    stage.unhealthy = True
+    await stage.published(1 / 8)
+    await stage.restart_broker(kill=True, only=publisher)
+    await stage.members(2)
+    for share in (1 / 4, 1 / 2, 3 / 4):
+        await stage.published(share)
+        since = now()
+        proxy.lose_answers()
+        await asyncio.sleep(1)
+        await proxy.close_connections()
+        proxy.heal()
+        stage.arena.struck("answers lost", since, publisher)
+
+
+@fault("processes")
 async def killed_member_and_failing_handler(stage: Stage) -> None:
     """Pair: a member killed, and every fifth message to be retried."""
     first, _ = await stage.members(2, failing=5)
@@ -77,7 +99,7 @@ async def killed_member_and_failing_handler(stage: Stage) -> None:
     await stage.arena.again(first, "member-3")
 
 
-@fault()
+@fault("network", "processes")
 async def slow_network_and_killed_member(stage: Stage) -> None:
     """Pair: 200 ms more on every way, and a member killed."""
     proxy = await stage.arena.proxied()
@@ -93,7 +115,7 @@ async def slow_network_and_killed_member(stage: Stage) -> None:
     proxy.heal()
 
 
-@fault()
+@fault("network")
 async def cut_connections_and_failing_handler(stage: Stage) -> None:
     """Pair: a member's connections cut twice, and every fifth message to be retried."""
     proxy = await stage.arena.proxied()
@@ -110,7 +132,7 @@ async def cut_connections_and_failing_handler(stage: Stage) -> None:
         stage.arena.struck("cut", since, member)
 
 
-@fault()
+@fault("network")
 async def closed_connections_and_members_come_and_go(stage: Stage) -> None:
     """Pair: members joining and leaving every second, and their connections closed."""
     proxy = await stage.arena.proxied()
@@ -127,7 +149,7 @@ async def closed_connections_and_members_come_and_go(stage: Stage) -> None:
         await stage.arena.leave(present.pop(0))
 
 
-@fault()
+@fault("processes", "network")
 async def frozen_member_and_cut_connections(stage: Stage) -> None:
     """Pair: a member frozen beyond its lease, and the other's connections cut meanwhile."""
     proxy = await stage.arena.proxied()
@@ -150,7 +172,7 @@ async def frozen_member_and_cut_connections(stage: Stage) -> None:
     stage.arena.struck("frozen", since, frozen)
 
 
-@fault()
+@fault("network")
 async def slow_handler_and_closed_connections(stage: Stage) -> None:
     """Pair: a handler that takes longer than the lease, and its connections closed."""
     proxy = await stage.arena.proxied()

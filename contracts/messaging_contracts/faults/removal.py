@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from messaging_contracts.brokers.resp import Connection
 from messaging_contracts.faults.worker import GROUP, PARTITIONS, TOPICS
 
 if TYPE_CHECKING:
-    from messaging_contracts.faults.grounds import Ground
-
-Part: TypeAlias = Literal["queues", "topics"]
-"""Where a group's messages lie, or what they are published to; one and the same on Redis and Kafka."""
+    from messaging_contracts.faults.ground import Part
 
 
-async def remove(ground: Ground, native: Any, namespace: str, part: Part) -> None:
-    """Delete this of both topics, and nothing beside it; `native` is the adapter's client.
+async def remove(name: str, url: str, native: Any, namespace: str, part: Part) -> None:
+    """Delete this of both topics, and nothing beside it, on this broker of ours; `native` is the adapter's client.
 
     Raises LookupError where it is not known here how.
     """
-    if ground.name == "redis":
-        await asyncio.to_thread(_redis, ground.url, namespace)
-    elif ground.name == "rabbitmq":
+    if name == "redis":
+        await asyncio.to_thread(_redis, url, namespace)
+    elif name == "rabbitmq":
         await _rabbitmq(native, namespace, part)
-    elif ground.name == "kafka":
-        await _kafka(ground, namespace)
-    elif ground.name == "sqs":
+    elif name == "kafka":
+        await _kafka(url, namespace)
+    elif name == "sqs":
         await asyncio.to_thread(_sqs, native, namespace, part)
     else:
-        raise LookupError(f"it is not known here how something is deleted from {ground.name}")
+        raise LookupError(f"it is not known here how something is deleted from {name}")
 
 
 def _redis(url: str, namespace: str) -> None:
@@ -54,10 +51,8 @@ async def _rabbitmq(connection: Any, namespace: str, part: Part) -> None:
     await channel.close()
 
 
-async def _kafka(ground: Ground, namespace: str) -> None:
-    admin: Any = import_module("aiokafka.admin").AIOKafkaAdminClient(
-        bootstrap_servers=urlsplit(ground.url).netloc
-    )
+async def _kafka(url: str, namespace: str) -> None:
+    admin: Any = import_module("aiokafka.admin").AIOKafkaAdminClient(bootstrap_servers=urlsplit(url).netloc)
     await admin.start()
     try:
         await admin.delete_topics([f"messaging.{namespace}..topic.{name}" for name in TOPICS])

@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from messaging_contracts.brokers import BrokerUnavailable
-from messaging_contracts.faults.grounds import Ground, ground
+from messaging_contracts.faults.grounds import ours
 from messaging_contracts.faults.history import now
 from messaging_contracts.faults.report import not_tried, told
 from messaging_contracts.faults.scenarios import faults
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
+    from messaging_contracts.faults.ground import Ground
     from messaging_contracts.faults.scenarios import Fault
 
-BROKERS = ("kafka", "sqs", "rabbitmq", "redis", "memory")
-"""Those that take longest come first, so that two at a time end together."""
 AT_A_TIME = 2
 LIMIT = 240.0
 """Seconds after which one fault is given up."""
@@ -46,41 +45,50 @@ class Run:
     show: Callable[[str], object]
     seconds: float
     """After which no other fault is begun; what is left is told as not tried, and so as not held."""
+    grounds: Sequence[Ground] = field(default_factory=ours)
+    """The brokers, not started."""
     _rows: list[Row] = field(default_factory=list[Row])
     _lock: Lock = field(default_factory=Lock)
 
     def all(self) -> Sequence[Row]:
         """Try them. Raises ValueError for a name that is none."""
-        known = {*BROKERS, *(one.name for one in faults())}
+        known = {*self._names, *(one.name for one in faults())}
         if unknown := sorted(set(self.wanted) - known):
             raise ValueError(f"{', '.join(unknown)}: neither a broker nor a fault")
         end = now() + self.seconds
-        plan = {name: [one for one in faults() if self._wants(one, name)] for name in BROKERS}
-        in_threads([partial(self._series, name, mine, end) for name, mine in plan.items()], AT_A_TIME)
+        in_threads([partial(self._series, one, end) for one in self.grounds], AT_A_TIME)
         return self._rows
 
-    def _wants(self, one: Fault, broker: str) -> bool:
-        brokers = set(self.wanted) & set(BROKERS)
-        names = set(self.wanted) - brokers
-        return broker in one.on and (not brokers or broker in brokers) and (not names or one.name in names)
+    @property
+    def _names(self) -> set[str]:
+        return {one.name for one in self.grounds}
 
-    def _series(self, name: str, mine: Sequence[Fault], end: float) -> None:
+    def _wants(self, one: Fault, where: Ground) -> bool:
+        brokers = set(self.wanted) & self._names
+        names = set(self.wanted) - brokers
+        asked = (not brokers or where.name in brokers) and (not names or one.name in names)
+        return asked and one.applies_to(where)
+
+    def _series(self, where: Ground, end: float) -> None:
         """Try these on one broker, one after the other; it is started anew after a fault that did not hold."""
-        stack = ExitStack()
-        here: Ground | None = None
-        with stack:
-            for one in mine:
+        runs = False
+        with ExitStack() as stack:
+            for one in faults():
+                if not self._wants(one, where):
+                    continue
                 if now() > end:
-                    self._add(not_tried(one, name, "the run's time was over"))
+                    self._add(not_tried(one, where.name, "the run's time was over"))
                     continue
                 try:
-                    here = here or stack.enter_context(ground(name))
-                    row = try_one(one, here, WHOLE if one.whole and self.whole else QUICK, self.folder)
+                    if not runs:
+                        stack.enter_context(where)
+                        runs = True
+                    row = try_one(one, where, WHOLE if one.whole and self.whole else QUICK, self.folder)
                 except BrokerUnavailable as error:
-                    row = not_tried(one, name, str(error))
+                    row = not_tried(one, where.name, str(error))
                 self._add(row)
                 if not row.held:
-                    here = None
+                    runs = False
                     stack.close()
 
     def _add(self, row: Row) -> None:
@@ -92,13 +100,13 @@ class Run:
             self.show(told(row))
 
 
-def kept(folder: Path) -> list[Row]:
+def kept(folder: Path, grounds: Sequence[Ground]) -> list[Row]:
     """The last row of each fault on each broker that a run left in this folder, in the order of the faults."""
     found: list[Row] = []
-    for broker in BROKERS:
+    for where in grounds:
         for one in faults():
-            file = folder / broker / one.name / ROW
-            if broker in one.on and file.exists():
+            file = folder / where.name / one.name / ROW
+            if one.applies_to(where) and file.exists():
                 fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
                 fields["violations"] = tuple(fields["violations"])
                 found.append(Row(**fields))

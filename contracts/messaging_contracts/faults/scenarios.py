@@ -11,14 +11,13 @@ from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging_contracts.faults.history import CLOCK_JUMPED, now
-from messaging_contracts.faults.servers import close_connections
 from messaging_contracts.faults.stage import OUTAGE
 from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
     from messaging import DeadLetters
+    from messaging_contracts.faults.ground import Ground, Offer, Resource
     from messaging_contracts.faults.processes import Process
-    from messaging_contracts.faults.servers import Resource
     from messaging_contracts.faults.stage import Stage
 
 Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
@@ -26,9 +25,6 @@ Act: TypeAlias = "Callable[[Stage], Awaitable[None]]"
 MOST_DEATHS = 8
 """More processes than this must not die of one message: three returns, the mark, one more alone, and two to spare."""
 HOUR = 3600.0
-PROCESSES = ("redis", "rabbitmq", "kafka", "sqs")
-"""Where members are processes."""
-ALL = ("memory", *PROCESSES)
 SPECIAL = "publisher-1.0.3"
 """How the ids of the messages end at which a handler misbehaves: one of each topic."""
 
@@ -40,26 +36,28 @@ class Fault:
     name: str
     summary: str
     act: Act
-    on: tuple[str, ...]
-    """The brokers to which it applies."""
+    needs: frozenset[Offer]
+    """What a broker must offer to which it applies."""
     whole: bool
     """Whether it is tried with ten thousand messages."""
     short: tuple[str, ...]
-    """Where it belongs to the short choice."""
+    """The brokers on which it belongs to the short choice."""
+
+    def applies_to(self, ground: Ground) -> bool:
+        """Whether it can be tried there."""
+        return self.needs <= ground.offers and self.name not in ground.leaves_out
 
 
 _faults: dict[str, Fault] = {}
 
 
-def fault(
-    *, on: tuple[str, ...] = PROCESSES, whole: bool = False, short: tuple[str, ...] = ()
-) -> Callable[[Act], Act]:
+def fault(*needs: Offer, whole: bool = False, short: tuple[str, ...] = ()) -> Callable[[Act], Act]:
     """Register a fault: its function's name, and the first line of its docstring for the table."""
 
     def register(act: Act) -> Act:
         name = act.__name__
         summary = (act.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        _faults[name] = Fault(name, summary, act, on, whole, short)
+        _faults[name] = Fault(name, summary, act, frozenset(needs), whole, short)
         return act
 
     return register
@@ -74,7 +72,7 @@ def faults() -> Sequence[Fault]:
 # --- members -----------------------------------------------------------------------------------------------------
 
 
-@fault(short=("rabbitmq", "kafka"))
+@fault("processes", short=("rabbitmq", "kafka"))
 async def killed_member(stage: Stage) -> None:
     """Members killed with kill -9."""
     first, second = await stage.members(2)
@@ -87,7 +85,7 @@ async def killed_member(stage: Stage) -> None:
     await stage.arena.kill(second)
 
 
-@fault()
+@fault("processes")
 async def frozen_member(stage: Stage) -> None:
     """A member frozen (SIGSTOP) beyond its lease, then woken."""
     frozen, other = await stage.members(2)
@@ -104,7 +102,7 @@ async def frozen_member(stage: Stage) -> None:
     stage.arena.struck("frozen", since, frozen)
 
 
-@fault(on=ALL)
+@fault()
 async def members_come_and_go(stage: Stage) -> None:
     """Members joining and leaving every second."""
     present = await stage.members(2)
@@ -115,7 +113,7 @@ async def members_come_and_go(stage: Stage) -> None:
         await stage.arena.leave(present.pop(0))
 
 
-@fault(on=ALL)
+@fault()
 async def shutdown_under_load(stage: Stage) -> None:
     """Members stopped (SIGTERM) under load: no fault, so no duplicates."""
     first, second = await stage.members(2, work=0.05)
@@ -128,14 +126,14 @@ async def shutdown_under_load(stage: Stage) -> None:
     await stage.arena.leave(second)
 
 
-@fault(on=ALL)
+@fault()
 async def blocked_event_loop(stage: Stage) -> None:
     """A handler that blocks its event loop for 10 s."""
     await stage.members(2, quirk="block", special=SPECIAL, quirk_seconds=10.0)
     await stage.publish()
 
 
-@fault(on=ALL)
+@fault()
 async def parked_key(stage: Stage) -> None:
     """A key that fails for some seconds, with more messages waiting than may be prefetched: others go on."""
     stuck = "publisher-1.0"
@@ -153,7 +151,7 @@ async def parked_key(stage: Stage) -> None:
         member.signal(signal.SIGUSR2)
 
 
-@fault(on=ALL)
+@fault()
 async def clock_jumps(stage: Stage) -> None:
     """A member's clock that jumps 5 s ahead, another's 5 s back, twice, while messages are retried."""
     ahead = await stage.arena.start("member-1", jump=5.0, failing=5)
@@ -168,7 +166,7 @@ async def clock_jumps(stage: Stage) -> None:
             stage.arena.struck(CLOCK_JUMPED, now(), member, aftermath=inf, seconds=member.role.jump)
 
 
-@fault(on=ALL)
+@fault()
 async def wrong_clocks(stage: Stage) -> None:
     """A member's clock an hour ahead, another's an hour back, from the start: no excuse for any retry."""
     await stage.arena.start("member-1", ahead=HOUR, failing=5)
@@ -176,14 +174,14 @@ async def wrong_clocks(stage: Stage) -> None:
     await stage.publish()
 
 
-@fault(on=ALL, short=("memory",))
+@fault(short=("memory",))
 async def handler_slower_than_lease(stage: Stage) -> None:
     """A handler that takes longer than the lease: no fault, so no duplicates."""
     await stage.members(2, quirk="slow", special=SPECIAL, quirk_seconds=1.5 * stage.lease)
     await stage.publish()
 
 
-@fault(on=ALL)
+@fault()
 async def handler_ignores_cancellation(stage: Stage) -> None:
     """A handler that ignores its cancellation when its member is stopped."""
     stubborn, _ = await stage.members(2, quirk="stubborn", special=SPECIAL, quirk_seconds=30.0, grace=1.0)
@@ -200,13 +198,13 @@ async def handler_ignores_cancellation(stage: Stage) -> None:
             stage.arena.struck("a handler was left behind", since, process)
 
 
-@fault()
+@fault("processes")
 async def poison(stage: Stage) -> None:
     """A message that kills each process that handles it (kill -9)."""
     await _deadly(stage, "poison")
 
 
-@fault()
+@fault("processes")
 async def exiting_handler(stage: Stage) -> None:
     """A message whose handler raises SystemExit, which ends its process."""
     await _deadly(stage, "exit")
@@ -264,7 +262,7 @@ async def _replacement(stage: Stage, member: Process, name: str) -> Process:
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
-@fault(whole=True)
+@fault("restart", whole=True)
 async def restarted_broker(stage: Stage) -> None:
     """The broker restarted in an orderly way, twice, under publishing load."""
     url = await stage.way()
@@ -276,7 +274,7 @@ async def restarted_broker(stage: Stage) -> None:
         await stage.restart_broker(kill=False)
 
 
-@fault(whole=True, short=("redis",))
+@fault("restart", whole=True, short=("redis",))
 async def killed_broker(stage: Stage) -> None:
     """The broker killed with kill -9, twice, under publishing load."""
     url = await stage.way()
@@ -288,19 +286,19 @@ async def killed_broker(stage: Stage) -> None:
         await stage.restart_broker(kill=True)
 
 
-@fault(on=("redis", "rabbitmq"))
+@fault("memory")
 async def full_memory(stage: Stage) -> None:
     """The broker out of memory for some seconds."""
     await _full(stage, "memory")
 
 
-@fault(on=("redis", "rabbitmq"))
+@fault("disk")
 async def full_disk(stage: Stage) -> None:
     """The broker's disk full for some seconds (RabbitMQ's alarm, Redis' MISCONF)."""
     await _full(stage, "disk")
 
 
-@fault(on=ALL, short=("memory",))
+@fault(short=("memory",))
 async def deleted_group(stage: Stage) -> None:
     """The group deleted under its members: they end with an error, members started anew go on."""
     members = await stage.members(2)
@@ -315,7 +313,7 @@ async def deleted_group(stage: Stage) -> None:
     await stage.publish(name="late")
 
 
-@fault()
+@fault("deletion")
 async def deleted_topic(stage: Stage) -> None:
     """Queues or streams of a group, then its topic, deleted under members and publishers, who go on when it is there.
 
@@ -337,7 +335,7 @@ async def deleted_topic(stage: Stage) -> None:
 # --- the network -------------------------------------------------------------------------------------------------
 
 
-@fault(short=("sqs",))
+@fault("network", short=("sqs",))
 async def cut_connections(stage: Stage) -> None:
     """All TCP connections of a member and of the publishers cut for 5 s."""
     proxy = await stage.arena.proxied()
@@ -354,7 +352,7 @@ async def cut_connections(stage: Stage) -> None:
     stage.arena.struck("cut", since, member)
 
 
-@fault()
+@fault("network")
 async def closed_connections(stage: Stage) -> None:
     """All connections closed at once, six times: in turn in an orderly way, as by a server, and by a reset."""
     proxy = await stage.arena.proxied()
@@ -367,7 +365,7 @@ async def closed_connections(stage: Stage) -> None:
         stage.arena.struck("closed", since, member)
 
 
-@fault(on=("redis", "rabbitmq"))
+@fault("closing")
 async def closed_by_the_broker(stage: Stage) -> None:
     """All connections ended by the broker's own command, three times."""
     members = await stage.members(2)
@@ -376,11 +374,11 @@ async def closed_by_the_broker(stage: Stage) -> None:
         await stage.published(share)
         await stage.busy(members[0])
         since = now()
-        await asyncio.to_thread(close_connections, stage.ground.server)
+        await asyncio.to_thread(stage.ground.close_connections)
         stage.arena.struck("closed", since)
 
 
-@fault()
+@fault("network")
 async def black_hole(stage: Stage) -> None:
     """Packets of a member and of the publishers vanish, in both directions, for 5 s and longer than the lease."""
     proxy = await stage.arena.proxied()
@@ -397,7 +395,7 @@ async def black_hole(stage: Stage) -> None:
     stage.arena.struck("black hole", since, member)
 
 
-@fault()
+@fault("network")
 async def slow_network(stage: Stage) -> None:
     """200 ms more on every way to the broker and back: no fault, so no duplicates."""
     proxy = await stage.arena.proxied()
@@ -409,7 +407,7 @@ async def slow_network(stage: Stage) -> None:
     proxy.heal()
 
 
-@fault()
+@fault("network")
 async def dripping_network(stage: Stage) -> None:
     """2 kB/s for each connection and direction of a member, for 5 s."""
     proxy = await stage.arena.proxied()

@@ -6,15 +6,14 @@ import os
 import shutil
 import subprocess
 import time
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from messaging_contracts.brokers.process import NativeBroker
 from messaging_contracts.brokers.resp import Connection, ReplyError
 
 if TYPE_CHECKING:
     from messaging_contracts.brokers import Broker
-
-Resource: TypeAlias = Literal["memory", "disk"]
+    from messaging_contracts.faults.ground import Resource
 
 LITTLE = 1_000_000
 """Bytes: less than Redis takes for itself."""

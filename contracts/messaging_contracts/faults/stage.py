@@ -24,8 +24,6 @@ from messaging_contracts.faults.history import (
     now,
     read,
 )
-from messaging_contracts.faults.removal import remove
-from messaging_contracts.faults.servers import exhaust
 from messaging_contracts.faults.verdict import Verdict
 from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS, topic_of
 
@@ -33,11 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from messaging_contracts.faults.grounds import Ground
+    from messaging_contracts.faults.ground import Ground, Part, Resource
     from messaging_contracts.faults.processes import Process
     from messaging_contracts.faults.proxy import Proxy
-    from messaging_contracts.faults.removal import Part
-    from messaging_contracts.faults.servers import Resource
 
 TOLERANCE = 0.05
 """Seconds by which a retry may be early: the broker's clock and a member's are two."""
@@ -120,10 +116,16 @@ class Stage:
 
     async def way(self) -> str | None:
         """The URL for members and publishers of a broker that is to be restarted."""
-        if self.ground.keeps_its_data:
+        if "data" in self.ground.offers:
             return None
-        self._fragile = await self.arena.proxied()
-        return self.arena.through(self._fragile)
+        return self.arena.through(await self.proxied())
+
+    async def proxied(self) -> Proxy:
+        """A proxy, also for a broker that is to be restarted."""
+        proxy = await self.arena.proxied()
+        if "data" not in self.ground.offers:
+            self._fragile = proxy
+        return proxy
 
     async def members(self, number: int, *, url: str | None = None, **role: Any) -> list[Process]:
         """So many members, ready."""
@@ -132,8 +134,10 @@ class Stage:
             await member.ready()
         return made
 
-    async def publish(self, *, url: str | None = None, name: str = "publisher", measure: float = 0.0) -> None:
-        """Begin to publish, beside everything else."""
+    async def publish(
+        self, *, url: str | None = None, name: str = "publisher", measure: float = 0.0, once: bool = False
+    ) -> list[Process]:
+        """Begin to publish, beside everything else; `once`: with `idempotent_publish`."""
         scale = self.scale
         each = scale.messages // scale.processes
         tasks = scale.publishers // scale.processes
@@ -146,11 +150,13 @@ class Stage:
                 publishers=tasks,
                 pace=scale.seconds * tasks / each,
                 measure=measure,
+                once=once,
             )
             begun.append(publisher)
         self._publishers += begun
         for publisher in begun:
             await publisher.ready()
+        return begun
 
     async def published(self, share: float) -> None:
         """Wait until this share of all messages is confirmed."""
@@ -168,10 +174,10 @@ class Stage:
             self.scale.patience,
         )
 
-    async def restart_broker(self, *, kill: bool) -> None:
+    async def restart_broker(self, *, kill: bool, only: Process | None = None) -> None:
         """End the broker, at once or in an orderly way, and start it again with its data.
 
-        One that forgets everything is out of reach instead.
+        One that forgets everything is out of reach instead. `only`: nobody else was there to be hit.
         """
         since = now()
         if self._fragile is not None:
@@ -180,19 +186,19 @@ class Stage:
             self._fragile.heal()
         else:
             if kill:
-                await asyncio.to_thread(self.ground.server.kill)
+                await asyncio.to_thread(self.ground.kill)
                 await asyncio.sleep(AWAY)
-            await asyncio.to_thread(self.ground.server.restart)
-        self.arena.struck("broker killed" if kill else "broker restarted", since)
+            await asyncio.to_thread(self.ground.restart)
+        self.arena.struck("broker killed" if kill else "broker restarted", since, only)
 
     @asynccontextmanager
     async def out_of(self, resource: Resource) -> AsyncGenerator[None]:
         """While the body runs, the broker takes nothing more."""
-        await asyncio.to_thread(exhaust, self.ground.server, resource, True)
+        await asyncio.to_thread(self.ground.exhaust, resource, True)
         try:
             yield
         finally:
-            await asyncio.to_thread(exhaust, self.ground.server, resource, False)
+            await asyncio.to_thread(self.ground.exhaust, resource, False)
 
     async def lose(self, part: Part, members: Sequence[Process], *, declared: bool) -> None:
         """Delete this on the broker, and wait until it is there again and all members are well.
@@ -202,7 +208,7 @@ class Stage:
         """
         arena, seconds = self.arena, self.scale.patience
         since, over = now(), None
-        await remove(self.ground, arena.observer.native, arena.namespace, part)
+        await self.ground.remove(arena.observer.native, arena.namespace, part)
         if self.unhealthy:
             await arena.until(
                 lambda progress: any(progress.health.get(one.name) == "red" for one in members),

@@ -62,6 +62,8 @@ TRIES = 200
 NOTICED = 3.0
 """Seconds after the end of a lease within which everybody has noticed it."""
 SYSTEM_TIME = time.time
+PATIENCE = 60.0
+"""Seconds for which the library may send again what is stored once: longer than any fault lasts."""
 PROBE = 0.2
 """Seconds between two looks at one's own health, and at the lag of one's own event loop."""
 
@@ -80,6 +82,8 @@ class Role:
     """Tasks that publish at once, to each topic, each with a key of its own."""
     pace: float = 0.0
     """Between two messages of one task."""
+    once: bool = False
+    """Publish with `idempotent_publish`, to the topics of which the broker stores a message once."""
     concurrency: int = 8
     prefetch: int = PREFETCH
     work: float = 0.02
@@ -118,6 +122,8 @@ class Worker:
         self._controls = controls
         self._stop = controls.stop
         self._handlings = count(1)
+        self._timeout = PATIENCE if role.once else 5.0
+        """Seconds for one publish."""
         self.started = False
 
     async def watch(self) -> None:
@@ -166,10 +172,15 @@ class Worker:
         """Publish all of it, each message until it is confirmed."""
         role = self._role
         each = -(-role.publish // role.publishers)
+        topics = [topic for topic in map(topic_of, TOPICS) if not role.once or self._stored_once(topic)]
         async with asyncio.TaskGroup() as tasks:
-            for name in TOPICS:
+            for topic in topics:
                 for number in range(role.publishers):
-                    tasks.create_task(self._publish_key(topic_of(name), f"{role.name}.{number}", each))
+                    tasks.create_task(self._publish_key(topic, f"{role.name}.{number}", each))
+
+    def _stored_once(self, topic: Topic[Any]) -> bool:
+        spec = self._bus.catalogue.spec(topic)
+        return self._bus.adapter.publishes_once(spec).level != "unsupported"
 
     async def _publish_key(self, topic: Topic[Any], key: str, least: int) -> None:
         for sequence in count():
@@ -190,7 +201,7 @@ class Worker:
         for _ in range(TRIES):
             tell("sent")
             try:
-                await self._bus.publish(topic, [key, sequence], key=key, id=id, timeout=5)
+                await self._bus.publish(topic, [key, sequence], key=key, id=id, timeout=self._timeout)
             except PublishUncertain:
                 tell("uncertain")
             except (PublishError, MessagingError):
@@ -334,7 +345,11 @@ async def main(role: Role, url: str, controls: Controls) -> None:
     controls.clock.jump(role.ahead)
     with Journal(Path(role.journal)) as journal:
         settings = Settings.load(
-            url=url, namespace=role.namespace, drain_timeout=role.grace, publish_timeout=5.0
+            url=url,
+            namespace=role.namespace,
+            drain_timeout=role.grace,
+            publish_timeout=5.0,
+            idempotent_publish=role.once,
         )
         for attempt in count(1):
             bus = connect(settings, clock=controls.clock)

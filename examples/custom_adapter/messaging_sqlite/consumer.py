@@ -68,10 +68,12 @@ class SQLiteConsumer(Consumer):
             self._database.take,
             *(member, self._number, self._group.ordered, limit, paused, self._seconds),
         )
-        if found is None:  # its lease has ended, or the group was deleted
+        if found is None or self._member != member:  # its lease has ended, or the group was deleted
             self._number = self._member = None
             return []
-        rows, fence = found
+        rows, fence, renewed = found
+        if renewed:  # what holds nothing is not extended: what is taken now must not end with an old lease
+            self._until.deadline = monotonic + self._seconds
         return [self._delivery(row, member, fence) for row in rows]
 
     def _delivery(self, row: sqlite3.Row, member: int, fence: int) -> RawDelivery:

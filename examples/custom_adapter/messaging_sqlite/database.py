@@ -272,8 +272,11 @@ class Database:
         room: int,
         paused: Collection[int],
         seconds: float,
-    ) -> tuple[list[sqlite3.Row], int] | None:
-        """Rows that are this member's from now on, and the fence; None when it is no member any more."""
+    ) -> tuple[list[sqlite3.Row], int, bool] | None:
+        """Rows that are this member's for a whole lease, the fence, and whether its lease was renewed.
+
+        None when it is no member any more.
+        """
         now = self._time()
         query = {
             "member": member,
@@ -286,14 +289,16 @@ class Database:
         alive = self._one("SELECT until FROM members WHERE id = ?", member)
         expired = self._one("SELECT 1 FROM members WHERE until <= ?", now)
         if alive and not expired and self.connection.execute(READY, query).fetchone() is None:
-            if alive["until"] - now < seconds / 2 and not self._one(
+            renewed = alive["until"] - now < seconds / 2 and not self._one(
                 "SELECT 1 FROM messages WHERE owner = ?", member
-            ):
+            )
+            if renewed:
                 self.extend(member, seconds)  # of one that holds nothing, nobody else does it
-            return [], 0
+            return [], 0, renewed
         with self.transaction() as run:
             self._expire(run, self._time())
-            if run("SELECT 1 FROM members WHERE id = ?", (member,)).fetchone() is None:
+            renewed = run("UPDATE members SET until = ? WHERE id = ?", (self._time() + seconds, member))
+            if not renewed.rowcount:
                 return None
             ids = json.dumps([row["id"] for row in run(READY, query)])
             run(
@@ -306,7 +311,7 @@ class Database:
             rows = run(
                 "SELECT * FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", (ids,)
             ).fetchall()
-            return rows, fence
+            return rows, fence, True
 
     def _expire(self, run: Any, now: float) -> None:
         """Members whose lease has ended are gone; what they held comes back, and that is counted (2, 3)."""

@@ -227,8 +227,9 @@ class Consumer(ABC):
         """Store durably that this delivery is now run alone (3).
 
         True: the mark is stored, run it now. False: the broker keeps a marked copy, which will be handed over
-        with `guard="alone"`; this delivery is over. Raises LeaseLost: it is over here. Raises ConnectionFailed: the
-        mark may be stored or not; the dispatcher asks again while the delivery is ours. Marking twice is a no-op.
+        with `guard="alone"`; this delivery is over. Raises LeaseLost, or TopicNotFound: it is over here. After
+        any other error that `errors.is_fatal` does not know, the mark may be stored or not; the dispatcher asks again
+        while the delivery is ours. Marking twice is a no-op.
         """
 
     @abstractmethod

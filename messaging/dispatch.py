@@ -444,7 +444,7 @@ class Dispatcher:
             held=len(self._lanes),
             parked=self._lanes.parked,
             parked_full=bool(self._lanes.full or self._consumer.status().full),
-            last_error=self.last_error or self._settler.error or self._lease_error,
+            last_error=self.last_error or self._settler.error or self._lease_error or self._workers.error,
             unsettled=self._settler.error is not None,
             **asdict(self._binding.counters),
         )

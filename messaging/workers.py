@@ -15,7 +15,7 @@ from messaging.backoff import Backoff
 from messaging.binding import current_delivery
 from messaging.clock import sleep
 from messaging.delay import FirstSeen, judge_early
-from messaging.errors import ConnectionFailed, DecodeError, MessagingError
+from messaging.errors import DecodeError, LeaseLost, MessagingError, TopicNotFound, is_fatal
 from messaging.message import Delivery, Reject, Release, seconds
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class Workers:
         self._ended = False
         self.alone: RawDelivery | None = None
         """The suspect that runs, or is being settled, with nothing beside it."""
+        self.error: str | None = None
+        """Why it cannot be marked, while that is tried again."""
         self.exiting = False
         """A handler has raised SystemExit: its process ends of its message, which is a crash (3)."""
 
@@ -313,21 +315,44 @@ class Workers:
         return delivery
 
     async def _isolated(self, suspect: RawDelivery) -> bool:
-        """Whether the durable mark is stored and the suspect may run now; else it is over here, or given back."""
+        """Whether the durable mark is stored and the suspect may run now; else it is over here, or given back.
+
+        Raises what is known to be fatal (25).
+        """
         backoff = Backoff()
-        while not self._stopped and self._leased(suspect):
-            try:
-                marked = await self._consumer.isolate(suspect)
-            except ConnectionFailed:
-                await sleep(self._clock, backoff.next())
-            except MessagingError as error:
-                self._lose(suspect, str(error))
-                return False
-            else:
-                if not marked:
-                    self._lanes.finish(suspect)
-                return marked
-        return False
+        try:
+            while not self._stopped and self._leased(suspect):
+                try:
+                    marked = await self._consumer.isolate(suspect)
+                except (
+                    LeaseLost,
+                    TopicNotFound,
+                ) as error:  # `receive` tells whether what is gone is made anew
+                    self._lose(suspect, str(error))
+                    return False
+                except MessagingError as error:
+                    if is_fatal(error):
+                        raise
+                    self._not_marked(suspect, error)
+                    await sleep(self._clock, backoff.next())
+                else:
+                    if not marked:
+                        self._lanes.finish(suspect)
+                    return marked
+            return False
+        finally:
+            self.error = None
+
+    def _not_marked(self, suspect: RawDelivery, error: MessagingError) -> None:
+        if self.error is None:
+            logger.warning(
+                "Message %s, which may end its process, cannot be marked to run alone: %s. Nothing else runs while "
+                "this is tried again",
+                suspect.message.id,
+                error,
+                extra={"message_id": suspect.message.id},
+            )
+        self.error = str(error)
 
     def _log_abandoned(self) -> None:
         for delivery in self.running:

@@ -426,7 +426,12 @@ class Member(Consumer):
             raise LeaseLost(
                 f"the lease of message {delivery.message.id} of {self.where} ended before it was isolated"
             )
-        await self.marks.add(self.url, delivery)
+        try:
+            await self.marks.add(self.url, delivery)
+        except Absent as error:  # `receive` tells what that means
+            raise LeaseLost(
+                f"message {delivery.message.id} was not isolated: the queue of {self.where} is gone"
+            ) from error
         delivery.guard = "alone"
         return True
 

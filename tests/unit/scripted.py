@@ -26,6 +26,7 @@ from messaging.codec import Codec
 from messaging.dispatch import Dispatcher
 from messaging.message import Ack, Message, Receipt, Retry
 from messaging.testing import VirtualClock
+from messaging.workers import SUSPECT_AFTER
 
 NATIVE = Capability("native")
 
@@ -39,6 +40,10 @@ def message(id="m", key=None, body=b"{}", **values):
 def raw(id="m", key=None, **values):
     body = values.pop("body", b'"x"')
     return RawDelivery(message(id, key, body, content_type="application/json"), **values)
+
+
+def suspect(id, **values):
+    return raw(id, returns=SUSPECT_AFTER, **values)
 
 
 def outgoing(id="m", key=None, *, ordered=False, partition=0, topic="orders"):

@@ -5,14 +5,9 @@ import pytest
 from messaging import workers as module
 from messaging.adapter import DONE, Hold, Lease
 from messaging.binding import current_delivery
-from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.isolation import Isolation
 from messaging.message import Ack, Reject, Release, Retry
-from tests.unit.scripted import Bench, Work, raw
-
-
-def suspect(id, **values):
-    return raw(id, returns=module.SUSPECT_AFTER, **values)
+from tests.unit.scripted import Bench, Work, raw, suspect
 
 
 async def test_no_more_than_concurrency_run_at_once():
@@ -343,76 +338,6 @@ async def test_a_message_that_came_back_with_its_mark_is_a_dead_letter():
         "its process ended 4 times while handling it, the last time alone",
     )
     assert work.started == []
-
-
-async def test_a_suspect_whose_marked_copy_is_with_the_broker_is_over_here():
-    work = Work()
-    bench = Bench(work)
-
-    async def moved(delivery):
-        return False
-
-    bench.consumer.on_isolate = moved
-    async with bench.running():
-        await bench.put(suspect("s"), raw("1"))
-
-        assert work.started == ["1"]
-        assert bench.consumer.settled == []
-        work.finish("1")
-
-
-async def test_a_suspect_is_marked_again_until_the_broker_answers():
-    work = Work()
-    bench = Bench(work)
-    answers = [ConnectionFailed("cut"), ConnectionFailed("cut")]
-
-    async def fail_twice(delivery):
-        if answers:
-            raise answers.pop()
-        return True
-
-    bench.consumer.on_isolate = fail_twice
-    async with bench.running():
-        await bench.put(suspect("s"), raw("1"))
-        assert work.started == []
-        await bench.clock.advance(1)
-        assert work.started == ["s"]
-        work.finish("s")
-        await bench.clock.settle()
-        assert bench.consumer.isolated == ["s", "s", "s"]
-        work.finish("1")
-
-
-async def test_a_suspect_that_cannot_be_marked_goes_back_when_the_member_leaves():
-    work = Work()
-    bench = Bench(work)
-
-    async def fail(delivery):
-        raise ConnectionFailed("cut")
-
-    bench.consumer.on_isolate = fail
-    async with bench.running():
-        await bench.put(suspect("s"))
-        bench.dispatcher.stop()
-        await bench.clock.advance(10)
-    assert work.started == []
-    assert bench.consumer.outcomes(Release) == ["s"]
-
-
-async def test_a_suspect_that_another_member_has_is_lost_and_the_others_go_on():
-    work = Work()
-    bench = Bench(work)
-
-    async def refuse(delivery):
-        raise LeaseLost("taken")
-
-    bench.consumer.on_isolate = refuse
-    async with bench.running():
-        await bench.put(suspect("s"), raw("1"))
-
-        assert work.started == ["1"]
-        assert bench.counters.lost == 1
-        work.finish("1")
 
 
 async def test_a_suspect_that_is_lost_while_it_waits_holds_up_nobody():

@@ -3,7 +3,7 @@
 import pytest
 
 from messaging.adapter import Done, TopicSpec, Topology
-from messaging.errors import TopicNotFound, TopologyLost
+from messaging.errors import LeaseLost, TopicNotFound, TopologyLost
 from messaging.message import Reject
 from messaging_sqs import lost_letters
 from tests.contract.sqs.support import Bench, ids, intercept, nothing, outgoing, publish, receive, settle
@@ -32,6 +32,18 @@ async def test_a_queue_that_is_deleted_alone_is_told_and_declared_anew(bench: Be
     await publish(adapter, group.topic, "new")
 
     assert ids(await receive(bench.consumer(adapter, group), 1)) == ["new"]
+
+
+async def test_a_suspect_whose_queue_is_deleted_before_it_is_marked_is_lost(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, group.topic, "poison")
+    (delivery,) = await receive(consumer, 1)
+    await adapter._topics.queues.delete(await adapter._topics.queue_url(group))
+
+    with pytest.raises(LeaseLost):
+        await consumer.isolate(delivery)
 
 
 async def test_a_deleted_group_is_not_made_anew_by_its_members(bench: Bench):

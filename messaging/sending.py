@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
 from messaging.clock import timeout
-from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, UnsupportedCapability
+from messaging.errors import (
+    ConnectionFailed,
+    MessagingError,
+    PublishError,
+    TopicNotFound,
+    UnsupportedCapability,
+    is_fatal,
+)
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
 from messaging.refusals import SILENT
@@ -69,8 +76,10 @@ class Sender:
             if within >= SILENT:
                 broker.refusals.note(topic.name, error)
             raise error from None
-        except ConnectionFailed as error:
-            broker.refusals.note(topic.name, error)
+        except MessagingError as error:
+            # What the program did wrong is fatal, and so are refused credentials, which the broker is to tell of.
+            if isinstance(error, ConnectionFailed) or not is_fatal(error):
+                broker.refusals.note(topic.name, error)
             raise
         return spec, max(0.0, within - (self.clock.monotonic() - start))
 

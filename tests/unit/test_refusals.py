@@ -2,10 +2,21 @@
 
 import asyncio
 import logging
+from unittest.mock import AsyncMock
 
 import pytest
 
-from messaging.errors import ConnectionFailed, MessageTooLarge, NoGroup, PublishError, PublishUncertain
+from messaging.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionFailed,
+    MessageTooLarge,
+    MessagingError,
+    NoGroup,
+    PublishError,
+    PublishUncertain,
+    TopicNotFound,
+)
 from messaging.message import Receipt
 from messaging_memory.adapter import MemoryAdapter
 from tests.unit.publishing import Desk
@@ -128,3 +139,31 @@ async def test_a_caller_without_time_blames_nobody_but_one_whom_a_silent_broker_
     (again,) = await desk.publisher.publish([outgoing("c")], 3)
     assert isinstance(again, Receipt)
     assert desk.refusals.last() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionFailed("cut"), True),
+        (AuthenticationFailed("the password was changed"), True),
+        (MessagingError("a refusal that nobody knows"), True),
+        (ConfigurationError("of another shape"), False),
+        (TopicNotFound("nothing may be declared"), False),
+    ],
+    ids=repr,
+)
+async def test_a_broker_that_does_not_declare_what_is_published_to_is_yellow_until_it_does(
+    bus, monkeypatch, warnings, error, told
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryAdapter, "declare", AsyncMock(side_effect=error))
+        with pytest.raises(type(error)):
+            await bus.publish(jobs, "a")
+    refused = await bus.health()
+    await bus.publish(jobs, "a")
+
+    assert (refused.status, str(error) in (refused.last_error or "")) == (
+        ("yellow", True) if told else ("green", False)
+    )
+    assert len(warnings()) == told
+    assert (await bus.health()).status == "green"

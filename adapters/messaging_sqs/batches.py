@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from messaging.errors import ConnectionFailed, MessagingError
-from messaging_sqs.connection import Interrupted, Service
+from messaging.errors import MessagingError
+from messaging_sqs.connection import Interrupted, Service, Untaken, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +76,8 @@ async def in_batches(
 
 def _failed(failure: dict[str, Any]) -> MessagingError:
     code, text = str(failure.get("Code", "")), str(failure.get("Message", ""))
-    if "Throttl" in code:
-        return ConnectionFailed(f"refused for now: {code} {text}")
+    if throttled(code):
+        return Untaken(f"refused for now: {code} {text}")
     if code in {"InternalError", "InternalFailure", "ServiceUnavailable", "InternalServerError"}:
         return Interrupted(f"failed in the service: {code} {text}")
     return Refused(code, text)

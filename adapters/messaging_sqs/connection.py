@@ -58,21 +58,10 @@ _ABSENT = frozenset(
         "ResourceNotFoundException",
     }
 )
-_THROTTLED = frozenset(
-    {
-        "Throttling",
-        "ThrottlingException",
-        "Throttled",
-        "ThrottledException",
-        "RequestThrottled",
-        "RequestLimitExceeded",
-        "TooManyRequestsException",
-        "KMSThrottlingException",
-        "KmsThrottled",
-        "OverLimit",
-        "IDPCommunicationError",
-    }
+_LIMITS = frozenset(
+    {"RequestLimitExceeded", "TooManyRequestsException", "OverLimit", "IDPCommunicationError"}
 )
+"""What is throttled without saying so."""
 _CLOCKS = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFuture"})
 _SKEWED = ("signature expired", "signature not yet current")
 """How the text of a refused signature begins where the clocks differ: nothing is wrong with the credentials."""
@@ -327,7 +316,7 @@ class Connection:
             return DeletedRecently(f"{where}: {text}")
         if "QueueNameExists" in codes or "already exists with different" in text:
             return Exists(f"{where}: {text}")
-        if codes & _THROTTLED or status == _TOO_MANY_REQUESTS:
+        if any(map(throttled, codes)) or status == _TOO_MANY_REQUESTS:
             self.failed = f"{where} was refused for now: {code} {text}"
             return Untaken(self.failed)
         if status >= 500 or status == _REQUEST_TIMEOUT:  # a gateway's, which may have passed the request on
@@ -335,6 +324,11 @@ class Connection:
             return Interrupted(self.failed)
         # What is not known to last passes by itself (25), and none of it was done.
         return ConnectionFailed(f"{where} was refused: {code} {text}")
+
+
+def throttled(code: str) -> bool:
+    """Whether a call, or an entry of one, that is refused with this code may be sent again soon: nothing was done."""
+    return "throttl" in code.lower() or code.rpartition(".")[2] in _LIMITS
 
 
 def _spoken(operation: str) -> str:

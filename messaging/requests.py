@@ -111,7 +111,7 @@ class Requester:
                 inbox = await self._adapter.reply_inbox()
                 if self._ended is not None:  # closed meanwhile
                     await inbox.close()
-                    raise self._ended
+                    raise self._ended.with_traceback(None)  # as in `request`
                 self._inbox = inbox
                 self._task = asyncio.create_task(self._receive(self._inbox), name="messaging-replies")
             return self._inbox

@@ -245,6 +245,28 @@ async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
     assert desk.requester._task is None
 
 
+async def test_requests_that_fail_because_the_bus_closed_while_the_inbox_opened_keep_nothing_of_each_other():
+    desk = Desk()
+    opened = asyncio.Event()
+
+    async def slow():
+        await opened.wait()
+        desk.clock.touch()
+        return desk.inbox
+
+    desk.adapter.on_inbox = slow
+    tasks = [await desk.ask() for _ in range(3)]
+    await desk.requester.close()
+    opened.set()
+
+    depths = []
+    for task in tasks:
+        with pytest.raises(Closed) as raised:
+            await task
+        depths.append(len(raised.traceback))
+    assert len(set(depths)) == 1
+
+
 async def test_an_inbox_that_cannot_be_opened_fails_the_request_alone(desk):
     async def refuse():
         raise ConnectionFailed("down")

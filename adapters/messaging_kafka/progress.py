@@ -209,7 +209,7 @@ def _entries(
                 _put(part, entry.returns)
         units = 0
         if now and entry.due:
-            units = ceil(((entry.due + epoch) * DUE_UNITS - 0.001) / unit)
+            units = max(1, ceil(((entry.due + epoch) * DUE_UNITS - 0.001) / unit))  # 0: no delay
             difference = units - (due or units)
             _put(part, (difference << 1 if difference >= 0 else -difference << 1 | 1) + 1)
         elif now:

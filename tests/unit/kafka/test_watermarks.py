@@ -107,6 +107,19 @@ Watermarks.TestCase.settings = settings(max_examples=60, stateful_step_count=30,
 TestWatermarks = Watermarks.TestCase
 
 
+def test_delays_that_end_where_time_begins_are_committed_and_resumed():
+    progress = resume(Committed(0, ""))
+    for offset, due in enumerate([1.0, 1e-45, -5.0, 2.0]):
+        entry = progress.take(offset)
+        assert entry is not None
+        entry.attempt, entry.due = 2, due
+
+    again = resume(resume(progress.committed()).committed())
+
+    assert [entry.attempt for entry in again.unfinished.values()] == [2, 2, 2, 2]
+    assert [round(entry.due, 2) for entry in again.unfinished.values()] == [1.0, 0.01, 0.01, 2.0]
+
+
 @given(st.integers(0, 2**62), st.text(max_size=60) | st.from_regex(r"1[A-Za-z0-9_-]{0,60}", fullmatch=True))
 def test_whatever_stands_beside_an_offset_never_skips_the_record_there(offset, metadata):
     """Metadata of another program, or cut off: at most something is handled again."""

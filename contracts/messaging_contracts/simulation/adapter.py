@@ -5,6 +5,7 @@ It breaks no promise of the SPI itself: what goes wrong above it is a defect of 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,7 @@ from messaging_contracts.simulation.loop import due_of
 from messaging_memory.group import HANDED_OVER, LEASE_ENDED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Generator, Sequence
 
     from messaging.adapter import (
         AdapterContext,
@@ -241,9 +242,8 @@ class _Watching:
     async def on_revoke(self, partitions: Collection[int], deadline: float) -> None:
         # At once: later it might be about an ownership that is gone, and would take what belongs to the next.
         self.consumer.withdraw(partitions)
-        self.consumer.revoked_by = min(deadline, self.consumer.revoked_by)
-        await self._told.on_revoke(partitions, deadline)
-        self.consumer.revoked_by = inf
+        with self.consumer.handing_over(partitions, deadline):
+            await self._told.on_revoke(partitions, deadline)
         await self._adapter.there()
 
     def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
@@ -275,8 +275,8 @@ class FaultyConsumer(Consumer):
         self._doubtful: set[str] = set()
         self.isolating: str | None = None
         """What is marked to run alone, or being marked, and not settled: a crash now looks as if it had run."""
-        self.revoked_by = inf
-        """When what runs in partitions that are handed over is interrupted."""
+        self._hand_overs: list[tuple[Collection[int], float]] = []
+        """The partitions of each that is under way, and when what runs in them is interrupted."""
         self.lapses = 0
         self.lease = inner.lease
         self.window = adapter.window
@@ -297,9 +297,8 @@ class FaultyConsumer(Consumer):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         await self._adapter.there()
-        if self._adapter.leaving() or self._adapter.clock.monotonic() >= self.revoked_by:
-            given_back = [one.delivery.message.id for one in settlements if isinstance(one.outcome, Release)]
-            self._strike("interrupted", given_back)
+        released = [one.delivery for one in settlements if isinstance(one.outcome, Release)]
+        self._strike("interrupted", [one.message.id for one in released if self._interrupted(one)])
         if self._faults.strikes("settle_refused"):
             return [self._unsettled(one) for one in settlements]
         if self._faults.strikes("settle_partly"):
@@ -321,6 +320,13 @@ class FaultyConsumer(Consumer):
         if self._faults.strikes("settle_unknown"):
             return [SettleError(ConnectionFailed("simulated: no answer")) for _ in settlements]
         return results
+
+    def _interrupted(self, delivery: RawDelivery) -> bool:
+        """Whether the library may have interrupted it: its member leaves, or its partition's hand-over is due."""
+        now = self._adapter.clock.monotonic()
+        return self._adapter.leaving() or any(
+            delivery.partition in partitions and due <= now for partitions, due in self._hand_overs
+        )
 
     def _unsettled(self, settlement: Settlement) -> Settled:
         self._doubtful.add(settlement.delivery.message.id)
@@ -353,6 +359,16 @@ class FaultyConsumer(Consumer):
         await self._adapter.clock.awake()
         self._strike("closed unsettled", sorted({*self._doubtful, *self._adapter.unstored()}))
         await self._inner.close()
+
+    @contextmanager
+    def handing_over(self, partitions: Collection[int], deadline: float) -> Generator[None]:
+        """While these are handed over; several hand-overs may be under way."""
+        mine = (partitions, deadline)
+        self._hand_overs.append(mine)
+        try:
+            yield
+        finally:
+            self._hand_overs.remove(mine)
 
     def withdraw(self, partitions: Collection[int]) -> None:
         """What is on its way from these partitions does not arrive any more; it goes back with them."""

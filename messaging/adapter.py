@@ -202,7 +202,8 @@ class Consumer(ABC):
 
         Of an ordered group, deliveries of one partition come in order, and only while this member owns the
         partition. Partitions in `paused` yield nothing now. Guaranteed: cancelling loses nothing; what was taken
-        from the broker is returned by the next call or given back by `close`.
+        from the broker is returned by the next call or given back by `close`; until then the adapter keeps its lease,
+        for the dispatcher extends what it was given.
 
         Raises ConnectionFailed (transient: call again, as after each error that `errors.is_fatal` does not know),
         AuthenticationFailed, ConfigurationError or TopicNotFound (fatal for the subscription), TopologyLost (declared

@@ -304,18 +304,19 @@ class Bus:
         """Ask, and return the first reply (semantics 22).
 
         Raises RequestTimeout after `timeout` seconds, NoGroup at once where nobody can answer, RemoteError with the
-        responder's exception, ConnectionFailed when the connection that would bring the reply is lost. A cancelled
-        request leaves nothing behind.
+        responder's exception, ConnectionFailed when the connection that would bring the reply is lost, and what
+        `publish` raises where the request was not sent, or may not have been. A cancelled one leaves nothing behind.
         """
         self.check_open()
         topic = endpoint.topic
         within = self.settings.request_timeout if timeout is None else checked_timeout(timeout)
+        asked = self.clock.monotonic()
 
         async def send(reply_to: str, correlation_id: str) -> None:
             options = Options(
                 key=key,
                 headers=headers,
-                expires=within,
+                expires=max(0.0, within - (self.clock.monotonic() - asked)),  # the inbox may open slowly
                 mandatory=True,
                 reply_to=reply_to,
                 correlation_id=correlation_id,

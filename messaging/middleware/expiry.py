@@ -11,9 +11,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from messaging.clock import Clock
-    from messaging.message import Delivery, Handler, Middleware, Outcome
+    from messaging.message import Delivery, Handler, Message, Middleware, Outcome
 
 OnExpired: TypeAlias = Literal["drop", "dead_letter"]
+
+
+def has_expired(message: Message, clock: Clock) -> bool:
+    """Whether its time has passed."""
+    return message.expires_at is not None and clock.time() >= message.expires_at.timestamp()
 
 
 def expiring(

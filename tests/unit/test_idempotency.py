@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -94,8 +95,8 @@ def store(clock):
     return Store(clock)
 
 
-def delivery(id="m1", body=b"{}"):
-    return Delivery({}, message=Message(id=id, topic="orders", body=body), group="billing")
+def delivery(id="m1", body=b"{}", **values):
+    return Delivery({}, message=Message(id=id, topic="orders", body=body, **values), group="billing")
 
 
 def protect(store, handler, **options) -> Any:
@@ -344,6 +345,17 @@ async def test_a_key_that_is_given_when_its_lease_is_over_is_not_used_and_is_cle
     handling = asyncio.create_task(protect(store, handler)(delivery()))
     await clock.advance(LEASE)
     assert await handling == Release()
+    assert handler.handled == []
+    assert store.entries == {}
+
+
+async def test_a_message_that_expires_while_the_store_answers_is_not_handled(store, clock):
+    store.slow["begin"] = 5.0
+    handler = always(Ack())
+    expires_at = datetime.fromtimestamp(clock.time() + 5.0, UTC)
+    handling = asyncio.create_task(protect(store, handler)(delivery(expires_at=expires_at)))
+    await clock.advance(5.0)
+    assert await handling == Release(), "it is dropped, or a dead letter, where it comes again"
     assert handler.handled == []
     assert store.entries == {}
 

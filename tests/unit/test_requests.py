@@ -2,7 +2,9 @@ import asyncio
 
 import pytest
 
+from messaging import Bus, Endpoint, Settings
 from messaging.adapter import ReplyInbox
+from messaging.clock import sleep
 from messaging.codec import Codec
 from messaging.errors import (
     AuthenticationFailed,
@@ -340,3 +342,32 @@ def test_a_failure_that_cannot_be_read_is_a_remote_error_all_the_same(body):
 def test_a_foreign_reply_is_a_decode_error():
     with pytest.raises(DecodeError):
         read_reply(Codec(int), message("re", body=b"{", content_type="application/json"))
+
+
+async def test_the_time_of_a_request_runs_while_its_inbox_opens():
+    clock = VirtualClock()
+    sent = []
+
+    def slow(adapter):
+        open_inbox, publish = adapter.reply_inbox, adapter.publish
+
+        async def opening():
+            await sleep(clock, 3.0)
+            return await open_inbox()
+
+        async def publishing(messages):
+            sent.extend(messages)
+            return await publish(messages)
+
+        adapter.reply_inbox, adapter.publish = opening, publishing
+        return adapter
+
+    async with Bus(Settings(url="memory://"), clock=clock, wrap=slow) as bus:
+        endpoint = Endpoint("quotes", str, str)
+        await bus.declare(endpoint, groups=["responders"])
+        asked = clock.time()
+        asking = asyncio.create_task(bus.request(endpoint, "q", timeout=10))
+        await clock.advance(10)
+        with pytest.raises(RequestTimeout):
+            await asking
+    assert [one.message.expires_at.timestamp() - asked for one in sent] == [10.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ ERROR_TYPE = "messaging.error"
 """The `type` of a reply that carries the responder's failure."""
 _WAIT = 5.0
 _WAIT_AGAIN = 0.2
-"""Seconds of the first read after one that failed: health is told soon that replies arrive again."""
+"""Seconds of the first read after one that failed: it is known soon that replies arrive again."""
+_AT_LEAST = 0.2
+"""Seconds between two reads that fail, also where requests wait for the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,9 @@ class Requester:
         self._opening = asyncio.Lock()
         self._ended: Exception | None = None
         self._failure: Exception | None = None
+        self._returning: list[asyncio.Future[None]] = []
+        """Of requests that wait until replies arrive again."""
+        self._wanted = asyncio.Event()
         self.late = 0
         """Replies that came when nobody waited for them any more."""
 
@@ -74,13 +80,16 @@ class Requester:
         """Send with a reply address and a correlation id, and return the reply.
 
         Raises RequestTimeout after `within` seconds, ConnectionFailed when the connection that would bring the
-        reply is lost, and what `send` raises. Nothing is left behind in any case.
+        reply is lost, and what `send` raises. Nothing is left behind in any case. Nothing is sent while replies cannot
+        be received: the next attempt is made soon, and if it fails the request fails with it.
         """
         correlation_id = new_id()
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         try:
             async with timeout(self._clock, within):
                 inbox = self._inbox or await self._open()
+                while self._failure is not None and self._ended is None:
+                    await self._returned()
                 if self._ended is not None:
                     raise self._ended.with_traceback(None)  # else it keeps the frames of every request so far
                 self._pending[correlation_id] = reply
@@ -104,6 +113,17 @@ class Requester:
             await asyncio.wait((self._task,))
         if self._inbox is not None:
             await self._inbox.close()
+
+    async def _returned(self) -> None:
+        """Wait until replies arrive again. Raises what the next attempt to receive them fails with."""
+        returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._returning.append(returned)
+        self._wanted.set()
+        try:
+            await returned
+        finally:
+            if returned in self._returning:
+                self._returning.remove(returned)
 
     async def _open(self) -> ReplyInbox:
         async with self._opening:
@@ -132,12 +152,28 @@ class Requester:
                     logger.warning("Receiving replies was interrupted: %s. Trying again.", error)
                 self._failure = error
                 check_cancelled()
-                await sleep(self._clock, backoff.next())
+                await self._pause(backoff.next())
                 continue
-            self._failure = None
-            backoff.reset()
+            if self._failure is not None:
+                self._failure = None
+                backoff.reset()
+                self._go_on()
             for reply in replies:
                 self._take_in(reply)
+
+    async def _pause(self, delay: float) -> None:
+        """Wait so long before the next attempt, or until a request wants it."""
+        self._wanted.clear()
+        await sleep(self._clock, min(delay, _AT_LEAST))
+        with suppress(TimeoutError):
+            async with timeout(self._clock, max(0.0, delay - _AT_LEAST)):
+                await self._wanted.wait()
+
+    def _go_on(self) -> None:
+        for returned in self._returning:
+            if not returned.done():
+                returned.set_result(None)
+        self._returning.clear()
 
     def _take_in(self, reply: Message) -> None:
         waiting = self._pending.get(reply.correlation_id or "")
@@ -147,9 +183,11 @@ class Requester:
             waiting.set_result(reply)
 
     def _fail(self, error: Exception) -> None:
-        for waiting in self._pending.values():
+        every: list[asyncio.Future[Any]] = [*self._pending.values(), *self._returning]
+        for waiting in every:
             if not waiting.done():
                 waiting.set_exception(error)
+        self._returning.clear()
 
 
 def read_reply(codec: Codec[Any], reply: Message) -> Any:

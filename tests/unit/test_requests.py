@@ -151,8 +151,52 @@ async def test_requests_in_flight_fail_at_once_when_the_replys_connection_is_los
             await task
     again = await desk.ask()
     await desk.clock.advance(1)
+    await desk.reply()
     await desk.reply(desk.sent[-1])
     assert (await again).id == f"re-{desk.sent[-1]}"
+
+
+async def test_nothing_is_asked_while_replies_cannot_be_received(desk):
+    await desk.ask()
+    desk.inbox.items.put_nowait(ConnectionFailed("cut"))
+    await desk.clock.settle()
+    asking = [await desk.ask() for _ in range(2)]
+    assert len(desk.sent) == 1
+
+    desk.inbox.address = "another"
+    await desk.clock.advance(1)
+    await desk.reply()
+    assert len(desk.sent) == 3
+    await desk.reply(*desk.sent)
+    assert [(await one).id for one in asking] == [f"re-{id}" for id in desk.sent[1:]]
+
+
+async def test_a_request_hastens_the_next_attempt_to_receive_replies_and_fails_with_it(desk):
+    await desk.ask()
+    for _ in range(20):
+        desk.inbox.items.put_nowait(ConnectionFailed("cut"))
+        await desk.clock.advance(10)
+    await desk.clock.settle()
+    for number in range(3):
+        task = await desk.ask(within=60)
+        desk.inbox.items.put_nowait(ConnectionFailed(f"still cut {number}"))
+        await desk.clock.advance(0.2)
+        with pytest.raises(ConnectionFailed, match=f"still cut {number}"):
+            await task
+    assert len(desk.sent) == 1
+
+
+async def test_a_request_that_is_cancelled_while_replies_cannot_be_received_leaves_nothing(desk):
+    await desk.ask()
+    desk.inbox.items.put_nowait(ConnectionFailed("cut"))
+    await desk.clock.settle()
+    cancelled, late = await desk.ask(), await desk.ask(within=0.1)
+    cancelled.cancel()
+    await desk.clock.advance(0.1)
+    with pytest.raises(RequestTimeout):
+        await late
+    assert cancelled.cancelled()
+    assert not desk.requester._returning
 
 
 async def test_a_connection_lost_while_sending_is_told_when_the_sending_ends(desk):

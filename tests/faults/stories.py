@@ -73,11 +73,17 @@ class Story:
         self.ended(self.begun(id, **begun), how, after)
 
     def struck(
-        self, member: str | None = "a", *, fatal: bool = False, lasts: float = 0.0, kind: str = "fault"
+        self,
+        member: str | None = "a",
+        *,
+        fatal: bool = False,
+        lasts: float = 0.0,
+        kind: str = "fault",
+        ids: tuple[str, ...] | None = None,
     ) -> None:
         self.pass_time(1)
         until = self.at + lasts if lasts else None
-        self.events.append(Struck(at=self.at, kind=kind, member=member, fatal=fatal, until=until))
+        self.events.append(Struck(at=self.at, kind=kind, member=member, fatal=fatal, until=until, ids=ids))
 
     def clock_jumped(self, seconds: float, member: str = "a") -> None:
         self.pass_time(1)

@@ -146,3 +146,15 @@ def test_a_retry_is_not_stored_twice_without_a_fault_meanwhile(story: Story, lat
         story.struck("a")
     story.handled("m0", attempt=2, member="b")
     assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+def test_both_copies_may_run_at_once_beside_those_that_have_lost_them(story: Story):
+    for fate in ("uncertain", "confirmed"):
+        story.published("m0", key=None, fate=fate)
+    lost = [story.begun("m0", key=None, member="a") for _ in range(2)]
+    story.struck("a", lasts=100)
+    first, second = (story.begun("m0", key=None, member="b") for _ in range(2))
+    story.ended(second)
+    for one in (first, *lost):
+        story.ended(one, "cancelled")
+    assert story.verdict(ordered=False).violations == {}

@@ -148,3 +148,25 @@ def test_its_own_failures_a_member_knows_always(story: Story):
     story.handled("m0")
     verdict = check(story.events, ordered=True, groups=[GROUP], remembers=False)
     assert list(verdict.violations) == ["failures_uncounted"]
+
+
+def test_a_retry_is_not_late_for_a_failure_that_was_forgotten_and_came_again_in_between(story: Story):
+    story.published("m0")
+    story.struck("a", lasts=200)
+    story.handled("m0", "failed", member="a")
+    story.pass_time(250)
+    story.handled("m0", "failed", member="a")
+    story.handled("m0", member="a", attempt=2)
+    assert story.verdict().late_retries == []
+    assert story.verdict().latest_retry < 60
+
+
+def test_what_held_everything_up_excuses_a_late_retry_and_no_duplicate(story: Story):
+    story.published("m0")
+    story.handled("m0", "failed")
+    story.struck(None, lasts=3600, ids=())
+    story.pass_time(3610)
+    story.handled("m0", attempt=2)
+    assert story.verdict().violations == {}
+    story.handled("m0", attempt=2)
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]

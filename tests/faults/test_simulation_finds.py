@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from messaging import Ack, subscription, workers
+from messaging import Ack, requests, subscription, workers
 from messaging.adapter import DONE
 from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
-from messaging_contracts.simulation import simulate
+from messaging.requests import Requester
+from messaging_contracts.simulation import Result, simulate
 from messaging_contracts.simulation.scenario import scenario
 from messaging_memory.group import Group
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
 SEEDS = 60
@@ -23,6 +26,12 @@ SEEDS = 60
 def found(kind: str) -> bool:
     """Whether one of the first histories shows a violation of this kind."""
     return any(kind in simulate(seed).verdict.violations for seed in range(SEEDS))
+
+
+def asking(most: int = 20) -> Iterator[Result]:
+    """The first histories with requests."""
+    seeds = (seed for seed in count() if scenario(seed).requests is not None)
+    return map(simulate, islice(seeds, most))
 
 
 def test_a_message_that_is_handled_before_its_time(monkeypatch: pytest.MonkeyPatch):
@@ -76,3 +85,51 @@ def test_a_lease_that_ends_although_nothing_is_broken(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Group, "extend", forgetful)
     assert found("duplicates_without_cause")
+
+
+def test_a_reply_that_goes_to_another_request(monkeypatch: pytest.MonkeyPatch):
+    def mixed(self, reply):
+        for waiting in self._pending.values():
+            if not waiting.done():
+                waiting.set_result(reply)
+                return
+
+    monkeypatch.setattr(Requester, "_take_in", mixed)
+    assert any(result.requests.foreign_replies for result in asking())
+
+
+def test_a_request_that_ends_after_its_time(monkeypatch: pytest.MonkeyPatch):
+    timeout = requests.timeout
+    monkeypatch.setattr(requests, "timeout", lambda clock, within: timeout(clock, within + 1.0))
+    assert any(result.requests.unanswered for result in asking())
+
+
+def test_a_request_that_waits_although_its_reply_cannot_come_any_more(monkeypatch: pytest.MonkeyPatch):
+    def wait_on(self, error):
+        """Tell nobody."""
+
+    monkeypatch.setattr(Requester, "_fail", wait_on)
+    assert any("wait although" in text for result in asking() for text in result.problems)
+
+
+def test_a_late_reply_that_is_not_counted(monkeypatch: pytest.MonkeyPatch):
+    take_in = Requester._take_in
+
+    def forget(self, reply):
+        take_in(self, reply)
+        self.late = 0
+
+    monkeypatch.setattr(Requester, "_take_in", forget)
+    assert any("counted as late" in text for result in asking() for text in result.problems)
+
+
+def test_a_request_that_is_handled_when_it_has_expired(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subscription, "expiring", lambda *_, **__: lambda handler: handler)
+    assert any("which expired" in text for result in asking() for text in result.problems)
+
+
+def test_a_responder_that_runs_again_after_it_failed(monkeypatch: pytest.MonkeyPatch):
+    policy = subscription.RetryPolicy
+    monkeypatch.setattr(subscription, "RetryPolicy", lambda attempts: policy(attempts + 1))
+    monkeypatch.setattr(subscription, "answering", lambda *_, **__: lambda _, outcome: (outcome, None))
+    assert any("with attempt 2" in text for result in asking() for text in result.problems)

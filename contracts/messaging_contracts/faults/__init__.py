@@ -7,6 +7,8 @@ scenarios of `python -m messaging_contracts faults` can start and break.
 from messaging_contracts.faults.checker import check, recoveries
 from messaging_contracts.faults.ground import Ground
 from messaging_contracts.faults.history import (
+    Answered,
+    Asked,
     Begun,
     Buried,
     Ended,
@@ -25,6 +27,8 @@ from messaging_contracts.faults.history import (
 from messaging_contracts.faults.verdict import Verdict
 
 __all__ = [
+    "Answered",
+    "Asked",
     "Begun",
     "Buried",
     "Ended",

@@ -30,6 +30,7 @@ from messaging_contracts.faults.history import (
 )
 from messaging_contracts.faults.letters import Letters
 from messaging_contracts.faults.once import repetition
+from messaging_contracts.faults.replies import asking
 from messaging_contracts.faults.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class _Check:
         listed = list(events)
         self._read(listed)
         self._judge_idempotency(listed)
+        self._judge_requests(listed)
         seen = {one.begun.group for one in self._handlings.values()} | self._letters.groups
         for group in sorted(seen | set(groups)):
             self._judge(group)
@@ -129,6 +131,14 @@ class _Check:
         self.verdict.handled_twice = found.handled_twice
         self.verdict.stale_owners = found.stale_owners
         self.verdict.keys_given_up = found.keys_given_up
+
+    def _judge_requests(self, events: Sequence[Event]) -> None:
+        found = asking(events, self._tolerance)
+        self.verdict.unanswered = found.unanswered
+        self.verdict.foreign_replies = found.foreign_replies
+        self.verdict.undocumented_errors = found.undocumented_errors
+        self.verdict.impossible += found.impossible
+        self.verdict.requests = found.requests
 
     def _read(self, events: Iterable[Event]) -> None:
         for place, event in enumerate(events):

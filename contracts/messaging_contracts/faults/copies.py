@@ -33,7 +33,7 @@ class Way:
     undercounted: int = 0
     latest: float = 0.0
     at_once: int = 0
-    """Handlings that begin while the former one of their copy runs."""
+    """Handlings that begin while a former one of their copy runs, which no fault explains."""
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
@@ -89,7 +89,7 @@ class Copies:
         step = self._step(id, copies[number], one)
         # The first of another copy is a duplicate that the publish of unknown fate explains.
         another = bool(way.copies) and not copies[number]
-        at_once = any(former.last > one.first for former in copies[number])
+        at_once = self._overlaps(copies[number], one)
         copies[number] = (*copies[number], one)
         return Way(
             tuple(copies),
@@ -98,6 +98,15 @@ class Copies:
             way.undercounted + step.undercounted,
             max(way.latest, step.late),
             way.at_once + at_once,
+        )
+
+    def _overlaps(self, formers: Sequence[Handling], one: Handling) -> bool:
+        running = [former for former in formers if former.last > one.first]
+        at = one.begun.at
+        return bool(running) and not (
+            self.causes.of(one, at)
+            or all(self.causes.of(former, at) for former in running)
+            or self.causes.stored_again(formers, one)
         )
 
     def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
@@ -154,14 +163,17 @@ class Copies:
         """A retry, or what was released for a time, is neither early nor late."""
         at, former = one.begun.at, formers[-1]
         # What a fault brought back fails beside the retry of its first failure.
-        due = min(other.end + other.after for other in formers if _alike(other, former))
+        alike = [other for other in formers if _alike(other, former)]
+        due = min(other.end + other.after for other in alike)
         apart = self.causes.clocks_apart(at)
         came = f"{id}: {one} came {at - former.end:.3f} s after {former}, {former.after:.3f} were asked"
         if at < due - self.tolerance - apart and not (
             former.how == "released" and self.causes.of(former, at)
         ):
             step.violations.append(("early_retries", came))
-        step.late = max(0.0, at - max(due, self.causes.over(former, at)) - apart)
+        # Whichever of them it follows: each has its own time, and its own faults that held it up.
+        late = min(at - max(other.end + other.after, self.causes.over(other, at)) for other in alike)
+        step.late = max(0.0, late - apart)
         if step.late > self.lateness:
             step.violations.append(("late_retries", came))
 

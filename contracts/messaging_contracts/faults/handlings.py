@@ -135,7 +135,11 @@ class Causes:
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""
-        return max((fault.noticed for fault in self.of(former, at, hand_over=True)), default=-inf)
+        held_up = (fault for fault in self.faults if fault.ids == () and former.begun.at <= fault.noticed)
+        return max(
+            (fault.noticed for fault in (*self.of(former, at, hand_over=True), *held_up) if fault.at <= at),
+            default=-inf,
+        )
 
     def over_for_all(self, since: float, at: float) -> float:
         """Until when faults may have held up anything that was there since then."""

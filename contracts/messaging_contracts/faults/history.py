@@ -106,7 +106,9 @@ class Struck:
     fatal: bool = False
     """The member's process ended: what it was handling ended with it."""
     ids: tuple[str, ...] | None = None
-    """The messages that it hit, where that is known; None: all that the member had."""
+    """The messages that it hit, where that is known; None: all that the member had. Empty: it took nothing, and only
+    held everything up.
+    """
     seconds: float = 0.0
     """By how much the clock jumped, where that is the fault; negative: back."""
 
@@ -182,11 +184,52 @@ class Kept:
     """The fence that its owner has."""
 
 
-Event: TypeAlias = Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept | Settled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request was made."""
+
+    at: float
+    id: str
+    """Names the request; unique in the history."""
+    within: float
+    """Seconds in which it has to end."""
+    member: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A request has ended, with a reply or with an error."""
+
+    at: float
+    id: str
+    error: str = ""
+    """The name of the error; empty: it got a reply."""
+    replied_to: str = ""
+    """The request that the reply, or the responder's error, tells that it is of; empty where none came."""
+    handling: str = ""
+    """The handling that made it, as it tells."""
+
+
+Event: TypeAlias = (
+    Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept | Settled | Asked | Answered
+)
 
 _KINDS: dict[str, type[Event]] = {
     kind.__name__.lower(): kind
-    for kind in (Published, Begun, Ended, Struck, Seen, Ousted, Measured, Buried, Kept, Settled)
+    for kind in (
+        Published,
+        Begun,
+        Ended,
+        Struck,
+        Seen,
+        Ousted,
+        Measured,
+        Buried,
+        Kept,
+        Settled,
+        Asked,
+        Answered,
+    )
 }
 
 

@@ -53,8 +53,13 @@ class Verdict:
     """Of an idempotent group; for these three see `faults.once`."""
     stale_owners: list[str] = field(default_factory=list[str])
     keys_given_up: list[str] = field(default_factory=list[str])
+    unanswered: list[str] = field(default_factory=list[str])
+    """Requests that did not end, or not in time; for these three see `faults.replies`."""
+    foreign_replies: list[str] = field(default_factory=list[str])
+    undocumented_errors: list[str] = field(default_factory=list[str])
 
     messages: int = 0
+    requests: int = 0
     handlings: int = 0
     duplicates: int = 0
     """Handled again because of a fault, or because they were published again after an unknown fate; not where the

@@ -5,6 +5,7 @@ It breaks no promise of the SPI itself: what goes wrong above it is a defect of 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,7 @@ from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
 from messaging_contracts.simulation.faults import LATENCIES
+from messaging_contracts.simulation.inbox import FaultyInbox
 from messaging_contracts.simulation.loop import due_of
 from messaging_memory.group import HANDED_OVER, LEASE_ENDED
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from messaging.message import Message, Receipt
     from messaging_contracts.simulation.faults import Faults
     from messaging_contracts.simulation.loop import ProcessClock
+    from messaging_contracts.simulation.requested import Requested
 
 
 MARGIN = 2.0
@@ -64,9 +67,11 @@ class FaultyAdapter(Adapter):
         leaving: Callable[[], bool],
         unstored: Callable[[], Collection[str]],
         in_hand: Collection[str],
+        requested: Requested,
+        problem: Callable[[str], object],
     ) -> None:
         """`leaving` is whether the process drains, `unstored` what it has handled and not yet stored as done, `in_hand`
-        what it works on by hand, which nobody can interrupt.
+        what it works on by hand, which nobody can interrupt. `problem` is told what no checker sees.
         """
         self.inner = inner
         self.faults = faults
@@ -78,6 +83,9 @@ class FaultyAdapter(Adapter):
         self.leaving = leaving
         self.unstored = unstored
         self.in_hand = in_hand
+        self.requested = requested
+        self.problem = problem
+        self.inboxes: list[FaultyInbox] = []
         self.consumers: list[FaultyConsumer] = []
         self._hit_at = -inf
         self._held_up = 0
@@ -148,6 +156,7 @@ class FaultyAdapter(Adapter):
         await self.back()
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        self.requested.sending(messages)
         await self.there()
         faults = self.faults
         if faults.strikes("publish_refused"):
@@ -163,12 +172,13 @@ class FaultyAdapter(Adapter):
             raise ConnectionFailed("simulated: the connection was lost")
         if faults.strikes("publish_uncertain"):
             return [PublishUncertain("simulated: no confirmation") for _ in messages]
+        self.requested.sent(messages, results, self.member)
         return results
 
     async def _twice(self, messages: Sequence[Outgoing]) -> None:
         """A client that sends again what it has sent. Not of a part: order would break within the batch."""
         for outgoing in messages:
-            id, due = outgoing.message.id, due_of(outgoing.message.not_before)
+            id, due = self.requested.name(outgoing.message.id), due_of(outgoing.message.not_before)
             self.faults.recorder.record(Published(at=self.clock.monotonic(), fate="sent", id=id, due=due))
         await self.inner.publish(messages)
 
@@ -209,10 +219,25 @@ class FaultyAdapter(Adapter):
         return consumer
 
     async def reply_inbox(self) -> ReplyInbox:
-        return await self.inner.reply_inbox()
+        await self.there()
+        inbox = FaultyInbox(self, await self.inner.reply_inbox())
+        self.inboxes.append(inbox)
+        await self.back()
+        return inbox
 
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
-        return await self.inner.reply(replies)
+        await self.there()
+        if self.faults.strikes("reply_fails"):
+            raise ConnectionFailed("simulated: no reply was sent")
+        if self.faults.strikes("reply_refused"):
+            return [PublishError("simulated: refused") for _ in replies]
+        if self.faults.strikes("reply_twice"):
+            await self.inner.reply(replies)
+        results = await self.inner.reply(replies)
+        await self.back()
+        if self.faults.strikes("reply_unknown"):
+            raise ConnectionFailed("simulated: nobody knows whether the replies were sent")
+        return results
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         return self.inner.dead_letters(group)
@@ -296,7 +321,12 @@ class FaultyConsumer(Consumer):
         return batch
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        await self._adapter.there()
+        try:
+            await self._adapter.there()
+        except asyncio.CancelledError:
+            if self._adapter.struck:  # it took so long that the member has left meanwhile
+                self._doubtful.update(one.delivery.message.id for one in settlements)
+            raise
         released = [one.delivery for one in settlements if isinstance(one.outcome, Release)]
         self._strike("interrupted", [one.message.id for one in released if self._interrupted(one)])
         if self._faults.strikes("settle_refused"):
@@ -337,9 +367,10 @@ class FaultyConsumer(Consumer):
         if self._faults.strikes("extend_fails"):
             self._adapter.hit()
             raise ConnectionFailed("simulated: not extended")
-        results = await self._inner.extend(deliveries, seconds)
+        # What is on its way is this adapter's to keep, also while nobody receives any more (15).
+        results = await self._inner.extend([*deliveries, *self._arrived], seconds)
         await self._adapter.back()
-        return results
+        return results[: len(deliveries)]
 
     async def isolate(self, delivery: RawDelivery) -> bool:
         await self._adapter.there()
@@ -393,7 +424,11 @@ class FaultyConsumer(Consumer):
 
     def _strike(self, kind: str, ids: Sequence[str], lasts: float = 0.0) -> None:
         if ids:
-            at, member = self._adapter.clock.monotonic(), self._adapter.member
+            at, member, name = (
+                self._adapter.clock.monotonic(),
+                self._adapter.member,
+                self._adapter.requested.name,
+            )
             self._faults.recorder.record(
-                Struck(at=at, kind=kind, member=member, until=at + lasts, ids=tuple(ids))
+                Struck(at=at, kind=kind, member=member, until=at + lasts, ids=tuple(map(name, ids)))
             )

@@ -37,6 +37,8 @@ KINDS = (
     "store_away",
 )
 """Faults of single calls to the SPI; see `simulation.adapter` and `simulation.store`."""
+REQUEST_KINDS = ("reply_fails", "reply_refused", "reply_twice", "reply_unknown", "inbox_fails", "inbox_moves")
+"""Faults of calls that only histories with requests make; see `simulation.inbox`."""
 LATENCIES = (0.0, 0.0, 0.0, 0.001, 0.01, 0.05)
 
 
@@ -66,14 +68,8 @@ class Faults:
             hit[self.random.randrange(number)] = True
         return hit
 
-    async def latency(self, clock: Clock) -> float:
-        """Wait for the time that one way to the broker, or the store, takes; how long that is."""
-        delay = self.delay()
-        await self.pass_time(clock, delay)
-        return delay
-
     def delay(self) -> float:
-        """How long one way takes; more than any of `LATENCIES` only where that is a fault."""
+        """How long one way to the broker or the store takes; more than `LATENCIES` only where that is a fault."""
         delay = 0.0 if self.calm else self.random.choice(LATENCIES)
         if self.strikes("slow"):
             delay = self.random.uniform(0.1, self.lease / 8)

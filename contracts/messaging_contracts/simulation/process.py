@@ -36,7 +36,7 @@ class Process:
             world.faults,
             self.clock,
             world.outage,
-            group=GROUP,
+            requested=world.requested,
             member=name,
             record=self.record,
         )
@@ -65,6 +65,8 @@ class Process:
             leaving=lambda: self.leaving,
             unstored=lambda: self.store.completing,
             in_hand=self.in_hand.keys(),
+            requested=world.requested,
+            problem=world.problem,
         )
         return self.adapter
 
@@ -91,7 +93,10 @@ class Member(Process):
         super().__init__(world, name)
         self._stop = asyncio.Event()
         self._handlings = 0
+        self._frozen_at = 0.0
         self.running = 0
+        self.answering = 0
+        """Requests."""
         self.task = asyncio.create_task(self._live(), name=f"member-{name}")
 
     @property
@@ -108,7 +113,8 @@ class Member(Process):
             async with self.bus:
                 await self.serve()
         except ConnectionFailed:
-            self._stop.set()  # it could not start; as a service would, it ends and is started again
+            self.stop()  # it could not start; as a service would, it ends and is started again
+            self.world.start_again()
         except Exception as error:
             if not self.dead:
                 self.world.problem(f"{self.name} ended with {error!r}")
@@ -125,8 +131,12 @@ class Member(Process):
             idempotent=scenario.idempotent,
             on_exhausted="hold_key" if scenario.hold_key else "dead_letter",
         )(self._handle)
+        self.extend(app)
         async with app.running(self.bus):
             await self.stopped()
+
+    def extend(self, app: App) -> None:
+        """Add subscriptions to those of all members."""
 
     async def stopped(self) -> None:
         """Wait until it is to stop."""
@@ -135,18 +145,28 @@ class Member(Process):
     def stop(self) -> None:
         """Leave in an orderly way."""
         self._stop.set()
+        self.world.deserted()
 
     def freeze(self) -> None:
-        """Stand still, until the clock thaws."""
+        """Stand still, until `thaw`."""
         self.store.frozen()
         self.clock.freeze()
+        self._frozen_at = self.now()
+
+    def thaw(self) -> None:
+        """Go on."""
+        if self.clock.frozen:
+            # It excuses what is late; what was lost meanwhile is recorded by itself.
+            self.record(Struck(at=self._frozen_at, kind="frozen", member=self.name, until=self.now(), ids=()))
+        self.clock.thaw()
 
     def crash(self) -> None:
         """End without a word."""
         if self.dead or self.task.done():
             return
         self.record(Struck(at=self.now(), kind="crash", member=self.name, fatal=True))
-        isolating = tuple(one.isolating for one in self.adapter.consumers if one.isolating is not None)
+        named = self.world.requested.name
+        isolating = tuple(named(one.isolating) for one in self.adapter.consumers if one.isolating is not None)
         self.record(Struck(at=self.now(), kind="crash while isolating", member=self.name, ids=isolating))
         self.dead = self.store.dead = True
         self.inner.crash()
@@ -156,22 +176,30 @@ class Member(Process):
 
     def begin(self, payload: Any, delivery: Delivery[Any]) -> str:
         """Record that this delivery is handled from now on; the name of its handling."""
+        id = delivery.message.id
+        token = self.store.tokens[id] if self.world.scenario.idempotent else 0
+        return self.begun(delivery, id, sequence=payload[1], token=token)
+
+    def begun(
+        self, delivery: Delivery[Any], id: str, *, token: int, group: str = GROUP, sequence: int = 0
+    ) -> str:
+        """The same, for whatever is handled."""
         self._handlings += 1
         name = f"{self.name}/{self._handlings}"
         self.record(
             Begun(
                 at=self.now(),
                 handling=name,
-                id=delivery.message.id,
-                group=GROUP,
+                id=id,
+                group=group,
                 member=self.name,
-                key=str(delivery.key),
-                sequence=payload[1],
+                key=None if delivery.key is None else str(delivery.key),
+                sequence=sequence,
                 attempt=delivery.attempt,
                 deliveries=delivery.deliveries,
                 partition=delivery.partition,
                 fence=delivery.fence,
-                token=self.store.tokens[delivery.message.id] if self.world.scenario.idempotent else 0,
+                token=token,
             )
         )
         return name
@@ -185,10 +213,7 @@ class Member(Process):
         try:
             outcome = await self.behave(delivery)
         except asyncio.CancelledError:
-            timeout, task = self.world.scenario.timeout, asyncio.current_task()
-            late = timeout is not None and self.now() > begun + timeout - 1e-6
-            # Cancelled twice: by its timeout, and because the member gives the message up.
-            if late and task is not None and task.cancelling() == 1:
+            if self.timed_out(begun, self.world.scenario.timeout):
                 self.end(name, *self._failure(delivery, None))
             else:
                 self.end(name, "cancelled")
@@ -207,6 +232,12 @@ class Member(Process):
         else:
             self.end(name, "succeeded")
         return outcome
+
+    def timed_out(self, begun: float, timeout: float | None) -> bool:
+        """Whether what began then is cancelled by its timeout, and not, too, because the member gives it up."""
+        task = asyncio.current_task()
+        late = timeout is not None and self.now() > begun + timeout - 1e-6
+        return late and task is not None and task.cancelling() == 1
 
     def _failure(self, delivery: Delivery[Any], retry: Retry | None) -> tuple[End, float]:
         scenario = self.world.scenario

@@ -23,7 +23,7 @@ SHOWN = 5
 def told(result: Result) -> str:
     """A failing history in words: its seed, what was found, what was drawn."""
     lines = [f"seed {result.seed}: {result.scenario}", *(f"  problem: {text}" for text in result.problems)]
-    for kind, found in result.verdict.violations.items():
+    for kind, found in result.violations.items():
         lines += [f"  {kind.replace('_', ' ')}: {text}" for text in found]
     return "\n".join(lines)
 
@@ -53,7 +53,11 @@ class Tally:
         verdict = result.verdict
         self.virtual += result.seconds
         self.totals.update(
-            histories=1, messages=verdict.messages, handlings=verdict.handlings, duplicates=verdict.duplicates
+            histories=1,
+            messages=verdict.messages,
+            handlings=verdict.handlings,
+            duplicates=verdict.duplicates,
+            requests=result.requests.requests,
         )
         if not result.held:
             self.failed[result.seed] = told(result)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
-from messaging_contracts.simulation.faults import drawn
+from messaging_contracts.simulation.faults import REQUEST_KINDS, drawn
 
 BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
 """What a handler may do instead of succeeding; `stubborn` ignores its cancellation for a while."""
 UPHEAVALS = ("join", "leave", "crash", "freeze", "restart", "outage")
 """What may happen to the members and to the broker."""
+ASKING = 0.15
+"""How often a history has requests, where members do not consume by hand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """Of a history that has requests. Durations in virtual seconds."""
+
+    lives: int
+    """How many requesters there are, one after the other: all but the last leave while they wait for replies."""
+    at_once: int
+    each: int
+    """So many after each other, `at_once` times beside each other."""
+    impatience: float
+    """How often a requester cancels what it asked."""
+    concurrency: int
+    timeout: float | None
+    idempotent: bool
+    faults: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +67,22 @@ class Scenario:
     """How often a member consumes by hand; never in an idempotent group."""
     hold_key: bool
     """Whether what fails at its last attempt is retried for ever, and its key waits; only on an ordered topic (11)."""
+    requests: Requests | None
+    """Never where members consume by hand: nobody would answer."""
 
 
 def scenario(seed: int) -> Scenario:
     """The scenario of this seed."""
-    random = Random(seed)
+    made = _publishing(Random(seed))
+    # With draws of its own: histories without requests stay what they were.
+    random = Random(f"requests {seed}")
+    if made.pulling or random.random() > ASKING:
+        return made
+    asked = _asking(random)
+    return replace(made, requests=asked, faults=made.faults | asked.faults)
+
+
+def _publishing(random: Random) -> Scenario:
     lease = random.choice((2.0, 10.0, 30.0))
     share = random.choice((0.0, 0.3, 0.8))
     behaviours = {name: random.choice((0.02, 0.1, 0.25)) for name in BEHAVIOURS if random.random() < share}
@@ -84,4 +114,19 @@ def scenario(seed: int) -> Scenario:
         idempotent=idempotent,
         pulling=0.0 if idempotent else random.choice((0.0, 0.0, 0.5, 1.0)),
         hold_key=hold_key,
+        requests=None,
+    )
+
+
+def _asking(random: Random) -> Requests:
+    share = random.choice((0.0, 0.3, 0.8))
+    return Requests(
+        lives=random.choice((1, 1, 2)),
+        at_once=random.choice((1, 2, 4)),
+        each=random.randint(1, 4),
+        impatience=random.choice((0.0, 0.0, 0.2)),
+        concurrency=random.choice((1, 2, 16)),
+        timeout=random.choice((None, None, 0.5)),
+        idempotent=random.random() < 0.3,
+        faults={kind: random.choice((0.05, 0.2, 0.4)) for kind in REQUEST_KINDS if random.random() < share},
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.history import Keeping
     from messaging_contracts.simulation.faults import Faults
     from messaging_contracts.simulation.loop import ProcessClock
+    from messaging_contracts.simulation.requested import Requested
 
 LATE = 1.0
 """Seconds on one way after which the member may lose its lease because of it."""
@@ -44,7 +45,7 @@ class FaultyStore(IdempotencyStore):
         clock: ProcessClock,
         outage: Outage,
         *,
-        group: str,
+        requested: Requested,
         member: str,
         record: Callable[[Event], None],
     ) -> None:
@@ -52,10 +53,12 @@ class FaultyStore(IdempotencyStore):
         self._faults = faults
         self._clock = clock
         self._outage = outage
-        self._group = group
+        self._requested = requested
         self._member = member
         self._record = record
         self.dead = False
+        self._groups: dict[str, str] = {}
+        """Whose each message is."""
         self._owned: dict[str, int] = {}
         """What the store has as this member's."""
         self.tokens: dict[str, int] = {}
@@ -79,7 +82,7 @@ class FaultyStore(IdempotencyStore):
             self._tell("missed", id)
 
     async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
-        id = _id_of(key)
+        id = self._id_of(key)
         with self._missing(id):
             await self._there(id)
             result = await self._inner.begin(key, digest=digest, lease=lease)
@@ -92,7 +95,7 @@ class FaultyStore(IdempotencyStore):
         return result
 
     async def extend(self, key: str, fence: int, *, lease: float) -> bool:
-        id = _id_of(key)
+        id = self._id_of(key)
         with self._missing(id):
             await self._there(id)
             ours = await self._inner.extend(key, fence, lease=lease)
@@ -100,7 +103,7 @@ class FaultyStore(IdempotencyStore):
         return ours
 
     async def complete(self, key: str, fence: int, *, result: bytes | None, ttl: float) -> bool:
-        id = _id_of(key)
+        id = self._id_of(key)
         self.completing[id] = None
         with self._missing(id):
             await self._there(id)
@@ -112,13 +115,20 @@ class FaultyStore(IdempotencyStore):
         return done
 
     async def clear(self, key: str, fence: int) -> None:
-        id = _id_of(key)
+        id = self._id_of(key)
         with self._missing(id):
             await self._there(id)
             await self._inner.clear(key, fence)
             if self._owned.get(id) == fence:
                 del self._owned[id]
             await self._back(id)
+
+    def _id_of(self, key: str) -> str:
+        """How the history calls the message: by the last part of what names it in its scope, its group."""
+        _, group, id = key.rsplit(":", 2)
+        name = self._requested.name(id)
+        self._groups[name] = group
+        return name
 
     async def _there(self, id: str) -> None:
         await self._clock.awake()
@@ -144,8 +154,10 @@ class FaultyStore(IdempotencyStore):
             raise ConnectionFailed("simulated: the store did not answer")
 
     async def _way(self, id: str) -> None:
-        if await self._faults.latency(self._clock) > LATE:
-            self._tell("missed", id)
+        delay = self._faults.delay()
+        if delay > LATE:
+            self._tell("missed", id)  # at once: another may have the key before the way is over
+        await self._faults.pass_time(self._clock, delay)
 
     @contextmanager
     def _missing(self, id: str) -> Generator[None]:
@@ -163,13 +175,8 @@ class FaultyStore(IdempotencyStore):
                 at=self._clock.monotonic(),
                 how=how,
                 id=id,
-                group=self._group,
+                group=self._groups[id],
                 member=self._member,
                 token=token,
             )
         )
-
-
-def _id_of(key: str) -> str:
-    """The message's id: the last part of what names it in its scope."""
-    return key.rpartition(":")[2]

@@ -16,13 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 from messaging import Bus, Settings, Topic
 from messaging.adapter import AdapterContext
-from messaging_contracts.faults import Begun, Buried, Ended, Event, History, Published, Verdict, check
+from messaging.app import RESPONDERS
+from messaging.errors import ConnectionFailed
+from messaging_contracts.faults import (
+    Answered,
+    Asked,
+    Begun,
+    Buried,
+    Ended,
+    Event,
+    History,
+    Kept,
+    Published,
+    Settled,
+    Struck,
+    Verdict,
+    check,
+)
 from messaging_contracts.faults.history import CONCLUDED, line
 from messaging_contracts.simulation.faults import Faults
 from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.process import GROUP, Member
 from messaging_contracts.simulation.publisher import Publisher
 from messaging_contracts.simulation.pulling import PullingMember
+from messaging_contracts.simulation.requested import ENDPOINT, Requested
+from messaging_contracts.simulation.requester import Requester
+from messaging_contracts.simulation.responder import RespondingMember
 from messaging_contracts.simulation.scenario import Scenario, scenario
 from messaging_contracts.simulation.store import Outage
 from messaging_memory import MemoryAdapter
@@ -31,13 +50,15 @@ from messaging_memory.settings import Settings as MemorySettings
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
 PATIENCE = 900.0
 """Virtual seconds in which everything has to be handled once the faults are over."""
 RESTS = 2
 """Leases for which members stay when nothing can come any more: who is idle stays a member, and is well."""
 MOST_MEMBERS = 4
+STARTING = 1.0
+"""Virtual seconds after which a member that could not start is started again, where it was the last."""
 HELD_UP = 70.0
 """Virtual seconds, beside five leases, until stuck calls and handlers come back, keys of owners that are gone, and
 copies with a delay.
@@ -52,6 +73,8 @@ class Result:
     seed: int
     scenario: Scenario
     verdict: Verdict
+    requests: Verdict
+    """On the requests, where there are any."""
     problems: Sequence[str]
     events: Sequence[Event]
     seconds: float
@@ -60,7 +83,13 @@ class Result:
     @property
     def held(self) -> bool:
         """Whether all promises were kept."""
-        return not (self.problems or self.verdict.violations)
+        return not (self.problems or self.violations)
+
+    @property
+    def violations(self) -> Mapping[str, Sequence[str]]:
+        """What was found, by kind, in what was published and in what was asked."""
+        asked = {f"requests: {kind}": lines for kind, lines in self.requests.violations.items()}
+        return {**self.verdict.violations, **asked}
 
     @property
     def digest(self) -> str:
@@ -84,11 +113,13 @@ def simulate(seed: int) -> Result:
     gc.disable()  # when it would end what is forgotten depends on what else the process has done
     gc.freeze()  # what was there before is not looked at
     try:
-        problems, events, held_up = _lived(seed, loop)
+        problems, events, held_up, asked = _lived(seed, loop)
         gc.collect()  # errors that nobody looked at are told now
         drawn = scenario(seed)
-        verdict = check(events, ordered=drawn.ordered, groups=[GROUP], lateness=held_up)
-        return Result(seed, drawn, verdict, tuple(problems), events, loop.time())
+        published, requests = _apart(events, asked)
+        verdict = check(published, ordered=drawn.ordered, groups=[GROUP], lateness=held_up)
+        answers = check(requests, ordered=False, lateness=held_up)
+        return Result(seed, drawn, verdict, answers, tuple(problems), events, loop.time())
     finally:
         gc.unfreeze()
         if collecting:
@@ -100,8 +131,28 @@ def simulate(seed: int) -> Result:
         logger.setLevel(level)
 
 
-def _lived(seed: int, loop: VirtualLoop) -> tuple[Sequence[str], Sequence[Event], float]:
-    """The problems, which may still become more, the events, and how late a retry may have been.
+def _apart(events: Sequence[Event], asked: Collection[str]) -> tuple[Sequence[Event], Sequence[Event]]:
+    """What concerns messages that were published, and what concerns requests; faults concern both."""
+    if not asked:
+        return events, ()
+    handlings = {event.handling for event in events if isinstance(event, Begun) and event.id in asked}
+    published: list[Event] = []
+    requests: list[Event] = []
+    for event in events:
+        if isinstance(event, Struck):
+            published.append(event)
+            requests.append(event)
+        elif isinstance(event, Ended | Settled):
+            (requests if event.handling in handlings else published).append(event)
+        elif isinstance(event, Published | Begun | Kept | Asked | Answered):
+            (requests if event.id in asked else published).append(event)
+        else:
+            published.append(event)
+    return published, requests
+
+
+def _lived(seed: int, loop: VirtualLoop) -> tuple[Sequence[str], Sequence[Event], float, Collection[str]]:
+    """The problems, which may still become more, the events, how late a retry may have been, and the requests.
 
     Nothing else of the world is left.
     """
@@ -117,7 +168,7 @@ def _lived(seed: int, loop: VirtualLoop) -> tuple[Sequence[str], Sequence[Event]
         loop.run_until_complete(world.run())
     except Stalled as error:
         world.problem(str(error))
-    return problems, world.history.events, world.held_up
+    return problems, world.history.events, world.held_up, world.requests
 
 
 class _Done(History):
@@ -167,6 +218,10 @@ class World:
         )
         self.problems: list[str] = []
         self.members: list[Member] = []
+        self.requests: set[str] = set()
+        """All that were made."""
+        self.requested = Requested()
+        self._requester: Requester | None = None
         self.deaths = 0
         self.poison: str | None = None
         self._names = count(1)
@@ -191,11 +246,13 @@ class World:
         )
         async with observer:
             await observer.declare(self.topic, groups=[GROUP])
+            if self.scenario.requests is not None:
+                await observer.declare(ENDPOINT, groups=[RESPONDERS])
             for _ in range(self.scenario.members):
                 self.join()
             upheavals = asyncio.create_task(self._upheave(), name="upheavals")
             publishers = [Publisher(self, f"p{number}") for number in range(self.scenario.publishers)]
-            await asyncio.gather(*(publisher.run() for publisher in publishers))
+            await asyncio.gather(*(publisher.run() for publisher in publishers), self._ask())
             upheavals.cancel()
             await asyncio.wait([upheavals])
             self._calm_down()
@@ -210,7 +267,39 @@ class World:
         """One member more."""
         often = self.scenario.pulling
         kind = PullingMember if often and self.random.random() < often else Member
+        if self.scenario.requests is not None:
+            kind = RespondingMember
         self.members.append(kind(self, f"m{next(self._names)}"))
+
+    def start_again(self) -> None:
+        """Soon there is a member again."""
+
+        def start() -> None:
+            if not self.alive and not self.faults.calm:
+                self.join()
+
+        self.loop.call_later(STARTING, start)
+
+    def deserted(self) -> None:
+        """If no member is left, nothing is handled for the first time before another is at work."""
+        if not self.alive and not self.faults.calm:
+            self.history.record(Struck(at=self.loop.time(), kind="nobody is left", ids=()))
+
+    async def _ask(self) -> None:
+        """Let requesters live one after the other; the last one stays."""
+        if self.scenario.requests is None:
+            return
+        lives, names = self.scenario.requests.lives, count(1)
+        while lives:
+            requester = Requester(self, f"r{next(names)}", stays=lives == 1)
+            try:
+                await requester.open()
+            except ConnectionFailed:
+                await asyncio.sleep(1.0)
+                continue
+            lives -= 1
+            await requester.run()
+            self._requester = requester
 
     @property
     def held_up(self) -> float:
@@ -237,13 +326,15 @@ class World:
             self.faults.upheaved_at = self.loop.time()
             self._broker.restart()
         elif kind == "outage":
-            seconds = self.random.uniform(0.0, 2 * self.scenario.lease)
-            self.faults.upheaved_at = self.loop.time() + seconds
+            at, seconds = self.loop.time(), self.random.uniform(0.0, 2 * self.scenario.lease)
+            self.faults.upheaved_at = at + seconds
             self._broker.disconnect()
             try:
                 await asyncio.sleep(seconds)
             finally:
                 self._broker.reconnect()
+                # It excuses what is late; what was lost with it is recorded by itself.
+                self.history.record(Struck(at=at, kind="outage", until=self.loop.time(), ids=()))
         elif alive:
             member = self.random.choice(alive)
             if kind == "leave":
@@ -253,13 +344,13 @@ class World:
             elif kind == "freeze":
                 member.freeze()
                 delay = self.random.uniform(0.0, 3 * self.scenario.lease)
-                self.loop.call_later(delay, member.clock.thaw)
+                self.loop.call_later(delay, member.thaw)
 
     def _calm_down(self) -> None:
         self.faults.calm = True
         self._broker.reconnect()
         for member in self.members:
-            member.clock.thaw()
+            member.thaw()
 
     async def _everything_done(self, observer: Bus) -> None:
         deadline = self.loop.time() + PATIENCE
@@ -285,7 +376,7 @@ class World:
             bool(self.alive)
             and all(not info.lag and info.oldest is None for info in groups)
             and not self.faults.under_way
-            and not any(member.running for member in self.members if not member.dead)
+            and not any(member.running or member.answering for member in self.members if not member.dead)
             and not [problem async for problem in self._restless()]
         )
 
@@ -298,6 +389,10 @@ class World:
                     yield f"{member.name} is not at rest: {health}"
 
     async def _end(self, observer: Bus) -> None:
+        if self._requester is not None:
+            await self._requester.end()
+            async for letter in observer.dead_letters(ENDPOINT.topic, group=RESPONDERS).browse():
+                self.problem(f"a request became a dead letter: {letter}")
         async for problem in self._restless():
             self.problem(problem)
         for member in self.members:

@@ -73,6 +73,8 @@ class Dispatcher:
         self._lost: set[RawDelivery] = set()
         self._taken: set[RawDelivery] = set()
         """Being settled, and gone from the broker, which has others of the same ownership as ours: it took them."""
+        self._parting: list[RawDelivery] = []
+        """Done with here while this member leaves, and its own on the broker until it has left."""
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._stop = asyncio.Event()
@@ -275,6 +277,8 @@ class Dispatcher:
         if isinstance(result, Hold) and not (self._draining or self._leaving(delivery)):
             self._hold(settlement, result.until)
         else:
+            if isinstance(result, Hold) and self._draining:
+                self._parting.append(delivery)
             self._lanes.finish(delivery)
 
     def _hold(self, settlement: Settlement, until: float) -> None:
@@ -379,6 +383,8 @@ class Dispatcher:
 
     def _withdraw(self, unwanted: Callable[[RawDelivery], bool]) -> None:
         for delivery in self._workers.withdraw_suspects(unwanted):
+            if self._draining:
+                self._parting.append(delivery)
             self._forget(delivery)
 
     def _still_ours(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -392,7 +398,7 @@ class Dispatcher:
         return ours
 
     async def _keep_leases(self) -> None:
-        """Extend what is held, at a third of the lease (15)."""
+        """Extend what is held, at a third of the lease (15). With one that ends, its whole partition may go."""
         lease = self._consumer.lease
         if lease is None:
             return
@@ -401,7 +407,9 @@ class Dispatcher:
             await sleep(self._clock, lease / 3)
             held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
             try:
-                ours = await self._consumer.extend(held, lease) if held else ()
+                ours = (
+                    (await self._consumer.extend([*held, *self._parting], lease))[: len(held)] if held else ()
+                )
             except MessagingError as error:
                 if is_fatal(error):
                     raise

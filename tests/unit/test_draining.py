@@ -57,6 +57,23 @@ async def test_a_drain_does_not_wait_for_parked_keys_or_suspects():
         assert bench.consumer.isolated == []
 
 
+async def test_what_is_held_on_the_broker_while_draining_keeps_its_lease_until_the_member_has_left():
+    """On an ordered group the partition goes with it, and takes what still runs."""
+    work = Work()
+    async with Bench(work, lease=3.0, grace=30.0).running() as bench:
+        await bench.put(raw("failed", "a"), raw("runs", "b"))
+        bench.dispatcher.stop()
+        await bench.clock.settle()
+        work.finish("failed", Retry(after=60))
+        await bench.clock.settle()
+        await bench.clock.advance(1)
+        assert sorted(bench.consumer.extended[-1]) == ["failed", "runs"]
+        work.finish("runs")
+        await bench.clock.settle()
+
+        assert bench.task.done()
+
+
 async def test_a_failure_that_is_held_while_draining_is_left_to_the_broker():
     work = Work()
     async with Bench(work).running() as bench:

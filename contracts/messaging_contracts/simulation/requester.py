@@ -10,6 +10,7 @@ from messaging import PublishError, RemoteError
 from messaging.errors import Closed, MessagingError, PublishUncertain
 from messaging_contracts.faults import Answered, Asked, Published
 from messaging_contracts.faults.replies import CANCELLED
+from messaging_contracts.simulation.loop import RESOLUTION
 from messaging_contracts.simulation.process import Process
 from messaging_contracts.simulation.requested import ENDPOINT
 
@@ -98,6 +99,7 @@ class Requester(Process):
         longest = within if patience is None else min(within, patience)
         self.record(Published(at=self.now(), fate="sent", id=name, publisher=self.name))
         self.record(Asked(at=self.now(), id=name, within=longest, member=self.name))
+        until = self.now() + within - RESOLUTION
         error, told = "", ("", "")
         failed = False
         try:
@@ -108,7 +110,10 @@ class Requester(Process):
             failed = isinstance(raised, PublishError) and not isinstance(raised, PublishUncertain)
             if isinstance(raised, RemoteError) and (found := TELLING.search(raised.remote_message)):
                 told = (found[1], found[2])
-            self._explain(name, raised)
+            if (
+                self.now() < until
+            ):  # else its time is over, and nothing has to explain that it was not published
+                self._explain(name, raised)
         except TimeoutError:
             error = CANCELLED
         self.world.requested.over(name)

@@ -12,7 +12,7 @@ from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
 from messaging.generations import subscriber
-from messaging.message import OUTCOMES, T
+from messaging.message import OUTCOMES, Release, T
 from messaging.middleware.retry import RetryPolicy, retrying
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class _Open:
     """A delivery in the program's hands: its outcome, and what the broker answered."""
 
     delivery: Delivery[Any]
+    raw: RawDelivery
     outcome: asyncio.Future[Outcome] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -115,8 +116,15 @@ class Pull(Generic[T]):
         return self
 
     async def __anext__(self) -> Delivery[T]:
-        """The next delivery. Raises what ended the subscription for good. Cancelling loses nothing."""
-        while not self._ready:
+        """The next delivery. Raises what ended the subscription for good. Cancelling loses nothing.
+
+        One whose lease has ended while it waited here is not given out (9): it is delivered again.
+        """
+        while True:
+            while self._ready:
+                delivery = self._ready.popleft()
+                if self._still_ours(delivery):
+                    return delivery
             if self._task is None:
                 raise Closed("bus.consume() is opened by `async with` before deliveries are taken")
             if self._task.done():
@@ -124,7 +132,14 @@ class Pull(Generic[T]):
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._ready.popleft()
+
+    def _still_ours(self, delivery: Delivery[T]) -> bool:
+        entry = self._open.get(id(delivery))
+        if entry is None or entry.raw.lease.deadline > self._bus.clock.monotonic():
+            return True
+        if not entry.outcome.done():
+            entry.outcome.set_result(Release())
+        return False
 
     async def settle(self, delivery: Delivery[T], outcome: Outcome) -> None:
         """Settle; returns when the broker has taken it. Settling twice is a no-op.
@@ -155,7 +170,7 @@ class Pull(Generic[T]):
     # What the dispatcher tells: see binding.Observer.
 
     def started(self, delivery: Delivery[Any], raw: RawDelivery) -> None:
-        self._open[id(delivery)] = _Open(delivery)
+        self._open[id(delivery)] = _Open(delivery, raw)
         self._by_raw[raw] = id(delivery)
 
     def settled(self, raw: RawDelivery, result: Settled) -> None:

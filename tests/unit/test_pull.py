@@ -178,6 +178,18 @@ async def test_cancelling_the_iteration_loses_nothing(bus, clock):
         assert [one.payload for one in await taken(pull, clock)] == ["a"]
 
 
+async def test_what_waited_for_longer_than_its_lease_is_not_given_out_and_comes_again(bus, clock):
+    await bus.publish(jobs, "a")
+    async with bus.consume(jobs, group="audit") as pull:
+        await clock.settle()
+        (waiting,) = pull._open.values()
+        waiting.raw.lease.deadline = clock.monotonic()
+        assert await taken(pull, clock) == []
+
+        await clock.advance(60)
+        assert [one.payload for one in await taken(pull, clock)] == ["a"]
+
+
 async def test_two_tasks_may_take_deliveries(bus, clock):
     async with bus.consume(jobs, group="audit") as pull:
         tasks = [asyncio.create_task(anext(pull)) for _ in range(2)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, Consumer, SettleError
+from messaging.adapter import DONE, Adapter, Consumer, SettleError
 from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
@@ -297,6 +297,8 @@ class FaultyConsumer(Consumer):
         self._inner = inner
         self._ordered = subscription.group.ordered
         self._arrived: list[RawDelivery] = []
+        self._given: dict[RawDelivery, None] = {}
+        """Handed over, and neither settled nor lost."""
         self._doubtful: set[str] = set()
         self.isolating: str | None = None
         """What is marked to run alone, or being marked, and not settled: a crash now looks as if it had run."""
@@ -318,6 +320,7 @@ class FaultyConsumer(Consumer):
             self._arrived = received
         await self._adapter.back()
         batch, self._arrived = self._arrived[:limit], self._arrived[limit:]
+        self._given.update(dict.fromkeys(batch))
         return batch
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
@@ -343,6 +346,8 @@ class FaultyConsumer(Consumer):
             results = list(await self._inner.settle(settlements))
         for one, result in zip(settlements, results, strict=True):
             if not isinstance(result, SettleError):
+                if result is DONE:
+                    self._given.pop(one.delivery, None)
                 self._doubtful.discard(one.delivery.message.id)
                 if one.delivery.message.id == self.isolating:
                     self.isolating = None
@@ -388,7 +393,10 @@ class FaultyConsumer(Consumer):
 
     async def close(self) -> None:
         await self._adapter.clock.awake()
-        self._strike("closed unsettled", sorted({*self._doubtful, *self._adapter.unstored()}))
+        unsettled = {*self._doubtful, *self._adapter.unstored()}
+        if self._adapter.struck:  # what held up one settlement held up all behind it
+            unsettled.update(one.message.id for one in self._given)
+        self._strike("closed unsettled", sorted(unsettled))
         await self._inner.close()
 
     @contextmanager
@@ -411,6 +419,8 @@ class FaultyConsumer(Consumer):
         `lasts`: until the member must have noticed.
         """
         gone = set(deliveries)
+        for delivery in deliveries:
+            self._given.pop(delivery, None)
         self._arrived = [delivery for delivery in self._arrived if delivery not in gone]
         ids = [delivery.message.id for delivery in deliveries]
         if reason == HANDED_OVER:

@@ -363,6 +363,11 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     api_version: ClassVar[int] = API_VERSION
+    shares: ClassVar[int] = 4
+    """Calls of `publish` among which what goes out at once is divided: the broker works on one while the next is made.
+
+    Fewer where a call costs more than that gains.
+    """
 
     @classmethod
     @abstractmethod

@@ -33,8 +33,6 @@ BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
 EXCHANGES = 4
 """Exchanges under way at once."""
-SHARES = 2
-"""One exchange takes at most such a part of what is outstanding: the broker works on it while the next is made."""
 SMALL = 64
 """Messages that go in one exchange all the same: with fewer, each costs more than the overlap gains."""
 GATHER = 2
@@ -197,7 +195,7 @@ class Publisher:
 
         Callers who are confirmed together publish again together: were all in one, client and broker would take turns.
         """
-        return min(BATCH, max(SMALL, -(-self._outstanding // SHARES)))
+        return min(BATCH, max(SMALL, -(-self._outstanding // self._adapter.shares)))
 
     def _next_batch(self) -> Batch:
         batch = Batch()

@@ -44,6 +44,7 @@ class RedisAdapter(Adapter):
     """One pool of connections to one Redis server, cluster or sentinel-guarded master."""
 
     name: ClassVar[str] = "redis"
+    shares: ClassVar[int] = 2
 
     def __init__(self, settings: RedisSettings, member: str) -> None:
         self._settings = settings

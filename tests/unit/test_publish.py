@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messaging import publish as module
+from messaging.adapter import Adapter
 from messaging.errors import Closed, ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Receipt
 from messaging.publish import Publisher
@@ -251,11 +252,15 @@ async def test_callers_who_publish_again_and_again_stay_together(desk):
     assert len(desk.batches) < 80
 
 
-async def test_many_callers_are_divided_so_that_the_broker_works_while_the_next_exchange_is_made(desk):
+@pytest.mark.parametrize("shares", [2, 4])
+async def test_many_callers_are_divided_so_that_the_broker_works_while_the_next_exchange_is_made(
+    desk, monkeypatch, shares
+):
+    monkeypatch.setattr(Adapter, "shares", shares)
     calls = [desk.start(outgoing(str(number))) for number in range(256)]
     await desk.clock.settle()
 
-    assert [len(batch) for batch in desk.batches] == [128, 128]
+    assert [len(batch) for batch in desk.batches] == [256 // shares] * shares
 
     desk.gate.set()
     await asyncio.gather(*calls)

@@ -51,6 +51,8 @@ class Source:
     """The last id of which a read's answer has come."""
     missed: bool = False
     """The answer to a read of what is new was lost: what it took is read again, uncounted, as it was seen by nobody."""
+    certain: bool = False
+    """All up to `seen` was handed out: the group's position was not beyond the end of the stream when it was read."""
     asleep_until: float = 0.0
     """A redrive stream is rarely there: it is looked at now and then (monotonic seconds), and when it wakes us."""
 

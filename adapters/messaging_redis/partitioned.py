@@ -20,6 +20,7 @@ from messaging_redis.consumer import stream_pairs
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.fenced import CONSUMER, FencedSettler
 from messaging_redis.ownership import NEW, PENDING, Partition, Partitions, Source
+from messaging_redis.positions import put_back
 from messaging_redis.scripts import FENCED_ISOLATE, FENCED_READ
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ logger = logging.getLogger("messaging")
 
 _REDRIVE_LOOK = 1.0
 """Seconds after which an empty redrive stream is looked at again by a member that never waits."""
+_POSITIONS_LOOK = 5.0
+"""Seconds after which the positions of the group are looked at again, and at once where a wake brought nothing."""
 
 
 class PartitionedConsumer(Consumer):
@@ -67,6 +70,9 @@ class PartitionedConsumer(Consumer):
         self._waking: asyncio.Task[None] | None = None
         self._waking_for: frozenset[str] = frozenset()
         self._turn = 0
+        self._woken = False
+        """Something was there to read when the reader last waited."""
+        self._next_look = 0.0
         self._joined = False
         self._closed = False
 
@@ -130,6 +136,9 @@ class PartitionedConsumer(Consumer):
 
     async def _read(self, partitions: Sequence[Partition], limit: int) -> list[RawDelivery]:
         now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _POSITIONS_LOOK
+            await put_back(self._connection, self._group, self._keys, partitions)
         pairs = [
             (partition, source)
             for partition in partitions
@@ -164,11 +173,16 @@ class PartitionedConsumer(Consumer):
                 else:
                     await self._topics.restore(self._group)
                 source.cursor, source.wake_after, source.seen, source.missed = NEW, "0-0", PENDING, False
+                source.certain = False
             else:
                 if source.redriven and not entries and source.cursor == NEW:
                     source.asleep_until = now + _REDRIVE_LOOK
                 found += self._take_in(partition, source, entries, server_ms)
                 _advance(source, state, last.decode())
+        if self._woken and limit:
+            self._woken = False
+            if not found:
+                self._next_look = 0.0
         return found
 
     def _take_in(
@@ -265,6 +279,7 @@ class PartitionedConsumer(Consumer):
         if isinstance(reply, Exception):
             raise translate(reply, "XREAD")
         woken = {key.decode() for key, _ in stream_pairs(reply)}
+        self._woken = bool(woken)
         for source in sources:
             if source.stream in woken:
                 source.asleep_until = 0.0
@@ -377,7 +392,7 @@ def _advance(source: Source, state: bytes, last: str) -> None:
         source.seen = last
     if source.cursor == NEW:
         if last:
-            source.wake_after = last
+            source.wake_after, source.certain = last, state != b"astray"
     elif state == b"end":
         source.cursor, source.missed = NEW, False
     elif last:

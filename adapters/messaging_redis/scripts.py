@@ -75,6 +75,7 @@ FENCED_ACK = Script("fenced_ack")
 FENCED_SETTLE = Script("fenced_settle")
 FENCED_ISOLATE = Script("fenced_isolate")
 GIVE_BACK = Script("give_back")
+PUT_BACK = Script("put_back")
 # Idempotency
 BEGIN = Script("begin")
 FINISH = Script("finish")

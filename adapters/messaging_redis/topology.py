@@ -17,6 +17,7 @@ from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_redis.connection import code_of, translate
 from messaging_redis.keys import GroupKeys, TopicKeys
+from messaging_redis.positions import stuck
 from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, GROUP_STATE
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ class Topics:
         copies = [keys.retry]
         if group.ordered:
             copies = [keys.redrive(partition) for partition in range(keys.topic.partitions)]
-        lag, _, oldest, members, dead, now = await self._connection.run(
+        lag, _, oldest, members, dead, now, strayed = await self._connection.run(
             GROUP_STATE,
             [keys.members, keys.dead, keys.delayed, *copies, *state.keys.streams],
             [keys.name, len(copies)],
@@ -309,6 +310,7 @@ class Topics:
             oldest=None if oldest < 0 else max(0.0, (now - oldest) / 1000),
             generation=state.spec.generation,
             ordered=group.ordered,
+            stuck=stuck(group, keys.name, strayed, self._settings.address),
         )
 
     async def check(self, group: GroupSpec) -> None:

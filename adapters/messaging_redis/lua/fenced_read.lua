@@ -3,7 +3,7 @@
 -- "epoch|owner", its name, cursor ('>' or the last id that was read again), 1 if a
 -- hand-over counts, 2 if the last id is known.
 -- A blocking read cannot be fenced; this one does not block. Pending entries come first, in order, page by page.
--- Returns the server's time in ms, then per stream {state, entries, last id}; state: ok, end (nothing more is pending), lost, nogroup.
+-- Returns the server's time in ms, then per stream {state, entries, last id}; state: ok, end (nothing more is pending), astray, lost, nogroup.
 -- An entry is {id, fields, count, record of failures or '', 1 if marked, 1 if it was deleted}.
 local out, room = {now_ms()}, tonumber(ARGV[3])
 local group, consumer = ARGV[1], ARGV[2]
@@ -52,8 +52,8 @@ local function fresh(key, name, known)
     return 'ok', entries, entries[#entries][1]
   end
   if known then return 'ok', entries, '' end
-  local stream = redis.call('XINFO', 'STREAM', key)
-  return 'ok', entries, info(stream, 'last-generated-id')
+  local place = group_of(key, group)
+  return place and astray(place, key, out[1]) and 'astray' or 'ok', entries, last_id(key)
 end
 for at = 4, #ARGV, 5 do
   local key = KEYS[4 + (at - 4) / 5]

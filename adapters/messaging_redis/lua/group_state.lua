@@ -1,8 +1,8 @@
 -- KEYS: members, dead letters, delayed set, then streams of copies (as many as ARGV[2] says), then the topic's streams.
 -- ARGV: consumer group, number of streams of copies. Settled copies are deleted, so what is left is what waits.
--- Returns {lag or -1, pending, oldest unhandled in ms or -1, members, dead letters, now}.
+-- Returns {lag or -1, pending, oldest unhandled in ms or -1, members, dead letters, now, streams that hand out nothing}.
 local lag, pending, oldest = redis.call('ZCARD', KEYS[3]), 0, -1
-local copies = tonumber(ARGV[2])
+local copies, now, strayed = tonumber(ARGV[2]), now_ms(), {}
 for i = 4, #KEYS do
   local groups = redis.pcall('XINFO', 'GROUPS', KEYS[i])
   if not failed(groups) then
@@ -10,7 +10,12 @@ for i = 4, #KEYS do
       if info(group, 'name') == ARGV[1] then
         local held = info(group, 'pending')
         local behind = info(group, 'lag')
-        if i < 4 + copies then behind = redis.call('XLEN', KEYS[i]) - held end
+        if astray(group, KEYS[i], now) then
+          behind = nil
+          strayed[#strayed + 1] = KEYS[i]
+        elseif i < 4 + copies then
+          behind = redis.call('XLEN', KEYS[i]) - held
+        end
         if behind and lag >= 0 then lag = lag + math.max(0, behind) else lag = -1 end
         pending = pending + held
         local first = nil
@@ -27,5 +32,4 @@ for i = 4, #KEYS do
     end
   end
 end
-local now = now_ms()
-return {lag, pending, oldest, redis.call('ZCOUNT', KEYS[1], now, '+inf'), redis.call('XLEN', KEYS[2]), now}
+return {lag, pending, oldest, redis.call('ZCOUNT', KEYS[1], now, '+inf'), redis.call('XLEN', KEYS[2]), now, strayed}

@@ -38,3 +38,23 @@ end
 local function failed(reply)
   return type(reply) == 'table' and reply.err
 end
+local function group_of(key, name)
+  local groups = redis.pcall('XINFO', 'GROUPS', key)
+  if failed(groups) then return nil end
+  for _, group in ipairs(groups) do
+    if info(group, 'name') == name then return group end
+  end
+  return nil
+end
+local function last_id(key)
+  return info(redis.call('XINFO', 'STREAM', key), 'last-generated-id')
+end
+-- Whether nothing that is added now is handed to a group: its position is beyond the end of the stream and in the
+-- future. Not so with a start in the future that a program asked for, which Topics marks by the last sequence number.
+local function astray(group, key, now)
+  local position = info(group, 'last-delivered-id')
+  local ms, sequence = string.match(position, '^(%d+)%-(%d+)$')
+  if tonumber(ms) <= now then return false end
+  if sequence == '18446744073709551615' and tonumber(ms) < 253402300800000 then return false end
+  return id_less(last_id(key), position)
+end

@@ -15,6 +15,8 @@ for i = 2, #KEYS do
       if info(group, 'pending') > 0 then first = redis.call('XPENDING', KEYS[i], info(group, 'name'))[2] end
       -- Without pending entries the last delivered one is handled; it is kept, which is simpler than its successor.
       if not first then first = info(group, 'last-delivered-id') end
+      -- What such a group has handled is not known: all is kept until its position is mended.
+      if astray(group, KEYS[i], now) then first = '0-0' end
       if id_less(first, cut) then cut = first end
     end
     redis.call('XTRIM', KEYS[i], 'MINID', cut)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
-from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
+from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost, is_fatal
 from messaging_kafka.background import Background
 from messaging_kafka.connection import translate
 from messaging_kafka.fetching import Fetcher
@@ -123,7 +123,7 @@ class KafkaConsumer(Consumer):
         partitions = self._partitions
         if partitions is None:
             partitions = await self._prepare()
-            await partitions.membership.begin()
+            await self._join(partitions)
             self._partitions = partitions
             self._background.start(self._move(), name="messaging-kafka-delays")
             self._background.start(
@@ -138,6 +138,14 @@ class KafkaConsumer(Consumer):
             if partitions.membership.error is not None:
                 await partitions.membership.revive()
         return partitions
+
+    async def _join(self, partitions: Partitions) -> None:
+        try:
+            await partitions.membership.begin()
+        except MessagingError as error:
+            if is_fatal(error):  # the others would wait for it for as long as its session
+                await partitions.membership.leave()
+            raise
 
     async def _prepare(self) -> Partitions:
         state = await self._session.topology.state(self._group.topic)
@@ -167,18 +175,8 @@ class KafkaConsumer(Consumer):
 
     def _read(self, partitions: Partitions, limit: int, paused: Collection[int]) -> float:
         """Parse what there is room for; when the next delayed record is due."""
-        now = time.monotonic()
-        units = [
-            unit
-            for unit in partitions.owned.values()
-            if not unit.draining and unit.number not in paused and unit.lease.deadline > now
-        ]
-        if not units:
-            return inf
-        self._turn += 1
-        at = self._turn % len(units)
         soonest = inf
-        for unit in units[at:] + units[:at]:
+        for unit in self._in_turn(partitions, paused):
             for part in reversed(unit.parts):
                 if not part.source.waiting or part.progress.full:
                     continue
@@ -197,6 +195,23 @@ class KafkaConsumer(Consumer):
                     ) from error
                 self._fetcher.hungry()
         return soonest
+
+    def _in_turn(self, partitions: Partitions, paused: Collection[int]) -> list[Unit]:
+        """What there is something to read of, each as often the first as others of its kind.
+
+        Every second time delayed records are first: those that are due are older than what waits in the topic, which
+        goes on all the same where messages fail again and again.
+        """
+        now = time.monotonic()
+        delayed: list[Unit] = []
+        others: list[Unit] = []
+        for unit in partitions.owned.values():
+            if unit.waiting and not unit.draining and unit.number not in paused and unit.lease.deadline > now:
+                (others if unit.parts[0].tier is None else delayed).append(unit)
+        self._turn += 1
+        turn, last = divmod(self._turn, 2)
+        delayed, others = _from(delayed, turn), _from(others, turn)
+        return others + delayed if last else delayed + others
 
     def _read_part(self, unit: Unit, part: Part, limit: int) -> int:
         records = part.source.read(limit)
@@ -423,3 +438,8 @@ class KafkaConsumer(Consumer):
             await self._settler.close()
         if self._partitions is not None:
             await self._partitions.leave()
+
+
+def _from(units: list[Unit], turn: int) -> list[Unit]:
+    at = turn % max(1, len(units))
+    return units[at:] + units[:at]

@@ -75,6 +75,11 @@ class Unit:
         return any(part.source.broken is not None for part in self.parts)
 
     @property
+    def waiting(self) -> bool:
+        """Whether there may be something to read of it here."""
+        return any(part.source.waiting for part in self.parts)
+
+    @property
     def full(self) -> bool:
         """What is unfinished of it fills the room beside its position."""
         return any(part.progress.full for part in self.parts)
@@ -227,16 +232,18 @@ class Partitions:
         brokers = self._session.brokers
         all_places = [place for number in numbers for place in self.places(number)]
         committed = await brokers.committed(self._session.names.group(self._group), all_places)
-        if any(place.topic == self._topic and place not in committed for place in all_places):
-            await self._session.topology.registry.refresh()
+        unknown = [
+            place.partition for place in all_places if place.topic == self._topic and place not in committed
+        ]
+        begins = await self._session.topology.begins(self._group, unknown) if unknown else {}
         units: list[Unit] = []
         for number in numbers:
             parts: list[Part] = []
             for place in self.places(number):
+                copies = place.topic == self._beside
                 position = committed.get(place)
                 if position is None:
-                    position = self._first(place)
-                copies = place.topic == self._beside
+                    position = Committed(0 if copies else begins[place.partition])
                 tier = tiers.delay_of(place.partition) if copies and not self._group.ordered else None
                 known = progress.resume(position, brokers.time.moment())
                 parts.append(Part(place, Source(place, position.offset), known, copies, tier))
@@ -248,17 +255,6 @@ class Partitions:
         for unit in units:
             self.owned[unit.number] = unit
         self._sources(part.source for unit in units for part in unit.parts)
-
-    def _first(self, place: Place) -> Committed:
-        """The position where none is committed. Raises ConfigurationError where there was one."""
-        topology = self._session.topology
-        if place.topic != self._topic or topology.newer(self._group, place.partition):
-            return Committed(0)
-        start = topology.start(self._group, place.partition)
-        if start is None:
-            raise topology.expired(self._group)
-        # The topic was made anew while the group had members, so nobody could commit it.
-        return Committed(start)
 
     def forsake(self, reason: str) -> None:
         """Give everything up without a commit: the positions are those of a log that is gone."""

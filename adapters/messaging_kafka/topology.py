@@ -176,11 +176,33 @@ class TopologyKeeper:
         if anew:
             await self.registry.replace(anew)
 
-    def start(self, group: GroupSpec, partition: int) -> int | None:
-        """Where a group begins that has no position, as its topic was made anew; None where the position is forgotten.
+    async def begins(self, group: GroupSpec, partitions: Sequence[int]) -> dict[int, int]:
+        """Where a group begins in partitions of which it has no position.
 
-        While the group has members, nobody else can commit where it begins.
+        Raises TopicNotFound where its topic is deleted, and its positions with it; ConfigurationError where its
+        position is forgotten, not before all had the time to tell of a deletion: members of it end for good.
         """
+        state = TopicState(group.topic, self._names.topic(group.topic), "verify", group.topic.partitions)
+        for left in (LEFT_ALONE, 0.0):
+            # In this order: whoever makes a topic anew says first where its groups begin.
+            if state.physical not in await self._brokers.partitions([state.physical]):
+                raise self._missing(state)
+            await self.registry.refresh()
+            begins = {partition: self._start(group, partition) for partition in partitions}
+            known = {partition: start for partition, start in begins.items() if start is not None}
+            if len(known) == len(begins):
+                return known
+            await asyncio.sleep(left)
+        raise self.expired(group)
+
+    def _start(self, group: GroupSpec, partition: int) -> int | None:
+        """Where a group begins that has no position; None where the position is forgotten.
+
+        A partition that was added to an adopted topic is read from its beginning. Of a topic that was made anew while
+        the group had members, nobody else could commit where it begins.
+        """
+        if self.newer(group, partition):
+            return 0
         record = self.registry.get(_name(group))
         if record is None or not record.fields.get("anew") or age(record) > EXPIRY_BOUND:
             return None

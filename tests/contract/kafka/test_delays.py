@@ -82,6 +82,28 @@ async def test_all_tiers_are_consumed_by_whoever_is_there(bench: Bench) -> None:
     assert {one.attempt for one in again} == {2}
 
 
+async def test_due_retries_have_every_second_turn_beside_a_backlog(bench: Bench) -> None:
+    """They are older than what waits in the topic; and however many fail again and again, the topic goes on."""
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", partitions=4)
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    failed = [f"failed {number}" for number in range(10)]
+    await publish(adapter, topic, *failed)
+    await settle(consumer, await receive(consumer, 10), Retry(), after=0.1, failure="{}")
+    for partition in range(4):
+        await publish(
+            adapter, topic, *(f"{partition} {number}" for number in range(100)), partition=partition
+        )
+    await asyncio.sleep(0.4)  # all of them are due, and fetched
+
+    came = [(await receive(consumer, 1))[0].message.id for _ in range(40)]
+
+    assert came.count("failed 0") == 1
+    assert {name for name in came[:24] if name in failed} == set(failed)
+    assert {name[0] for name in came if name not in failed} == {"0", "1", "2", "3"}
+
+
 async def test_what_was_retried_leaves_its_partition(bench: Bench) -> None:
     """The copy is stored first, then the watermark moves: nothing of a retry holds the topic's position back."""
     adapter = await bench.adapter()

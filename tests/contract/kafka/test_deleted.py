@@ -1,6 +1,7 @@
 """A topic that an admin deletes: told, and read from its first message when it is there again."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
@@ -11,7 +12,18 @@ from messaging.message import Message, Reject
 from messaging.requests import Requester
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.library import Place
-from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, publish, receive, settle
+from tests.contract.kafka.support import (
+    QUICK,
+    Bench,
+    ack,
+    brokers_of,
+    ids,
+    membership,
+    owned,
+    publish,
+    receive,
+    settle,
+)
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)
 UNORDERED = TopicSpec("orders", partitions=1)
@@ -63,6 +75,61 @@ async def test_a_group_reads_a_topic_that_was_made_anew_from_its_first_message(
 
     deliveries = await receive(bench.consumer(adapter, group), 4)
     assert ids(deliveries) == [f"new {number}" for number in range(4)]
+
+
+async def forgotten(adapter: KafkaAdapter, group: GroupSpec) -> None:
+    """Its topic is deleted, and with it its positions, which Kafka deletes a little later."""
+    await deleted(adapter, group.topic)
+    names = adapter._session.names
+    places = [Place(names.topic(group.topic), number) for number in range(group.topic.partitions)]
+    async with asyncio.timeout(10):
+        while await brokers_of(adapter).committed(names.group(group), places):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+@pytest.mark.parametrize("told", ["at once", "late"])
+async def test_who_joins_when_the_topic_was_just_deleted_does_not_end_for_good(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, topic: TopicSpec, told: str
+) -> None:
+    """There are no positions then: that somebody deleted the topic is told, not that they are forgotten (18, 25)."""
+    monkeypatch.setattr("messaging_kafka.topology.LEFT_ALONE", 0.1)
+    adapter = await bench.adapter(**QUICK)
+    group = await bench.group(adapter, topic)
+    await forgotten(await bench.adapter(), group)
+    if told == "late":  # by a broker that does not know it yet
+        name, answers = adapter._session.names.topic(topic), brokers_of(adapter).partitions
+        first = iter([{name: 1}])
+
+        async def partitions(names: Iterable[str]) -> dict[str, int]:
+            return await answers(names) | (next(first, {}) if list(names) == [name] else {})
+
+        monkeypatch.setattr(brokers_of(adapter), "partitions", partitions)
+    consumer = bench.consumer(adapter, group)
+
+    assert isinstance(await lost(consumer), TopologyLost)
+
+    name = adapter._session.names.group(group)
+    assert (await brokers_of(adapter).members([name])).get(
+        name, []
+    ) == []  # nobody waits until its session is over
+
+
+async def test_who_is_given_partitions_of_a_topic_that_was_just_deleted_does_not_end_for_good(
+    bench: Bench,
+) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    leaving, staying = bench.consumer(adapter, group), bench.consumer(other, group)
+    await asyncio.gather(owned(leaving, 1), owned(staying, 1))
+    await forgotten(await bench.adapter(), group)
+
+    await leaving.close()
+    async with asyncio.timeout(10):
+        while membership(staying).fatal is None:
+            await asyncio.sleep(0.02)
+
+    assert isinstance(await lost(staying), TopologyLost)
 
 
 async def test_a_member_that_still_held_something_commits_nothing_of_it_to_the_new_topic(

@@ -183,7 +183,10 @@ async def test_declaring_again_moves_no_group(bench: Bench) -> None:
     assert ids(await receive(bench.consumer(adapter, group), 1)) == ["two"]
 
 
-async def test_a_position_that_the_broker_has_forgotten_is_an_error_and_no_jump(bench: Bench) -> None:
+async def test_a_position_that_the_broker_has_forgotten_is_an_error_and_no_jump(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging_kafka.topology.LEFT_ALONE", 0.1)
     adapter = await bench.adapter()
     group = await bench.group(adapter, TOPIC)
     await brokers_of(adapter).delete_group(adapter._session.names.group(group))

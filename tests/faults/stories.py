@@ -31,12 +31,16 @@ class Story:
         delay: float | None = None,
     ) -> None:
         due = None if delay is None else self.at + delay
-        steps: tuple[Fate, Fate] = ("sent", fate)
-        for step in steps:
-            self.pass_time(1)
-            self.events.append(
-                Published(at=self.at, fate=step, id=id, key=key, sequence=sequence, publisher="p", due=due)
-            )
+        for step in ("sent", fate):
+            self.told(id, step, key=key, sequence=sequence, due=due)
+
+    def told(
+        self, id: str, fate: Fate, *, key: str | None = "k", sequence: int = 0, due: float | None = None
+    ) -> None:
+        self.pass_time(1)
+        self.events.append(
+            Published(at=self.at, fate=fate, id=id, key=key, sequence=sequence, publisher="p", due=due)
+        )
 
     def begun(
         self,
@@ -90,8 +94,16 @@ class Story:
         self.events.append(Struck(at=self.at, kind=CLOCK_JUMPED, member=member, seconds=seconds))
 
     def buried(
-        self, id: str, *, reason="broken", cause: str | None = "rejected", attempts=1, look: int = 1
+        self,
+        id: str,
+        *,
+        reason="broken",
+        cause: str | None = "rejected",
+        attempts=1,
+        look: int = 1,
+        failed_at: float | None = None,
     ) -> None:
+        last = max((event.at for event in self.events if isinstance(event, Ended)), default=self.at)
         self.events.append(
             Buried(
                 at=self.at,
@@ -100,10 +112,10 @@ class Story:
                 reason=reason,
                 cause=cause,
                 attempts=attempts,
-                failed_at=self.at,
+                failed_at=last if failed_at is None else failed_at,
                 look=look,
             )
         )
 
-    def verdict(self, *, ordered: bool = True):
-        return check(self.events, ordered=ordered, groups=[GROUP])
+    def verdict(self, *, ordered: bool = True, alike: bool = True):
+        return check(self.events, ordered=ordered, groups=[GROUP], alike=alike)

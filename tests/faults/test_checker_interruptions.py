@@ -54,6 +54,40 @@ def test_what_was_interrupted_does_not_come_again_too_late(story: Story, how: st
     assert list(story.verdict().violations) == ["late_retries"]
 
 
+def test_a_fault_explains_no_duplicate_long_after_all_have_noticed_it(story: Story):
+    story.published("m0")
+    story.handled("m0")
+    story.struck("a")
+    story.pass_time(LATE)
+    story.handled("m0", member="b")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+def test_a_fault_explains_no_second_handler_beside_the_first_long_after_all_have_noticed_it(story: Story):
+    story.published("m0")
+    name = story.begun("m0")
+    story.struck("a")
+    story.pass_time(LATE)
+    story.handled("m0", member="b")
+    story.ended(name)
+    assert "duplicates_without_cause" in story.verdict().violations
+
+
+@pytest.mark.parametrize("struck", [None, "b"])
+def test_a_duplicate_may_wait_for_its_former_or_for_another_fault(story: Story, struck: str | None):
+    story.published("m0")
+    name = story.begun("m0")
+    story.struck("a")
+    story.pass_time(LATE)
+    story.ended(name)
+    story.struck(struck, lasts=LATE)
+    story.pass_time(LATE)
+    story.handled("m0", member="b")
+    verdict = story.verdict()
+    assert verdict.violations == {}
+    assert verdict.duplicates == 1
+
+
 def test_each_release_that_a_handler_asked_for_explains_one_more_handling_and_no_second(story: Story):
     story.published("m0")
     for _ in range(50):
@@ -129,6 +163,38 @@ def test_a_success_long_before_a_fault_is_no_reason_for_a_dead_letter(story: Sto
     story.struck("a")
     story.buried("m0", cause="lease_lost")
     assert list(story.verdict().violations) == ["innocent_dead_letters"]
+
+
+@pytest.mark.parametrize("failed_at", [-1.0, 3.5, 1000.0])
+def test_a_dead_letter_failed_when_a_handling_ended_that_rejected_it(story: Story, failed_at: float):
+    story.published("m0")  # until 2
+    story.handled("m0", "rejected")  # until 4
+    story.pass_time(LATE)
+    story.buried("m0", failed_at=4.0)
+    assert story.verdict().violations == {}
+    story.buried("m0", failed_at=failed_at, look=2)
+    assert list(story.verdict().violations) == ["misdated_dead_letters"]
+
+
+def test_a_dead_letter_of_lost_members_failed_while_it_was_there(story: Story):
+    story.published("m0")
+    story.begun("m0")
+    story.struck(fatal=True)
+    story.buried("m0", cause="lease_lost")
+    assert story.verdict().violations == {}
+    for look, failed_at in ((2, -1.0), (3, story.at + 1)):
+        story.buried("m0", cause="lease_lost", failed_at=failed_at, look=look)
+    assert len(story.verdict().misdated_dead_letters) == 2
+
+
+def test_a_clock_that_jumped_explains_the_time_of_a_dead_letter_by_as_much_as_it_jumped(story: Story):
+    story.published("m0")
+    story.clock_jumped(-60)
+    story.handled("m0", "rejected")
+    story.buried("m0", failed_at=story.at - 60)
+    assert story.verdict().violations == {}
+    story.buried("m0", failed_at=story.at - 62, look=2)
+    assert list(story.verdict().violations) == ["misdated_dead_letters"]
 
 
 def test_a_handling_that_is_told_twice_is_no_history(story: Story):

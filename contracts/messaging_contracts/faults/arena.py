@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
+import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from math import inf
@@ -279,7 +280,7 @@ class Arena:
                         reason=letter.reason,
                         cause=letter.cause,
                         attempts=letter.attempts,
-                        failed_at=None if failed is None else failed.timestamp(),
+                        failed_at=None if failed is None else failed.timestamp() - time.time() + now(),
                         look=self._looks,
                     )
                 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from messaging_contracts.faults.copies import Copies
 from messaging_contracts.faults.fences import Fences
 from messaging_contracts.faults.firsts import Firsts
-from messaging_contracts.faults.handlings import Causes, Handling, Message, begin, end, ids_of
+from messaging_contracts.faults.handlings import Causes, Handling, begin, end, ids_of
 from messaging_contracts.faults.history import (
     CLOCK_JUMPED,
     CONCLUDED,
@@ -30,6 +30,7 @@ from messaging_contracts.faults.history import (
 )
 from messaging_contracts.faults.letters import Letters
 from messaging_contracts.faults.once import repetition
+from messaging_contracts.faults.publishes import Publishes
 from messaging_contracts.faults.replies import asking
 from messaging_contracts.faults.verdict import Verdict
 
@@ -50,6 +51,7 @@ def check(
     tolerance: float = 0.0,
     lateness: float = LATENESS,
     remembers: bool = True,
+    alike: bool = False,
 ) -> Verdict:
     """Judge one topic's history; `ordered` says what was promised.
 
@@ -58,9 +60,16 @@ def check(
     with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
     on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
     `remembers`: the broker keeps how often a message failed; else its member does, and the next one begins anew (2).
+    `alike`: calls that are under way together have the same time, so that none ends alone because its own was over.
     """
     return _Check(
-        events, ordered=ordered, groups=groups, tolerance=tolerance, lateness=lateness, remembers=remembers
+        events,
+        ordered=ordered,
+        groups=groups,
+        tolerance=tolerance,
+        lateness=lateness,
+        remembers=remembers,
+        alike=alike,
     ).verdict
 
 
@@ -102,16 +111,18 @@ class _Check:
         tolerance: float,
         lateness: float,
         remembers: bool,
+        alike: bool,
     ) -> None:
         self.verdict = Verdict()
         self._ordered = ordered
         self._tolerance = tolerance
-        self._messages: dict[str, Message] = {}
+        self._publishes = Publishes(self.verdict, ordered=ordered and alike)
+        self._messages = self._publishes.messages
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes()
         self._copies = Copies(self._causes, tolerance, lateness, remembers)
         self._firsts = Firsts(self._causes, lateness)
-        self._letters = Letters(self._causes)
+        self._letters = Letters(self._causes, tolerance)
         self._removed = -inf
         """Until when what was confirmed may have been deleted."""
         self._alive: dict[str, tuple[int, float]] = {}
@@ -120,6 +131,8 @@ class _Check:
         self._read(listed)
         self._judge_idempotency(listed)
         self._judge_requests(listed)
+        stored = {one.begun.id for one in self._handlings.values()} | self._letters.ids
+        self._publishes.judge(stored)
         seen = {one.begun.group for one in self._handlings.values()} | self._letters.groups
         for group in sorted(seen | set(groups)):
             self._judge(group)
@@ -143,7 +156,7 @@ class _Check:
     def _read(self, events: Iterable[Event]) -> None:
         for place, event in enumerate(events):
             if isinstance(event, Published):
-                self._publishing(event)
+                self._publishes.told(event)
             elif isinstance(event, Begun):
                 if event.handling in self._handlings:
                     self.verdict.impossible.append(
@@ -154,7 +167,7 @@ class _Check:
             elif isinstance(event, Ended):
                 self._ending(event, place)
             elif isinstance(event, Settled):
-                self._handlings[event.handling].settled = place
+                self._settling(event, place)
             elif isinstance(event, Struck) and event.kind == CLOCK_JUMPED:
                 self._causes.jumped(event)
             elif isinstance(event, Struck):
@@ -175,6 +188,13 @@ class _Check:
         one.ended(event, place)
         self._alive[one.begun.member] = (place, event.at)
 
+    def _settling(self, event: Settled, place: int) -> None:
+        one = self._handlings.get(event.handling)
+        if one is None:
+            self.verdict.impossible.append(f"{event.handling} is settled before it begins, at {event.at}")
+        else:
+            one.settled = place
+
     def _died(self, fault: Struck) -> Struck:
         """Whoever saw the process dead saw it later: what it was handling ended with its last sign of life."""
         place, at = self._alive.get(fault.member or "", (-1, fault.at))
@@ -182,21 +202,6 @@ class _Check:
             if one.begun.member == fault.member and one.how == "running":
                 one.last, one.end, one.how = place, at, "died"
         return replace(fault, at=min(at, fault.at), until=fault.at)
-
-    def _publishing(self, event: Published) -> None:
-        message = self._messages.setdefault(event.id, Message(event))
-        if event.fate == "sent":
-            message.sent_at.append(event.at)
-            message.due.append(-inf if event.due is None else event.due)
-        elif event.fate == "confirmed":
-            message.confirmed = True
-            message.confirmed_at = min(message.confirmed_at, event.at)
-        elif event.fate == "uncertain":
-            message.uncertain = True
-        else:
-            message.failed = True
-            message.sent_at.pop()
-            message.due.pop()
 
     def _judge(self, group: str) -> None:
         by_id = ids_of(one for one in self._handlings.values() if one.begun.group == group)

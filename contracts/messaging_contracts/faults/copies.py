@@ -147,12 +147,19 @@ class Copies:
             # what still runs, whomever the fault hit.
             moved = former.how == "cancelled" and self.causes.of(former, at, hand_over=True)
             struck = any(self.causes.of(other, at) for other in (*again, one))
-            if moved or struck or self.causes.stored_again(formers, one):
+            explained = moved or struck or self.causes.stored_again(formers, one)
+            late = at - self._free(former, one) > self.lateness
+            if explained and (interrupted or not late):
                 step.duplicates += not interrupted
             else:
                 step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))
-            if interrupted and at - max(former.end, self.causes.over(former, at)) > self.lateness:
+            if interrupted and late:
                 step.violations.append(("late_retries", f"{id}: {one} came long after {former}"))
+
+    def _free(self, former: Handling, one: Handling) -> float:
+        """Since when nothing held this one up: its former had ended, or runs on, and all faults were noticed."""
+        since = former.end if former.last < one.first else former.begun.at
+        return max(since, self.causes.over(former, one.begun.at))
 
     def _forgotten(self, former: Handling, one: Handling) -> bool:
         """Whether this member need not know of the failures that the former one counted."""

@@ -62,6 +62,8 @@ class Message:
     """When each copy was sent that the broker may have: that was not told to have failed."""
     due: list[float] = field(default_factory=list[float])
     """When these copies are due; the earliest counts."""
+    under_way: int = 0
+    """How often it was sent without being told what became of it."""
 
     @property
     def copies(self) -> int:

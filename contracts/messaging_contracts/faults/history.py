@@ -167,6 +167,7 @@ class Buried:
     cause: str | None = None
     attempts: int = 0
     failed_at: float | None = None
+    """When it failed last, by the clock of a member, on the scale of the history's times."""
     look: int = 0
     """The number of the look at the dead letters that found it: each finds all of them."""
 

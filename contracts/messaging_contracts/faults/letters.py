@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from math import inf
 from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.handlings import STORED
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.history import Buried
     from messaging_contracts.faults.verdict import Verdict
 
+ROUNDING = 1e-3
+"""Seconds by which a time that went through a calendar may be wrong."""
+
 
 class Letters:
-    """The dead letters of a history."""
+    """The dead letters of a history. `tolerance`: by how many seconds two clocks differ."""
 
-    def __init__(self, causes: Causes) -> None:
+    def __init__(self, causes: Causes, tolerance: float) -> None:
         self._causes = causes
+        self._tolerance = tolerance
         self._found: dict[tuple[str, str], list[Buried]] = defaultdict(list)
 
     def found(self, letter: Buried) -> None:
@@ -34,6 +39,10 @@ class Letters:
         """Whether it became one because its members were lost, and not for what a handler decided."""
         letters = self._found.get((group, id), ())
         return bool(letters) and all(letter.cause == "lease_lost" for letter in letters)
+
+    @property
+    def ids(self) -> set[str]:
+        return {id for _, id in self._found}
 
     @property
     def groups(self) -> set[str]:
@@ -54,6 +63,7 @@ class Letters:
                 self._judge_record(letters, verdict)
                 self._judge_reason(letters[0], handlings, verdict)
                 self._judge_attempts(letters, handlings, verdict)
+                self._judge_times(letters, handlings, messages.get(id), verdict)
                 self._judge_number(letters, handlings, messages.get(id), verdict)
 
     def _judge_record(self, letters: Sequence[Buried], verdict: Verdict) -> None:
@@ -64,7 +74,7 @@ class Letters:
                     ("reason", letter.reason),
                     ("cause", letter.cause),
                     ("attempts", letter.attempts),
-                    ("failed_at", letter.failed_at),
+                    ("failed_at", letter.failed_at is not None),
                 )
                 if not value
             ]
@@ -94,6 +104,30 @@ class Letters:
             if not right:
                 verdict.miscounted_dead_letters.append(
                     f"{letter.id} tells of {letter.attempts} attempts: {_told(handlings)}"
+                )
+
+    def _judge_times(
+        self,
+        letters: Sequence[Buried],
+        handlings: Sequence[Handling],
+        message: Message | None,
+        verdict: Verdict,
+    ) -> None:
+        """It failed last as a handling ended that rejected it; of one that no handling rejected: once it was sent."""
+        rejected = [one for one in handlings if one.how == "rejected"]
+        for letter in letters:
+            if letter.failed_at is None:
+                continue  # told as one without its record
+            if letter.cause == "lease_lost" or not rejected:
+                times = [(-inf if message is None else message.sent.at, letter.at)]
+            else:
+                times = [
+                    (one.end, max(one.end + STORED, self._causes.over(one, letter.at))) for one in rejected
+                ]
+            apart = self._tolerance + ROUNDING + self._causes.clocks_apart(letter.at)
+            if not any(since - apart <= letter.failed_at <= until + apart for since, until in times):
+                verdict.misdated_dead_letters.append(
+                    f"{letter.id} tells that it failed at {letter.failed_at:.3f}: {_told(handlings)}"
                 )
 
     def _judge_number(

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging_contracts.faults.history import CLOCK_JUMPED, now
-from messaging_contracts.faults.stage import OUTAGE
+from messaging_contracts.faults.stage import AT_ONCE, OUTAGE
 from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ async def killed_broker(stage: Stage) -> None:
     """The broker killed with kill -9, twice, under publishing load."""
     url = await stage.way()
     await stage.members(2, url=url)
-    await stage.publish(url=url)
+    await stage.publish(url=url, at_once=AT_ONCE)
     stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)

@@ -65,6 +65,8 @@ handled: in whole runs the latest retry was late by 0.8.
 """
 AWAY = 1.0
 """Seconds for which a broker that was killed stays away at least: whoever probes health must be able to see it."""
+AT_ONCE = 5
+"""Messages of one key that are under way together where the order of calls is tried."""
 OUTAGE = 5.0
 """Seconds for which a network fault lasts, and for which the network to a broker is gone that a restart would empty."""
 
@@ -135,9 +137,18 @@ class Stage:
         return made
 
     async def publish(
-        self, *, url: str | None = None, name: str = "publisher", measure: float = 0.0, once: bool = False
+        self,
+        *,
+        url: str | None = None,
+        name: str = "publisher",
+        measure: float = 0.0,
+        once: bool = False,
+        at_once: int = 1,
     ) -> list[Process]:
-        """Begin to publish, beside everything else; `once`: with `idempotent_publish`."""
+        """Begin to publish, beside everything else; `once`: with `idempotent_publish`.
+
+        `at_once`: so many messages of a key, for half of the keys, before any of them has ended.
+        """
         scale = self.scale
         each = scale.messages // scale.processes
         tasks = scale.publishers // scale.processes
@@ -151,6 +162,7 @@ class Stage:
                 pace=scale.seconds * tasks / each,
                 measure=measure,
                 once=once,
+                at_once=at_once,
             )
             begun.append(publisher)
         self._publishers += begun
@@ -353,6 +365,7 @@ def judged(events: Sequence[Event], topic: str, *, remembers: bool) -> Verdict:
         tolerance=TOLERANCE,
         lateness=LATENESS,
         remembers=remembers or not ordered,
+        alike=True,
     )
 
 

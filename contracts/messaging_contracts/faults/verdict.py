@@ -14,11 +14,15 @@ class Verdict:
     """Violations, one line each, by kind; then what was allowed, counted."""
 
     impossible: list[str] = field(default_factory=list[str])
-    """No history: a handling that begins or ends twice, or ends before it begins. Whoever wrote it down is wrong."""
+    """No history: a handling that begins or ends twice, that ends or is settled before it begins; a publish that is
+    told what became of it before it is sent, or twice. Whoever wrote it down is wrong.
+    """
     lost: list[str] = field(default_factory=list[str])
     """Confirmed, and neither handled with success nor a dead letter."""
     phantoms: list[str] = field(default_factory=list[str])
     """Handled, although nobody sent it or its publisher was told that the broker does not have it."""
+    overtook_failed: list[str] = field(default_factory=list[str])
+    """Stored, although a message that was called before with its key failed while this one was under way (7)."""
     altered: list[str] = field(default_factory=list[str])
     """Handled with another key or sequence than it was published with."""
     duplicates_without_cause: list[str] = field(default_factory=list[str])
@@ -45,6 +49,8 @@ class Verdict:
     """Dead letters that no handler rejected and with which no member was lost."""
     miscounted_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters that tell of other attempts than there were."""
+    misdated_dead_letters: list[str] = field(default_factory=list[str])
+    """Dead letters that failed at a time when they cannot have."""
     repeated_dead_letters: list[str] = field(default_factory=list[str])
     """More dead letters of one message than copies of it, handlings that rejected it and faults explain."""
     settled_again: list[str] = field(default_factory=list[str])

@@ -46,7 +46,7 @@ from messaging_contracts.faults.history import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from messaging import Health
     from messaging_contracts.faults.history import Fate
@@ -82,6 +82,8 @@ class Role:
     """Tasks that publish at once, to each topic, each with a key of its own."""
     pace: float = 0.0
     """Between two messages of one task."""
+    at_once: int = 1
+    """Messages that every second task calls for before any of them has ended: their order must be that of the calls."""
     once: bool = False
     """Publish with `idempotent_publish`, to the topics of which the broker stores a message once."""
     concurrency: int = 8
@@ -176,20 +178,40 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             for topic in topics:
                 for number in range(role.publishers):
-                    tasks.create_task(self._publish_key(topic, f"{role.name}.{number}", each))
+                    at_once = role.at_once if number % 2 else 1
+                    tasks.create_task(self._publish_key(topic, f"{role.name}.{number}", each, at_once))
 
     def _stored_once(self, topic: Topic[Any]) -> bool:
         spec = self._bus.catalogue.spec(topic)
         return self._bus.adapter.publishes_once(spec).level != "unsupported"
 
-    async def _publish_key(self, topic: Topic[Any], key: str, least: int) -> None:
-        for sequence in count():
-            if sequence >= least and self._stop.is_set():
+    async def _publish_key(self, topic: Topic[Any], key: str, least: int, at_once: int) -> None:
+        confirmed = 0
+        for sequence in count(step=at_once):
+            if confirmed >= least and self._stop.is_set():
                 return
-            await self._publish_one(topic, key, sequence)
-            await asyncio.sleep(self._role.pace)
+            if at_once == 1:
+                await self._publish_one(topic, key, sequence)
+                confirmed += 1
+            else:
+                confirmed += await self._publish_at_once(topic, key, range(sequence, sequence + at_once))
+            await asyncio.sleep(self._role.pace * at_once)
 
     async def _publish_one(self, topic: Topic[Any], key: str, sequence: int) -> None:
+        for _ in range(TRIES):
+            if await self._try(topic, key, sequence):
+                return
+            await asyncio.sleep(0.1)
+        raise RuntimeError(f"{topic.name}.{key}.{sequence} could not be published {TRIES} times")
+
+    async def _publish_at_once(self, topic: Topic[Any], key: str, sequences: Iterable[int]) -> int:
+        """How many were confirmed. None is tried again: it would come behind those that were called for after it."""
+        async with asyncio.TaskGroup() as tasks:
+            calls = [tasks.create_task(self._try(topic, key, sequence)) for sequence in sequences]
+        return sum(call.result() for call in calls)
+
+    async def _try(self, topic: Topic[Any], key: str, sequence: int) -> bool:
+        """Whether it was confirmed."""
         id = f"{topic.name}.{key}.{sequence}"
 
         def tell(fate: Fate) -> None:
@@ -198,19 +220,17 @@ class Worker:
                 Published(at=now(), fate=fate, id=id, key=key, sequence=sequence, publisher=publisher)
             )
 
-        for _ in range(TRIES):
-            tell("sent")
-            try:
-                await self._bus.publish(topic, [key, sequence], key=key, id=id, timeout=self._timeout)
-            except PublishUncertain:
-                tell("uncertain")
-            except (PublishError, MessagingError):
-                tell("failed")
-            else:
-                tell("confirmed")
-                return
-            await asyncio.sleep(0.1)
-        raise RuntimeError(f"{id} could not be published {TRIES} times")
+        tell("sent")
+        try:
+            await self._bus.publish(topic, [key, sequence], key=key, id=id, timeout=self._timeout)
+        except PublishUncertain:
+            tell("uncertain")
+        except (PublishError, MessagingError):
+            tell("failed")
+        else:
+            tell("confirmed")
+            return True
+        return False
 
     # --- handling ------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ from messaging_contracts.faults import (
 )
 from messaging_contracts.faults.history import CONCLUDED, line
 from messaging_contracts.simulation.faults import Faults
-from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
+from messaging_contracts.simulation.loop import EPOCH, ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.process import GROUP, Member
 from messaging_contracts.simulation.publisher import Publisher
 from messaging_contracts.simulation.pulling import PullingMember
@@ -404,6 +404,7 @@ class World:
         async for letter in observer.dead_letters(self.topic, group=GROUP).browse():
             if self.scenario.hold_key and letter.cause == "max_attempts":
                 self.problem(f"{letter.id} was given up, although its key is to be held")
+            failed = letter.last_failed_at
             self.history.record(
                 Buried(
                     at=self.loop.time(),
@@ -412,6 +413,6 @@ class World:
                     reason=letter.reason,
                     cause=letter.cause,
                     attempts=letter.attempts,
-                    failed_at=None if letter.last_failed_at is None else letter.last_failed_at.timestamp(),
+                    failed_at=None if failed is None else failed.timestamp() - EPOCH,
                 )
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 from messaging.errors import ConfigurationError
 from messaging.message import OUTCOMES, Ack, Delivery
+from messaging.shielded import shielded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ async def _result(job: Future[Any]) -> Any:
     """
     thread = asyncio.wrap_future(job)
     try:
-        return await asyncio.shield(thread)
+        return await shielded(thread)
     except asyncio.CancelledError:
         job.cancel()  # where it has not begun
         while not thread.done():

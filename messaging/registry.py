@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from messaging.errors import ConfigurationError, MissingExtra
 from messaging.names import check_namespace
+from messaging.urls import ESCAPED
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -29,7 +30,12 @@ _EXTRAS = {
     "sqs": "sqs",
 }
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|sig", re.IGNORECASE)
-_PARAMETER = re.compile(r"([?&#;])([^=&#;]*)=([^&#;]*)")
+_PARAMETER = re.compile(
+    rf"([?&#;][^=?&#;]*(?:{_SECRET.pattern})[^=?&#;]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A secret goes on to the next parameter: it may have unescaped characters."""
+_HOSTS = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")
 
 
 def redact(url: str) -> str:
@@ -41,24 +47,23 @@ def redact(url: str) -> str:
         found = url.find(mark, start)
         end = end if found < 0 else min(end, found)
     authority, rest = url[start:end], url[end:]
+    shown = _PARAMETER.sub(r"\1=***", rest)
     if "@" in rest:
         # A password that holds an unescaped / or ? or #: rather hide too much than half of it.
-        authority, rest = "***", rest[rest.rindex("@") :]
+        authority, shown = "***", shown[shown.rindex("@") :] if "@" in shown else ""
     elif "@" in authority:
         user, colon, _ = authority.partition("@")[0].partition(":")
         hosts = authority[authority.rindex("@") :]
         authority = f"{user}:***{hosts}" if colon else f"***{hosts}"
-    return url[:start] + authority + _PARAMETER.sub(_parameter, rest)
+    elif not _HOSTS.fullmatch(authority):
+        # No port: a user and a password whose host was forgotten.
+        authority, shown = f"{authority.partition(':')[0]}:***", ""
+    return url[:start] + authority + shown
 
 
 def is_secret(option: str) -> bool:
     """Whether an option of this name may hold a credential."""
     return _SECRET.search(option) is not None
-
-
-def _parameter(found: re.Match[str]) -> str:
-    mark, name, value = found.groups()
-    return f"{mark}{name}={'***' if is_secret(name) else value}"
 
 
 def split_namespace(url: str) -> tuple[str, str | None]:
@@ -72,7 +77,10 @@ def split_namespace(url: str) -> tuple[str, str | None]:
     if not question or not found:
         return url, None
     rest = "&".join(option for option in options if option not in found)
-    return f"{base}?{rest}" if rest else base, check_namespace(unquote(found[-1].partition("=")[2]))
+    namespace = unquote(found[-1].partition("=")[2])
+    if "@" in namespace:  # it may be the end of a password
+        raise ConfigurationError(f"the URL's namespace has an @, which no name has; {ESCAPED}")
+    return f"{base}?{rest}" if rest else base, check_namespace(namespace)
 
 
 def scheme_of(url: str) -> str:

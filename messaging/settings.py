@@ -291,7 +291,10 @@ def _shown(path: KeyPath, value: Any) -> Any:
         return None
     if path[0] == "broker" and is_secret(path[-1]):
         return "***"
-    return redact(value) if isinstance(value, str) and "://" in value else value
+    is_url = isinstance(value, str) and (
+        path[0] in {"url", "store"} or path[-1] == "url" or any(mark in value for mark in ("://", "@"))
+    )
+    return redact(value) if is_url else value
 
 
 def _explained(error: ValidationError, origins: Mapping[KeyPath, str]) -> str:

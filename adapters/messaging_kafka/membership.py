@@ -352,8 +352,9 @@ class Membership:
             for task in (answer, beating):
                 task.cancel()
             _ = await asyncio.wait((answer, beating))
-            if not answer.cancelled():
-                answer.exception()
+            for task in (answer, beating):
+                if not task.cancelled():
+                    task.exception()
 
     def _deal(self, response: Any, kinds: Sequence[range]) -> list[tuple[str, bytes]]:
         claims: dict[str, Claim] = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from messaging.errors import ConfigurationError
+from messaging.urls import ESCAPED, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,7 @@ class KafkaSettings(BaseModel):
 
 
 _FROM_URL = frozenset({"hosts", "tls", "user", "password"})
+_KNOWN = sorted(KafkaSettings.model_fields.keys() - _FROM_URL)
 
 
 def read_settings(url: str, context: AdapterContext) -> KafkaSettings:
@@ -103,18 +105,18 @@ def read_settings(url: str, context: AdapterContext) -> KafkaSettings:
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise ConfigurationError(
-            f"{scheme!r} is no scheme of the Kafka adapter; known are {', '.join(SCHEMES)}"
+            f"the URL has no scheme of the Kafka adapter; known are {', '.join(SCHEMES)}"
         )
     rest, fragment, _ = rest.partition("#")
     if fragment:
-        raise ConfigurationError("the Kafka URL has a fragment (#...): write a # in a password as %23")
+        raise ConfigurationError(f"the Kafka URL has a fragment (#...): {ESCAPED}")
     location, _, query = rest.partition("?")
-    values: dict[str, Any] = _checked_options(context.options, "[broker.kafka]")
-    values |= _checked_options(dict(parse_qsl(query, keep_blank_values=True)), "the Kafka URL")
+    values: dict[str, Any] = _checked_options(context.options)
+    values |= read_query(query, _KNOWN, "the Kafka URL")
     credentials, at, location = location.rpartition("@")
     hosts, slash, path = location.partition("/")
     if slash and path:
-        raise ConfigurationError("a Kafka URL has no path: kafka://host:9092,host:9092")
+        raise ConfigurationError(f"a Kafka URL has no path: kafka://host:9092,host:9092; {ESCAPED}")
     values |= {"hosts": _hosts(hosts), "tls": SCHEMES[scheme]}
     if at:
         user, _, password = credentials.partition(":")
@@ -132,11 +134,12 @@ def read_settings(url: str, context: AdapterContext) -> KafkaSettings:
         raise ConfigurationError(f"Kafka settings: {wrong}") from None
 
 
-def _checked_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = sorted(KafkaSettings.model_fields.keys() - _FROM_URL)
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
-        if name not in known:
-            raise ConfigurationError(f"{where} has an unknown option {name!r}; known are {', '.join(known)}")
+        if name not in _KNOWN:
+            raise ConfigurationError(
+                f"[broker.kafka] has an unknown option {name!r}; known are {', '.join(_KNOWN)}"
+            )
     return dict(options)
 
 
@@ -147,6 +150,6 @@ def _hosts(text: str) -> tuple[str, ...]:
         if not colon or item.endswith("]"):
             host, port = item, str(DEFAULT_PORT)
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigurationError(f"{item!r} in the Kafka URL is no host and port")
+            raise ConfigurationError(f"the Kafka URL has a part that is no host and port; {ESCAPED}")
         hosts.append(f"{host}:{port}")
     return tuple(hosts)

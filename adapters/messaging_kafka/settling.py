@@ -29,6 +29,7 @@ from messaging.errors import (
 )
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.oversize import cut
+from messaging.shielded import shielded
 from messaging_kafka import tiers
 from messaging_kafka.records import COPY_ROOM, ORIGIN, WAIT, attempts, copy, parcel
 
@@ -115,7 +116,7 @@ class Settler:
             units.setdefault(unit, []).append(at)
         if copies:
             self._writing = asyncio.create_task(self._write(copies, settlements, results, units))
-            await asyncio.shield(self._writing)
+            await shielded(self._writing)
         await self._commit(settlements, results, units)
         return results
 
@@ -249,7 +250,7 @@ class Settler:
         task = asyncio.create_task(self._move(deliveries, dues), name="messaging-kafka-move")
         self._moves.add(task)
         task.add_done_callback(self._moves.discard)
-        return await asyncio.shield(task)
+        return await shielded(task)
 
     async def _move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
         ours: list[RawDelivery] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import ConfigurationError
+from messaging.shielded import shielded
 from messaging_kafka import library
 from messaging_kafka.library import Errors
 
@@ -46,7 +47,7 @@ class Tokens(library.TokenProvider):  # type: ignore[misc]  # aiokafka asks for 
             self._asking = asyncio.create_task(self._ask(), name="messaging-kafka-token")
         try:
             async with asyncio.timeout(self._within):
-                token = await asyncio.shield(self._asking)
+                token = await shielded(self._asking)
         except TimeoutError:
             self.failure = TokenUnavailable(f"{self._what} gave no token within {self._within:g} s")
             raise self.failure from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from messaging.errors import ConfigurationError
+from messaging.urls import read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,23 +31,21 @@ class Settings:
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any]) -> Settings:
         """The URL's query parameters come before `options`. Raises ConfigurationError naming the option."""
-        parts = urlsplit(url)
-        if parts.scheme != "memory" or parts.path not in ("", "/") or parts.fragment or "@" in parts.netloc:
-            raise ConfigurationError(
-                "a memory URL is memory:// or memory://name, with options as ?option=value"
-            )
-        query = parse_qsl(parts.query, keep_blank_values=True)
-        doubled = {name for name, _ in query if [other for other, _ in query].count(name) > 1}
-        if doubled:
-            raise ConfigurationError(f"option {min(doubled)!r} is given twice in the memory URL")
-        values: dict[str, Any] = {**options, **dict(query)}
-        known = {field.name for field in fields(cls)} - {"name"}
-        for option in values:
+        name, query = read_name(
+            url, "a memory URL is memory:// or memory://name, with options as ?option=value"
+        )
+        known = sorted({field.name for field in fields(cls)} - {"name"})
+        for option in options:
             if option not in known:
                 raise ConfigurationError(
-                    f"unknown option {option!r} of the memory broker; it knows {', '.join(sorted(known))}"
+                    f"unknown option {option!r} of the memory broker; it knows {', '.join(known)}"
                 )
-        settings: dict[str, Any] = {"name": parts.netloc}
+        values: dict[str, Any] = {**options, **read_query(query, known, "the memory URL")}
+        given = [option for option, _ in parse_qsl(query, keep_blank_values=True)]
+        doubled = {option for option in given if given.count(option) > 1}
+        if doubled:
+            raise ConfigurationError(f"option {min(doubled)!r} is given twice in the memory URL")
+        settings: dict[str, Any] = {"name": name}
         if "lease" in values:
             settings["lease"] = _number("lease", values["lease"])
         if "max_message_bytes" in values:
@@ -58,13 +57,25 @@ class Settings:
         return cls(**settings)
 
 
+def read_name(url: str, form: str) -> tuple[str, str]:
+    """The name and the query. Raises ConfigurationError that tells the `form`: there is no user, password or port."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(form) from None
+    illegal = parts.path not in ("", "/") or parts.fragment or any(mark in parts.netloc for mark in "@:")
+    if parts.scheme != "memory" or illegal:
+        raise ConfigurationError(form)
+    return parts.netloc, parts.query
+
+
 def _number(option: str, value: object) -> float:
     try:
         number = float(str(value))
     except ValueError:
         number = 0.0
     if not isfinite(number) or number <= 0:
-        raise ConfigurationError(f"option {option!r} is a number of seconds above 0, not {value!r}")
+        raise ConfigurationError(f"option {option!r} is a number of seconds above 0")
     return number
 
 
@@ -74,5 +85,5 @@ def _whole(option: str, value: object, *, least: int) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise ConfigurationError(f"option {option!r} is a whole number from {least}, not {value!r}")
+        raise ConfigurationError(f"option {option!r} is a whole number from {least}")
     return number

@@ -5,10 +5,10 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
-from urllib.parse import urlsplit
 
 from messaging.errors import ConfigurationError, IdempotencyConflict
 from messaging.store import BeginResult, Begun, Completed, IdempotencyStore, InProgress
+from messaging_memory.settings import read_name
 
 if TYPE_CHECKING:
     from messaging.clock import Clock
@@ -60,12 +60,11 @@ class MemoryStore(IdempotencyStore):
 
     @classmethod
     def from_url(cls, url: str, *, clock: Clock) -> MemoryStore:
-        parts = urlsplit(url)
-        if parts.scheme != "memory" or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
-            raise ConfigurationError(
-                "the URL of a memory store is memory:// or memory://name, without options"
-            )
-        return cls(parts.netloc, clock=clock)
+        form = "the URL of a memory store is memory:// or memory://name, without options"
+        name, query = read_name(url, form)
+        if query:
+            raise ConfigurationError(form)
+        return cls(name, clock=clock)
 
     async def open(self) -> None:
         if self._open:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, Outgoing, Unrouted
 from messaging.errors import MessagingError, NoGroup, PublishError
 from messaging.message import Receipt
+from messaging.shielded import shielded
 from messaging_rabbitmq.connection import Link
 from messaging_rabbitmq.consumer import SharedConsumer
 from messaging_rabbitmq.dead_letters import RabbitMQDeadLetters
@@ -277,7 +278,7 @@ class RabbitMQAdapter(Adapter):
                 # the next probe has what it brings.
                 if self._looking is None or self._looking.done():
                     self._looking = asyncio.create_task(self._look(), name="messaging-rabbitmq-look")
-                groups = await asyncio.shield(self._looking)
+                groups = await shielded(self._looking)
         except TimeoutError:
             return BrokerHealth(
                 connected=self._session.consuming.current is not None,

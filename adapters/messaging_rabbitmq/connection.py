@@ -35,6 +35,7 @@ from messaging.errors import (
     ConnectionFailed,
     MessagingError,
 )
+from messaging.shielded import shielded
 from messaging.tls import client_context
 from messaging_rabbitmq.frames import table_limit
 from messaging_rabbitmq.wire import Wire
@@ -209,12 +210,10 @@ class Link:
         if self._attempt is None:
             self._attempt = asyncio.create_task(self._connect(), name=f"rabbitmq-connect-{self._purpose}")
             self._attempt.add_done_callback(self._attempt_ended)
-        return await asyncio.shield(self._attempt)
+        return await shielded(self._attempt)
 
-    def _attempt_ended(self, attempt: asyncio.Task[PlainConnection]) -> None:
+    def _attempt_ended(self, _attempt: asyncio.Task[PlainConnection]) -> None:
         self._attempt = None
-        if not attempt.cancelled():
-            attempt.exception()  # whoever waited has it; nobody may be left to wait
 
     async def _connect(self) -> PlainConnection:
         settings = self._settings
@@ -324,6 +323,8 @@ class Link:
         if unfinished:
             await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
             closing.cancel()
+        elif not closing.cancelled():
+            closing.exception()  # it is closed either way
 
 
 async def close_channel(channel: AbstractChannel) -> None:

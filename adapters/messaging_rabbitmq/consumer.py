@@ -28,6 +28,7 @@ from messaging.errors import (
     TopologyLost,
 )
 from messaging.message import Ack, Reject, Release, Retry
+from messaging.shielded import shielded
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.frames import Parcel
 from messaging_rabbitmq.ingress import IngressRelay
@@ -138,7 +139,7 @@ class Member(Consumer):
         """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
         task = asyncio.create_task(work, name="messaging-rabbitmq-settle")
         self.own(task)
-        return await asyncio.shield(task)
+        return await shielded(task)
 
     def own(self, task: asyncio.Task[Any]) -> None:
         """`close` waits for it."""

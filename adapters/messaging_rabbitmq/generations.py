@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from messaging.errors import ConfigurationError
+from messaging.shielded import shielded
 from messaging_rabbitmq.topology import stored_shape
 
 if TYPE_CHECKING:
@@ -56,13 +57,8 @@ class Generations:
         """
         task = asyncio.create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked has it, or is gone
+        task.add_done_callback(self._running.discard)
+        return await shielded(task)
 
     async def kept(self, topic: TopicSpec) -> list[TopicSpec]:
         return await self._whole(self._kept(topic))

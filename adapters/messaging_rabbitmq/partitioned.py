@@ -16,6 +16,7 @@ from messaging.adapter import ConsumerStatus, RawDelivery, Settlement
 from messaging.clock import check_cancelled
 from messaging.errors import ConfigurationError, LeaseLost, MessagingError, TopicNotFound
 from messaging.message import Reject, Retry
+from messaging.shielded import shielded
 from messaging_rabbitmq.connection import translated
 from messaging_rabbitmq.consumer import Member, Plan
 from messaging_rabbitmq.guard import Marks
@@ -183,7 +184,7 @@ class PartitionedConsumer(Member):
         )
         # Once begun it is finished, even by a member that leaves meanwhile: a lock left behind would keep others out.
         self._handing_over = asyncio.create_task(self._hand_over(surplus))
-        await asyncio.shield(self._handing_over)
+        await shielded(self._handing_over)
         logger.info(
             "Gave up partitions %s of %s/%s to other members",
             sorted(partitions),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from messaging.errors import ConfigurationError
+from messaging.urls import ESCAPED, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,7 @@ class RabbitMQSettings(BaseModel):
 
 
 _FROM_URL = frozenset({"host", "port", "tls", "user", "password", "virtual_host"})
+_KNOWN = sorted(RabbitMQSettings.model_fields.keys() - _FROM_URL)
 
 
 def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
@@ -80,13 +82,18 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ConfigurationError("the RabbitMQ URL has an illegal host or port") from None
+        raise ConfigurationError(f"the RabbitMQ URL has an illegal host or port; {ESCAPED}") from None
     if parts.scheme not in DEFAULT_PORTS:
         raise ConfigurationError("a RabbitMQ URL begins with amqp:// or amqps://")
     if parts.fragment:
-        raise ConfigurationError("the RabbitMQ URL has a fragment (#...): write a # in a password as %23")
-    values: dict[str, Any] = _checked_options(context.options, "[broker.rabbitmq]")
-    values |= _checked_options(dict(parse_qsl(parts.query, keep_blank_values=True)), "the RabbitMQ URL")
+        raise ConfigurationError(f"the RabbitMQ URL has a fragment (#...): {ESCAPED}")
+    if "@" in parts.path:
+        # Behind a password with an unescaped / is what would be the virtual host, and a piece of it would be the host.
+        raise ConfigurationError(
+            f"the RabbitMQ URL has an @ in its path: {ESCAPED}; so it is in a virtual host"
+        )
+    values: dict[str, Any] = _checked_options(context.options)
+    values |= read_query(parts.query, _KNOWN, "the RabbitMQ URL")
     values |= {
         "host": parts.hostname or "localhost",
         "port": port or DEFAULT_PORTS[parts.scheme],
@@ -108,9 +115,10 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
         raise ConfigurationError(f"RabbitMQ settings: {wrong}") from None
 
 
-def _checked_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = sorted(RabbitMQSettings.model_fields.keys() - _FROM_URL)
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
-        if name not in known:
-            raise ConfigurationError(f"{where} has an unknown option {name!r}; known are {', '.join(known)}")
+        if name not in _KNOWN:
+            raise ConfigurationError(
+                f"[broker.rabbitmq] has an unknown option {name!r}; known are {', '.join(_KNOWN)}"
+            )
     return dict(options)

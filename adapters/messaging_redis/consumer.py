@@ -388,7 +388,7 @@ class SharedConsumer(Consumer):
             if not reading.done():
                 reading.cancel()
                 await asyncio.wait((reading,))
-            elif not reading.cancelled():
+            if not reading.cancelled():
                 reading.exception()
         if not self._joined:
             return

@@ -362,7 +362,7 @@ class PartitionedConsumer(Consumer):
             if not reading.done():
                 reading.cancel()
                 await asyncio.wait((reading,))
-            elif not reading.cancelled():
+            if not reading.cancelled():
                 reading.exception()
         if not self._joined:
             return

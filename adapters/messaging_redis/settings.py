@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from messaging.errors import ConfigurationError
 from messaging.names import check_namespace
+from messaging.urls import ESCAPED, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,22 +119,23 @@ class RedisSettings(BaseModel):
             raise ConfigurationError(f"options of the Redis adapter: {problems}") from None
 
 
+_FROM_URL = frozenset({"mode", "tls", "hosts", "path", "master"})
+"""What the URL says by its scheme, hosts and path."""
+_KNOWN = (*sorted(RedisSettings.model_fields.keys() - _FROM_URL), *_CLIENT_ONLY)
+
+
 def _parse(url: str) -> dict[str, Any]:
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
         raise ConfigurationError(
-            f"{scheme!r} is no scheme of the Redis adapter; known are {', '.join(SCHEMES)}"
+            f"the URL has no scheme of the Redis adapter; known are {', '.join(SCHEMES)}"
         )
     mode, tls = SCHEMES[scheme]
-    rest = rest.partition("#")[0]
+    if "#" in rest:
+        raise ConfigurationError(f"the Redis URL has a fragment (#...): {ESCAPED}")
     location, _, query = rest.partition("?")
     values: dict[str, Any] = {"mode": mode, "tls": tls}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in {"mode", "tls", "hosts", "path", "master"}:
-            raise ConfigurationError(
-                f"{name!r} is said by the URL's scheme, host and path, not by a parameter"
-            )
-        values[name] = value
+    values |= read_query(query, _KNOWN, "the Redis URL")
     credentials, at, location = location.rpartition("@")
     if at:
         user, colon, password = credentials.partition(":")
@@ -163,7 +165,7 @@ def _read_path(values: dict[str, Any], mode: Mode, parts: list[str]) -> None:
         values["master"] = parts.pop(0)
     if parts:
         if not parts[0].isdecimal() or len(parts) > 1:
-            raise ConfigurationError(f"the path of a Redis URL is a database number, not {'/'.join(parts)!r}")
+            raise ConfigurationError(f"the path of a Redis URL is a database number; {ESCAPED}")
         values["db"] = parts[0]
     if mode == "cluster" and str(values.get("db", "0")) != "0":
         raise ConfigurationError("a Redis Cluster has database 0 only")
@@ -177,6 +179,6 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
             host, port = item, str(default_port)
         host = unquote(host.removeprefix("[").removesuffix("]")) or "localhost"
         if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigurationError(f"{port!r} is no port number")
+            raise ConfigurationError(f"the Redis URL has a port that is no port number; {ESCAPED}")
         hosts.append((host, int(port)))
     return tuple(hosts)

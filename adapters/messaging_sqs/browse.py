@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from messaging.errors import MessagingError
+from messaging.shielded import shielded
 from messaging_sqs.batches import MOST, in_batches
 from messaging_sqs.entries import SYSTEM_ATTRIBUTES
 
@@ -66,7 +67,7 @@ class Reading:
     async def _receive(self, number: int) -> Sequence[dict[str, Any]]:
         """A receive that was begun is ended, or what it hid would stay hidden."""
         self._receiving = asyncio.create_task(self._ask(number))
-        received = await asyncio.shield(self._receiving)
+        received = await shielded(self._receiving)
         self._receiving = None
         return received
 

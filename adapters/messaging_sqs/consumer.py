@@ -21,6 +21,7 @@ from messaging.errors import (
     TopologyLost,
 )
 from messaging.message import Ack
+from messaging.shielded import shielded
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import Refused, in_batches
@@ -171,7 +172,7 @@ class Member(Consumer):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """See `Consumer.settle`."""
-        return await asyncio.shield(self._own(self._settle(settlements)))
+        return await shielded(self._own(self._settle(settlements)))
 
     def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run it to its end even if whoever asks is cancelled: a copy and its removal belong together."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from messaging.errors import ConfigurationError
 from messaging.names import check_namespace
+from messaging.urls import ESCAPED, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +101,15 @@ class SQSSettings(BaseModel):
             raise ValueError("a region looks like us-east-1")
         return region
 
+    @field_validator("endpoint_url", "sqs_endpoint_url", "sns_endpoint_url", "sts_endpoint_url")
+    @classmethod
+    def _without_login(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and "@" in endpoint:
+            raise ValueError(
+                "an endpoint holds no user and password: nobody is told them but errors and logs"
+            )
+        return endpoint
+
     @property
     def address(self) -> str:
         """Where the service is, for errors and logs."""
@@ -123,7 +133,7 @@ class SQSSettings(BaseModel):
         """The URL's query parameters count before `options`. Raises ConfigurationError that shows no value."""
         known = list(cls.model_fields)
         values: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
-        values |= _checked(dict(options or {}), known, "[broker.sqs]")
+        values |= _checked(dict(options or {}), known)
         values |= _parse(url, [name for name in known if name not in (*_OBJECTS, "region")])
         try:
             return cls.model_validate(values)
@@ -140,7 +150,7 @@ def _parse(url: str, known: list[str]) -> dict[str, Any]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ConfigurationError("the SQS URL has an illegal host or port") from None
+        raise ConfigurationError(f"the SQS URL has an illegal host or port; {ESCAPED}") from None
     if parts.scheme != "sqs":
         raise ConfigurationError("an SQS URL begins with sqs://, as sqs://us-east-1")
     if parts.username is not None or parts.password is not None:
@@ -151,14 +161,16 @@ def _parse(url: str, known: list[str]) -> dict[str, Any]:
         raise ConfigurationError(
             "an SQS URL names a region, as sqs://us-east-1; another server is said by ?endpoint_url=http://..."
         )
-    values = _checked(dict(parse_qsl(parts.query, keep_blank_values=True)), known, "the SQS URL")
+    values: dict[str, Any] = {**read_query(parts.query, known, "the SQS URL")}
     if parts.netloc:
         values["region"] = parts.netloc
     return values
 
 
-def _checked(options: dict[str, Any], known: list[str], where: str) -> dict[str, Any]:
+def _checked(options: dict[str, Any], known: list[str]) -> dict[str, Any]:
     for name in options:
         if name not in known:
-            raise ConfigurationError(f"{where} has an unknown option {name!r}; known are {', '.join(known)}")
+            raise ConfigurationError(
+                f"[broker.sqs] has an unknown option {name!r}; known are {', '.join(known)}"
+            )
     return options

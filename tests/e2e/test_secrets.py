@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import traceback
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -20,8 +23,11 @@ from messaging import (
     Settings,
     Topic,
     connect,
+    registry,
 )
+from messaging.adapter import AdapterContext
 from messaging.cli import main
+from messaging.clock import SystemClock
 from messaging_contracts.brokers import start
 from messaging_contracts.brokers.process import LOOPBACK, free_port
 
@@ -34,6 +40,7 @@ FORMS = (
     b64encode(f"\0shop\0{SECRET}".encode()).decode(),
 )
 TOPIC = Topic("secrets", str)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_adapter"
 
 
 def assert_hidden(shown):
@@ -219,3 +226,73 @@ def test_options_that_cannot_be_are_refused_without_a_secret(name):
             with pytest.raises(ConfigurationError) as caught:
                 connect(Settings(url=bad, broker=options))
             assert_hidden(told(caught.value))
+
+
+SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+cluster",
+    "redis+sentinel",
+    "amqp",
+    "amqps",
+    "kafka",
+    "kafka+ssl",
+    "sqs",
+    "memory",
+)
+SPECIAL = "#/?@:%[] "
+
+
+def raw_urls(scheme):
+    """URLs whose writer escaped nothing, forgot the host, or slipped in the scheme; none is to be connected to."""
+    for special in SPECIAL:
+        for login in (
+            f"user:hunter2{special}x",
+            f"user:1{special}hunter2",  # what is before it may be taken for a port
+            f"user:1{special}hunter2=1&hunter2",
+            f"us{special}er:hunter2",
+            f":{special}hunter2",
+        ):
+            yield f"{scheme}://{login}@127.0.0.1:1/0"
+            yield f"{scheme}://{login}@127.0.0.1:port"
+        yield f"{scheme}://user:hunter2@ho{special}st:1"
+        yield f"{scheme}://127.0.0.1:1/0?password=x{special}hunter2&db=0"
+    yield from (f"{scheme}://:hunter2", f"{scheme}://user:hunter2", f"{scheme}://user:hunter2/0")
+    yield f"{scheme}://us-east-1?endpoint_url=http://user:hunter2@127.0.0.1:1"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_url_whose_special_characters_are_not_escaped_costs_no_secret(scheme, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", cache(registry._registered))
+    slips = [f"{scheme}:/user:hunter2@host", f"{scheme}//user:hunter2@host", "user:hunter2@host"]
+    slips += [f"{scheme}://:hunter2", f"{scheme}://user:x#hunter2@host"]
+    for settings in (
+        *(Settings(url=url) for url in (*raw_urls(scheme), *slips)),
+        *(Settings(url="memory://", store=url) for url in slips),
+        *(Settings(url="memory://", routes={"clicks": url}) for url in slips),
+    ):
+        shown = repr(settings)
+        try:
+            shown += seen(connect(settings))
+        except ConfigurationError as error:
+            shown += told(error)
+        assert "hunter2" not in shown, f"{settings.url} {settings.store} {settings.routes}: {shown}"
+
+
+def test_an_outsiders_adapter_shows_no_piece_of_a_password_either(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    adapter = importlib.import_module("messaging_sqlite").SQLiteAdapter
+    for query in ("hunter2@host", "sync=hunter2", "lease=hunter2", "hunter2=1@host"):
+        with pytest.raises(ConfigurationError) as caught:
+            adapter.from_url(f"sqlite:///file?{query}", AdapterContext(clock=SystemClock()))
+        assert_hidden(told(caught.value))
+
+
+def test_a_port_that_is_a_password_is_not_shown():
+    assert registry.redact("redis://user:hunter2") == "redis://user:***"
+    assert registry.redact("redis://a:1,[::1]:2,b/0") == "redis://a:1,[::1]:2,b/0"
+    assert (
+        registry.redact("redis+sentinel://h/m?sentinel_password=a#b@hunter2&db=1&x=hunter2")
+        == "redis+sentinel://***"
+    )

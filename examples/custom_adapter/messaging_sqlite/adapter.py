@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from messaging.adapter import BrokerHealth, Capabilities, Capability
 from messaging.errors import (
@@ -21,6 +21,7 @@ from messaging.errors import (
     UnsupportedCapability,
 )
 from messaging.names import NameRules, physical
+from messaging.urls import read_query
 from messaging_sqlite.consumer import SQLiteConsumer
 from messaging_sqlite.database import POLL, Database, same
 from messaging_sqlite.dead_letters import SQLiteDeadLetters
@@ -81,20 +82,22 @@ class SQLiteAdapter(KeepsGenerations):
             raise ConfigurationError(
                 "a SQLite URL is sqlite:///path/to/file.db, with options as ?option=value"
             )
-        options: dict[str, Any] = {**context.options, **dict(parse_qsl(query, keep_blank_values=True))}
-        if unknown := sorted(options.keys() - {"lease", "sync"}):
+        if unknown := sorted(context.options.keys() - {"lease", "sync"}):
             raise ConfigurationError(f"unknown option {unknown[0]!r} of SQLite; it knows lease and sync")
+        # It names what is unknown, but nothing that may be a piece of a password.
+        options: dict[str, Any] = {
+            **context.options,
+            **read_query(query, ("lease", "sync"), "the SQLite URL"),
+        }
         sync = options.get("sync", "full")
         if sync not in {"full", "normal"}:
-            raise ConfigurationError(f"option 'sync' is full or normal, not {sync!r}")
+            raise ConfigurationError("option 'sync' is full or normal")
         try:
             lease = float(options.get("lease", 30))
         except ValueError:
             lease = 0.0
         if not 0 < lease < float("inf"):
-            raise ConfigurationError(
-                f"option 'lease' is a number of seconds above 0, not {options['lease']!r}"
-            )
+            raise ConfigurationError("option 'lease' is a number of seconds above 0")
         return cls(context, path, lease=lease, sync=sync)
 
     @property

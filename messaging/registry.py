@@ -31,7 +31,7 @@ _EXTRAS = {
 }
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|sig", re.IGNORECASE)
 _PARAMETER = re.compile(
-    rf"([?&#;][^=?&#;]*(?:{_SECRET.pattern})[^=?&#;]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
+    rf"([?&#;][^=?&#;@]*(?:{_SECRET.pattern})[^=?&#;@]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
     re.IGNORECASE | re.DOTALL,
 )
 """A secret goes on to the next parameter: it may have unescaped characters."""
@@ -50,7 +50,8 @@ def redact(url: str) -> str:
     shown = _PARAMETER.sub(r"\1=***", rest)
     if "@" in rest:
         # A password that holds an unescaped / or ? or #: rather hide too much than half of it.
-        authority, shown = "***", shown[shown.rindex("@") :] if "@" in shown else ""
+        whole = shown.count("@") == rest.count("@")  # else a parameter's secret has one, too
+        authority, shown = "***", shown[shown.rindex("@") :] if whole else ""
     elif "@" in authority:
         user, colon, _ = authority.partition("@")[0].partition(":")
         hosts = authority[authority.rindex("@") :]

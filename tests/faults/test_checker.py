@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from messaging_contracts.faults import Settled, check, recoveries
+from messaging_contracts.faults import Settled, Struck, check, recoveries
 from messaging_contracts.faults.history import REMOVED
-from tests.faults.stories import GROUP
+from tests.faults.stories import GROUP, Story
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.history import Fate
-    from tests.faults.stories import Story
 
 
 def test_a_history_without_faults_has_no_violations(story: Story):
@@ -248,6 +247,29 @@ def test_an_overlap_after_a_lost_lease_is_counted_apart(story: Story):
     verdict = story.verdict()
     assert verdict.violations == {}
     assert verdict.overlaps_after_lost_leases == 1
+
+
+def test_without_order_what_failed_and_its_retry_run_at_once_where_its_member_was_hit_and_nowhere_else(
+    story: Story,
+):
+    def retried_twice() -> None:
+        retry = story.begun("m0", key=None, member="b", attempt=2)
+        again = story.begun("m0", key=None, member="c", attempt=1)
+        story.ended(retry)
+        story.ended(again, "failed")
+        story.handled("m0", key=None, member="c", attempt=2)
+
+    story.published("m0", key=None)
+    story.handled("m0", "failed", key=None)
+    story.struck("a", lasts=10)
+    retried_twice()
+    verdict = story.verdict(ordered=False)
+    assert verdict.violations == {}
+    assert verdict.overlaps_after_lost_leases == 1
+
+    unhurt = Story()
+    unhurt.events = [event for event in story.events if not isinstance(event, Struck)]
+    assert "overlaps" in unhurt.verdict(ordered=False).violations
 
 
 @pytest.mark.parametrize("member", ["a", "b"])

@@ -158,3 +158,15 @@ def test_both_copies_may_run_at_once_beside_those_that_have_lost_them(story: Sto
     for one in (first, *lost):
         story.ended(one, "cancelled")
     assert story.verdict(ordered=False).violations == {}
+
+
+@pytest.mark.parametrize(("deaths", "handled", "found"), [(3, 2, []), (2, 2, [1]), (3, 3, [1])])
+def test_a_suspect_is_there_twice_where_a_member_died_that_marked_it(
+    story: Story, deaths: int, handled: int, found: list[int]
+):
+    story.published("m0")
+    for member in "abc"[:deaths]:
+        story.struck(member, fatal=True)
+    for _ in range(handled):
+        story.handled("m0", member="d")
+    assert [len(texts) for texts in story.verdict(ordered=False).violations.values()] == found

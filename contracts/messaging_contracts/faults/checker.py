@@ -328,16 +328,18 @@ class _Check:
                 for other in running:
                     # Or it is this member that had lost it, and did not know that yet.
                     lost = self._causes.of(other, one.begun.at) or self._causes.of(one, one.begun.at)
-                    if lost or (other.begun.id == one.begun.id and self._stored_again(lane, one)):
+                    if lost or (other.begun.id == one.begun.id and self._twice_there(lane, other, one)):
                         excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{name}: {other} and {one}")
                 running.append(one)
             self.verdict.overlaps_after_lost_leases += len(excused)
 
-    def _stored_again(self, lane: Sequence[Handling], one: Handling) -> bool:
+    def _twice_there(self, lane: Sequence[Handling], other: Handling, one: Handling) -> bool:
         formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
-        return self._causes.stored_again(formers, one)
+        return self._causes.stored_again(formers, one) or (
+            not self._ordered and self._causes.beside_its_retry(formers, other, one)
+        )
 
 
 def _name(sent: Published) -> str:

@@ -107,6 +107,7 @@ class Copies:
             self.causes.of(one, at)
             or all(self.causes.of(former, at) for former in running)
             or self.causes.stored_again(formers, one)
+            or all(self.causes.beside_its_retry(formers, former, one) for former in running)
         )
 
     def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
@@ -147,7 +148,8 @@ class Copies:
             # what still runs, whomever the fault hit.
             moved = former.how == "cancelled" and self.causes.of(former, at, hand_over=True)
             struck = any(self.causes.of(other, at) for other in (*again, one))
-            explained = moved or struck or self.causes.stored_again(formers, one)
+            again_there = self.causes.stored_again(formers, one) or self.causes.marked_twice(formers, one)
+            explained = moved or struck or again_there
             late = at - self._free(former, one) > self.lateness
             if explained and (interrupted or not late):
                 step.duplicates += not interrupted

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from messaging.workers import SUSPECT_AFTER
 from messaging_contracts.faults.history import CONCLUDED
 
 if TYPE_CHECKING:
@@ -134,6 +135,26 @@ class Causes:
             and self.of(other, min(one.begun.at, other.end + STORED))
         ]
         return sum(other.begun.attempt == attempt for other in formers) < 2 * len(failures)
+
+    def beside_its_retry(self, formers: Iterable[Handling], other: Handling, one: Handling) -> bool:
+        """Whether these may be a failed handling that comes again, for a fault hit its member while it was settled, and
+        the retry of it that was stored already.
+        """
+        lower, higher = sorted((other.begun.attempt, one.begun.attempt))
+        return higher == lower + 1 and any(
+            former.how == "failed"
+            and former.begun.attempt == lower
+            and self.of(former, min(one.begun.at, former.end + STORED))
+            for former in formers
+        )
+
+    def marked_twice(self, formers: Sequence[Handling], one: Handling) -> bool:
+        """Whether it may be the other copy of a suspect: on some brokers the mark is a copy, and a member may die of
+        something else after it stored that and before it settled the original (3).
+        """
+        deaths = sum(fault.fatal and fault.at <= formers[-1].begun.at for fault in self.faults)
+        done = sum(other.concluded and other.begun.attempt == one.begun.attempt for other in formers)
+        return deaths >= SUSPECT_AFTER and done == 1
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""

@@ -184,3 +184,19 @@ async def slow_handler_and_closed_connections(stage: Stage) -> None:
     since = now()
     await proxy.close_connections()
     stage.arena.struck("closed", since, member)
+
+
+@fault("processes", "deletion")
+async def killed_member_and_deleted_topic(stage: Stage) -> None:
+    """Pair: a member killed, and what its group reads deleted while its partitions move."""
+    first, second = await stage.members(2, failing=5)
+    await stage.publish()
+    await stage.published(1 / 8)
+    for member in (first, second):
+        await stage.busy(member)
+    # On Redis a stream is there again with the next message or read: there is nothing to tell.
+    stage.unhealthy = stage.ground.name != "redis"
+    await stage.arena.kill(first)
+    third = await stage.arena.again(first, "member-3")
+    await stage.lose("queues", [second, third], declared=False)
+    await stage.busy(third, 30)

@@ -155,8 +155,8 @@ def tells_of_no_dead_letters():
 def counts_nothing():
     health = Dispatcher.health
 
-    def blank(self, **told):
-        return replace(health(self, **told), acked=0, released=0, retried=0, rejected=0)
+    def blank(self, broker):
+        return replace(health(self, broker), acked=0, released=0, retried=0, rejected=0)
 
     with patched(Dispatcher, health=blank):
         yield
@@ -166,8 +166,8 @@ def counts_nothing():
 def is_never_seen_receiving():
     health = Dispatcher.health
 
-    def waiting(self, **told):
-        return replace(health(self, **told), receiving=False, held=1)
+    def waiting(self, broker):
+        return replace(health(self, broker), receiving=False, held=1)
 
     with patched(Dispatcher, health=waiting):
         yield

@@ -27,7 +27,10 @@ class Together(Generic[V]):
         """Callers who got the value and have not gone on yet: nobody overtakes them."""
 
     async def get(self, fetch: Callable[[], Awaitable[V]]) -> V:
-        """What `fetch` gives to the first of those who call together. Where it raises, the next one fetches."""
+        """What `fetch` gives to the first of those who call together, or raises: none goes on past one that failed (7).
+
+        Where the first is cancelled, the next one fetches.
+        """
         if self._fetching:
             found = await self._turn()
             if found:
@@ -42,7 +45,10 @@ class Together(Generic[V]):
         self._fetching = True
         try:
             value = await fetch()
-        except BaseException:  # cancelled, too, it lets the next one fetch
+        except Exception as error:
+            self._fail(error)
+            raise
+        except BaseException:  # cancelled, it lets the next one fetch
             self._pass_on()
             raise
         self._fetching = False
@@ -60,12 +66,19 @@ class Together(Generic[V]):
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and not turn.result():
+            if turn.done() and not turn.cancelled() and turn.exception() is None and not turn.result():
                 self._pass_on()  # it would have been ours
             raise
         finally:
-            if turn.done() and not turn.cancelled() and turn.result():
+            if turn.done() and not turn.cancelled() and turn.exception() is None and turn.result():
                 self._going -= 1
+
+    def _fail(self, error: Exception) -> None:
+        self._fetching = False
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(error)
 
     def _pass_on(self) -> None:
         while self._waiting:

@@ -71,15 +71,26 @@ async def test_who_comes_while_others_are_about_to_go_on_does_not_overtake_them(
     assert order[:3] == [0, 1, 2]
 
 
-async def test_where_it_fails_the_next_one_fetches(together, source):
+async def test_where_it_fails_nobody_who_waits_goes_on_and_the_next_to_call_fetches(together, source):
     source.errors = [ValueError("refused")]
     tasks, _, _ = await started(together, source, 3)
     source.gate.set()
 
-    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert isinstance(first, ValueError)
-    assert others == ["value 1"] * 2
+    assert [str(error) for error in found] == ["refused"] * 3
+    assert await together.get(source.fetch) == "value 1"
+
+
+async def test_who_is_cancelled_as_it_fails_leaves_no_error_unread(together, source):
+    source.errors = [ValueError("refused")]
+    tasks, _, _ = await started(together, source, 3)
+    tasks[0].add_done_callback(lambda _: tasks[1].cancel())
+    source.gate.set()
+
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert await together.get(source.fetch) == "value 1"
 
 
 @pytest.mark.parametrize("cancelled", [[0], [1], [0, 1], [0, 2], [1, 2], [0, 1, 2]])

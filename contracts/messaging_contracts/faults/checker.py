@@ -338,7 +338,10 @@ class _Check:
     def _twice_there(self, lane: Sequence[Handling], other: Handling, one: Handling) -> bool:
         formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
         return self._causes.stored_again(formers, one) or (
-            not self._ordered and self._causes.beside_its_retry(formers, other, one)
+            not self._ordered
+            and (
+                self._causes.beside_its_retry(formers, other, one) or self._causes.marked_twice(formers, one)
+            )
         )
 
 

@@ -153,7 +153,10 @@ class Causes:
         something else after it stored that and before it settled the original (3).
         """
         deaths = sum(fault.fatal and fault.at <= formers[-1].begun.at for fault in self.faults)
-        done = sum(other.concluded and other.begun.attempt == one.begun.attempt for other in formers)
+        done = sum(
+            other.begun.attempt == one.begun.attempt and (other.concluded or other.last > one.first)
+            for other in formers
+        )
         return deaths >= SUSPECT_AFTER and done == 1
 
     def over(self, former: Handling, at: float) -> float:

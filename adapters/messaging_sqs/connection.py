@@ -84,6 +84,8 @@ _STILL_EXPIRED = "refreshed credentials are still expired"
 """botocore raises a bare RuntimeError with it."""
 
 
+_STORING = frozenset(("publish_batch", "send_message_batch"))
+"""What is repeated here and not by boto3, which tells of the last attempt only: one before it may have been taken."""
 _PAUSES = tuple(2.0**number for number in range(ATTEMPTS - 1))
 """Seconds before a request that was not taken goes again, at most: as long as boto3 waits."""
 
@@ -216,18 +218,32 @@ class Connection:
     ) -> Any:
         """One request and its answer. Cancelling leaves the request to end by itself.
 
-        `once`: it stores what nothing deduplicates, and so is repeated only where nothing was taken (20).
+        `once`: of what nothing deduplicates, a request that stores is repeated only where nothing was taken (20).
         Raises Absent, Exists, DeletedRecently, Denied, AuthenticationFailed,
         ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (it cannot be sent).
         """
-        client = self.clients.sends[service] if once else getattr(self.clients, service)
-        request = partial(getattr(client, operation), **parameters)
-        for pause in _PAUSES if once else ():
+        if operation not in _STORING:
+            return await self._answer(
+                partial(getattr(getattr(self.clients, service), operation), **parameters), operation
+            )
+        request = partial(getattr(self.clients.sends[service], operation), **parameters)
+        doubtful = False
+        for pause in _PAUSES:
             try:
                 return await self._answer(request, operation)
             except Untaken:
-                await asyncio.sleep(random.uniform(0, pause))
-        return await self._answer(request, operation)
+                pass
+            except Interrupted:
+                if once:
+                    raise
+                doubtful = True
+            await asyncio.sleep(random.uniform(0, pause))
+        try:
+            return await self._answer(request, operation)
+        except Untaken as error:
+            if doubtful:  # of a request before this one
+                raise Interrupted(str(error)) from error
+            raise
 
     async def _answer(self, request: Callable[[], Any], operation: str) -> Any:
         answer = await self._run(request, _spoken(operation), self._threads)

@@ -5,7 +5,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
-from botocore.exceptions import ConnectionClosedError
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from botocore.httpsession import URLLib3Session
 
 from messaging.adapter import TopicSpec
@@ -23,7 +23,10 @@ class _Body:
 
 
 class Line:
-    """A session whose first publish goes wrong: the answer is `lost`, or the request is `throttled`."""
+    """A session whose first publish goes wrong: the answer is `lost`, or the request is `throttled`.
+
+    Where it is `lost for good`, no later one reaches the service.
+    """
 
     def __init__(self, fault: str) -> None:
         self.fault = fault
@@ -34,6 +37,8 @@ class Line:
 
     def _spoil(self, request: Any, **_: object) -> AWSResponse | None:
         self.sent += 1
+        if self.sent > 1 and self.fault == "lost for good":
+            raise EndpointConnectionError(endpoint_url=request.url)
         if self.sent > 1:
             return None
         if self.fault == "throttled":
@@ -64,6 +69,19 @@ async def test_a_publish_that_the_service_deduplicates_is_repeated_and_stored_on
     consumer = bench.consumer(adapter, group)
     assert ids(await receive(consumer, 1)) == ["one"]
     await nothing(consumer)
+
+
+@pytest.mark.parametrize("fanout", ["sns", "client"])
+async def test_what_a_repeated_publish_may_have_stored_is_uncertain_though_the_last_attempt_reached_nobody(
+    bench: Bench, fanout
+):
+    line = Line("lost for good")
+    adapter = await bench.adapter(session=line.session, fanout=fanout)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    (result,) = await adapter.publish([outgoing(group.topic, "one", key="a")])
+    assert isinstance(result, PublishUncertain)
+    consumer = bench.consumer(adapter, group)
+    assert ids(await receive(consumer, 1)) == ["one"]
 
 
 async def test_a_throttled_publish_is_repeated_for_nothing_was_taken(bench: Bench):

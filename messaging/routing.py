@@ -175,9 +175,8 @@ class Routing:
             origin = self._settings.origins().get(key, CODE)
             known = self._settings.named_brokers()
             hint = nearest(target, known) if known else ""
-            if not re.fullmatch(
-                r"[\w.-]+", target
-            ):  # it may be a URL with its password, and a slip in its scheme
+            # It may be a URL with its password, and a slip in its scheme.
+            if not re.fullmatch(r"[\w.-]+", target):
                 raise ConfigurationError(
                     f"{origin}: {key} is neither a URL nor the name of a broker: a URL has ://"
                 )

@@ -66,11 +66,11 @@ class Together(Generic[V]):
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None and not turn.result():
+            if _given(turn) == []:
                 self._pass_on()  # it would have been ours
             raise
         finally:
-            if turn.done() and not turn.cancelled() and turn.exception() is None and turn.result():
+            if _given(turn):
                 self._going -= 1
 
     def _fail(self, error: Exception) -> None:
@@ -87,3 +87,8 @@ class Together(Generic[V]):
                 turn.set_result([])
                 return
         self._fetching = False
+
+
+def _given(turn: asyncio.Future[list[V]]) -> list[V] | None:
+    """What this caller got; None where nothing came, or an error, which is read with that."""
+    return None if not turn.done() or turn.cancelled() or turn.exception() else turn.result()

@@ -324,10 +324,8 @@ class Workers:
             while not self._stopped and self._leased(suspect):
                 try:
                     marked = await self._consumer.isolate(suspect)
-                except (
-                    LeaseLost,
-                    TopicNotFound,
-                ) as error:  # `receive` tells whether what is gone is made anew
+                except (LeaseLost, TopicNotFound) as error:
+                    # `receive` tells whether what is gone is made anew.
                     self._lose(suspect, str(error))
                     return False
                 except MessagingError as error:

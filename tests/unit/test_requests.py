@@ -271,8 +271,8 @@ async def test_closing_fails_what_waits_and_closes_the_inbox(desk):
     assert desk.inbox.closed == 1
 
 
-async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
-    desk = Desk()
+def opening_slowly(desk):
+    """Its inbox opens with this event."""
     opened = asyncio.Event()
 
     async def slow():
@@ -281,6 +281,12 @@ async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
         return desk.inbox
 
     desk.adapter.on_inbox = slow
+    return opened
+
+
+async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
+    desk = Desk()
+    opened = opening_slowly(desk)
     task = await desk.ask()
     await desk.requester.close()
     opened.set()
@@ -293,14 +299,7 @@ async def test_closing_while_the_inbox_opens_leaves_no_inbox_behind():
 
 async def test_requests_that_fail_because_the_bus_closed_while_the_inbox_opened_keep_nothing_of_each_other():
     desk = Desk()
-    opened = asyncio.Event()
-
-    async def slow():
-        await opened.wait()
-        desk.clock.touch()
-        return desk.inbox
-
-    desk.adapter.on_inbox = slow
+    opened = opening_slowly(desk)
     tasks = [await desk.ask() for _ in range(3)]
     await desk.requester.close()
     opened.set()

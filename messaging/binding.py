@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from messaging.message import Delivery, Handler, Message, Outcome
 
 current_delivery: ContextVar[Delivery[Any] | None] = ContextVar("current_delivery", default=None)
+still_leased: ContextVar[Callable[[], bool]] = ContextVar("still_leased", default=lambda: True)
+"""Tells whether the lease of what this worker runs has not ended: for who has waited and is about to start it (9)."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from messaging.backoff import Backoff
-from messaging.binding import current_delivery
+from messaging.binding import current_delivery, still_leased
 from messaging.clock import sleep
 from messaging.delay import FirstSeen, judge_early
 from messaging.errors import DecodeError, LeaseLost, MessagingError, TopicNotFound, is_fatal
@@ -177,6 +177,7 @@ class Workers:
         task = asyncio.current_task()
         assert task is not None
         binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
+        still_leased.set(lambda: self._in_time(at_work[number]))
         woken, run = False, 0
         while not self._ended:  # a handler may have swallowed the cancellation
             delivery = self._next()
@@ -268,10 +269,13 @@ class Workers:
 
     def _leased(self, delivery: RawDelivery) -> bool:
         """Whether it may start; one that somebody else may have by now is lost."""
-        if delivery.lease.deadline > self._clock.monotonic():
+        if self._in_time(delivery):
             return True
         self._lose(delivery, LATE)
         return False
+
+    def _in_time(self, delivery: RawDelivery | None) -> bool:
+        return delivery is None or delivery.lease.deadline > self._clock.monotonic()
 
     async def _unusual(self, raw: RawDelivery) -> Outcome | None:
         """The outcome of what no handler gets now: it is early, a suspect that may not run, or for us."""
@@ -336,7 +340,7 @@ class Workers:
                 else:
                     if not marked:
                         self._lanes.finish(suspect)
-                    return marked
+                    return marked and self._leased(suspect)
             return False
         finally:
             self.error = None

@@ -7,6 +7,7 @@ import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
+from messaging.binding import still_leased
 from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
 from messaging.errors import ConnectionFailed, IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
@@ -42,9 +43,9 @@ def idempotent(
 
     The key is the message's id, or `key(message)`, within `scope` (namespace, topic and group). While another
     member has it, the message is released until the rest of that member's lease has passed; ours is extended
-    while the handler runs, and not used where it, or the message's time, was over when the store answered. Two
-    bodies under one key are rejected. Anything but an Ack clears the key, cancellation too. While the store is
-    away, messages are released uncounted; when it goes away after the handler, the outcome stands.
+    while the handler runs, and not used where it, the delivery's lease or the message's time was over when the
+    store answered. Two bodies under one key are rejected. Anything but an Ack clears the key, cancellation too.
+    While the store is away, messages are released uncounted; when it goes away after the handler, the outcome stands.
 
     `lease` and `ttl` are seconds; `owner` names this member in the log.
     """
@@ -74,8 +75,8 @@ def idempotent(
                 stored = begun.result
                 return Ack(None if stored is None or decode_reply is None else decode_reply(stored))
             entry = _Entry(store, clock, delivery, owner, name, begun.fence, lease, asked)
-            # The answer came so late that another may have the key, or that the message has expired (6).
-            if clock.monotonic() >= asked + lease or has_expired(message, clock):
+            # The answer came so late that another may have the key or the delivery (9), or that it has expired (6).
+            if clock.monotonic() >= asked + lease or not still_leased.get()() or has_expired(message, clock):
                 await entry.clear()
                 return Release()
             async with entry:

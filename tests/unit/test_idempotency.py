@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from messaging.adapter import Lease
 from messaging.clock import sleep
 from messaging.errors import ConnectionFailed, IdempotencyConflict
 from messaging.message import Ack, Delivery, Message, Reject, Release, Retry
 from messaging.middleware import idempotent
 from messaging.store import Begun, Completed, IdempotencyStore, InProgress
 from messaging.testing import VirtualClock
+from tests.unit.scripted import Bench, raw
 
 LEASE = 30.0
 TTL = 3600.0
@@ -347,6 +349,21 @@ async def test_a_key_that_is_given_when_its_lease_is_over_is_not_used_and_is_cle
     assert await handling == Release()
     assert handler.handled == []
     assert store.entries == {}
+
+
+async def test_a_delivery_whose_lease_ends_while_the_store_answers_is_lost_unhandled_and_its_key_cleared():
+    bench = Bench(None)
+    store = Store(bench.clock)
+    store.slow["begin"] = 10.0
+    bench.binding.handler = protect(store, handler := always(Ack()))
+    async with bench.running():
+        await bench.put(raw("late", lease=Lease(5)), raw("other", lease=Lease(50)))
+        await bench.clock.advance(10)
+
+        assert [handled.message.id for handled in handler.handled] == ["other"]
+        assert bench.counters.lost == 1
+        assert bench.consumer.outcomes() == ["other"]
+        assert set(store.entries) == {"s:other"}
 
 
 async def test_a_message_that_expires_while_the_store_answers_is_not_handled(store, clock):

@@ -5,7 +5,7 @@ import pytest
 from messaging.adapter import Lease
 from messaging.errors import AuthenticationFailed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound
 from messaging.message import Release
-from tests.unit.scripted import Bench, Work, raw, suspect
+from tests.unit.scripted import Bench, Work, later, raw, suspect
 
 
 async def test_a_suspect_whose_marked_copy_is_with_the_broker_is_over_here():
@@ -64,6 +64,23 @@ async def test_a_suspect_whose_lease_ends_before_it_is_marked_is_lost():
         await bench.clock.advance(30)
 
         assert len(bench.consumer.isolated) > 1
+        assert bench.counters.lost == 1
+        assert work.started == ["1"]
+        work.finish("1")
+
+
+async def test_a_suspect_whose_lease_ends_while_it_is_marked_is_lost():
+    work = Work()
+    bench = Bench(work)
+
+    async def slow(delivery):
+        return await later(bench.clock, 10, True)
+
+    bench.consumer.on_isolate = slow
+    async with bench.running():
+        await bench.put(suspect("s", lease=Lease(5)), raw("1"))
+        await bench.clock.advance(10)
+
         assert bench.counters.lost == 1
         assert work.started == ["1"]
         work.finish("1")

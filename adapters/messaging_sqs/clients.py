@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from messaging.errors import AuthenticationFailed, ConfigurationError
 from messaging.tls import client_context
 from messaging_sqs.forms import write_form
+from messaging_sqs.logs import withhold_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ def make_clients(settings: SQSSettings) -> Clients:
     Raises AuthenticationFailed when the chain has no credentials, ConfigurationError without a region or when
     the file of certificate authorities cannot be used.
     """
+    withhold_credentials()
     if settings.ca is not None:
         # botocore reads the file at each connection, where one that cannot be read looks like a lost service.
         client_context(f"SQS at {settings.address}", ca=settings.ca)

@@ -67,6 +67,7 @@ def url_of(name, port):
 def aws(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
 
 
 @pytest.fixture
@@ -189,6 +190,20 @@ async def test_what_happens_on_sqs_shows_no_secret(logs, messaging_server, aws):
         assert_hidden(letter + seen(bus))
 
     assert SECRET not in logs()
+
+
+@pytest.mark.sqs
+async def test_the_credentials_of_a_role_are_not_shown(logs, messaging_server, aws):
+    url = messaging_server("sqs")
+    role = quote("arn:aws:iam::000000000000:role/shop", safe="")
+
+    async with connect(f"{url}&namespace=secrets&role={role}") as bus:
+        await bus.declare(TOPIC)
+        credentials = bus.adapter.native.sqs._request_signer._credentials.get_frozen_credentials()
+
+    shown = logs()
+    assert credentials.secret_key not in shown
+    assert credentials.token not in shown
 
 
 def test_the_settings_that_are_shown_have_no_secret(monkeypatch, tmp_path, capsys):

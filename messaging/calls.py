@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Outgoing
-    from messaging.message import Receipt
+    from messaging.message import Message, Receipt
 
 Lane: TypeAlias = "tuple[str, int]"
 Result: TypeAlias = "Receipt | PublishError"
@@ -90,12 +90,16 @@ def too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> Publish
             f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "
             "the broker may have it; publish it again with the same id if handlers are idempotent"
         )
-    return unsent(outgoing, f"{within:g} s were over before its turn came")
+    return unsent(message, f"{within:g} s were over before its turn came")
 
 
-def unsent(outgoing: Outgoing, reason: str) -> PublishError:
+def overtaking(message: Message, former: Message, error: PublishError) -> PublishError:
+    """Sending it would break the order: one before it failed (7)."""
+    return unsent(message, f"message {former.id}, published before it with the same key, failed: {error}")
+
+
+def unsent(message: Message, reason: str) -> PublishError:
     """The broker does not have it."""
-    message = outgoing.message
     return PublishError(f"Message {message.id} for {message.topic} was not sent: {reason}")
 
 

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from messaging.backoff import Backoff
-from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, too_late, uncertain, unsent
+from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, overtaking, too_late, uncertain, unsent
 from messaging.clock import sleep, timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError
@@ -137,7 +137,7 @@ class Publisher:
             for call in dict.fromkeys([*self._free, *queued, *self._waiting]):
                 for at in call.open:
                     if call.results[at] is None:
-                        self._finish(call, at, unsent(call.messages[at], "the bus was closed"))
+                        self._finish(call, at, unsent(call.messages[at].message, "the bus was closed"))
             for task in self._exchanges:
                 task.cancel()
             if self._exchanges:
@@ -394,9 +394,8 @@ class Publisher:
             outgoing = call.messages[at]
             found = first.get((outgoing.topic.name, outgoing.message.key))
             if found is not None and (found[0].number, found[1]) < (call.number, at):
-                former = found[0].messages[found[1]].message.id
-                reason = f"message {former}, published before it with the same key, failed: {found[2]}"
-                self._finish(call, at, unsent(outgoing, reason))
+                former = found[0].messages[found[1]].message
+                self._finish(call, at, overtaking(outgoing.message, former, found[2]))
 
     def _give_up(self, calls: Sequence[Call]) -> None:
         """Their time is over. All at once: for what is behind them, all that waits is looked at."""

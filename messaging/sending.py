@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
@@ -18,9 +18,10 @@ from messaging.errors import (
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
 from messaging.refusals import SILENT
+from messaging.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
@@ -41,6 +42,8 @@ class Sender:
     clock: Clock
     within: float
     """Seconds for a call that does not say it."""
+    waiting: Waiting = field(default_factory=Waiting)
+    """Calls that wait for their topic."""
 
     async def send(
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
@@ -49,30 +52,34 @@ class Sender:
         messages = self.preparation.messages(topic, payloads, options)
         remaining = self.within if within is None else checked_timeout(within)
         spec = self.catalogue.declared(topic)
+        failed: Mapping[int, PublishError] = {}
         if spec is None:
-            spec, remaining = await self._declare_within(topic, remaining)
-        if not self.middleware:
-            return await self._deliver(spec, messages, options, remaining)
+            start = self.clock.monotonic()
+            spec, failed = await self._declare_within(topic, messages, remaining)
+            remaining = max(0.0, remaining - (self.clock.monotonic() - start))
+            messages = [message for at, message in enumerate(messages) if at not in failed]
+        hand_over = self._deliver_through if self.middleware else self._deliver
+        results = await hand_over(spec, messages, options, remaining)
+        if not failed:
+            return results
+        others = iter(results)
+        return [failed.get(at) or next(others) for at in range(len(failed) + len(results))]
 
-        async def send(message: Message) -> Receipt:
-            (result,) = await self._deliver(spec, (message,), options, remaining)
-            if isinstance(result, PublishError):
-                raise result
-            return result
-
-        return await publish_through(self.middleware, send, messages, ordered=spec.ordered)
-
-    async def _declare_within(self, topic: Topic[Any], within: float) -> tuple[TopicSpec, float]:
-        """The first use of a topic, as a part of the call's time; what is left of it."""
-        start = self.clock.monotonic()
+    async def _declare_within(
+        self, topic: Topic[Any], messages: Sequence[Message], within: float
+    ) -> tuple[TopicSpec, Mapping[int, PublishError]]:
+        """The first use of a topic, as a part of the call's time; and which messages have failed meanwhile."""
         broker = self.routing.of(topic.name)
+        spec = self.catalogue.kept(self.catalogue.spec(topic))[-1]
+        waiter = self.waiting.call(topic.name, messages, ordered=spec.ordered)
         try:
-            async with timeout(self.clock, within):
+            async with waiter, timeout(self.clock, within):
                 spec = await self.catalogue.declare_topic(topic)
         except TimeoutError:
             error = PublishError(
                 f"Nothing was sent to {topic.name}: {broker.name} did not declare it within {within:g} s"
             )
+            waiter.fail_behind(error)
             if within >= SILENT:
                 broker.refusals.note(topic.name, error)
             raise error from None
@@ -81,7 +88,18 @@ class Sender:
             if isinstance(error, ConnectionFailed) or not is_fatal(error):
                 broker.refusals.note(topic.name, error)
             raise
-        return spec, max(0.0, within - (self.clock.monotonic() - start))
+        return spec, waiter.failed
+
+    async def _deliver_through(
+        self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
+    ) -> Sequence[Receipt | PublishError]:
+        async def send(message: Message) -> Receipt:
+            (result,) = await self._deliver(spec, (message,), options, within)
+            if isinstance(result, PublishError):
+                raise result
+            return result
+
+        return await publish_through(self.middleware, send, messages, ordered=spec.ordered)
 
     async def _deliver(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float

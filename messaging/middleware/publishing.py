@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from messaging.calls import overtaking
 from messaging.errors import PublishError
 from messaging.message import Message, Receipt
 
@@ -45,11 +46,7 @@ async def _in_order(handler: PublishHandler, messages: Sequence[Message]) -> Seq
     failed: dict[Key | None, tuple[Message, PublishError]] = {}
     for message in messages:
         if message.key in failed:
-            former, error = failed[message.key]
-            result: Receipt | PublishError = PublishError(
-                f"Message {message.id} for {message.topic} was not sent: message {former.id}, published before it "
-                f"with the same key, failed: {error}"
-            )
+            result: Receipt | PublishError = overtaking(message, *failed[message.key])
         else:
             try:
                 result = await handler(message)

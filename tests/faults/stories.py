@@ -117,5 +117,5 @@ class Story:
             )
         )
 
-    def verdict(self, *, ordered: bool = True, alike: bool = True):
-        return check(self.events, ordered=ordered, groups=[GROUP], alike=alike)
+    def verdict(self, *, ordered: bool = True):
+        return check(self.events, ordered=ordered, groups=[GROUP])

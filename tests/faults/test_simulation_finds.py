@@ -10,6 +10,7 @@ from messaging.adapter import DONE
 from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
 from messaging.requests import Requester
+from messaging.waiting import Waiter
 from messaging_contracts.simulation import Result, simulate
 from messaging_contracts.simulation.scenario import scenario
 from messaging_memory.group import Group
@@ -66,6 +67,15 @@ def test_a_key_that_is_to_be_held_and_is_skipped(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(subscription, "retrying", lambda policy, **_: retry.retrying(policy))
     held = (seed for seed in range(10 * SEEDS) if scenario(seed).hold_key)
     assert any(simulate(seed).problems for seed in held)
+
+
+def test_a_publish_that_goes_past_one_whose_time_was_over_before_their_topic_was_declared(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Waiter, "fail_behind", lambda *_: None)
+    drawn = ((seed, scenario(seed)) for seed in range(10 * SEEDS))
+    hasty = (seed for seed, made in drawn if made.ordered and made.burst and made.impatience)
+    assert any("overtook_failed" in simulate(seed).verdict.violations for seed in hasty)
 
 
 def test_consuming_by_hand_that_says_settled_what_it_has_lost(monkeypatch: pytest.MonkeyPatch):

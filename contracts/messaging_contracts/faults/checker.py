@@ -51,7 +51,6 @@ def check(
     tolerance: float = 0.0,
     lateness: float = LATENESS,
     remembers: bool = True,
-    alike: bool = False,
 ) -> Verdict:
     """Judge one topic's history; `ordered` says what was promised.
 
@@ -60,7 +59,6 @@ def check(
     with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
     on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
     `remembers`: the broker keeps how often a message failed; else its member does, and the next one begins anew (2).
-    `alike`: calls that are under way together have the same time, so that none ends alone because its own was over.
     """
     return _Check(
         events,
@@ -69,7 +67,6 @@ def check(
         tolerance=tolerance,
         lateness=lateness,
         remembers=remembers,
-        alike=alike,
     ).verdict
 
 
@@ -111,12 +108,11 @@ class _Check:
         tolerance: float,
         lateness: float,
         remembers: bool,
-        alike: bool,
     ) -> None:
         self.verdict = Verdict()
         self._ordered = ordered
         self._tolerance = tolerance
-        self._publishes = Publishes(self.verdict, ordered=ordered and alike)
+        self._publishes = Publishes(self.verdict, ordered=ordered)
         self._messages = self._publishes.messages
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes()

@@ -365,7 +365,6 @@ def judged(events: Sequence[Event], topic: str, *, remembers: bool) -> Verdict:
         tolerance=TOLERANCE,
         lateness=LATENESS,
         remembers=remembers or not ordered,
-        alike=True,
     )
 
 

@@ -248,25 +248,29 @@ class Dispatcher:
         return min(longest, hold - (self._clock.monotonic() - delivery.received))
 
     def _settled(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
-        held, lost, finish = self._held, self._lost, self._lanes.finish
-        unobserved, lonely = self._binding.observer is None, self._workers.lonely
-        acked = 0
-        for settlement, result in zip(settlements, results, strict=True):
-            delivery = settlement.delivery
-            if delivery not in held or (lost and delivery in lost):
-                continue
-            if result is DONE and unobserved and settlement.outcome.__class__ is Ack:
-                acked += 1
-                finish(delivery)
-            else:
-                self._take_result(settlement, result)
-            if lonely:
-                self._workers.end_alone(delivery)
-        self._binding.counters.acked += acked
+        if self._binding.observer is None and not self._lost and not self._workers.lonely:
+            acked = [
+                settlement.delivery
+                for settlement, result in zip(settlements, results, strict=True)
+                if result is DONE and settlement.outcome.__class__ is Ack
+            ]
+            self._binding.counters.acked += self._lanes.finish_all(acked)
+        else:
+            acked = []
+        if len(acked) < len(settlements):
+            self._take_results(settlements, results)
         self._freed(len(settlements))
 
+    def _take_results(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
+        """Those that are still ours: not finished already, nor lost meanwhile."""
+        for settlement, result in zip(settlements, results, strict=True):
+            delivery = settlement.delivery
+            if delivery in self._held and delivery not in self._lost:
+                self._take_result(settlement, result)
+                self._workers.end_alone(delivery)
+
     def _take_result(self, settlement: Settlement, result: Settled) -> None:
-        """One that is not just done: it failed, is held, or somebody wants to know of it."""
+        """One of those: it failed, is held, or somebody wants to know of it."""
         delivery = settlement.delivery
         if isinstance(result, SettleError):
             self._forget_lost((delivery,), str(result.error))

@@ -151,8 +151,22 @@ class Lanes:
         """Forget the delivery; the next of its lane may start. A no-op for one that is not held."""
         lane = self._held.pop(delivery, None)
         self._started.discard(delivery)
-        if lane is None:
-            return
+        if lane is not None:
+            self._leave(lane, delivery)
+
+    def finish_all(self, deliveries: Collection[RawDelivery]) -> int:
+        """As `finish` each of these; how many of them were held."""
+        held = self._held
+        before = len(held)
+        for delivery in deliveries:
+            lane = held.pop(delivery, None)
+            if lane is not None:
+                self._leave(lane, delivery)
+        self._started.difference_update(deliveries)
+        return before - len(held)
+
+    def _leave(self, lane: _Lane, delivery: RawDelivery) -> None:
+        """It is over: the next of its lane may start."""
         parked = lane.parked_until is not None
         if lane.deliveries[0] is not delivery:
             lane.deliveries.remove(delivery)

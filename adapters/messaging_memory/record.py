@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.envelope import CONTROL, decode, encode, text
 from messaging.message import make_message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from messaging.message import Message
 
 PREFIX = "ce_"
@@ -140,15 +143,10 @@ def surviving(message: Message) -> int | None:
     return None if shared is None or own is None else shared + own
 
 
-def _shared(message: Message) -> Shared:
-    return (
-        message.content_type,
-        message.type,
-        message.source,
-        message.expires_at,
-        message.correlation_id,
-        message.causation_id,
-    )
+_shared = cast(
+    "Callable[[Message], Shared]",
+    attrgetter("content_type", "type", "source", "expires_at", "correlation_id", "causation_id"),
+)
 
 
 def _shared_bound(shared: Shared) -> int | None:

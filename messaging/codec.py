@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
+from itertools import repeat
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -25,10 +26,13 @@ from typing import (
 
 from typing_extensions import TypeForm, TypeVar
 
+from messaging.bulk import AT_ONCE, Bulk
 from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
 from messaging.unions import check_unions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import TypeAdapter
 
 T = TypeVar("T", default=Any)
@@ -99,6 +103,7 @@ class Codec(Generic[T]):
         "_essence",
         "_expected",
         "_from_json",
+        "_many",
         "_to_json",
         "content_type",
         "type",
@@ -121,6 +126,7 @@ class Codec(Generic[T]):
             self._essence = ""
         self._adapter: TypeAdapter[Any] | None = None
         self._classes: tuple[Any, ...] = ()
+        self._many: Bulk | None = None
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
@@ -145,6 +151,21 @@ class Codec(Generic[T]):
             raise
         except Exception as error:
             raise self._refusal(payload, error) from error
+
+    def encode_all(self, payloads: Sequence[T]) -> list[tuple[bytes, str]]:
+        """As `encode` each of these. Many models cost far less than as many calls."""
+        bulk = self._bulk() if len(payloads) > 1 else None
+        if bulk is None:
+            return [self.encode(payload) for payload in payloads]
+        encoded: list[tuple[bytes, str]] = []
+        for start in range(0, len(payloads), AT_ONCE):
+            some = payloads[start : start + AT_ONCE]
+            bodies = bulk.encode(some)
+            if bodies is None:
+                encoded += [self.encode(payload) for payload in some]
+            else:
+                encoded += zip(bodies, repeat(self.content_type))
+        return encoded
 
     def decode(self, body: bytes, content_type: str | None) -> T:
         """The payload. Without a content type, the topic's own is assumed. Raises DecodeError."""
@@ -173,6 +194,15 @@ class Codec(Generic[T]):
             f"no codec for content type {content_type!r}, so the body cannot be read as {self._expected}: "
             f"messaging.codec.register() adds one"
         )
+
+    def _bulk(self) -> Bulk | None:
+        """Made when it is first needed; None for payloads that are not models written as JSON."""
+        if self._many is None and self._adapter is not None and self._essence == JSON:
+            from pydantic import BaseModel
+
+            if isinstance(self.type, type) and issubclass(self.type, BaseModel):
+                self._many = Bulk(self.type)
+        return self._many
 
     def _encode_untyped(self, payload: Any) -> tuple[bytes, str]:
         if self.type is bytes:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Capabilities, TopicSpec
     from messaging.clock import Clock
+    from messaging.codec import Codec
     from messaging.message import Duration, Key, Message, Topic
 
 _LONGEST_CONTENT_TYPE = 255
@@ -77,10 +78,8 @@ class Preparation:
         given_id = None if options.id is None else _checked_id(options.id)
         given_key, key_of = options.key, topic.key
         name, source = topic.name, self.source
-        encode = topic.codec.encode
         messages: list[Message] = []
-        for payload in payloads:
-            body, content_type = encode(payload)
+        for payload, (body, content_type) in _encoded(topic.codec, payloads):
             key = given_key if given_key is not None or key_of is None else key_of(payload)
             if key is not None and not (type(key) is str and key.isascii()):
                 key = _checked_key(name, key)
@@ -137,6 +136,14 @@ class Preparation:
         if turn is None:
             turn = self._turns[spec.name] = count()
         return next(turn) % spec.partitions
+
+
+def _encoded(codec: Codec[Any], payloads: Iterable[Any]) -> Iterable[tuple[Any, tuple[bytes, str]]]:
+    """Each with its body and content type."""
+    if isinstance(payloads, (list, tuple)):
+        return zip(payloads, codec.encode_all(payloads), strict=True)
+    # Each at its turn: a generator may change, and give again, what it gave before.
+    return ((payload, codec.encode(payload)) for payload in payloads)
 
 
 def corrected(former: Message, message: Message, most: int) -> Message:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from messaging.adapter import Capability, TopicSpec
 from messaging.binding import current_delivery
@@ -16,6 +17,13 @@ from tests.unit.scripted import ScriptedAdapter
 jobs = Topic("jobs", str)
 orders = Topic("orders", str, key=lambda payload: payload[0] if payload else None, ordered=True)
 untyped: object = 5
+
+
+class Counted(BaseModel):
+    number: int
+
+
+counts = Topic("counts", Counted, key=lambda payload: str(payload.number))
 
 
 @pytest.fixture
@@ -47,6 +55,17 @@ def test_a_message_carries_what_the_program_and_the_topic_say(preparation):
 def test_a_key_given_at_the_call_goes_before_the_topics_even_an_empty_one(preparation):
     assert prepared(preparation, orders, "abc", key="").key == ""
     assert prepared(preparation, orders, "abc", key="z").key == "z"
+
+
+def test_a_generator_may_change_and_give_again_what_it_gave_before(preparation):
+    def counting(counted):
+        for counted.number in range(3):
+            yield counted
+
+    messages = preparation.messages(counts, counting(Counted(number=0)), Options())
+
+    assert [message.body for message in messages] == [b'{"number":0}', b'{"number":1}', b'{"number":2}']
+    assert [message.key for message in messages] == ["0", "1", "2"]
 
 
 def test_ids_are_the_programs_or_new_and_growing(preparation):

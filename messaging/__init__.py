@@ -1,7 +1,8 @@
 """One interface to RabbitMQ, Kafka, SQS/SNS, Redis Streams and memory, with one set of promises."""
 
-import logging
 from typing import TYPE_CHECKING, Any
+
+from messaging.logs import set_up as _set_up
 
 if TYPE_CHECKING:
     from messaging.adapter import Capabilities
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from messaging.middleware.retry import RetryPolicy, exponential, fixed
     from messaging.settings import Settings
 
-logging.getLogger("messaging").addHandler(logging.NullHandler())
+_set_up()
 
 _HOMES = {
     "adapter": "Capabilities",

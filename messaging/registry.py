@@ -29,7 +29,7 @@ _EXTRAS = {
     "kafka": "kafka",
     "sqs": "sqs",
 }
-_SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth|sig", re.IGNORECASE)
+_SECRET = re.compile(r"pas|pw|jaas|secret|token|key|cred|auth|sig", re.IGNORECASE)
 _PARAMETER = re.compile(
     rf"([?&#;][^=?&#;@]*(?:{_SECRET.pattern})[^=?&#;@]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
     re.IGNORECASE | re.DOTALL,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from messaging.cli import config, dead_letters, generations
 from messaging.errors import MessagingError
+from messaging.logs import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen.run(chosen)
     except MessagingError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(one_line(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     return 0

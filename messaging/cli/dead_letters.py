@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from messaging.bus import connect
 from messaging.cli.program import load_app
 from messaging.errors import ConfigurationError
+from messaging.logs import one_line
 from messaging.message import Topic
 
 if TYPE_CHECKING:
@@ -89,9 +90,10 @@ async def _list(letters: DeadLetters, arguments: Namespace) -> None:
         async for letter in found:
             shown += 1
             failed = letter.last_failed_at.isoformat(timespec="seconds") if letter.last_failed_at else "-"
-            print(
+            line = (
                 f"{letter.id}  {failed}  {letter.cause or '-'}  attempts={letter.attempts}  {letter.reason}"
             )
+            print(one_line(line))
     print(f"{shown} of {await letters.count()}")
 
 

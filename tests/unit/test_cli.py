@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from messaging import App, Reject, RetryPolicy, Topic, connect
+from messaging import App, Message, Reject, RetryPolicy, Topic, connect
+from messaging.adapter import Outgoing, TopicSpec
 from messaging.cli import dead_letters, generations, main, parser
 
 APP = """
@@ -209,6 +210,36 @@ async def test_dead_letters_are_listed_oldest_first(broker: str, capsys: pytest.
     assert "rejected  attempts=1  no customer" in first
     assert second.startswith("m1  ")
     assert total == "2 of 3"
+
+
+FORGED = "bad\r\nERROR forged line\x1b[2J"
+
+
+async def test_a_message_or_its_error_can_forge_no_line_of_a_list_or_a_log(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    orders = Topic("orders", dict)
+    app = App("billing", retry=None)
+
+    @app.subscribe(orders)
+    async def fail(order: dict) -> None:
+        raise ValueError(FORGED)
+
+    async with connect("memory://forged") as bus:
+        spec = TopicSpec("orders", partitions=8)
+        foreign = Message(id=FORGED, topic="orders", body=b"{}", content_type="application/json")
+        async with app.running(bus), asyncio.timeout(10):
+            await bus.adapter.publish([Outgoing(spec, foreign, 0)])
+            while await bus.dead_letters(orders, group="billing").count() < 1:
+                await asyncio.sleep(0)
+        await dead("memory://forged", "list")
+
+    escaped = FORGED.encode("unicode_escape").decode()
+    line, _ = capsys.readouterr().out.splitlines()
+    assert line.count(escaped) == 2
+    (logged,) = [record.getMessage() for record in caplog.records if "dead letter" in record.getMessage()]
+    assert logged.isprintable()
+    assert logged.count(escaped) == 2
 
 
 async def test_a_dry_run_changes_nothing(broker: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,6 +306,24 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "amqp://user:***@host" in shown
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        '[broker.redis]\npasword = "s3cret"',
+        '[broker.redis]\npassword = {a = "s3cret"}',
+        '[broker.kafka]\nsasl_jaas = "s3cret"',
+        '[broker.kafka]\npw = "s3cret"',
+    ],
+)
+def test_a_secret_of_a_misspelt_or_nested_option_is_shown_nowhere(written: str) -> None:
+    write(written)
+
+    settings = Settings.load()
+
+    assert "s3cret" not in repr(settings)
+    assert "s3cret" not in str(settings.effective())
+
+
 def test_an_error_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESSAGING__BROKER__REDIS", "s3cret")
     write('topology = "s3cret"')

@@ -135,6 +135,16 @@ def test_the_page_has_a_table_for_each_broker_and_one_of_all():
     assert "## Not held" not in text
 
 
+def test_what_became_of_requests_and_of_idempotent_groups_has_tables_of_its_own():
+    asked = a_row(requests=9, replies=7, request_errors="2 RequestTimeout")
+    text = page([asked, a_row(broker="kafka", repeated=5)])
+    assert "| Members killed with kill -9 | redis | 9 | 7 | 2 RequestTimeout |" in text
+    assert "| Members killed with kill -9 | kafka | 800 | 5 | 3 |" in text
+    assert "7 of 9 requests answered, 2 RequestTimeout" in told(asked)
+    assert "## Requests" not in page([a_row()])
+    assert "## Idempotent groups" not in page([a_row()])
+
+
 def test_what_was_broken_is_told_below_its_line_and_on_the_page():
     row = a_row(lost=1, violations=("ordered: 1 lost:\n  m1",))
     text = told(row)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from messaging_contracts.faults import Begun, Buried, Ended, Journal, Published, Struck, read
+from messaging_contracts.faults import Begun, Buried, Ended, Journal, Published, Redriven, Struck, read
 
 EVENTS = [
     Published(at=1.0, fate="sent", id="m", key="k", sequence=3, publisher="p"),
@@ -15,6 +15,7 @@ EVENTS = [
     Ended(at=3.0, handling="a-1", how="failed", after=0.5),
     Struck(at=4.0, kind="killed", member="a", fatal=True, ids=("m",)),
     Buried(at=5.0, id="m", group="g", reason="no", cause="rejected", attempts=3, failed_at=4.5),
+    Redriven(at=6.0, fate="sent", id="m", group="g"),
 ]
 
 DIES = """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from messaging_contracts.faults import Answered, Asked, Begun, Ended, Event, Published, check
+from messaging_contracts.faults import Answered, Asked, Begun, Ended, Event, Published, Struck, check
 
 UNANSWERED, FOREIGN, UNDOCUMENTED = "unanswered", "foreign_replies", "undocumented_errors"
+WITHOUT_CAUSE = "errors_without_cause"
 
 
 class Requests:
@@ -108,3 +109,24 @@ def test_a_responder_that_runs_twice_is_seen_as_for_any_message(requests: Reques
     requests.handled("r1", "a/2")
     requests.ended("r1", replied_to="r1", handling="a/1")
     assert requests.found() == {"duplicates_without_cause"}
+
+
+@pytest.mark.parametrize(
+    ("struck", "found"), [([], {WITHOUT_CAUSE}), ([1.0], set()), ([9.0], {WITHOUT_CAUSE})]
+)
+def test_an_error_that_no_fault_explains_is_seen_where_each_request_is_to_be_answered(
+    requests: Requests, struck: list[float], found: set[str]
+):
+    requests.events += [Struck(at=at, kind="cut", until=at + 1) for at in struck]
+    requests.asked("r1")
+    requests.ended("r1", error="RequestTimeout")
+    assert set(check(requests.events, ordered=False, answered=True).violations) == found
+    assert requests.found() == set()
+
+
+def test_a_request_whose_publish_was_told_to_have_failed_must_not_be_handled(requests: Requests):
+    requests.asked("r1")
+    requests.events.append(Published(at=requests.at, fate="failed", id="r1"))
+    requests.handled("r1")
+    requests.ended("r1", error="PublishError")
+    assert requests.found() == {"phantoms"}

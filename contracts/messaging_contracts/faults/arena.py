@@ -10,12 +10,13 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from messaging import Bus, MessagingError, PublishUncertain, Settings, connect
 from messaging_contracts.faults.history import (
     CONCLUDED,
     REMOVED,
+    Answered,
     Begun,
     Buried,
     Ended,
@@ -24,6 +25,7 @@ from messaging_contracts.faults.history import (
     Journal,
     Ousted,
     Published,
+    Redriven,
     Seen,
     Struck,
     event_of,
@@ -32,14 +34,17 @@ from messaging_contracts.faults.history import (
 )
 from messaging_contracts.faults.processes import Child, Inside, Process
 from messaging_contracts.faults.proxy import Proxy
-from messaging_contracts.faults.worker import GROUP, NOTICED, PARTITIONS, TOPICS, TRIES, Role, topic_of
+from messaging_contracts.faults.role import GROUP, NOTICED, PARTITIONS, TOPICS, TRIES, Role, topic_of
 from messaging_contracts.under_test import one_key_per_partition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from messaging_contracts.faults.ground import Ground
+
+T = TypeVar("T")
 
 LOOK = 0.1
 """Seconds between two looks at what other processes wrote: no event tells of it."""
@@ -64,6 +69,8 @@ class Arena:
         self.ground = ground
         self.folder = folder
         self.lease = ground.lease
+        self.aftermath = ground.lease + NOTICED
+        """Seconds after a fault until which those it hit must have noticed."""
         self.namespace = f"faults-{secrets.token_hex(4)}"
         self.processes: list[Process] = []
         self.journal = Journal(folder / "arena.jsonl")
@@ -103,7 +110,11 @@ class Arena:
 
     async def proxied(self) -> Proxy:
         """A running proxy to the broker, ended with the arena."""
-        return await self._stack.enter_async_context(self.proxy())
+        return await self.entered(self.proxy())
+
+    async def entered(self, context: AbstractAsyncContextManager[T]) -> T:
+        """What this context gives; it is left with the arena."""
+        return await self._stack.enter_async_context(context)
 
     def through(self, proxy: Proxy) -> str:
         """The broker's URL, with the proxy in its place."""
@@ -149,7 +160,7 @@ class Arena:
         """Its process has ended by itself, or was killed: what it held is lost with it."""
         process.expected_end = True
         self.journal.record(
-            Struck(at=now(), kind="killed", member=process.name, fatal=True, aftermath=self.lease + NOTICED)
+            Struck(at=now(), kind="killed", member=process.name, fatal=True, aftermath=self.aftermath)
         )
 
     async def ousted(self, process: Process, within: float = 60) -> None:
@@ -189,7 +200,7 @@ class Arena:
                 kind=kind,
                 member=None if member is None else member.name,
                 until=now() if over is None else over,
-                aftermath=self.lease + NOTICED if aftermath is None else aftermath,
+                aftermath=self.aftermath if aftermath is None else aftermath,
                 seconds=seconds,
             )
         )
@@ -249,7 +260,7 @@ class Arena:
         """
         limit = now() + within
         while rejected := self.progress().rejected:
-            missing = rejected - await self._letters()
+            missing = rejected - await self.letters()
             if not missing:
                 return
             if now() > limit:
@@ -258,7 +269,8 @@ class Arena:
                 )
             await asyncio.sleep(BROWSING)
 
-    async def _letters(self) -> set[str]:
+    async def letters(self) -> set[str]:
+        """The ids of all dead letters."""
         found: set[str] = set()
         for name in TOPICS:
             found |= {
@@ -331,6 +343,10 @@ class Progress:
         self.by_member: dict[str, int] = {}
         self.health: dict[str, str] = {}
         self.ousted: dict[str, str] = {}
+        self.redriving = 0
+        """How often a dead letter was put back."""
+        self.answered = 0
+        """Requests that got their reply."""
 
     def __str__(self) -> str:
         missing = sorted(self.confirmed.keys() - self.done)
@@ -373,6 +389,10 @@ class Progress:
             self.health[event.member] = event.status
         elif isinstance(event, Ousted):
             self.ousted[event.member] = event.error
+        elif isinstance(event, Redriven):
+            self.redriving += event.fate == "sent"
+        elif isinstance(event, Answered):
+            self.answered += not event.error
         elif isinstance(event, Buried):
             self.done.add(event.id)
 

@@ -25,6 +25,7 @@ from messaging_contracts.faults.history import (
     Buried,
     Ended,
     Published,
+    Redriven,
     Settled,
     Struck,
 )
@@ -51,6 +52,7 @@ def check(
     tolerance: float = 0.0,
     lateness: float = LATENESS,
     remembers: bool = True,
+    answered: bool = False,
 ) -> Verdict:
     """Judge one topic's history; `ordered` says what was promised.
 
@@ -59,6 +61,7 @@ def check(
     with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
     on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
     `remembers`: the broker keeps how often a message failed; else its member does, and the next one begins anew (2).
+    `answered`: requests have the time for their replies, so that only a fault lets one end with an error.
     """
     return _Check(
         events,
@@ -67,6 +70,7 @@ def check(
         tolerance=tolerance,
         lateness=lateness,
         remembers=remembers,
+        answered=answered,
     ).verdict
 
 
@@ -108,6 +112,7 @@ class _Check:
         tolerance: float,
         lateness: float,
         remembers: bool,
+        answered: bool,
     ) -> None:
         self.verdict = Verdict()
         self._ordered = ordered
@@ -126,7 +131,7 @@ class _Check:
         listed = list(events)
         self._read(listed)
         self._judge_idempotency(listed)
-        self._judge_requests(listed)
+        self._judge_requests(listed, answered)
         stored = {one.begun.id for one in self._handlings.values()} | self._letters.ids
         self._publishes.judge(stored)
         seen = {one.begun.group for one in self._handlings.values()} | self._letters.groups
@@ -141,11 +146,12 @@ class _Check:
         self.verdict.stale_owners = found.stale_owners
         self.verdict.keys_given_up = found.keys_given_up
 
-    def _judge_requests(self, events: Sequence[Event]) -> None:
-        found = asking(events, self._tolerance)
+    def _judge_requests(self, events: Sequence[Event], answered: bool) -> None:
+        found = asking(events, self._tolerance, answered=answered)
         self.verdict.unanswered = found.unanswered
         self.verdict.foreign_replies = found.foreign_replies
         self.verdict.undocumented_errors = found.undocumented_errors
+        self.verdict.errors_without_cause = found.errors_without_cause
         self.verdict.impossible += found.impossible
         self.verdict.requests = found.requests
 
@@ -170,6 +176,8 @@ class _Check:
                 if event.kind == REMOVED:
                     self._removed = max(self._removed, event.over)
                 self._causes.faults.append(self._died(event) if event.fatal else event)
+            elif isinstance(event, Redriven):
+                self._publishes.redriven(event)
             elif isinstance(event, Buried):
                 self._letters.found(event)
 

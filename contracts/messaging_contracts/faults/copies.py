@@ -67,7 +67,7 @@ class Copies:
         for one in handlings:
             most = 1 if message is None else message.copies_by(one.begun.at)
             further = [
-                self._with(way, number, id, one)
+                self._with(way, number, id, one, _redriven(message, way, one))
                 for way in ways
                 for number in range(min(len(way.copies) + 1, most))
             ]
@@ -81,14 +81,14 @@ class Copies:
         verdict.latest_retry = max(verdict.latest_retry, best.latest)
         return best
 
-    def _with(self, way: Way, number: int, id: str, one: Handling) -> Way:
-        """This way, where this handling is of the copy with this number."""
+    def _with(self, way: Way, number: int, id: str, one: Handling, redriven: int) -> Way:
+        """This way, where this handling is of the copy with this number; so many came of dead letters by now."""
         copies = list(way.copies)
         if number == len(copies):
             copies.append(())
         step = self._step(id, copies[number], one)
-        # The first of another copy is a duplicate that the publish of unknown fate explains.
-        another = bool(way.copies) and not copies[number]
+        # The first of another copy is a duplicate that the publish of unknown fate explains, unless it was redriven.
+        another = bool(way.copies) and not copies[number] and number > redriven
         at_once = self._overlaps(copies[number], one)
         copies[number] = (*copies[number], one)
         return Way(
@@ -191,3 +191,13 @@ def _alike(other: Handling, former: Handling) -> bool:
     return other is former or (
         (other.how, former.how) == ("failed", "failed") and other.begun.attempt == former.begun.attempt
     )
+
+
+def _redriven(message: Message | None, way: Way, one: Handling) -> int:
+    """How many copies of the message had to come of its dead letters: one for each that was rejected and redriven."""
+    if message is None:
+        return 0
+    rejected = sum(
+        former.how == "rejected" and former.last < one.first for copy in way.copies for former in copy
+    )
+    return min(message.redriven_by(one.begun.at), rejected)

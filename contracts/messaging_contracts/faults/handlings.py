@@ -63,6 +63,8 @@ class Message:
     """When each copy was sent that the broker may have: that was not told to have failed."""
     due: list[float] = field(default_factory=list[float])
     """When these copies are due; the earliest counts."""
+    redriven_at: list[float] = field(default_factory=list[float])
+    """When its dead letters were redriven, each as another copy."""
     under_way: int = 0
     """How often it was sent without being told what became of it."""
 
@@ -74,6 +76,10 @@ class Message:
     def copies_by(self, at: float) -> int:
         """How many it may have had by then; one at least, for what nobody sent is told as such."""
         return max(1, sum(one <= at for one in self.sent_at))
+
+    def redriven_by(self, at: float) -> int:
+        """How many of these copies come of its dead letters."""
+        return sum(one <= at for one in self.redriven_at)
 
     def due_by(self, at: float) -> float:
         """When the last copy was sent, and due, that it may have had by then; -inf: none."""

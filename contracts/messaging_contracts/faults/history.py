@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 Fate: TypeAlias = Literal["sent", "confirmed", "uncertain", "failed"]
 End: TypeAlias = Literal["succeeded", "failed", "rejected", "released", "cancelled"]
-Keeping: TypeAlias = Literal["taken", "done", "missed"]
-"""`missed`: the member could not reach the store about the message, or not in time."""
+Keeping: TypeAlias = Literal["taken", "done", "repeated", "missed"]
+"""`repeated`: the store had it as done already, so that it was not handled. `missed`: the member could not reach the
+store about the message, or not in time.
+"""
 
 CONCLUDED: frozenset[End] = frozenset(("succeeded", "rejected"))
 """The ends with which a handler was done with the message; a rejected one is still to become a dead letter."""
@@ -173,6 +175,16 @@ class Buried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redriven:
+    """A step of putting one dead letter back to its group: it may be handled once more."""
+
+    at: float
+    fate: Fate
+    id: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """What the idempotency store did for a message, or did not."""
 
@@ -212,7 +224,19 @@ class Answered:
 
 
 Event: TypeAlias = (
-    Published | Begun | Ended | Struck | Seen | Ousted | Measured | Buried | Kept | Settled | Asked | Answered
+    Published
+    | Begun
+    | Ended
+    | Struck
+    | Seen
+    | Ousted
+    | Measured
+    | Buried
+    | Redriven
+    | Kept
+    | Settled
+    | Asked
+    | Answered
 )
 
 _KINDS: dict[str, type[Event]] = {
@@ -226,6 +250,7 @@ _KINDS: dict[str, type[Event]] = {
         Ousted,
         Measured,
         Buried,
+        Redriven,
         Kept,
         Settled,
         Asked,

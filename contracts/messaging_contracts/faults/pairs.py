@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from messaging_contracts.faults.history import now
 from messaging_contracts.faults.scenarios import SPECIAL, fault
-from messaging_contracts.faults.stage import OUTAGE
+from messaging_contracts.faults.stage import AT_ONCE, OUTAGE
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.stage import Stage
@@ -73,7 +73,7 @@ async def killed_broker_and_lost_answers(stage: Stage) -> None:
     Only publishers are hit, so nothing excuses a second copy: nobody consumes yet when the broker is killed.
     """
     proxy = await stage.proxied()
-    (publisher,) = await stage.publish(url=stage.arena.through(proxy), once=True)
+    (publisher,) = await stage.publish(url=stage.arena.through(proxy), once=True, at_once=AT_ONCE)
     stage.unhealthy = True
     await stage.published(1 / 8)
     await stage.restart_broker(kill=True, only=publisher)

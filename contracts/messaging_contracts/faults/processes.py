@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from messaging_contracts.faults.worker import Controls, main
+from messaging_contracts.faults.role import Controls
+from messaging_contracts.faults.worker import main
 
 if TYPE_CHECKING:
-    from messaging_contracts.faults.worker import Role
+    from messaging_contracts.faults.role import Role
 
 START = 60.0
 """Seconds in which a process has to be ready, on a machine with other work."""

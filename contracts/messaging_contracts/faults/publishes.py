@@ -12,7 +12,7 @@ from messaging_contracts.faults.handlings import Message
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from messaging_contracts.faults.history import Fate, Published
+    from messaging_contracts.faults.history import Fate, Published, Redriven
     from messaging_contracts.faults.verdict import Verdict
 
 
@@ -53,6 +53,19 @@ class Publishes:
         else:
             message.under_way -= 1
             self._concluded(message, event)
+
+    def redriven(self, event: Redriven) -> None:
+        """A dead letter was put back, or whoever did it was told what became of it: another copy is sent."""
+        message = self.messages.get(event.id)
+        if message is None:
+            return  # published by somebody else
+        if event.fate == "sent":
+            message.sent_at.append(event.at)
+            message.due.append(-inf)
+            message.redriven_at.append(event.at)
+        elif event.fate == "failed":
+            last = message.sent_at.index(message.redriven_at.pop())
+            del message.sent_at[last], message.due[last]
 
     def judge(self, stored: Collection[str]) -> None:
         """Add what is found to the verdict; `stored`: messages that were handled, or are dead letters."""

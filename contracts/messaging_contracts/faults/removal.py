@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from messaging_contracts.brokers.resp import Connection
-from messaging_contracts.faults.worker import GROUP, PARTITIONS, TOPICS
+from messaging_contracts.faults.role import GROUP, PARTITIONS, TOPICS
 
 if TYPE_CHECKING:
     from messaging_contracts.faults.ground import Part

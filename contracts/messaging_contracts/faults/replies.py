@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from messaging_contracts.faults.history import Answered, Asked, Begun
+from messaging_contracts.faults.history import Answered, Asked, Begun, Struck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from messaging_contracts.faults.history import Event
 
@@ -43,13 +43,19 @@ class Asking:
     foreign_replies: list[str] = field(default_factory=list[str])
     """Ended with a reply, or a responder's error, of another request, or of no handling of it."""
     undocumented_errors: list[str] = field(default_factory=list[str])
+    errors_without_cause: list[str] = field(default_factory=list[str])
+    """Ended with an error while no fault was there, or had just been."""
     impossible: list[str] = field(default_factory=list[str])
     requests: int = 0
 
 
-def asking(events: Iterable[Event], tolerance: float = 0.0) -> Asking:
-    """Judge all requests. `tolerance`, in seconds, is how late one may end, beside `ROUNDING`."""
+def asking(events: Sequence[Event], tolerance: float = 0.0, *, answered: bool = False) -> Asking:
+    """Judge all requests. `tolerance`, in seconds, is how late one may end, beside `ROUNDING`.
+
+    `answered`: each gets its reply, but where a fault explains its error.
+    """
     found = Asking()
+    faults = [event for event in events if isinstance(event, Struck)]
     waiting: dict[str, Asked] = {}
     handlings: dict[str, str] = {}
     for event in events:
@@ -63,6 +69,9 @@ def asking(events: Iterable[Event], tolerance: float = 0.0) -> Asking:
             if asked is None:
                 found.impossible.append(f"{event.id} ends without being asked, or twice, at {event.at}")
                 continue
+            struck = any(one.at <= event.at and one.noticed >= asked.at for one in faults)
+            if answered and event.error and not struck:
+                found.errors_without_cause.append(f"{_told(asked)} ended with {event.error}")
             late = event.at - asked.at - asked.within
             if late > tolerance + ROUNDING:
                 found.unanswered.append(f"{_told(asked)} ended {late:.3f} s late")

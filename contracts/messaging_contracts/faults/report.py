@@ -9,7 +9,7 @@ from messaging_contracts.faults.scenarios import faults
 from messaging_contracts.faults.stage import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from messaging_contracts.faults.scenarios import Fault
 
@@ -44,6 +44,23 @@ Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heart
 its message storage it lost 39 of 10 088 confirmed messages over kill -9, and 6 of 10 088 over an orderly restart, which
 it confirmed while it ended.
 """
+REQUESTS = """
+Each has to end in time, with its own reply or with a documented error, and with none unless there was a fault.
+"""
+ASKED: Mapping[str, Callable[[Row], object]] = {
+    "requests": lambda row: row.requests,
+    "replies": lambda row: row.replies,
+    "errors": lambda row: row.request_errors or "-",
+}
+REPEATED = """
+Not handled: deliveries whose message the store had as done. Handled again: what its first owner did not live to store
+as done, or could not, for the store was out of its reach.
+"""
+HANDLED: Mapping[str, Callable[[Row], object]] = {
+    "messages": lambda row: row.confirmed,
+    "not handled": lambda row: row.repeated,
+    "handled again": lambda row: row.duplicates,
+}
 COLUMNS = (
     "| fault | held | confirmed | lost | disorder | duplicates | letters twice | overlaps | recovery | health "
     "| disturbed |\n"
@@ -57,7 +74,8 @@ def told(row: Row) -> str:
         f"{'held' if row.held else 'BROKEN'} {row.fault} on {row.broker} {row.version}: {row.confirmed} confirmed, "
         f"lost {row.lost}, disorder {row.disorder}, duplicates {row.duplicates} of at most {row.most_duplicates}, "
         f"letters twice {_letters(row)}, overlaps after lost leases {row.overlaps}, recovery {_recovery(row)}, "
-        f"health {row.health}; "
+        f"health {row.health}, "
+        f"{_asked(row)}"
         f"{row.seconds:.0f} s, disturbed {row.disturbed} times"
     )
     return "\n  ".join([line, *row.violations])
@@ -81,6 +99,8 @@ def page(rows: Sequence[Row]) -> str:
         lines += [f"## {name} {version}".rstrip(), "", COLUMNS]
         lines += [_line(summaries[row.fault], row) for row in mine]
         lines.append("")
+    lines += _more([row for row in rows if row.requests], "Requests", REQUESTS, ASKED)
+    lines += _more([row for row in rows if row.repeated is not None], "Idempotent groups", REPEATED, HANDLED)
     if broken := [row for row in rows if not row.held]:
         lines += ["## Not held", ""]
         for row in broken:
@@ -88,6 +108,28 @@ def page(rows: Sequence[Row]) -> str:
             lines.append(f"- {summaries[row.fault]}, on {row.broker}: {first}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _more(
+    rows: Sequence[Row], title: str, text: str, columns: Mapping[str, Callable[[Row], object]]
+) -> Sequence[str]:
+    """A table of what only some rows tell."""
+    if not rows:
+        return ()
+    summaries = {fault.name: fault.summary for fault in faults()}
+    head = f"| fault | broker | {' | '.join(columns)} |"
+    lines = [f"## {title}", "", text.strip(), "", head, "|---" * (2 + len(columns)) + "|"]
+    for row in rows:
+        cells = (summaries[row.fault], row.broker, *(cell(row) for cell in columns.values()))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return (*lines, "")
+
+
+def _asked(row: Row) -> str:
+    if not row.requests:
+        return ""
+    errors = f", {row.request_errors}" if row.request_errors else ""
+    return f"{row.replies} of {row.requests} requests answered{errors}; "
 
 
 def not_tried(fault: Fault, broker: str, why: str) -> Row:

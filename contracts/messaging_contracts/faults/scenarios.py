@@ -11,8 +11,8 @@ from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging_contracts.faults.history import CLOCK_JUMPED, now
+from messaging_contracts.faults.role import GROUP, TOPICS, topic_of
 from messaging_contracts.faults.stage import AT_ONCE, OUTAGE
-from messaging_contracts.faults.worker import GROUP, TOPICS, topic_of
 
 if TYPE_CHECKING:
     from messaging import DeadLetters
@@ -65,7 +65,8 @@ def fault(*needs: Offer, whole: bool = False, short: tuple[str, ...] = ()) -> Ca
 
 def faults() -> Sequence[Fault]:
     """All faults, in the order they are written."""
-    import_module("messaging_contracts.faults.pairs")  # it registers its own, after these
+    for module in ("pairs", "uses"):  # each registers its own, after these
+        import_module(f"messaging_contracts.faults.{module}")
     return list(_faults.values())
 
 
@@ -341,7 +342,7 @@ async def cut_connections(stage: Stage) -> None:
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
-    await stage.publish(url=stage.arena.through(proxy))
+    await stage.publish(url=stage.arena.through(proxy), at_once=AT_ONCE)
     stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
@@ -381,18 +382,13 @@ async def closed_by_the_broker(stage: Stage) -> None:
 @fault("network")
 async def black_hole(stage: Stage) -> None:
     """Packets of a member and of the publishers vanish, in both directions, for 5 s and longer than the lease."""
-    proxy = await stage.arena.proxied()
-    (member,) = await stage.members(1, url=stage.arena.through(proxy))
-    await stage.arena.start("member-2")
-    await stage.publish(url=stage.arena.through(proxy))
-    stage.unhealthy = True
-    await stage.published(1 / 3)
-    await stage.busy(member)
-    since = now()
-    proxy.black_hole()
-    await asyncio.sleep(max(OUTAGE, 1.5 * stage.lease))
-    proxy.heal()
-    stage.arena.struck("black hole", since, member)
+    await _black_hole(stage, max(OUTAGE, 1.5 * stage.lease))
+
+
+@fault("network")
+async def long_black_hole(stage: Stage) -> None:
+    """The same for 30 s: longer than any lease or heartbeat, and than a publisher waits."""
+    await _black_hole(stage, 30.0)
 
 
 @fault("network")
@@ -432,3 +428,18 @@ async def _full(stage: Stage, of: Resource) -> None:
     async with stage.out_of(of):
         await asyncio.sleep(OUTAGE)
     stage.arena.struck(f"out of {of}", since)
+
+
+async def _black_hole(stage: Stage, seconds: float) -> None:
+    proxy = await stage.arena.proxied()
+    (member,) = await stage.members(1, url=stage.arena.through(proxy))
+    await stage.arena.start("member-2")
+    await stage.publish(url=stage.arena.through(proxy), at_once=AT_ONCE)
+    stage.unhealthy = True
+    await stage.published(1 / 3)
+    await stage.busy(member)
+    since = now()
+    proxy.black_hole()
+    await asyncio.sleep(seconds)
+    proxy.heal()
+    stage.arena.struck("black hole", since, member)

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from messaging_contracts.faults.arena import DISTURBED, Arena
+from messaging.subscription import PROGRESS_LEASE
+from messaging_contracts.faults.arena import BROWSING, DISTURBED, Arena
 from messaging_contracts.faults.checker import check, recoveries
 from messaging_contracts.faults.history import (
     REMOVED,
+    Answered,
     Begun,
     Ended,
     Event,
+    Kept,
     Measured,
     Ousted,
     Published,
+    Redriven,
     Seen,
     Settled,
     Struck,
     now,
     read,
 )
+from messaging_contracts.faults.keeping import keeper
+from messaging_contracts.faults.requesting import QUOTES
+from messaging_contracts.faults.role import GROUP, NOTICED, PREFETCH, TOPICS, topic_of
 from messaging_contracts.faults.verdict import Verdict
-from messaging_contracts.faults.worker import GROUP, PREFETCH, TOPICS, topic_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -65,6 +72,10 @@ handled: in whole runs the latest retry was late by 0.8.
 """
 AWAY = 1.0
 """Seconds for which a broker that was killed stays away at least: whoever probes health must be able to see it."""
+ASKING = 5
+"""Tasks of a requester that ask at once."""
+PACE = 0.2
+"""Seconds between two requests of one of them."""
 AT_ONCE = 5
 """Messages of one key that are under way together where the order of calls is tried."""
 OUTAGE = 5.0
@@ -96,6 +107,13 @@ class Row:
     """What trying it took."""
     disturbed: int = 0
     """How often the broker or the machine stood still for a second, which may be other work's fault."""
+    requests: int = 0
+    replies: int = 0
+    """How many of them got their reply."""
+    request_errors: str = ""
+    """What the others got."""
+    repeated: int | None = None
+    """Deliveries to an idempotent group that were not handled, for their message was; None where there is none."""
 
     @property
     def held(self) -> bool:
@@ -136,19 +154,13 @@ class Stage:
             await member.ready()
         return made
 
-    async def publish(
-        self,
-        *,
-        url: str | None = None,
-        name: str = "publisher",
-        measure: float = 0.0,
-        once: bool = False,
-        at_once: int = 1,
-    ) -> list[Process]:
-        """Begin to publish, beside everything else; `once`: with `idempotent_publish`.
+    async def store(self) -> str:
+        """The URL of an idempotency store of our own: what a member had begun, another may begin after its lease."""
+        self.arena.aftermath = max(self.arena.aftermath, PROGRESS_LEASE + NOTICED)
+        return await self.arena.entered(keeper())
 
-        `at_once`: so many messages of a key, for half of the keys, before any of them has ended.
-        """
+    async def publish(self, *, url: str | None = None, name: str = "publisher", **role: Any) -> list[Process]:
+        """Begin to publish, beside everything else; what else there is to say of how is `Role`'s to explain."""
         scale = self.scale
         each = scale.messages // scale.processes
         tasks = scale.publishers // scale.processes
@@ -160,15 +172,48 @@ class Stage:
                 publish=each,
                 publishers=tasks,
                 pace=scale.seconds * tasks / each,
-                measure=measure,
-                once=once,
-                at_once=at_once,
+                **role,
             )
             begun.append(publisher)
         self._publishers += begun
         for publisher in begun:
             await publisher.ready()
         return begun
+
+    async def ask(self, *, url: str | None = None, name: str = "requester") -> Process:
+        """Begin to ask the members that respond, beside everything else."""
+        requester = await self.arena.start(name, url=url, ask=True, publishers=ASKING, pace=PACE)
+        self._publishers.append(requester)
+        return requester
+
+    async def redrive(self, *, url: str | None = None) -> Process:
+        """Begin to redrive all dead letters, beside everything else."""
+        redriver = await self.arena.start("redriver", url=url, redrive=True)
+        self._publishers.append(redriver)
+        return redriver
+
+    async def redriving(self, more: int) -> None:
+        """Wait until so many more dead letters are being put back."""
+        seen = self.arena.progress().redriving
+        await self.arena.until(
+            lambda progress: progress.redriving >= seen + more, f"{more} are redriven", self.scale.patience
+        )
+
+    async def all_redriven(self) -> None:
+        """Wait until there are no dead letters."""
+        limit = now() + self.scale.patience
+        while left := await self.arena.letters():
+            assert now() < limit, f"{len(left)} dead letters are left, {sorted(left)[:5]}"
+            await asyncio.sleep(BROWSING)
+
+    async def answered(self, more: int = 50) -> None:
+        """Wait until so many more requests got their replies."""
+        seen = self.arena.progress().answered
+        await self.arena.until(
+            lambda progress: progress.answered >= seen + more,
+            f"{more} replies",
+            self.scale.patience,
+        )
 
     async def published(self, share: float) -> None:
         """Wait until this share of all messages is confirmed."""
@@ -307,8 +352,10 @@ async def stage(
 
 def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
     """Judge a history."""
-    verdicts = {topic: judged(events, topic, remembers=ground.remembers) for topic in TOPICS}
-    most = {topic: most_duplicates(events, topic) for topic in TOPICS}
+    answers = [event for event in events if isinstance(event, Answered)]
+    topics = (*TOPICS, QUOTES) if answers else TOPICS
+    verdicts = {topic: judged(events, topic, remembers=ground.remembers) for topic in topics}
+    most = {topic: most_duplicates(events, topic) for topic in topics}
     violations = list(failed)
     for topic, verdict in verdicts.items():
         try:
@@ -336,6 +383,10 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         health=" ".join(seen),
         violations=tuple(violations),
         disturbed=sum(isinstance(event, Struck) and event.kind == DISTURBED for event in events),
+        requests=sum(verdict.requests for verdict in verdicts.values()),
+        replies=sum(not one.error for one in answers),
+        request_errors=_errors(answers),
+        repeated=_repeated(events),
     )
 
 
@@ -356,15 +407,19 @@ def told_of_the_fault(events: Sequence[Event]) -> bool:
 
 
 def judged(events: Sequence[Event], topic: str, *, remembers: bool) -> Verdict:
-    """The verdict on one of the topics. `remembers`: see `Ground`; without order every broker does."""
+    """The verdict on one of the topics, or on the requests.
+
+    `remembers`: see `Ground`; without order every broker does.
+    """
     ordered = topic_of(topic).ordered
     return check(
         of_topic(events, topic),
         ordered=ordered,
-        groups=[GROUP],
+        groups=[] if topic == QUOTES else [GROUP],
         tolerance=TOLERANCE,
         lateness=LATENESS,
         remembers=remembers or not ordered,
+        answered=True,
     )
 
 
@@ -386,7 +441,10 @@ def of_topic(events: Sequence[Event], topic: str) -> Sequence[Event]:
 
 
 def most_duplicates(events: Sequence[Event], topic: str) -> int:
-    """What struck members may have received without settling it, and each publish whose fate was unknown."""
+    """What struck members may have received without settling it, and each publish or redrive of unknown fate.
+
+    A request is never sent again.
+    """
     members = {event.member for event in events if isinstance(event, Begun)}
     strikes = sum(
         len(members) if event.member is None else event.member in members
@@ -394,6 +452,19 @@ def most_duplicates(events: Sequence[Event], topic: str) -> int:
         if isinstance(event, Struck)
     )
     published = [
-        event for event in events if isinstance(event, Published) and event.id.startswith(f"{topic}.")
+        event
+        for event in events
+        if isinstance(event, Published | Redriven) and event.id.startswith(f"{topic}.")
     ]
-    return strikes * PREFETCH + sum(event.fate == "uncertain" for event in published)
+    again = 0 if topic == QUOTES else sum(event.fate == "uncertain" for event in published)
+    return strikes * PREFETCH + again
+
+
+def _repeated(events: Sequence[Event]) -> int | None:
+    kept = [event.how for event in events if isinstance(event, Kept)]
+    return kept.count("repeated") if kept else None
+
+
+def _errors(answers: Sequence[Answered]) -> str:
+    numbers = Counter(one.error for one in answers if one.error)
+    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items()))

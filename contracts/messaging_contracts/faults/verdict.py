@@ -60,9 +60,10 @@ class Verdict:
     stale_owners: list[str] = field(default_factory=list[str])
     keys_given_up: list[str] = field(default_factory=list[str])
     unanswered: list[str] = field(default_factory=list[str])
-    """Requests that did not end, or not in time; for these three see `faults.replies`."""
+    """Requests that did not end, or not in time; for these four see `faults.replies`."""
     foreign_replies: list[str] = field(default_factory=list[str])
     undocumented_errors: list[str] = field(default_factory=list[str])
+    errors_without_cause: list[str] = field(default_factory=list[str])
 
     messages: int = 0
     requests: int = 0

@@ -14,10 +14,9 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from messaging import (
     App,
@@ -29,10 +28,9 @@ from messaging import (
     RetryPolicy,
     Settings,
     Topic,
-    connect,
     fixed,
 )
-from messaging.clock import SystemClock
+from messaging.app import RESPONDERS
 from messaging_contracts.faults.history import (
     Begun,
     Ended,
@@ -44,74 +42,24 @@ from messaging_contracts.faults.history import (
     Struck,
     now,
 )
+from messaging_contracts.faults.keeping import RecordingStore
+from messaging_contracts.faults.redriving import Redriver
+from messaging_contracts.faults.requesting import ENDPOINT, Requester
+from messaging_contracts.faults.role import GROUP, NOTICED, TOPICS, TRIES, Controls, Role, topic_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from messaging import Health
-    from messaging_contracts.faults.history import Fate
+    from messaging.store import IdempotencyStore
+    from messaging_contracts.faults.history import End, Fate
 
-Quirk: TypeAlias = Literal["none", "block", "poison", "exit", "stubborn", "slow"]
-
-GROUP = "billing"
-TOPICS = ("ordered", "shared")
-"""One topic that keeps order and one that does not: every fault is tried on both at once."""
-PARTITIONS = 4
-PREFETCH = 16
-TRIES = 200
-NOTICED = 3.0
-"""Seconds after the end of a lease within which everybody has noticed it."""
-SYSTEM_TIME = time.time
 PATIENCE = 60.0
 """Seconds for which the library may send again what is stored once: longer than any fault lasts."""
+TRYING = 180.0
+"""Seconds for which a message is published until it is confirmed: a broker may start slowly."""
 PROBE = 0.2
 """Seconds between two looks at one's own health, and at the lag of one's own event loop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """What a process is to do. Durations in seconds."""
-
-    name: str
-    journal: str
-    namespace: str
-    lease: float
-    publish: int = 0
-    """Publish so many messages to each topic, and then more until SIGTERM, instead of handling."""
-    publishers: int = 10
-    """Tasks that publish at once, to each topic, each with a key of its own."""
-    pace: float = 0.0
-    """Between two messages of one task."""
-    at_once: int = 1
-    """Messages that every second task calls for before any of them has ended: their order must be that of the calls."""
-    once: bool = False
-    """Publish with `idempotent_publish`, to the topics of which the broker stores a message once."""
-    concurrency: int = 8
-    prefetch: int = PREFETCH
-    work: float = 0.02
-    """What one handling takes."""
-    failing: int = 0
-    """Every so manieth message fails at its first attempt; 0: none."""
-    quirk: Quirk = "none"
-    """What happens at the message `special`, once, or each time where it is `poison` or `exit`."""
-    special: str = ""
-    quirk_seconds: float = 10.0
-    grace: float = 30.0
-    measure: float = 0.0
-    """Seconds between two looks at what the process takes; 0: none."""
-    ahead: float = 0.0
-    """By how much the clock is wrong from the start."""
-    jump: float = 0.0
-    """By how much the clock jumps at SIGUSR1."""
-    stuck_key: str = ""
-    """Each message of this key fails until SIGUSR2."""
-    attempts: int = 3
-    retry_delay: float = 0.2
-
-
-def topic_of(name: str) -> Topic[Any]:
-    """One of `TOPICS`."""
-    return Topic(name, ordered=name == "ordered", partitions=PARTITIONS)
 
 
 class Worker:
@@ -198,11 +146,11 @@ class Worker:
             await asyncio.sleep(self._role.pace * at_once)
 
     async def _publish_one(self, topic: Topic[Any], key: str, sequence: int) -> None:
-        for _ in range(TRIES):
-            if await self._try(topic, key, sequence):
-                return
+        until = now() + TRYING
+        while not await self._try(topic, key, sequence):
+            if now() > until:
+                raise RuntimeError(f"{topic.name}.{key}.{sequence} could not be published for {TRYING:g} s")
             await asyncio.sleep(0.1)
-        raise RuntimeError(f"{topic.name}.{key}.{sequence} could not be published {TRIES} times")
 
     async def _publish_at_once(self, topic: Topic[Any], key: str, sequences: Iterable[int]) -> int:
         """How many were confirmed. None is tried again: it would come behind those that were called for after it."""
@@ -213,16 +161,27 @@ class Worker:
     async def _try(self, topic: Topic[Any], key: str, sequence: int) -> bool:
         """Whether it was confirmed."""
         id = f"{topic.name}.{key}.{sequence}"
+        delay = None if topic.ordered else self._role.delay * (1 + sequence % 4) / 4 or None
+        due = None if delay is None else now() + delay
 
         def tell(fate: Fate) -> None:
-            publisher = self._role.name
             self._journal.record(
-                Published(at=now(), fate=fate, id=id, key=key, sequence=sequence, publisher=publisher)
+                Published(
+                    at=now(),
+                    fate=fate,
+                    id=id,
+                    key=key,
+                    sequence=sequence,
+                    publisher=self._role.name,
+                    due=due,
+                )
             )
 
         tell("sent")
         try:
-            await self._bus.publish(topic, [key, sequence], key=key, id=id, timeout=self._timeout)
+            await self._bus.publish(
+                topic, [key, sequence], key=key, id=id, delay=delay, timeout=self._timeout
+            )
         except PublishUncertain:
             tell("uncertain")
         except (PublishError, MessagingError):
@@ -237,9 +196,12 @@ class Worker:
     async def handle(self) -> None:
         """Be a member of the group on each topic until it is asked to stop."""
         role = self._role
-        app = App(GROUP, retry=RetryPolicy(role.attempts, fixed(role.retry_delay)))
+        policy = RetryPolicy(role.attempts, fixed(role.retry_delay))
+        app = App(GROUP, retry=policy, idempotent=bool(role.store))
         for name in TOPICS:
             app.subscribe(topic_of(name), concurrency=role.concurrency, prefetch=role.prefetch)(self._handled)
+        if role.respond:
+            app.respond(ENDPOINT, concurrency=role.concurrency, prefetch=role.prefetch)(self._responded)
         try:
             async with app.running(self._bus):
                 self.started = True
@@ -253,36 +215,61 @@ class Worker:
             raise
 
     async def _handled(self, payload: Any, delivery: Delivery[Any]) -> None:
+        handling = self._begun(delivery, delivery.message.id, GROUP, str(delivery.key), payload[1])
+        try:
+            await self._work(payload[1], delivery)
+        except asyncio.CancelledError:
+            self._ended(handling, "cancelled")
+            raise
+        except Exception:
+            exhausted = delivery.attempt >= self._role.attempts
+            self._ended(
+                handling,
+                "rejected" if exhausted else "failed",
+                0.0 if exhausted else self._role.retry_delay,
+            )
+            raise
+        self._ended(handling, "succeeded")
+
+    async def _responded(self, request: str, delivery: Delivery[Any]) -> tuple[str, str]:
+        handling = self._begun(delivery, request, RESPONDERS)
+        try:
+            await asyncio.sleep(self._role.work)
+        except asyncio.CancelledError:
+            self._ended(handling, "cancelled")
+            raise
+        self._ended(handling, "succeeded")
+        return request, handling
+
+    def _begun(
+        self, delivery: Delivery[Any], id: str, group: str, key: str | None = None, sequence: int = 0
+    ) -> str:
+        """What the handling is called."""
         handling = f"{self._role.name}/{next(self._handlings)}"
         self._journal.record(
             Begun(
                 at=now(),
                 handling=handling,
-                id=delivery.message.id,
-                group=GROUP,
+                id=id,
+                group=group,
                 member=self._role.name,
-                key=str(delivery.key),
-                sequence=payload[1],
+                key=key,
+                sequence=sequence,
                 attempt=delivery.attempt,
                 deliveries=delivery.deliveries,
                 partition=delivery.partition,
                 fence=delivery.fence,
+                token=self._token(id),
             )
         )
+        return handling
 
-        def ended(how: Any, after: float = 0.0) -> None:
-            self._journal.record(Ended(at=now(), handling=handling, how=how, after=after))
+    def _token(self, id: str) -> int:
+        store = self._bus.store
+        return store.tokens.get(id, 0) if isinstance(store, RecordingStore) else 0
 
-        try:
-            await self._work(payload[1], delivery)
-        except asyncio.CancelledError:
-            ended("cancelled")
-            raise
-        except Exception:
-            exhausted = delivery.attempt >= self._role.attempts
-            ended("rejected" if exhausted else "failed", 0.0 if exhausted else self._role.retry_delay)
-            raise
-        ended("succeeded")
+    def _ended(self, handling: str, how: End, after: float = 0.0) -> None:
+        self._journal.record(Ended(at=now(), handling=handling, how=how, after=after))
 
     async def _work(self, sequence: int, delivery: Delivery[Any]) -> None:
         role = self._role
@@ -292,7 +279,8 @@ class Worker:
             await asyncio.sleep(role.work)
         if role.stuck_key and str(delivery.key) == role.stuck_key and not self._controls.healed:
             raise RuntimeError("this key is stuck")
-        if role.failing and sequence % role.failing == 0 and delivery.attempt == 1:
+        failing = role.failing and sequence % role.failing == 0 and not self._controls.healed
+        if failing and delivery.attempt == 1:
             raise RuntimeError("the first attempt fails")
 
     async def _special(self, delivery: Delivery[Any]) -> None:
@@ -327,38 +315,6 @@ def _taken() -> tuple[int, int]:
     return pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path("/proc/self/fd").iterdir()))
 
 
-class JumpingClock(SystemClock):
-    """The system's clock, whose time of day can be changed; what is monotonic never jumps."""
-
-    def __init__(self) -> None:
-        self._ahead = 0.0
-        self.time: Callable[[], float] = self._time
-
-    def _time(self) -> float:
-        return SYSTEM_TIME() + self._ahead
-
-    def jump(self, seconds: float) -> None:
-        """Set it forward, or back."""
-        self._ahead += seconds
-
-
-@dataclass(slots=True)
-class Controls:
-    """How a worker is told what its role leaves open."""
-
-    ready: Callable[[], object]
-    """Called when it takes part."""
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set: finish in an orderly way."""
-    clock: JumpingClock = field(default_factory=JumpingClock)
-    healed: bool = False
-    """Whether the stuck key fails no longer."""
-
-    def heal(self) -> None:
-        """Let the stuck key go on."""
-        self.healed = True
-
-
 async def main(role: Role, url: str, controls: Controls) -> None:
     """Play the role. Raises what ends a member for good."""
     stop = controls.stop
@@ -370,9 +326,14 @@ async def main(role: Role, url: str, controls: Controls) -> None:
             drain_timeout=role.grace,
             publish_timeout=5.0,
             idempotent_publish=role.once,
+            store=role.store or None,
         )
+
+        def recording(store: IdempotencyStore) -> IdempotencyStore:
+            return RecordingStore(store, journal, role.name)
+
         for attempt in count(1):
-            bus = connect(settings, clock=controls.clock)
+            bus = Bus(settings, clock=controls.clock, wrap_store=recording)
             worker = Worker(role, bus, journal, controls)
             try:
                 async with bus:
@@ -381,6 +342,12 @@ async def main(role: Role, url: str, controls: Controls) -> None:
                         if role.publish:
                             controls.ready()
                             await worker.publish()
+                        elif role.ask:
+                            controls.ready()
+                            await Requester(role, bus, journal, stop).ask()
+                        elif role.redrive:
+                            controls.ready()
+                            await Redriver(bus, journal, stop).redrive()
                         else:
                             await worker.handle()
                     finally:

@@ -170,3 +170,36 @@ def test_a_suspect_is_there_twice_where_a_member_died_that_marked_it(
     for _ in range(handled):
         story.handled("m0", member="d")
     assert [len(texts) for texts in story.verdict(ordered=False).violations.values()] == found
+
+
+def test_a_suspect_that_is_there_twice_runs_beside_itself_whatever_runs_of_another_copy(story: Story):
+    for fate in ("uncertain", "confirmed"):
+        story.published("m0", key=None, fate=fate)
+    for member in "xyz":
+        story.struck(member, fatal=True)
+    lost = story.begun("m0", key=None, member="b")
+    story.struck("b")
+    suspect = story.begun("m0", key=None, member="a")
+    again = story.begun("m0", key=None, member="b")
+    marked = story.begun("m0", key=None, member="b")
+    for one in (lost, suspect):
+        story.ended(one, "failed")
+    for one in (again, marked):
+        story.ended(one)
+    assert story.verdict(ordered=False).violations == {}
+
+
+def test_with_order_the_copies_are_divided_so_that_no_retry_runs_beside_what_it_is_of(story: Story):
+    for _ in range(2):
+        story.published("m0", key=None)
+    failed = story.begun("m0", key=None, member="b")
+    story.struck("b")
+    story.ended(failed, "failed")
+    another = story.begun("m0", key=None, member="c")
+    retry = story.begun("m0", key=None, member="b", attempt=2)
+    story.struck("c")
+    again = story.begun("m0", key=None, member="c")
+    story.ended(another)
+    for one in (retry, again):
+        story.ended(one, "cancelled")
+    assert story.verdict().violations == {}

@@ -121,7 +121,7 @@ class _Check:
         self._messages = self._publishes.messages
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes()
-        self._copies = Copies(self._causes, tolerance, lateness, remembers)
+        self._copies = Copies(self._causes, tolerance, lateness, remembers, ordered)
         self._firsts = Firsts(self._causes, lateness)
         self._letters = Letters(self._causes, tolerance)
         self._removed = -inf
@@ -330,23 +330,12 @@ class _Check:
             for one in lane:
                 running = [other for other in running if other.last > one.first]
                 for other in running:
-                    # Or it is this member that had lost it, and did not know that yet.
-                    lost = self._causes.of(other, one.begun.at) or self._causes.of(one, one.begun.at)
-                    if lost or (other.begun.id == one.begun.id and self._twice_there(lane, other, one)):
+                    if self._causes.at_once(lane, other, one, ordered=self._ordered):
                         excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{name}: {other} and {one}")
                 running.append(one)
             self.verdict.overlaps_after_lost_leases += len(excused)
-
-    def _twice_there(self, lane: Sequence[Handling], other: Handling, one: Handling) -> bool:
-        formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
-        return self._causes.stored_again(formers, one) or (
-            not self._ordered
-            and (
-                self._causes.beside_its_retry(formers, other, one) or self._causes.marked_twice(formers, one)
-            )
-        )
 
 
 def _name(sent: Published) -> str:

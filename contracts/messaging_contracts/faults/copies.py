@@ -33,7 +33,7 @@ class Way:
     undercounted: int = 0
     latest: float = 0.0
     at_once: int = 0
-    """Handlings that begin while a former one of their copy runs, which no fault explains."""
+    """Handlings of one copy that run at once, by twos, which no fault explains."""
 
     @property
     def cost(self) -> tuple[int, int, int, int]:
@@ -53,13 +53,14 @@ class _Step:
 @dataclass(frozen=True, slots=True)
 class Copies:
     """Divides the handlings of a message. `tolerance`: how early a retry may be, `lateness`: how late, in seconds;
-    `remembers`: whether another member knows of its failures.
+    `remembers`: whether another member knows of its failures; `ordered`: what was promised.
     """
 
     causes: Causes
     tolerance: float
     lateness: float
     remembers: bool
+    ordered: bool
 
     def judge(self, id: str, message: Message | None, handlings: Sequence[Handling], verdict: Verdict) -> Way:
         """Add what is found to the verdict."""
@@ -100,15 +101,9 @@ class Copies:
             way.at_once + at_once,
         )
 
-    def _overlaps(self, formers: Sequence[Handling], one: Handling) -> bool:
-        running = [former for former in formers if former.last > one.first]
-        at = one.begun.at
-        return bool(running) and not (
-            self.causes.of(one, at)
-            or all(self.causes.of(former, at) for former in running)
-            or self.causes.stored_again(formers, one)
-            or all(self.causes.beside_its_retry(formers, former, one) for former in running)
-        )
+    def _overlaps(self, formers: Sequence[Handling], one: Handling) -> int:
+        running = (former for former in formers if former.last > one.first)
+        return sum(not self.causes.at_once(formers, other, one, ordered=self.ordered) for other in running)
 
     def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
         step = _Step()

@@ -128,6 +128,20 @@ class Causes:
             and fault.noticed >= former.begun.at
         ]
 
+    def at_once(self, lane: Iterable[Handling], other: Handling, one: Handling, *, ordered: bool) -> bool:
+        """Whether `one` of this lane may begin while `other` runs: one of their members has lost it and may not know
+        that yet, or the message is there twice.
+        """
+        at = one.begun.at
+        if self.of(other, at) or self.of(one, at):
+            return True
+        if other.begun.id != one.begun.id:
+            return False
+        formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
+        return self.stored_again(formers, one) or (
+            not ordered and (self.beside_its_retry(formers, other, one) or self.marked_twice(formers, one))
+        )
+
     def stored_again(self, formers: Sequence[Handling], one: Handling) -> bool:
         """Whether a failure's retry may be there once more, since a fault hit its member while it was stored: sent
         again for its fate was unknown, or late, after another member's.

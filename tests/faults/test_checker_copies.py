@@ -160,22 +160,20 @@ def test_both_copies_may_run_at_once_beside_those_that_have_lost_them(story: Sto
     assert story.verdict(ordered=False).violations == {}
 
 
-@pytest.mark.parametrize(("deaths", "handled", "found"), [(3, 2, []), (2, 2, [1]), (3, 3, [1])])
+@pytest.mark.parametrize(("deaths", "handled", "found"), [(4, 2, []), (3, 2, [1]), (4, 3, [1])])
 def test_a_suspect_is_there_twice_where_a_member_died_that_marked_it(
     story: Story, deaths: int, handled: int, found: list[int]
 ):
-    story.published("m0")
-    for member in "abc"[:deaths]:
-        story.struck(member, fatal=True)
+    suspected(story, deaths)
     for _ in range(handled):
-        story.handled("m0", member="d")
+        story.handled("m0", member="z")
     assert [len(texts) for texts in story.verdict(ordered=False).violations.values()] == found
 
 
 def test_a_suspect_that_is_there_twice_runs_beside_itself_whatever_runs_of_another_copy(story: Story):
     for fate in ("uncertain", "confirmed"):
         story.published("m0", key=None, fate=fate)
-    for member in "xyz":
+    for member in "wxyz":
         story.struck(member, fatal=True)
     lost = story.begun("m0", key=None, member="b")
     story.struck("b")
@@ -203,3 +201,34 @@ def test_with_order_the_copies_are_divided_so_that_no_retry_runs_beside_what_it_
     for one in (retry, again):
         story.ended(one, "cancelled")
     assert story.verdict().violations == {}
+
+
+def suspected(story: Story, deaths: int = 4) -> None:
+    """As many members as this die after it was sent."""
+    story.published("m0")
+    for member in "abcd"[:deaths]:
+        story.struck(member, fatal=True)
+
+
+def test_members_that_died_before_a_message_was_sent_make_no_suspect_of_it(story: Story):
+    for member in "abcd":
+        story.struck(member, fatal=True)
+    story.published("m0")
+    for _ in range(2):
+        story.handled("m0", member="z")
+    assert list(story.verdict(ordered=False).violations) == ["duplicates_without_cause"]
+
+
+def test_a_suspect_is_not_there_twice_long_after_all_have_noticed_that_its_members_died(story: Story):
+    suspected(story)
+    story.pass_time(5000)
+    for _ in range(2):
+        story.handled("m0", member="z")
+    assert "duplicates_without_cause" in story.verdict(ordered=False).violations
+
+
+def test_with_order_a_suspect_is_never_there_twice(story: Story):
+    suspected(story)
+    for _ in range(2):
+        story.handled("m0", member="z")
+    assert list(story.verdict().violations) == ["duplicates_without_cause"]

@@ -120,8 +120,8 @@ class _Check:
         self._publishes = Publishes(self.verdict, ordered=ordered)
         self._messages = self._publishes.messages
         self._handlings: dict[str, Handling] = {}
-        self._causes = Causes()
-        self._copies = Copies(self._causes, tolerance, lateness, remembers, ordered)
+        self._causes = Causes(self._messages, ordered=ordered, lateness=lateness)
+        self._copies = Copies(self._causes, tolerance, lateness, remembers)
         self._firsts = Firsts(self._causes, lateness)
         self._letters = Letters(self._causes, tolerance)
         self._removed = -inf
@@ -330,7 +330,7 @@ class _Check:
             for one in lane:
                 running = [other for other in running if other.last > one.first]
                 for other in running:
-                    if self._causes.at_once(lane, other, one, ordered=self._ordered):
+                    if self._causes.at_once(lane, other, one):
                         excused.add(other.begun.handling)
                     else:
                         self.verdict.overlaps.append(f"{name}: {other} and {one}")

@@ -53,14 +53,13 @@ class _Step:
 @dataclass(frozen=True, slots=True)
 class Copies:
     """Divides the handlings of a message. `tolerance`: how early a retry may be, `lateness`: how late, in seconds;
-    `remembers`: whether another member knows of its failures; `ordered`: what was promised.
+    `remembers`: whether another member knows of its failures.
     """
 
     causes: Causes
     tolerance: float
     lateness: float
     remembers: bool
-    ordered: bool
 
     def judge(self, id: str, message: Message | None, handlings: Sequence[Handling], verdict: Verdict) -> Way:
         """Add what is found to the verdict."""
@@ -103,7 +102,7 @@ class Copies:
 
     def _overlaps(self, formers: Sequence[Handling], one: Handling) -> int:
         running = (former for former in formers if former.last > one.first)
-        return sum(not self.causes.at_once(formers, other, one, ordered=self.ordered) for other in running)
+        return sum(not self.causes.at_once(formers, other, one) for other in running)
 
     def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
         step = _Step()

@@ -10,7 +10,7 @@ from messaging.workers import SUSPECT_AFTER
 from messaging_contracts.faults.history import CONCLUDED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from messaging_contracts.faults.history import Begun, Ended, Published, Struck
 
@@ -90,11 +90,17 @@ class Message:
 
 
 class Causes:
-    """The faults of a history, and the jumps of clocks, as causes of what is handled again, late or early."""
+    """The faults of a history, and the jumps of clocks, as causes of what is handled again, late or early.
 
-    def __init__(self) -> None:
+    `lateness`: how late, in seconds, what follows from them may come once all have noticed them.
+    """
+
+    def __init__(self, messages: Mapping[str, Message], *, ordered: bool, lateness: float) -> None:
         self.faults: list[Struck] = []
         self._jumps: list[Struck] = []
+        self._messages = messages
+        self._ordered = ordered
+        self._lateness = lateness
 
     def jumped(self, jump: Struck) -> None:
         """A clock jumped."""
@@ -128,7 +134,7 @@ class Causes:
             and fault.noticed >= former.begun.at
         ]
 
-    def at_once(self, lane: Iterable[Handling], other: Handling, one: Handling, *, ordered: bool) -> bool:
+    def at_once(self, lane: Iterable[Handling], other: Handling, one: Handling) -> bool:
         """Whether `one` of this lane may begin while `other` runs: one of their members has lost it and may not know
         that yet, or the message is there twice.
         """
@@ -139,7 +145,8 @@ class Causes:
             return False
         formers = [former for former in lane if former.begun.id == one.begun.id and former.first < one.first]
         return self.stored_again(formers, one) or (
-            not ordered and (self.beside_its_retry(formers, other, one) or self.marked_twice(formers, one))
+            not self._ordered
+            and (self.beside_its_retry(formers, other, one) or self.marked_twice(formers, one))
         )
 
     def stored_again(self, formers: Sequence[Handling], one: Handling) -> bool:
@@ -169,15 +176,30 @@ class Causes:
         )
 
     def marked_twice(self, formers: Sequence[Handling], one: Handling) -> bool:
-        """Whether it may be the other copy of a suspect: on some brokers the mark is a copy, and a member may die of
-        something else after it stored that and before it settled the original (3).
+        """Whether it may be the other copy of a suspect: without order the mark is a copy on some brokers, and a member
+        may die of something else after it stored that and before it settled the original (3).
+
+        Then members died as often as makes a suspect of it, who may have had it without beginning it, and the one that
+        marked it; and the first copy came soon after.
         """
-        deaths = sum(fault.fatal and fault.at <= formers[-1].begun.at for fault in self.faults)
+        first = formers[-1].begun.at
+        deaths = self.deaths(one.begun.id, first)
         done = sum(
             other.begun.attempt == one.begun.attempt and (other.concluded or other.last > one.first)
             for other in formers
         )
-        return deaths >= SUSPECT_AFTER and done == 1
+        return (
+            not self._ordered
+            and len(deaths) > SUSPECT_AFTER
+            and first <= max(fault.noticed for fault in deaths) + self._lateness
+            and done == 1
+        )
+
+    def deaths(self, id: str, at: float) -> Sequence[Struck]:
+        """The members that ended since this message was sent, up to then."""
+        message = self._messages.get(id)
+        since = inf if message is None else message.sent.at
+        return [fault for fault in self.faults if fault.fatal and fault.at <= at and fault.over >= since]
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""

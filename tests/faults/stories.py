@@ -89,6 +89,11 @@ class Story:
         until = self.at + lasts if lasts else None
         self.events.append(Struck(at=self.at, kind=kind, member=member, fatal=fatal, until=until, ids=ids))
 
+    def died_with(self, id: str, members: str = "xyz") -> None:
+        """Members that may have had this message end, without beginning it."""
+        for member in members:
+            self.struck(member, fatal=True, ids=(id,))
+
     def clock_jumped(self, seconds: float, member: str = "a") -> None:
         self.pass_time(1)
         self.events.append(Struck(at=self.at, kind=CLOCK_JUMPED, member=member, seconds=seconds))

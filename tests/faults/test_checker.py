@@ -209,6 +209,7 @@ def test_what_is_handled_again_after_a_fault_does_not_break_the_order_of_first_s
 def test_a_dead_letter_lets_its_successors_go_on(story: Story):
     story.published("m0", sequence=0)
     story.published("m1", sequence=1)
+    story.died_with("m0")
     story.begun("m0", sequence=0)
     story.struck("a", fatal=True)
     story.buried("m0", cause="lease_lost")
@@ -219,8 +220,9 @@ def test_a_dead_letter_lets_its_successors_go_on(story: Story):
 def test_successors_of_a_message_that_was_given_up_need_not_wait_for_who_has_lost_it(story: Story):
     story.published("m0", sequence=0)
     story.published("m1", sequence=1)
+    story.died_with("m0")
     stale = story.begun("m0", sequence=0)
-    story.struck("a", kind="lost lease")
+    story.struck("a", kind="lost lease", ids=("m0",))
     story.buried("m0", cause="lease_lost")
     story.handled("m1", sequence=1, member="b")
     story.ended(stale)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from messaging_contracts.faults.history import End
     from tests.faults.stories import Story
 
 LATE = 5000.0
@@ -148,12 +149,42 @@ def test_a_dead_letter_that_tells_of_other_attempts_than_there_were_is_seen(stor
 
 def test_a_dead_letter_of_lost_members_tells_of_no_more_attempts_than_failures_make(story: Story):
     story.published("m0")
+    story.died_with("m0")
     story.begun("m0")
     story.struck(fatal=True)
     story.buried("m0", cause="lease_lost", attempts=1)
     assert story.verdict().violations == {}
     story.buried("m0", cause="lease_lost", attempts=2, look=2)
     assert list(story.verdict().violations) == ["miscounted_dead_letters"]
+
+
+@pytest.mark.parametrize("deaths", ["", "x", "xy"])
+def test_a_message_that_lost_fewer_members_than_a_suspect_is_no_dead_letter(story: Story, deaths: str):
+    story.published("m0")
+    story.died_with("m0", deaths)
+    story.begun("m0")
+    story.struck(fatal=True)
+    story.buried("m0", cause="lease_lost")
+    assert list(story.verdict().violations) == ["innocent_dead_letters"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "succeeded"])
+def test_lost_connections_make_no_dead_letter(story: Story, how: End):
+    story.published("m0")
+    for _ in range(5):
+        name = story.begun("m0")
+        story.struck("a", kind="cut")
+        story.ended(name, how)
+    story.buried("m0", cause="lease_lost")
+    assert list(story.verdict().violations) == ["innocent_dead_letters"]
+
+
+def test_members_that_ended_without_its_handler_make_no_dead_letter(story: Story):
+    story.published("m0")
+    for member in "uvwxyz":
+        story.struck(member, fatal=True)
+    story.buried("m0", cause="lease_lost")
+    assert "innocent_dead_letters" in story.verdict().violations
 
 
 def test_a_success_long_before_a_fault_is_no_reason_for_a_dead_letter(story: Story):
@@ -178,6 +209,7 @@ def test_a_dead_letter_failed_when_a_handling_ended_that_rejected_it(story: Stor
 
 def test_a_dead_letter_of_lost_members_failed_while_it_was_there(story: Story):
     story.published("m0")
+    story.died_with("m0")
     story.begun("m0")
     story.struck(fatal=True)
     story.buried("m0", cause="lease_lost")

@@ -197,9 +197,19 @@ class Causes:
 
     def deaths(self, id: str, at: float) -> Sequence[Struck]:
         """The members that ended since this message was sent, up to then."""
+        return [fault for fault in self.losses(id, at) if fault.fatal]
+
+    def losses(self, id: str, at: float) -> Sequence[Struck]:
+        """These, and what else is known to have taken this message from a member."""
         message = self._messages.get(id)
         since = inf if message is None else message.sent.at
-        return [fault for fault in self.faults if fault.fatal and fault.at <= at and fault.over >= since]
+        return [
+            fault
+            for fault in self.faults
+            if (fault.fatal or (fault.ids is not None and id in fault.ids))
+            and fault.at <= at
+            and fault.over >= since
+        ]
 
     def over(self, former: Handling, at: float) -> float:
         """Until when faults may have held up what was to follow this handling."""

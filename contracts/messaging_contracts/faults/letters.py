@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from math import inf
 from typing import TYPE_CHECKING
 
+from messaging.workers import SUSPECT_AFTER
 from messaging_contracts.faults.handlings import STORED
 
 if TYPE_CHECKING:
@@ -83,12 +84,19 @@ class Letters:
 
     def _judge_reason(self, letter: Buried, handlings: Sequence[Handling], verdict: Verdict) -> None:
         rejected = any(one.how == "rejected" for one in handlings)
-        gone = letter.cause == "lease_lost" and (
-            any(self._causes.of(one, _unsettled(one, letter.at)) for one in handlings)
-            or self._causes.named(letter.id)
-        )
+        gone = letter.cause == "lease_lost" and self._ends_processes(letter, handlings)
         if not (rejected or gone):
             verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {_told(handlings)}")
+
+    def _ends_processes(self, letter: Buried, handlings: Sequence[Handling]) -> bool:
+        """Whether it may be known for that: its members were lost with it as often as makes a suspect of it, and once
+        more when it was handled, or marked (3). A lost connection brings nothing nearer to that (2).
+        """
+        losses = self._causes.losses(letter.id, letter.at)
+        hit = [fault for one in handlings for fault in self._causes.of(one, _unsettled(one, letter.at))]
+        return len(losses) > SUSPECT_AFTER and (
+            any(fault in losses for fault in hit) or self._causes.named(letter.id)
+        )
 
     def _judge_attempts(
         self, letters: Sequence[Buried], handlings: Sequence[Handling], verdict: Verdict

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 PART = 1000
 """Messages that are read ahead and sorted."""
 PART_BYTES = 16 * 1024 * 1024
+AT_FIRST = 30
+"""Seconds after which what a reader that died soon had hidden is there again."""
 HIDDEN = 120
-"""Seconds after which what a reader that died had hidden is there again."""
+"""The same of one that read for longer: to hide very much again takes its time."""
 
 
 class Reading:
@@ -34,6 +36,7 @@ class Reading:
         self._url = url
         self._left = number
         self._seen: set[str] = set()
+        self._seconds = AT_FIRST
         self._hidden: dict[str, None] = {}
         """Handles of what goes back at the end, in the order it came."""
         self._receiving: asyncio.Task[Sequence[dict[str, Any]]] | None = None
@@ -79,7 +82,7 @@ class Reading:
             MaxNumberOfMessages=number,
             # On AWS a receive that does not wait asks some servers only.
             WaitTimeSeconds=1 if self._connection.is_aws else 0,
-            VisibilityTimeout=HIDDEN,
+            VisibilityTimeout=self._seconds,
             MessageSystemAttributeNames=SYSTEM_ATTRIBUTES,
             MessageAttributeNames=("All",),
         )
@@ -96,16 +99,21 @@ class Reading:
         return handle in self._hidden
 
     async def _keep_hidden(self) -> None:
+        times = 0
         while True:
-            await asyncio.sleep(HIDDEN / 3)
+            # Twice: what was being received the first time was hidden for the shorter time.
+            await asyncio.sleep((AT_FIRST if times < 2 else HIDDEN) / 3)
+            self._seconds = HIDDEN
             with suppress(MessagingError):  # the next one comes while they are still hidden
-                await self._hide(HIDDEN)
+                times += await self._hide(HIDDEN)
 
-    async def _hide(self, seconds: int) -> None:
+    async def _hide(self, seconds: int) -> bool:
+        """Whether all are hidden for so long from now on."""
         entries = [{"ReceiptHandle": handle, "VisibilityTimeout": seconds} for handle in self._hidden]
-        await in_batches(
+        fates = await in_batches(
             self._connection, "sqs", "change_message_visibility_batch", entries, QueueUrl=self._url
         )
+        return not any(isinstance(fate, MessagingError) for fate in fates)
 
     async def end(self) -> None:
         """Everything that was not removed goes back."""

@@ -58,8 +58,9 @@ class Redriver:
         except MessagingError:
             self._tell("uncertain", page)
         else:
-            # Fewer: what was uncertain before had come after all, and which letter that was is not said.
-            self._tell("confirmed" if redriven == len(page) else "uncertain", page)
+            # What was uncertain before had come after all, or is held for it; of some of them it is not said which.
+            some: Fate = "uncertain" if redriven else "failed"
+            self._tell("confirmed" if redriven == len(page) else some, page)
 
     def _tell_apart(self, page: Sequence[str], error: PublishManyError) -> None:
         taken = Counter(result.id for result in error.results if isinstance(result, Receipt))

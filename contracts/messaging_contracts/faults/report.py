@@ -28,7 +28,8 @@ judged what they wrote.
 - Lost: messages that the broker had confirmed, and that neither a handler finished nor a dead letter keeps.
 - Disorder: messages that began before their predecessor of the same key was done with.
 - Duplicates: messages that were handled again, and how many the fault may explain: what each member that was hit may
-  have had (its prefetch), and each publish whose fate was unknown.
+  have had (its prefetch), and each publish or redrive whose fate was unknown. A redriven dead letter is handled once
+  more, which is no duplicate.
 - Letters twice: dead letters beside the first of the same message; each has a fault that explains it: the letter was
   stored, and its member did not learn that.
 - Overlaps: handlings beside which their key was handled elsewhere, after their member had lost its lease.

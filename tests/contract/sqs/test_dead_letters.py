@@ -1,5 +1,6 @@
 """Dead letters: read without harm, each once, redriven to their group."""
 
+import asyncio
 import json
 import time
 import zlib
@@ -57,6 +58,35 @@ async def test_parts_are_read_ahead_and_a_scan_left_early_hides_nothing(any_benc
             assert letter.message.id == "0"
             break
     assert sorted(await browsed(adapter, group)) == names
+
+
+async def test_what_a_reader_hid_that_was_cut_off_soon_is_there_again_soon(any_bench: Bench, monkeypatch):
+    monkeypatch.setattr(browse, "AT_FIRST", 2)
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await make_dead(any_bench, adapter, group, "one")
+
+    async def fail(call, parameters):
+        raise ConnectionFailed("cut off")
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "change_message_visibility_batch", fail)
+        assert await browsed(adapter, group) == ["one"]
+    async with asyncio.timeout(10):
+        while await browsed(adapter, group) != ["one"]:
+            await asyncio.sleep(0.1)
+
+
+async def test_what_is_read_is_hidden_for_as_long_as_it_is_being_read(any_bench: Bench, monkeypatch):
+    monkeypatch.setattr(browse, "AT_FIRST", 1)
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await make_dead(any_bench, adapter, group, "one")
+    async with adapter.dead_letters(group).scan() as letters:
+        assert [letter.message.id async for letter in letters] == ["one"]
+        await asyncio.sleep(1.5)
+        assert await browsed(adapter, group) == []
+    assert await browsed(adapter, group) == ["one"]
 
 
 async def test_a_letter_that_a_crash_had_stored_twice_is_one(any_bench: Bench, monkeypatch):

@@ -89,6 +89,21 @@ def test_a_duplicate_may_wait_for_its_former_or_for_another_fault(story: Story, 
     assert verdict.duplicates == 1
 
 
+@pytest.mark.parametrize("how", ["cancelled", "succeeded"])
+@pytest.mark.parametrize(("faults", "more"), [(1, 2), (2, 4)])
+def test_each_fault_explains_two_more_handlings_of_a_message(story: Story, how: End, faults: int, more: int):
+    story.published("m0")
+    for _ in range(faults):
+        story.struck(None, lasts=1000)
+    for _ in range(more):
+        story.handled("m0", how)
+    story.handled("m0")
+    assert story.verdict().violations == {}
+    for _ in range(2):
+        story.handled("m0", how)
+    assert len(story.verdict().duplicates_without_cause) == 2
+
+
 def test_each_release_that_a_handler_asked_for_explains_one_more_handling_and_no_second(story: Story):
     story.published("m0")
     for _ in range(50):

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging_contracts.faults.handlings import Message
+    from messaging_contracts.faults.history import Struck
     from messaging_contracts.faults.verdict import Verdict
 
 WAYS = 24
 """Ways to divide the handlings that are followed at a time: more than an honest history needs."""
+
+
+TAKES = 2
+"""More handlings of one copy that one fault explains: by who gets it next, and by who had it and does not know that it
+is lost. No run showed more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Way:
     duplicates: int = 0
     undercounted: int = 0
     latest: float = 0.0
+    spent: tuple[tuple[Struck, ...], ...] = ()
+    """The faults that explain why each copy was handled again, each as often as it was needed."""
     at_once: int = 0
     """Handlings of one copy that run at once, by twos, which no fault explains."""
 
@@ -48,6 +57,7 @@ class _Step:
     duplicates: int = 0
     undercounted: int = 0
     late: float = 0.0
+    spent: tuple[Struck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +93,23 @@ class Copies:
 
     def _with(self, way: Way, number: int, id: str, one: Handling, redriven: int) -> Way:
         """This way, where this handling is of the copy with this number; so many came of dead letters by now."""
-        copies = list(way.copies)
+        copies, spent = list(way.copies), list(way.spent)
         if number == len(copies):
             copies.append(())
-        step = self._step(id, copies[number], one)
+            spent.append(())
+        step = self._step(id, copies[number], one, spent[number])
         # The first of another copy is a duplicate that the publish of unknown fate explains, unless it was redriven.
         another = bool(way.copies) and not copies[number] and number > redriven
         at_once = self._overlaps(copies[number], one)
         copies[number] = (*copies[number], one)
+        spent[number] = step.spent
         return Way(
             tuple(copies),
             (*way.violations, *step.violations),
             way.duplicates + step.duplicates + another,
             way.undercounted + step.undercounted,
             max(way.latest, step.late),
+            tuple(spent),
             way.at_once + at_once,
         )
 
@@ -104,8 +117,8 @@ class Copies:
         running = (former for former in formers if former.last > one.first)
         return sum(not self.causes.at_once(formers, other, one) for other in running)
 
-    def _step(self, id: str, formers: Sequence[Handling], one: Handling) -> _Step:
-        step = _Step()
+    def _step(self, id: str, formers: Sequence[Handling], one: Handling, spent: tuple[Struck, ...]) -> _Step:
+        step = _Step(spent=spent)
         attempt = one.begun.attempt
         if formers:
             self._return(step, id, formers, one)
@@ -140,10 +153,11 @@ class Copies:
             ]
             # Or this member had lost it to the former one, and did not know that yet. A partition that moves takes
             # what still runs, whomever the fault hit.
-            moved = former.how == "cancelled" and self.causes.of(former, at, hand_over=True)
-            struck = any(self.causes.of(other, at) for other in (*again, one))
+            struck = [fault for other in (*again, one) for fault in self.causes.of(other, at)]
+            if former.how == "cancelled":
+                struck += self.causes.of(former, at, hand_over=True)
             again_there = self.causes.stored_again(formers, one) or self.causes.marked_twice(formers, one)
-            explained = moved or struck or again_there
+            explained = again_there or self._spend(step, struck)
             late = at - self._free(former, one) > self.lateness
             if explained and (interrupted or not late):
                 step.duplicates += not interrupted
@@ -151,6 +165,13 @@ class Copies:
                 step.violations.append(("duplicates_without_cause", f"{id}: {one} after {former}"))
             if interrupted and late:
                 step.violations.append(("late_retries", f"{id}: {one} came long after {former}"))
+
+    def _spend(self, step: _Step, struck: Sequence[Struck]) -> bool:
+        """Whether one of these faults explains one more handling; the one that is over first does."""
+        left = [fault for fault in struck if sum(one is fault for one in step.spent) < TAKES]
+        if left:
+            step.spent = (*step.spent, min(left, key=attrgetter("noticed")))
+        return bool(left)
 
     def _free(self, former: Handling, one: Handling) -> float:
         """Since when nothing held this one up: its former had ended, or runs on, and all faults were noticed."""

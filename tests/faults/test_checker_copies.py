@@ -46,6 +46,29 @@ def test_a_copy_that_is_not_sent_yet_explains_nothing(story: Story):
     assert list(story.verdict().violations) == ["duplicates_without_cause"]
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_what_is_handled_before_it_is_sent_is_a_phantom(story: Story, failed: bool):
+    if failed:
+        story.published("m0", fate="failed")
+    story.handled("m0")
+    story.published("m0")
+    assert list(story.verdict().violations) == ["phantoms"]
+
+
+@pytest.mark.parametrize(("first", "found"), [("m0", []), ("m1", ["disorder"])])
+def test_what_was_published_twice_and_became_a_dead_letter_is_begun_before_its_successors(
+    story: Story, first: str, found: list[str]
+):
+    twice_published(story)
+    story.published("m1", sequence=1)
+    for id in ("m0", "m1") if first == "m0" else ("m1", "m0"):
+        story.handled(id, "rejected" if id == "m0" else "succeeded", sequence=int(id[1]))
+    story.buried(
+        "m0", failed_at=next(one.at for one in story.events if getattr(one, "how", "") == "rejected")
+    )
+    assert list(story.verdict().violations) == found
+
+
 def test_a_copy_that_was_told_to_have_failed_explains_nothing(story: Story):
     story.published("m0", fate="failed")
     story.published("m0")

@@ -254,6 +254,8 @@ class _Check:
                 continue
             if known.failed and not (known.confirmed or known.uncertain):
                 self.verdict.phantoms.append(f"{_name(known.sent)} was told to have failed: {handlings[0]}")
+            elif handlings[0].begun.at < min(known.sent_at, default=-inf):
+                self.verdict.phantoms.append(f"{_name(known.sent)} was not sent by then: {handlings[0]}")
             published = known.sent.key, known.sent.sequence
             due = min(known.due, default=-inf)
             if handlings[0].begun.at < due - self._tolerance:
@@ -307,7 +309,9 @@ class _Check:
         """Where the message was first done with; of one that the guard gave up, where it was last begun."""
         concluded = [one for one in handlings if one.concluded]
         if self._ambiguous(group, id):
-            return -inf, "one of its copies was given up"
+            # Not before any of its copies was begun, unless one that was marked to run alone was given up.
+            begun = bool(handlings) and not self._causes.named(id)
+            return handlings[0].first if begun else -inf, "one of its copies was given up"
         if concluded:
             first = min(concluded, key=end)
             if self._letters.given_up(group, id) and handlings[-1].first < first.last:

@@ -20,7 +20,7 @@ class Verdict:
     lost: list[str] = field(default_factory=list[str])
     """Confirmed, and neither handled with success nor a dead letter."""
     phantoms: list[str] = field(default_factory=list[str])
-    """Handled, although nobody sent it or its publisher was told that the broker does not have it."""
+    """Handled, although nobody had sent it by then or its publisher was told that the broker does not have it."""
     overtook_failed: list[str] = field(default_factory=list[str])
     """Stored, although a message that was called before with its key failed while this one was under way (7)."""
     altered: list[str] = field(default_factory=list[str])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from messaging_contracts.faults.history import Fate
+    from messaging_contracts.faults.history import End, Fate
     from tests.faults.stories import Story
 
 
@@ -255,3 +255,30 @@ def test_with_order_a_suspect_is_never_there_twice(story: Story):
     for _ in range(2):
         story.handled("m0", member="z")
     assert list(story.verdict().violations) == ["duplicates_without_cause"]
+
+
+def test_many_handlings_of_two_copies_are_divided_as_they_may_have_been(story: Story):
+    def handled(member: str, attempt: int, how: End = "succeeded", after: float = 0.0) -> None:
+        story.handled("m0", how, key=None, member=member, attempt=attempt, after=after)
+
+    story.published("m0", key=None, fate="uncertain")
+    story.told("m0", "sent", key=None)
+    handled("a", 1, "released")
+    handled("a", 1, "failed")
+    story.pass_time(10)
+    story.told("m0", "uncertain", key=None)
+    story.struck("a")
+    handled("b", 1, "failed", after=0.5)
+    handled("c", 2)
+    story.struck("c")
+    handled("d", 2, "released", after=3)
+    story.pass_time(2)
+    lost = story.begun("m0", key=None, member="d", attempt=2)
+    handled("e", 2, "released", after=0.1)
+    story.struck("d")
+    story.pass_time(-1)
+    story.ended(lost, "cancelled")
+    story.pass_time(-1)
+    for attempt in (2, 1, 2):
+        handled("f", attempt)
+    assert story.verdict(ordered=False).violations == {}

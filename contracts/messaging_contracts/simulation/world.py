@@ -60,7 +60,7 @@ MOST_MEMBERS = 4
 STARTING = 1.0
 """Virtual seconds after which a member that could not start is started again, where it was the last."""
 HELD_UP = 70.0
-"""Virtual seconds, beside five leases, until stuck calls and handlers come back, keys of owners that are gone, and
+"""Virtual seconds, beside some leases, until stuck calls and handlers come back, keys of owners that are gone, and
 copies with a delay.
 """
 _installed = cache(metadata.entry_points)
@@ -303,8 +303,12 @@ class World:
 
     @property
     def held_up(self) -> float:
-        """For how many virtual seconds faults of calls may hold a message up that nothing else does."""
-        return HELD_UP + 5 * self.scenario.lease
+        """For how many virtual seconds faults of calls may hold a message up that nothing else does.
+
+        Where connections are cut under calls that are stuck, who gets through loses what it has and begins anew.
+        """
+        leases = 10 if {"cut", "stuck"} <= self.scenario.faults.keys() else 5
+        return HELD_UP + leases * self.scenario.lease
 
     @property
     def alive(self) -> list[Member]:

@@ -260,7 +260,7 @@ class Arena:
         """
         limit = now() + within
         while rejected := self.progress().rejected:
-            missing = rejected - await self.letters()
+            missing = rejected - await self._letters()
             if not missing:
                 return
             if now() > limit:
@@ -269,8 +269,12 @@ class Arena:
                 )
             await asyncio.sleep(BROWSING)
 
-    async def letters(self) -> set[str]:
-        """The ids of all dead letters."""
+    async def dead(self) -> int:
+        """How many dead letters there are, those that somebody reads included."""
+        counts = [await self.observer.dead_letters(topic_of(name), group=GROUP).count() for name in TOPICS]
+        return sum(counts)
+
+    async def _letters(self) -> set[str]:
         found: set[str] = set()
         for name in TOPICS:
             found |= {

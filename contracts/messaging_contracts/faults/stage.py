@@ -30,6 +30,7 @@ from messaging_contracts.faults.history import (
     read,
 )
 from messaging_contracts.faults.keeping import keeper
+from messaging_contracts.faults.redriving import PAGE
 from messaging_contracts.faults.requesting import QUOTES
 from messaging_contracts.faults.role import GROUP, NOTICED, PREFETCH, TOPICS, topic_of
 from messaging_contracts.faults.verdict import Verdict
@@ -76,6 +77,10 @@ ASKING = 5
 """Tasks of a requester that ask at once."""
 PACE = 0.2
 """Seconds between two requests of one of them."""
+CALM = 3.0
+"""Seconds without dead letters after which none come back from whoever redrives them."""
+RESTING = 20.0
+"""Seconds for which dead letters may be left that a redrive was cut off from."""
 AT_ONCE = 5
 """Messages of one key that are under way together where the order of calls is tried."""
 OUTAGE = 5.0
@@ -199,11 +204,18 @@ class Stage:
             lambda progress: progress.redriving >= seen + more, f"{more} are redriven", self.scale.patience
         )
 
-    async def all_redriven(self) -> None:
-        """Wait until there are no dead letters."""
-        limit = now() + self.scale.patience
-        while left := await self.arena.letters():
-            assert now() < limit, f"{len(left)} dead letters are left, {sorted(left)[:5]}"
+    async def redriven(self) -> None:
+        """Wait until dead letters are redriven, and for the last of them a while: what a redrive was cut off from."""
+        most, begun = PAGE * len(TOPICS), now()
+        seen, quiet = -1, now()
+        while True:
+            left, redriving = await self.arena.dead(), self.arena.progress().redriving
+            if left or redriving != seen:
+                seen, quiet = redriving, now()
+            # What somebody reads is counted on some brokers only.
+            if now() > quiet + CALM or (left <= most and now() > begun + RESTING):
+                return
+            assert now() < begun + self.scale.patience, f"{left} dead letters are left"
             await asyncio.sleep(BROWSING)
 
     async def answered(self, more: int = 50) -> None:

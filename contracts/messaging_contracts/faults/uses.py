@@ -88,7 +88,7 @@ async def cut_connections_and_redrive(stage: Stage) -> None:
     await asyncio.sleep(OUTAGE)
     proxy.heal()
     stage.arena.struck("cut", since, member)
-    await stage.all_redriven()
+    await stage.redriven()
 
 
 @fault("restart")
@@ -101,7 +101,7 @@ async def killed_broker_and_redrive(stage: Stage) -> None:
     await stage.restart_broker(kill=True)
     await stage.redriving(PAGE)
     await stage.restart_broker(kill=True)
-    await stage.all_redriven()
+    await stage.redriven()
 
 
 @fault("processes", "network")

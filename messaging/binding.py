@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+from messaging.errors import Closed, is_fatal
 from messaging.isolation import Isolation
 from messaging.message import Ack, Release, Retry
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from messaging.adapter import RawDelivery, Settled, Subscription
     from messaging.codec import Codec
     from messaging.message import Delivery, Handler, Message, Outcome
+
+REMEMBERED = 30.0
+"""Seconds for which a store counts as away that is asked no more: what is released comes again sooner."""
 
 current_delivery: ContextVar[Delivery[Any] | None] = ContextVar("current_delivery", default=None)
 still_leased: ContextVar[Callable[[], bool]] = ContextVar("still_leased", default=lambda: True)
@@ -45,6 +49,26 @@ class Counters:
             self.retried += 1
         else:
             self.rejected += 1
+
+
+@dataclass(slots=True)
+class StoreState:
+    """What the last question to a subscription's idempotency store came to: without it, nothing is handled."""
+
+    error: Exception | None = None
+    at: float = -inf
+    """When it failed, in `Clock.monotonic` seconds."""
+
+    def check(self) -> None:
+        """Raise what no trying again heals (25). A store of another party may raise OSError where it is away."""
+        if self.error is not None and is_fatal(self.error) and not isinstance(self.error, OSError | Closed):
+            raise self.error
+
+    def failing(self, now: float) -> str | None:
+        """Why it does not answer; None where it does, or where nothing was asked for long."""
+        if self.error is None or now > self.at + REMEMBERED:
+            return None
+        return f"the idempotency store does not answer: {self.error!r}"
 
 
 class Observer(Protocol):
@@ -78,5 +102,6 @@ class Binding:
     control: Callable[[RawDelivery], Awaitable[Outcome | None]] | None = None
     """Asked first about a message whose type begins with `messaging.`: its outcome, or None for an ordinary one."""
     counters: Counters = field(default_factory=Counters)
+    store: StoreState = field(default_factory=StoreState)
     isolation: Isolation = field(default_factory=Isolation)
     """Shared with the other subscriptions of the bus."""

@@ -45,6 +45,8 @@ class Dispatcher:
     def __init__(self, adapter: Adapter, binding: Binding, clock: Clock) -> None:
         self._binding = binding
         self._subscription = binding.subscription
+        group = binding.subscription.group
+        self.topic, self.group = group.topic.name, group.name
         self._clock = clock
         self._consumer: Consumer = adapter.consumer(binding.subscription, self)
         self._lanes = Lanes(ordered=binding.subscription.group.ordered, window=self._consumer.window)
@@ -146,6 +148,7 @@ class Dispatcher:
         batch = max(1, prefetch // 4)
         while True:
             check_cancelled()
+            self._binding.store.check()
             room = prefetch - self._lanes.unparked
             # Small gaps are left to grow while every worker is busy, so that messages come in batches.
             if room < (1 if self._workers.idle else batch) or self._workers.alone is not None:
@@ -171,9 +174,7 @@ class Dispatcher:
         if self.receiving or self.last_error is None:
             logger.warning(
                 "Receiving from %s/%s was interrupted: %s. Trying again.",
-                self._subscription.group.topic.name,
-                self._subscription.group.name,
-                error,
+                *(self.topic, self.group, error),
                 extra=self._extra(),
             )
         self.receiving = False
@@ -224,7 +225,7 @@ class Dispatcher:
         record = failure.record(
             delivery.failure,
             message=delivery.message,
-            group=self._subscription.group.name,
+            group=self.group,
             attempt=delivery.attempt,
             deliveries=delivery.deliveries,
             partition=delivery.partition,
@@ -368,10 +369,7 @@ class Dispatcher:
             self._binding.counters.lost += lost
             logger.warning(
                 "%d deliveries of %s/%s were lost to this member: %s. They are delivered again.",
-                lost,
-                self._subscription.group.topic.name,
-                self._subscription.group.name,
-                reason,
+                *(lost, self.topic, self.group, reason),
                 extra=self._extra(),
             )
 
@@ -437,16 +435,10 @@ class Dispatcher:
         """What of this partition is not settled yet, parked or not."""
         return self._lanes.of_partitions({partition})
 
-    @property
-    def topic(self) -> str:
-        return self._subscription.group.topic.name
-
-    @property
-    def group(self) -> str:
-        return self._subscription.group.name
-
     def health(self, broker: str) -> SubscriptionHealth:
         """What this process knows of the subscription."""
+        store = self._binding.store.failing(self._clock.monotonic())
+        errors = (self.last_error, self._settler.error, self._lease_error, self._workers.error, store)
         return SubscriptionHealth(
             topic=self.topic,
             group=self.group,
@@ -456,8 +448,9 @@ class Dispatcher:
             held=len(self._lanes),
             parked=self._lanes.parked,
             parked_full=bool(self._lanes.full or self._consumer.status().full),
-            last_error=self.last_error or self._settler.error or self._lease_error or self._workers.error,
+            last_error=next(filter(None, errors), None),
             unsettled=self._settler.error is not None,
+            store=store,
             **asdict(self._binding.counters),
         )
 
@@ -499,5 +492,4 @@ class Dispatcher:
                 timer.cancel()
 
     def _extra(self) -> dict[str, str]:
-        group = self._subscription.group
-        return {"topic": group.topic.name, "group": group.name}
+        return {"topic": self.topic, "group": self.group}

@@ -44,6 +44,8 @@ class SubscriptionHealth:
     """Somebody deleted what it reads on the broker, and it is not made anew yet."""
     unsettled: bool = False
     """The broker does not take what became of its messages, such as a dead letter: it is tried again."""
+    store: str | None = None
+    """Why its idempotency store does not answer: nothing is handled meanwhile."""
     stuck: str | None = None
     """Why messages wait that the broker hands to no member of the group, where it can tell."""
 
@@ -63,8 +65,9 @@ class BrokerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`red`: a broker is not reached, a subscription ended, somebody deleted what it reads, or the replies to this
-    process do not arrive. `yellow`: something waits that should not, or a broker does not take what is published.
+    """`red`: a broker or an idempotency store is not reached, a subscription ended, somebody deleted what it reads, or
+    the replies to this process do not arrive. `yellow`: something waits that should not, or a broker does not take what
+    is published.
     """
 
     status: Literal["green", "yellow", "red"]
@@ -117,7 +120,7 @@ def assess(
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
     waiting = waiting or any(state.publishing for state in states)
-    gone = any(one.gone for one in subscriptions) or any(state.requests for state in states)
+    gone = any(one.gone or one.store for one in subscriptions) or any(state.requests for state in states)
     connected = all(state.connected for state in states)
     return Health(
         status="red" if fatal or gone or not connected else "yellow" if waiting else "green",

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from messaging.adapter import Subscription
-from messaging.binding import Binding, Counters
+from messaging.binding import Binding, Counters, StoreState
 from messaging.errors import ConfigurationError, UnsupportedCapability
 from messaging.message import OUTCOMES, Ack, Endpoint, Message, Topic, seconds
 from messaging.middleware.expiry import expiring
@@ -134,7 +134,7 @@ class Plan:
         """Make the chain. Raises ConfigurationError for a parameter that nothing can fill."""
         definition = self.definition
         capabilities = bus.broker(self.group.topic.name).capabilities
-        counters = Counters()
+        counters, store = Counters(), StoreState()
         ordered = self.group.ordered
         handler = bind(
             definition.function,
@@ -151,7 +151,7 @@ class Plan:
                 max_hold=self.longest_delay,
             ),
             codec=definition.topic.codec,
-            handler=self._chain(handler, bus, counters),
+            handler=self._chain(handler, bus, counters, store),
             handler_name=name_of(definition.function),
             service=definition.app,
             grace=bus.settings.drain_timeout,
@@ -162,10 +162,11 @@ class Plan:
             if definition.endpoint is None
             else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),
             counters=counters,
+            store=store,
             isolation=bus.isolation,
         )
 
-    def _chain(self, handler: Handler, bus: Bus, counters: Counters) -> Handler:
+    def _chain(self, handler: Handler, bus: Bus, counters: Counters, store: StoreState) -> Handler:
         def count_expired(_: object) -> None:
             counters.expired += 1
 
@@ -185,6 +186,7 @@ class Plan:
                     ttl=DONE_FOR,
                     clock=bus.clock,
                     owner=bus.member,
+                    state=store,
                     encode_reply=encode,
                     decode_reply=decode,
                 )

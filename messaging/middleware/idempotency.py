@@ -7,9 +7,9 @@ import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
-from messaging.binding import still_leased
+from messaging.binding import StoreState, still_leased
 from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
-from messaging.errors import ConnectionFailed, IdempotencyConflict, MessagingError
+from messaging.errors import IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
 from messaging.middleware.expiry import has_expired
 from messaging.store import Completed, IdempotencyStore, InProgress
@@ -23,7 +23,7 @@ _log = logging.getLogger("messaging")
 
 _BEATS = 3  # how often within one lease it is extended
 _PATIENCE = 5.0  # seconds that a call to the store may take once the handler is over
-_AWAY = (MessagingError, TimeoutError)
+_AWAY = (MessagingError, OSError)
 _STORE_AWAY = 1.0  # seconds until a message is tried again whose key the store could not take
 
 
@@ -36,6 +36,7 @@ def idempotent(
     ttl: float,
     clock: Clock,
     owner: str = "",
+    state: StoreState | None = None,
     encode_reply: Callable[[Any], bytes | None] | None = None,
     decode_reply: Callable[[bytes], Any] | None = None,
 ) -> Middleware:
@@ -45,15 +46,15 @@ def idempotent(
     member has it, the message is released until the rest of that member's lease has passed; ours is extended
     while the handler runs, and not used where it, the delivery's lease or the message's time was over when the
     store answered. Two bodies under one key are rejected. Anything but an Ack clears the key, cancellation too.
-    While the store is away, messages are released uncounted; when it goes away after the handler, the outcome stands.
+    While the store does not answer, messages are released uncounted: it is no fault of theirs. When it goes away
+    after the handler, the outcome stands.
 
-    `lease` and `ttl` are seconds; `owner` names this member in the log.
+    `lease` and `ttl` are seconds; `owner` names this member in the log; `state` is told how the store answers.
     """
-    away = False
+    state = StoreState() if state is None else state
 
     def middleware(next: Handler) -> Handler:
         async def handle(delivery: Delivery[Any]) -> Outcome:
-            nonlocal away
             message = delivery.message
             name = f"{scope}:{message.id if key is None else _checked_key(key(message))}"
             asked = clock.monotonic()
@@ -63,12 +64,12 @@ def idempotent(
                 rejected = Reject(str(conflict), cause="exception")
                 rejected.__cause__ = conflict
                 return rejected
-            except ConnectionFailed as error:
-                if not away:
-                    away = True
-                    _warn(delivery, owner, f"the idempotency store is away, messages are released: {error}")
+            except Exception as error:
+                if state.error is None:
+                    _tell(delivery, owner, "the idempotency store is away, messages are released", error)
+                state.error, state.at = error, clock.monotonic()
                 return Release(after=_STORE_AWAY)
-            away = False
+            state.error = None
             if isinstance(begun, InProgress):
                 return Release(after=max(begun.remaining, 0.0))
             if isinstance(begun, Completed):
@@ -191,18 +192,10 @@ class _Entry:
             await sleep(self._clock, self._lease / _BEATS)
 
     def _tell(self, text: str, error: Exception) -> None:
-        """What went wrong at the store; whatever a store that is away does not raise is a defect, and shown as one."""
-        away = isinstance(error, _AWAY)
-        _log_about(
-            self._delivery,
-            self._owner,
-            f"{text}: {error!r}",
-            level=logging.WARNING if away else logging.ERROR,
-            defect=None if away else error,
-        )
+        _tell(self._delivery, self._owner, text, error)
 
     def _warn(self, text: str) -> None:
-        _warn(self._delivery, self._owner, text)
+        _log_about(self._delivery, self._owner, text)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -217,8 +210,16 @@ async def _ended(task: asyncio.Task[None]) -> None:
         raise interrupted
 
 
-def _warn(delivery: Delivery[Any], owner: str, text: str) -> None:
-    _log_about(delivery, owner, text)
+def _tell(delivery: Delivery[Any], owner: str, text: str, error: Exception) -> None:
+    """What went wrong at the store; whatever a store that is away does not raise is a defect, and shown as one."""
+    away = isinstance(error, _AWAY)
+    _log_about(
+        delivery,
+        owner,
+        f"{text}: {error!r}",
+        level=logging.WARNING if away else logging.ERROR,
+        defect=None if away else error,
+    )
 
 
 def _log_about(

@@ -1,5 +1,6 @@
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -235,3 +236,40 @@ async def test_a_probe_of_a_closed_bus_does_not_raise(clock):
     health = await bus.health()
 
     assert (health.status, health.connected) == ("red", False)
+
+
+async def test_a_store_that_is_away_is_red_until_it_answers_and_one_that_refuses_ends_the_app(
+    clock, monkeypatch
+):
+    handled = []
+    app = app_with(jobs, handled.append, idempotent=True)
+    async with connect("memory://", store="memory://", clock=clock) as bus:
+        store: Any = bus.store
+        begin = store.begin
+        failing = [ConnectionFailed("the store is not reached")]
+
+        async def refuse(*arguments, **options):
+            raise failing[0]
+
+        monkeypatch.setattr(store, "begin", refuse)
+        with pytest.raises(AuthenticationFailed):
+            async with app.running(bus):
+                await bus.publish(jobs, "one")
+                await clock.advance(5)
+                away = await one(bus)
+                monkeypatch.setattr(store, "begin", begin)
+                await clock.advance(5)
+                back = await one(bus)
+
+                failing[0] = AuthenticationFailed("the store refuses the password")
+                monkeypatch.setattr(store, "begin", refuse)
+                await bus.publish(jobs, "two")
+                await clock.advance(60)
+        refused = await bus.health()
+        letters = await bus.dead_letters(jobs, group="billing").count()
+
+    assert (away.status, away.subscriptions[0].retried) == ("red", 0)
+    assert "the store is not reached" in str(away.last_error)
+    assert (back.status, back.last_error, handled) == ("green", None, ["one"])
+    assert refused.status == "red"
+    assert letters == 0

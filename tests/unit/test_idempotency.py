@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from messaging.adapter import Lease
+from messaging.binding import StoreState
 from messaging.clock import sleep
-from messaging.errors import ConnectionFailed, IdempotencyConflict
+from messaging.errors import (
+    AuthenticationFailed,
+    Closed,
+    ConfigurationError,
+    ConnectionFailed,
+    IdempotencyConflict,
+)
 from messaging.message import Ack, Delivery, Message, Reject, Release, Retry
 from messaging.middleware import idempotent
 from messaging.store import Begun, Completed, IdempotencyStore, InProgress
@@ -469,13 +476,49 @@ async def test_a_defect_of_the_store_is_shown_as_one(store, clock, caplog, call)
     assert (record.levelname, record.exc_info[0]) == ("ERROR", AttributeError)
 
 
-async def test_a_defect_of_the_store_before_the_handler_is_a_failure_of_the_message(store):
-    store.broken["begin"] = AttributeError("no such column")
+@pytest.mark.parametrize(
+    "error",
+    [AttributeError("no such column"), ConfigurationError("no permission"), TimeoutError("no answer")],
+)
+async def test_what_is_wrong_with_the_store_before_the_handler_costs_no_message_an_attempt(store, error):
+    store.broken["begin"] = error
 
-    with pytest.raises(AttributeError):
-        await protect(store, handler := always(Ack()))(delivery())
-
+    assert await protect(store, handler := always(Ack()))(delivery()) == Release(after=1.0)
     assert handler.handled == []
+
+
+# what operators are told
+
+
+@pytest.mark.parametrize("failing", [ConnectionFailed("no route"), TimeoutError("no answer")])
+async def test_it_is_known_whether_the_store_answers(store, clock, failing):
+    state = StoreState()
+    handle = protect(store, always(Ack()), state=state)
+    store.broken["begin"] = failing
+    await handle(delivery())
+    away = state.failing(clock.monotonic())
+    del store.broken["begin"]
+    await handle(delivery())
+
+    assert str(failing) in str(away)
+    assert state.failing(clock.monotonic()) is None
+    state.check()
+
+
+async def test_a_store_that_nobody_asks_any_more_is_forgotten(store, clock):
+    state = StoreState(ConnectionFailed("no route"), clock.monotonic())
+
+    assert "no route" in str(state.failing(clock.monotonic()))
+    await clock.advance(31)
+    assert state.failing(clock.monotonic()) is None
+
+
+@pytest.mark.parametrize("failing", [AuthenticationFailed("no such user"), AttributeError("no such column")])
+async def test_a_store_that_refuses_for_good_is_told_from_one_that_is_away(failing):
+    with pytest.raises(type(failing)):
+        StoreState(failing).check()
+    for away in (ConnectionFailed("no route"), TimeoutError("no answer"), Closed("the bus was closed")):
+        StoreState(away).check()
 
 
 async def test_a_store_that_hangs_does_not_hold_the_outcome_for_ever(store, clock, caplog):

@@ -18,6 +18,8 @@ class Isolation:
     def __init__(self) -> None:
         self._holder: object = None
         self._waiting: dict[object, Callable[[], None]] = {}
+        self.exiting = False
+        """A handler of one has raised SystemExit: their process ends, and they start nothing more."""
 
     def free_for(self, asking: object, freed: Callable[[], None]) -> bool:
         """Whether nobody else holds it; if somebody does, `freed` is called when that is over, once."""

@@ -207,11 +207,11 @@ class Workers:
                         current_delivery.set(given)
                         outcome = await binding.handler(given)
             except asyncio.CancelledError:
-                if self._ended:
+                if self._ended or self._isolation.exiting:
                     raise
                 outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
             except SystemExit:
-                self.exiting = True
+                self.exiting = self._isolation.exiting = True
                 raise
             finally:
                 at_work[number] = None

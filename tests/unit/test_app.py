@@ -16,6 +16,7 @@ from messaging import (
     Release,
     Retry,
     RetryPolicy,
+    Topic,
     connect,
 )
 from messaging.errors import AuthenticationFailed, UnsupportedCapability
@@ -355,6 +356,41 @@ def test_a_handler_that_exits_ends_the_program_and_its_message_is_not_given_back
     with pytest.raises(SystemExit):
         asyncio.run(main())
     assert seen == [(0, 0)]  # it comes back when the lease ends, counted, for the crash guard to see
+
+
+def test_a_program_that_exits_starts_nothing_more_and_ends_in_peace():
+    app, started, left = App("a"), [], []
+    queue = Topic("queue", str, partitions=1)
+    other_runs = asyncio.Event()
+
+    @app.subscribe(jobs)
+    async def leave(job: str):
+        await other_runs.wait()
+        raise SystemExit(3)
+
+    @app.subscribe(queue, concurrency=1)
+    async def handle(job: str):
+        started.append(job)
+        other_runs.set()
+        if job == "second":
+            raise SystemExit(4)
+        await asyncio.Event().wait()
+
+    async def main():
+        try:
+            async with connect("memory://") as bus:
+                await bus.declare(app)
+                await bus.publish_many(queue, ["first", "second"])
+                await bus.publish(jobs, "x")
+                async with app.running(bus):
+                    await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            left.append("the program")
+
+    with pytest.raises(SystemExit) as raised:
+        asyncio.run(main())
+    assert (raised.value.code, started, left) == (3, ["first"], ["the program"])
 
 
 # serve

@@ -207,7 +207,7 @@ class Workers:
                         current_delivery.set(given)
                         outcome = await binding.handler(given)
             except asyncio.CancelledError:
-                if self._ended or self._isolation.exiting:
+                if self._isolation.exiting or self._ended:
                     raise
                 outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
             except SystemExit:

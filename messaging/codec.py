@@ -173,10 +173,10 @@ class Codec(Generic[T]):
         if adapter is None:
             return cast("T", body if self.type is bytes else _read_untyped(body, content_type))
         try:
-            if content_type is None or content_type == JSON == self.content_type:
-                if self._essence == JSON:
-                    return self._from_json(body)  # type: ignore[no-any-return]  # the adapter's type is T
+            if content_type is None:
                 content_type = self.content_type
+            if content_type == JSON == self.content_type:
+                return self._from_json(body)  # type: ignore[no-any-return]  # the adapter's type is T
             essence, charset = parse_content_type(content_type)
             if essence == JSON:
                 read = body if charset in _UTF8 else body.decode(charset)

@@ -249,29 +249,23 @@ class Dispatcher:
         return min(longest, hold - (self._clock.monotonic() - delivery.received))
 
     def _settled(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
-        if self._binding.observer is None and not self._lost and not self._workers.lonely:
-            acked = [
-                settlement.delivery
-                for settlement, result in zip(settlements, results, strict=True)
-                if result is DONE and settlement.outcome.__class__ is Ack
-            ]
-            self._binding.counters.acked += self._lanes.finish_all(acked)
-        else:
-            acked = []
+        unwatched = self._binding.observer is None and not self._lost and not self._workers.lonely
+        acked = [
+            one.delivery
+            for one, result in zip(settlements, results, strict=True)
+            if unwatched and result is DONE and one.outcome.__class__ is Ack
+        ]
+        self._binding.counters.acked += self._lanes.finish_all(acked)
         if len(acked) < len(settlements):
-            self._take_results(settlements, results)
+            for one, result in zip(settlements, results, strict=True):
+                # Those that are finished are not held any more.
+                if one.delivery in self._held and one.delivery not in self._lost:
+                    self._take_result(one, result)
+                    self._workers.end_alone(one.delivery)
         self._freed(len(settlements))
 
-    def _take_results(self, settlements: Sequence[Settlement], results: Sequence[Settled]) -> None:
-        """Those that are still ours: not finished already, nor lost meanwhile."""
-        for settlement, result in zip(settlements, results, strict=True):
-            delivery = settlement.delivery
-            if delivery in self._held and delivery not in self._lost:
-                self._take_result(settlement, result)
-                self._workers.end_alone(delivery)
-
     def _take_result(self, settlement: Settlement, result: Settled) -> None:
-        """One of those: it failed, is held, or somebody wants to know of it."""
+        """One that is not just acked: it failed, is held, or somebody wants to know of it."""
         delivery = settlement.delivery
         if isinstance(result, SettleError):
             self._forget_lost((delivery,), str(result.error))

@@ -45,12 +45,15 @@ def bind(
     if inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
     ):
+        nothing = conclude(None)  # what most handlers return
 
         async def call(delivery: Delivery[Any]) -> Outcome:
             try:
                 if only_payload:
-                    return conclude(await function(delivery.payload))
-                return conclude(await function(delivery.payload, **values(delivery)))
+                    result = await function(delivery.payload)
+                else:
+                    result = await function(delivery.payload, **values(delivery))
+                return nothing if result is None else conclude(result)
             except asyncio.CancelledError as error:
                 _check_asked(function, error)
                 raise

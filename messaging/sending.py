@@ -15,6 +15,7 @@ from messaging.errors import (
     UnsupportedCapability,
     is_fatal,
 )
+from messaging.message import Receipt
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout
 from messaging.refusals import SILENT
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
-    from messaging.message import Duration, Message, Receipt, Topic
+    from messaging.message import Duration, Message, Topic
     from messaging.prepare import Options, Preparation
     from messaging.routing import Broker, Routing
+
+_RECEIVED = frozenset((Receipt,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,8 @@ class Sender:
             check_once(broker, broker.adapter.publishes_once(spec), f"topic {spec.name}")
         outgoing = self.preparation.outgoing(spec, messages, options, broker.bounds)
         results = await broker.publisher.publish(outgoing, within)
+        if _RECEIVED.issuperset(map(type, results)):
+            return results
         for result in results:
             if isinstance(result, Unrouted):
                 self.catalogue.warn_unrouted(spec.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
@@ -11,12 +13,14 @@ from messaging_memory.record import Packing
 from messaging_memory.topology import physical_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from messaging.adapter import Outgoing, TopicSpec
+    from messaging.adapter import Outgoing
     from messaging.message import Receipt
     from messaging_memory.broker import Broker
     from messaging_memory.log import TopicLog
+
+_topic = attrgetter("topic")
 
 
 class Publisher:
@@ -34,54 +38,46 @@ class Publisher:
         now = broker.clock.time()
         results: list[Receipt | PublishError] = []
         failed: set[tuple[str, int]] = set()
-        stored: set[TopicLog] = set()
-        last: TopicSpec | None = None
-        topic: TopicLog | None = None
-        for outgoing in messages:
-            spec = outgoing.topic
-            if spec is not last:
-                last = spec
-                topic = broker.topics.get(physical_topic(spec, self._namespace))
-            try:
-                if failed and (spec.name, outgoing.partition) in failed:
-                    raise _follows_failed(outgoing)
-                if topic is None:
-                    raise self._not_found(outgoing)
-                results.append(self._store(topic, outgoing, now))
-                stored.add(topic)
-            except PublishError as error:
-                results.append(error)
-                if spec.ordered:
-                    failed.add((spec.name, outgoing.partition))
-        for log in stored:
+        logs: set[TopicLog] = set()
+        for spec, some in groupby(messages, key=_topic):
+            log = broker.topics.get(physical_topic(spec, self._namespace))
+            if log is None:
+                results += [self._not_found(outgoing) for outgoing in some]
+            else:
+                logs.add(log)
+                results += self._store(log, some, now, failed)
+        for log in logs:
             broker.stored(log, len(messages))
         return results
 
-    def _store(self, topic: TopicLog, outgoing: Outgoing, now: float) -> Receipt:
-        message, partition = outgoing.message, outgoing.partition
-        if not 0 <= partition < len(topic.partitions):
-            raise InvalidMessage(
-                f"message {message.id} was not published: topic {outgoing.topic.name} has "
-                f"{len(topic.partitions)} partitions, there is no number {partition}"
-            )
-        if outgoing.mandatory and not topic.groups:
-            raise NoGroup(
-                f"message {message.id} was not published: no group takes topic {outgoing.topic.name}; declare one"
-            )
-        row, size = self._packing.row(message, now, outgoing.reply_to, self._maximum)
-        if size > self._maximum:
-            raise MessageTooLarge(
-                f"message {message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
-                f"carries {self._maximum} (option max_message_bytes): send a reference to the data instead"
-            )
-        once = outgoing.once
-        if once is not None and once in topic.once:
-            return make_receipt(message.id, partition, topic.once[once])
-        position = topic.partitions[partition].append(row)
-        if once is not None:
-            topic.remember(once, position)
+    def _store(
+        self, topic: TopicLog, messages: Iterable[Outgoing], now: float, failed: set[tuple[str, int]]
+    ) -> list[Receipt | PublishError]:
+        """Store these, of one topic; `failed` has the ordered topics and partitions that nothing may go to any more."""
+        partitions, row, maximum = topic.partitions, self._packing.row, self._maximum
         make = make_receipt if topic.groups else Unrouted
-        return make(message.id, partition, position)
+        results: list[Receipt | PublishError] = []
+        for outgoing in messages:
+            message, partition, once = outgoing.message, outgoing.partition, outgoing.once
+            try:
+                if failed or outgoing.mandatory or not 0 <= partition < len(partitions):
+                    _check(topic, outgoing, failed)
+                packed, size = row(message, now, outgoing.reply_to, maximum)
+                if size > maximum:
+                    raise _too_large(outgoing, size, maximum)
+            except PublishError as error:
+                results.append(error)
+                if outgoing.topic.ordered:
+                    failed.add((outgoing.topic.name, partition))
+                continue
+            if once is not None and once in topic.once:
+                results.append(make_receipt(message.id, partition, topic.once[once]))
+                continue
+            position = partitions[partition].append(packed)
+            if once is not None:
+                topic.remember(once, position)
+            results.append(make(message.id, partition, position))
+        return results
 
     def _not_found(self, outgoing: Outgoing) -> TopicNotFound:
         return TopicNotFound(
@@ -90,8 +86,27 @@ class Publisher:
         )
 
 
-def _follows_failed(outgoing: Outgoing) -> PublishError:
-    return PublishError(
-        f"message {outgoing.message.id} was not published: an earlier message of partition "
-        f"{outgoing.partition} of ordered topic {outgoing.topic.name} failed; publish both again"
+def _check(topic: TopicLog, outgoing: Outgoing, failed: Collection[tuple[str, int]]) -> None:
+    """Raises what keeps a message from being stored."""
+    message, partition = outgoing.message, outgoing.partition
+    if (outgoing.topic.name, partition) in failed:
+        raise PublishError(
+            f"message {message.id} was not published: an earlier message of partition "
+            f"{partition} of ordered topic {outgoing.topic.name} failed; publish both again"
+        )
+    if not 0 <= partition < len(topic.partitions):
+        raise InvalidMessage(
+            f"message {message.id} was not published: topic {outgoing.topic.name} has "
+            f"{len(topic.partitions)} partitions, there is no number {partition}"
+        )
+    if outgoing.mandatory and not topic.groups:
+        raise NoGroup(
+            f"message {message.id} was not published: no group takes topic {outgoing.topic.name}; declare one"
+        )
+
+
+def _too_large(outgoing: Outgoing, size: int, maximum: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"message {outgoing.message.id} for topic {outgoing.topic.name} has {size} bytes, the memory broker "
+        f"carries {maximum} (option max_message_bytes): send a reference to the data instead"
     )

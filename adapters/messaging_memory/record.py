@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.envelope import CONTROL, decode, encode, text
 from messaging.message import make_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from messaging.message import Message
 
 PREFIX = "ce_"
@@ -44,28 +41,42 @@ class Packing:
     __slots__ = ("_bound", "_shared")
 
     def __init__(self) -> None:
-        self._shared: Shared | None = None
+        self._shared: Shared = (None, None, None, None, None, None)
         self._bound: int | None = None
 
     def row(
         self, message: Message, stored_at: float, reply_to: str | None, maximum: float
     ) -> tuple[Row, int]:
-        """What is kept of the message, and its size in bytes: exact where it may be above `maximum`."""
+        """What is kept of the message, and its size in bytes: exact where it may be above `maximum`.
+
+        It is kept as it is where it comes out of `decode(encode(...))` as it went in. That is not certain with a key of
+        bytes, with text that is not ASCII, with a header of ours; and with what is rare, a publish delay.
+        """
         shared = _shared(message)
-        if self._shared is None or shared != self._shared:
+        if shared != self._shared:
             self._shared, self._bound = shared, _shared_bound(shared)
-        shared = self._shared
-        own = None if self._bound is None else _own_bound(message)
-        body, headers = message.body, message.headers
-        if self._bound is None or own is None:
+        bound = self._bound
+        id, key, headers, time, body = message.id, message.key, message.headers, message.time, message.body
+        if (
+            bound is None
+            or not id
+            or not id.isascii()
+            or (key is not None and (isinstance(key, bytes) or not key.isascii()))
+            or (time is not None and time.tzinfo is not UTC)
+            or message.not_before is not None
+            or (headers and not _plain(headers))
+        ):
             encoded = encode(message, prefix=PREFIX)
             return (stored_at, body, message.content_type, reply_to, encoded), _size(body, encoded)
-        size = len(body) + self._bound + own
+        size = len(body) + bound + len(id)
+        if key:
+            size += len(key)
+        kept = tuple(headers.items()) if headers else ()
+        for name, value in kept:
+            size += len(name) + len(value)
         if size > maximum:
             size = _size(body, encode(message, prefix=PREFIX))
-        kept = tuple(headers.items()) if headers else ()
-        key: Any = message.key  # of what survives it is no bytes
-        return (stored_at, body, shared, reply_to, message.id, key, kept, message.time), size
+        return (stored_at, body, self._shared, reply_to, id, key, kept, time), size
 
 
 def row_of(message: Message, stored_at: float, reply_to: str | None, maximum: float) -> tuple[Row, int]:
@@ -133,20 +144,15 @@ def message_of(row: Row, topic: str, position: str) -> Message:
     )
 
 
-def surviving(message: Message) -> int | None:
-    """A bound of the bytes of its attributes, if the message comes out of `decode(encode(...))` as it went in.
-
-    None where that is not certain: with a key of bytes, with text that is not ASCII, with a header of ours; and with
-    what is rare, a publish delay.
-    """
-    shared, own = _shared_bound(_shared(message)), _own_bound(message)
-    return None if shared is None or own is None else shared + own
-
-
-_shared = cast(
-    "Callable[[Message], Shared]",
-    attrgetter("content_type", "type", "source", "expires_at", "correlation_id", "causation_id"),
-)
+def _shared(message: Message) -> Shared:
+    return (
+        message.content_type,
+        message.type,
+        message.source,
+        message.expires_at,
+        message.correlation_id,
+        message.causation_id,
+    )
 
 
 def _shared_bound(shared: Shared) -> int | None:
@@ -162,20 +168,7 @@ def _shared_bound(shared: Shared) -> int | None:
     return len(attributes) + ATTRIBUTE_NAMES
 
 
-def _own_bound(message: Message) -> int | None:
-    own, key, headers, time = message.id, message.key, message.headers, message.time
-    if not own or not own.isascii() or message.not_before is not None:
-        return None
-    if time is not None and time.tzinfo is not UTC:
-        return None
-    length = len(own)
-    if key is not None:
-        if isinstance(key, bytes) or not key.isascii():
-            return None
-        length += len(key)
-    if headers:
-        for name, value in headers.items():
-            if name.startswith(_OURS) or not name.isascii() or not value.isascii():
-                return None
-            length += len(name) + len(value)
-    return length
+def _plain(headers: Mapping[str, str]) -> bool:
+    return all(
+        name.isascii() and value.isascii() and not name.startswith(_OURS) for name, value in headers.items()
+    )

@@ -40,11 +40,12 @@ def never_forgets_that_a_publish_was_not_taken():
     "a_message_without_order_is_stored_once_or_refused",
 )
 def stores_what_is_sent_again_again():
-    store = MemoryPublisher._store
+    publish = MemoryPublisher.publish
 
-    def mutated(self, topic, outgoing, now):
-        outgoing.once = None
-        return store(self, topic, outgoing, now)
+    def mutated(self, messages):
+        for outgoing in messages:
+            outgoing.once = None
+        return publish(self, messages)
 
-    with patched(MemoryPublisher, _store=mutated):
+    with patched(MemoryPublisher, publish=mutated):
         yield

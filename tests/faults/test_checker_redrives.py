@@ -99,3 +99,14 @@ def test_what_is_redriven_runs_beside_nothing_of_its_key(story: Story):
     story.ended(first)
     story.ended(second)
     assert "overlaps" in found(story)[0]
+
+
+def test_a_letter_that_was_redriven_tells_of_the_attempts_of_all_its_lives(story: Story):
+    rejected(story)
+    for _ in range(2):
+        redriven(story)
+        story.handled("m0", "rejected")
+    story.buried("m0", attempts=3)
+    assert found(story)[0] == []
+    story.buried("m0", attempts=4, look=2)
+    assert found(story)[0] == ["miscounted_dead_letters"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from messaging_contracts.__main__ import main
-from messaging_contracts.faults import Begun, Struck
+from messaging_contracts.faults import Begun, Redriven, Struck
 from messaging_contracts.simulation import simulate
 from messaging_contracts.simulation import world as module
 from messaging_contracts.simulation.report import many, told
@@ -35,6 +35,9 @@ def test_the_histories_have_what_they_are_to_prove_something_about():
     assert sum(result.verdict.dead_letters for result in results) > 10
     kinds = {event.kind for result in results for event in result.events if isinstance(event, Struck)}
     assert {"crash", "the lease ended before they were settled"} <= kinds
+    redriven = [event for result in results for event in result.events if isinstance(event, Redriven)]
+    assert any(event.fate == "confirmed" for event in redriven)
+    assert any(result.scenario.once for result in results)
     assert any(event.attempt > 1 for result in results for event in result.events if isinstance(event, Begun))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from messaging import Ack, requests, subscription, workers
+from messaging import Ack, DeadLetters, Receipt, requests, subscription, workers
 from messaging.adapter import DONE
 from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
@@ -14,6 +14,9 @@ from messaging.waiting import Waiter
 from messaging_contracts.simulation import Result, simulate
 from messaging_contracts.simulation.scenario import scenario
 from messaging_memory.group import Group
+from messaging_memory.log import TopicLog
+from messaging_memory.ownership import OwnedGroup
+from messaging_memory.shared import SharedGroup
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -33,6 +36,41 @@ def asking(most: int = 20) -> Iterator[Result]:
     """The first histories with requests."""
     seeds = (seed for seed in count() if scenario(seed).requests is not None)
     return map(simulate, islice(seeds, most))
+
+
+def operated(most: int = 30) -> Iterator[Result]:
+    """The first histories with an operator."""
+    seeds = (seed for seed in count() if scenario(seed).operated)
+    return map(simulate, islice(seeds, most))
+
+
+def test_a_redriven_message_that_is_lost(monkeypatch: pytest.MonkeyPatch):
+    def forget(*_):
+        """Keep nothing."""
+
+    for kind in (SharedGroup, OwnedGroup):
+        monkeypatch.setattr(kind, "redrive", forget)
+    assert any("lost" in result.verdict.violations for result in operated())
+
+
+def test_a_redrive_that_is_told_and_was_refused(monkeypatch: pytest.MonkeyPatch):
+    redrive = DeadLetters._redrive
+
+    async def hopeful(self, page, messages):
+        await redrive(self, page, messages)
+        return [Receipt(message.id) for message in messages]
+
+    monkeypatch.setattr(DeadLetters, "_redrive", hopeful)
+    assert any(result.problems for result in operated())
+
+
+def test_an_idempotent_publish_that_is_stored_again(monkeypatch: pytest.MonkeyPatch):
+    def forget(*_):
+        """Keep nothing."""
+
+    monkeypatch.setattr(TopicLog, "remember", forget)
+    seeds = islice((seed for seed in count() if scenario(seed).once), 30)
+    assert any("duplicates_without_cause" in simulate(seed).verdict.violations for seed in seeds)
 
 
 def test_a_message_that_is_handled_before_its_time(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from messaging.workers import SUSPECT_AFTER
 from messaging_contracts.faults.handlings import STORED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from messaging_contracts.faults.handlings import Causes, Handling, Message
     from messaging_contracts.faults.history import Buried
@@ -63,7 +63,7 @@ class Letters:
                 verdict.dead_letters += 1
                 self._judge_record(letters, verdict)
                 self._judge_reason(letters[0], handlings, verdict)
-                self._judge_attempts(letters, handlings, verdict)
+                self._judge_attempts(letters, handlings, messages.get(id), verdict)
                 self._judge_times(letters, handlings, messages.get(id), verdict)
                 self._judge_number(letters, handlings, messages.get(id), verdict)
 
@@ -99,16 +99,23 @@ class Letters:
         )
 
     def _judge_attempts(
-        self, letters: Sequence[Buried], handlings: Sequence[Handling], verdict: Verdict
+        self,
+        letters: Sequence[Buried],
+        handlings: Sequence[Handling],
+        message: Message | None,
+        verdict: Verdict,
     ) -> None:
-        """As many as the handling had that rejected it. Of one that its members lost: no more than failures make."""
-        rejected = {one.begun.attempt for one in handlings if one.how == "rejected"}
+        """As many as the handling had that rejected it, and those that did before it was redriven each time. Of one
+        that its members lost: no more than failures make.
+        """
+        rejected = [one.begun.attempt for one in handlings if one.how == "rejected"]
         most = 1 + sum(one.how in {"failed", "rejected"} for one in handlings)
         for letter in letters:
             if letter.cause == "lease_lost" or not rejected:
                 right = letter.attempts <= most
             else:
-                right = not letter.attempts or letter.attempts in rejected
+                lives = 1 + (0 if message is None else message.redriven_by(letter.at))
+                right = not letter.attempts or letter.attempts in _sums(rejected, lives)
             if not right:
                 verdict.miscounted_dead_letters.append(
                     f"{letter.id} tells of {letter.attempts} attempts: {_told(handlings)}"
@@ -160,6 +167,15 @@ class Letters:
             verdict.repeated_dead_letters.append(
                 f"{letters[0].id}: {number} dead letters, {allowed} are explained: {_told(handlings)}"
             )
+
+
+def _sums(numbers: Sequence[int], most: int) -> Collection[int]:
+    """What one of these, or up to `most` of them together, come to."""
+    sums: dict[int, set[int]] = {0: {0}}
+    for number in numbers:
+        for count in range(min(max(sums), most - 1), -1, -1):
+            sums.setdefault(count + 1, set()).update(one + number for one in sums[count])
+    return {one for count, found in sums.items() if count for one in found}
 
 
 def _unsettled(one: Handling, at: float) -> float:

@@ -16,6 +16,7 @@ from messaging.message import Release
 from messaging_contracts.faults import Published, Struck
 from messaging_contracts.simulation.faults import LATENCIES
 from messaging_contracts.simulation.inbox import FaultyInbox
+from messaging_contracts.simulation.letters import FaultyDeadLetters
 from messaging_contracts.simulation.loop import due_of
 from messaging_memory.group import HANDED_OVER, LEASE_ENDED
 
@@ -87,6 +88,10 @@ class FaultyAdapter(Adapter):
         self.problem = problem
         self.inboxes: list[FaultyInbox] = []
         self.consumers: list[FaultyConsumer] = []
+        self.redriven = 0
+        """Dead letters that were really put back."""
+        self.purged: list[str] = []
+        """Those that were really removed, by the ids of their messages."""
         self._hit_at = -inf
         self._held_up = 0
         """Calls that an injected delay holds up now."""
@@ -178,6 +183,8 @@ class FaultyAdapter(Adapter):
     async def _twice(self, messages: Sequence[Outgoing]) -> None:
         """A client that sends again what it has sent. Not of a part: order would break within the batch."""
         for outgoing in messages:
+            if outgoing.once is not None:
+                continue  # the broker stores it once
             id, due = self.requested.name(outgoing.message.id), due_of(outgoing.message.not_before)
             self.faults.recorder.record(Published(at=self.clock.monotonic(), fate="sent", id=id, due=due))
         await self.inner.publish(messages)
@@ -240,9 +247,12 @@ class FaultyAdapter(Adapter):
         return results
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
-        return self.inner.dead_letters(group)
+        return FaultyDeadLetters(self, self.inner.dead_letters(group), group)
 
     async def groups(self) -> Sequence[GroupInfo]:
+        await self.there()
+        if self.faults.strikes("groups_fail"):
+            raise ConnectionFailed("simulated: nothing is known of the groups")
         return await self.inner.groups()
 
     async def delete_group(self, group: GroupSpec) -> None:

@@ -39,6 +39,16 @@ KINDS = (
 """Faults of single calls to the SPI; see `simulation.adapter` and `simulation.store`."""
 REQUEST_KINDS = ("reply_fails", "reply_refused", "reply_twice", "reply_unknown", "inbox_fails", "inbox_moves")
 """Faults of calls that only histories with requests make; see `simulation.inbox`."""
+LETTER_KINDS = (
+    "scan_fails",
+    "redrive_fails",
+    "redrive_partly",
+    "redrive_unknown",
+    "purge_fails",
+    "purge_unknown",
+    "groups_fail",
+)
+"""Faults of calls that only histories with an operator make; see `simulation.letters`."""
 LATENCIES = (0.0, 0.0, 0.0, 0.001, 0.01, 0.05)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from messaging_contracts.simulation.faults import REQUEST_KINDS, drawn
+from messaging_contracts.simulation.faults import LETTER_KINDS, REQUEST_KINDS, drawn
 
 BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
 """What a handler may do instead of succeeding; `stubborn` ignores its cancellation for a while."""
@@ -13,6 +13,10 @@ UPHEAVALS = ("join", "leave", "crash", "freeze", "restart", "outage")
 """What may happen to the members and to the broker."""
 ASKING = 0.15
 """How often a history has requests, where members do not consume by hand."""
+OPERATED = 0.25
+"""How often a history has an operator."""
+ONCE = 0.15
+"""How often one has `idempotent_publish`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +73,15 @@ class Scenario:
     """Whether what fails at its last attempt is retried for ever, and its key waits; only on an ordered topic (11)."""
     requests: Requests | None
     """Never where members consume by hand: nobody would answer."""
+    once: bool
+    """Whether publishes are idempotent."""
+    operated: int
+    """How often an operator looks at the group, and redrives or purges its dead letters."""
 
 
 def scenario(seed: int) -> Scenario:
     """The scenario of this seed."""
-    made = _publishing(Random(seed))
+    made = _operated(_publishing(Random(seed)), Random(f"operator {seed}"))
     # With draws of its own: histories without requests stay what they were.
     random = Random(f"requests {seed}")
     if made.pulling or random.random() > ASKING:
@@ -115,7 +123,20 @@ def _publishing(random: Random) -> Scenario:
         pulling=0.0 if idempotent else random.choice((0.0, 0.0, 0.5, 1.0)),
         hold_key=hold_key,
         requests=None,
+        once=False,
+        operated=0,
     )
+
+
+def _operated(made: Scenario, random: Random) -> Scenario:
+    """With draws of its own too."""
+    if random.random() < ONCE:
+        made = replace(made, once=True)
+    if random.random() > OPERATED:
+        return made
+    share = random.choice((0.0, 0.3, 0.8))
+    faults = {kind: random.choice((0.05, 0.2, 0.4)) for kind in LETTER_KINDS if random.random() < share}
+    return replace(made, operated=random.randint(2, 8), faults=made.faults | faults)
 
 
 def _asking(random: Random) -> Requests:

@@ -22,7 +22,6 @@ from messaging_contracts.faults import (
     Answered,
     Asked,
     Begun,
-    Buried,
     Ended,
     Event,
     History,
@@ -35,7 +34,8 @@ from messaging_contracts.faults import (
 )
 from messaging_contracts.faults.history import CONCLUDED, line
 from messaging_contracts.simulation.faults import Faults
-from messaging_contracts.simulation.loop import EPOCH, ProcessClock, Stalled, VirtualLoop
+from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
+from messaging_contracts.simulation.operator import Operator, buried
 from messaging_contracts.simulation.process import GROUP, Member
 from messaging_contracts.simulation.publisher import Publisher
 from messaging_contracts.simulation.pulling import PullingMember
@@ -212,6 +212,7 @@ class World:
             drain_timeout=self.scenario.grace,
             connect_timeout=60,
             publish_timeout=30,
+            idempotent_publish=self.scenario.once,
         )
         self.topic: Topic[Any] = Topic(
             "orders", ordered=self.scenario.ordered, partitions=self.scenario.partitions
@@ -225,6 +226,8 @@ class World:
         self.deaths = 0
         self.poison: str | None = None
         self._names = count(1)
+        self.looks = count(1)
+        """Numbers of looks at the dead letters before the last."""
         self._broker = Broker("simulated", clock=ProcessClock(loop))
         self.store = MemoryStore(clock=ProcessClock(loop))
         self.outage = Outage()
@@ -252,7 +255,7 @@ class World:
                 self.join()
             upheavals = asyncio.create_task(self._upheave(), name="upheavals")
             publishers = [Publisher(self, f"p{number}") for number in range(self.scenario.publishers)]
-            await asyncio.gather(*(publisher.run() for publisher in publishers), self._ask())
+            await asyncio.gather(*(publisher.run() for publisher in publishers), self._ask(), self._operate())
             upheavals.cancel()
             await asyncio.wait([upheavals])
             self._calm_down()
@@ -300,6 +303,10 @@ class World:
             lives -= 1
             await requester.run()
             self._requester = requester
+
+    async def _operate(self) -> None:
+        if self.scenario.operated:
+            await Operator(self, "o").run(self.scenario.operated)
 
     @property
     def held_up(self) -> float:
@@ -408,15 +415,4 @@ class World:
         async for letter in observer.dead_letters(self.topic, group=GROUP).browse():
             if self.scenario.hold_key and letter.cause == "max_attempts":
                 self.problem(f"{letter.id} was given up, although its key is to be held")
-            failed = letter.last_failed_at
-            self.history.record(
-                Buried(
-                    at=self.loop.time(),
-                    id=letter.id,
-                    group=GROUP,
-                    reason=letter.reason,
-                    cause=letter.cause,
-                    attempts=letter.attempts,
-                    failed_at=None if failed is None else failed.timestamp() - EPOCH,
-                )
-            )
+            self.history.record(buried(letter, self.loop.time()))

@@ -7,12 +7,12 @@ import pytest
 from messaging.errors import ConfigurationError
 from messaging_contracts.__main__ import SOAKED
 from messaging_contracts.faults.grounds import NAMES, OFFERS, MemoryGround, ServerGround, ground, ours, theirs
-from messaging_contracts.faults.history import Measured, Seen, Struck
+from messaging_contracts.faults.history import Measured
 from messaging_contracts.faults.report import not_tried, page, told
 from messaging_contracts.faults.run import Run, kept, try_one
 from messaging_contracts.faults.scenarios import faults
 from messaging_contracts.faults.soak import MIB, growth
-from messaging_contracts.faults.stage import SHORT, Row, told_of_the_fault
+from messaging_contracts.faults.stage import SHORT, Row
 
 CHOICE = [(fault, broker) for fault in faults() for broker in fault.short]
 RESTARTING = {"killed_broker"}
@@ -78,27 +78,6 @@ def test_what_is_not_tried_in_time_is_told_and_does_not_hold(tmp_path):
     assert [(row.broker, row.fault, row.held) for row in rows] == [("redis", "killed_member", False)]
     assert "not tried: the run's time was over" in shown[0]
     assert kept(tmp_path, ours()) == rows, "the page of a later run has the rows of this one"
-
-
-def test_health_that_was_never_green_before_the_fault_does_not_tell_of_it():
-    def seen(*told: tuple[float, str]) -> list[Seen]:
-        return [Seen(at=at, member="m", status=status) for at, status in told]
-
-    fault = [Struck(at=5, kind="broker killed", until=9)]
-    assert not told_of_the_fault([*seen((1, "yellow"), (2, "green")), *fault])
-    assert not told_of_the_fault([*seen((1, "green"), (2, "yellow"), (3, "green")), *fault])
-    assert not told_of_the_fault([*fault, *seen((6, "yellow"), (7, "green"))])
-    assert told_of_the_fault([*seen((1, "yellow"), (2, "green")), *fault, *seen((6, "red"), (9, "green"))])
-
-
-def test_health_that_is_bad_only_after_the_fault_was_over_and_noticed_does_not_tell_of_it():
-    def told(at: float) -> bool:
-        fault = Struck(at=5, kind="broker killed", until=9, aftermath=3)
-        seen = [Seen(at=1, member="m", status="green"), Seen(at=at, member="m", status="yellow")]
-        return told_of_the_fault([seen[0], fault, seen[1]])
-
-    assert told(12)
-    assert not told(13)
 
 
 def a_row(**changed) -> Row:

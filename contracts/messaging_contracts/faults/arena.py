@@ -192,8 +192,12 @@ class Arena:
         over: float | None = None,
         aftermath: float | None = None,
         seconds: float = 0.0,
+        told_by: Sequence[Process] = (),
     ) -> None:
-        """Record a fault that was there from `since` until now, or until it was `over`; `seconds` of a clock's jump."""
+        """Record a fault that was there from `since` until now, or until it was `over`; `seconds` of a clock's jump.
+
+        The health of each of `told_by` that runs has to tell of it.
+        """
         self.journal.record(
             Struck(
                 at=since,
@@ -202,6 +206,7 @@ class Arena:
                 until=now() if over is None else over,
                 aftermath=self.aftermath if aftermath is None else aftermath,
                 seconds=seconds,
+                told_by=tuple(one.name for one in told_by if one.code is None and not one.expected_end),
             )
         )
 

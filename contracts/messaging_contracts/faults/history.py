@@ -113,6 +113,8 @@ class Struck:
     """
     seconds: float = 0.0
     """By how much the clock jumped, where that is the fault; negative: back."""
+    told_by: tuple[str, ...] = ()
+    """The processes whose health has to tell of it. Empty: nobody's, for it need not be seen."""
 
     @property
     def over(self) -> float:
@@ -330,6 +332,8 @@ def event_of(text: bytes) -> Event:
     kind = _KINDS[fields.pop("event")]
     if fields.get("ids") is not None:
         fields["ids"] = tuple(fields["ids"])
+    if "told_by" in fields:
+        fields["told_by"] = tuple(fields["told_by"])
     return kind(**fields)
 
 

@@ -37,7 +37,9 @@ judged what they wrote.
   was back, until it was done with.
 - Disturbed: how often the broker took more than a second for a small question, be it because of the fault, be it
   because the machine had too much other work; duplicates around such a moment have their cause in it.
-- Health: what members told of themselves meanwhile, in the order in which it was first told.
+- Health: what members told of themselves meanwhile, in the order in which it was first told. It is judged wherever a
+  probe each second must see a fault: where the broker is killed, restarted or full, connections are cut or packets
+  vanish, or what a group reads is deleted. Each process that was hit and runs has to tell, or the fault is not held.
 """
 OURS = """
 Leases were 3 s on Redis and in memory, 5 s on SQS, sessions of Kafka 5 s, heartbeats of RabbitMQ 3 s. LocalStack

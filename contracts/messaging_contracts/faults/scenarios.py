@@ -91,8 +91,6 @@ async def frozen_member(stage: Stage) -> None:
     """A member frozen (SIGSTOP) beyond its lease, then woken."""
     frozen, other = await stage.members(2)
     await stage.publish()
-    # It ends the connection of who is silent; elsewhere who wakes may be well at once.
-    stage.unhealthy = stage.ground.name == "rabbitmq"
     await stage.published(1 / 4)
     await stage.busy(frozen)
     await stage.busy(other)
@@ -100,7 +98,9 @@ async def frozen_member(stage: Stage) -> None:
     frozen.signal(signal.SIGSTOP)
     await asyncio.sleep(max(6.0, 1.5 * stage.lease))
     frozen.signal(signal.SIGCONT)
-    stage.arena.struck("frozen", since, frozen)
+    # It ends the connection of who is silent; elsewhere who wakes may be well at once.
+    told_by = [frozen] if stage.ground.name == "rabbitmq" else []
+    stage.arena.struck("frozen", since, frozen, told_by=told_by)
 
 
 @fault()
@@ -269,7 +269,6 @@ async def restarted_broker(stage: Stage) -> None:
     url = await stage.way()
     await stage.members(2, url=url)
     await stage.publish(url=url)
-    stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)
         await stage.restart_broker(kill=False)
@@ -281,7 +280,6 @@ async def killed_broker(stage: Stage) -> None:
     url = await stage.way()
     await stage.members(2, url=url)
     await stage.publish(url=url, at_once=AT_ONCE)
-    stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)
         await stage.restart_broker(kill=True)
@@ -326,9 +324,9 @@ async def deleted_topic(stage: Stage) -> None:
     for member in members:
         await stage.busy(member)
     # On Redis a stream is there again with the next message or read: there is nothing to tell.
-    stage.unhealthy = stage.ground.name != "redis"
-    await stage.lose("queues", members, declared=False)
-    await stage.lose("topics", members, declared=True)
+    told = stage.ground.name != "redis"
+    await stage.lose("queues", members, declared=False, told=told)
+    await stage.lose("topics", members, declared=True, told=told)
     for member in members:
         await stage.busy(member, 50)  # of what was confirmed from now on, all is there
 
@@ -343,19 +341,21 @@ async def cut_connections(stage: Stage) -> None:
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
     await stage.publish(url=stage.arena.through(proxy), at_once=AT_ONCE)
-    stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
     await proxy.cut()
     await asyncio.sleep(OUTAGE)
     proxy.heal()
-    stage.arena.struck("cut", since, member)
+    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
 
 
 @fault("network")
 async def closed_connections(stage: Stage) -> None:
-    """All connections closed at once, six times: in turn in an orderly way, as by a server, and by a reset."""
+    """All connections closed at once, six times: in turn in an orderly way, as by a server, and by a reset.
+
+    Health need not tell: new connections work at once.
+    """
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.publish(url=stage.arena.through(proxy))
@@ -368,7 +368,10 @@ async def closed_connections(stage: Stage) -> None:
 
 @fault("closing")
 async def closed_by_the_broker(stage: Stage) -> None:
-    """All connections ended by the broker's own command, three times."""
+    """All connections ended by the broker's own command, three times.
+
+    Health need not tell: the connections are there again within a second.
+    """
     members = await stage.members(2)
     await stage.publish()
     for share in (0.2, 0.4, 0.6):
@@ -405,7 +408,10 @@ async def slow_network(stage: Stage) -> None:
 
 @fault("network")
 async def dripping_network(stage: Stage) -> None:
-    """2 kB/s for each connection and direction of a member, for 5 s."""
+    """2 kB/s for each connection and direction of a member, for 5 s.
+
+    Health need not tell: something gets through, and what a member asks of its broker is small enough.
+    """
     proxy = await stage.arena.proxied()
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
@@ -420,14 +426,14 @@ async def dripping_network(stage: Stage) -> None:
 
 
 async def _full(stage: Stage, of: Resource) -> None:
+    """Who publishes has to tell of it: a member may go on with what is there."""
     await stage.members(2)
-    await stage.publish()
-    stage.unhealthy = True
+    publishers = await stage.publish()
     await stage.published(1 / 3)
     since = now()
     async with stage.out_of(of):
         await asyncio.sleep(OUTAGE)
-    stage.arena.struck(f"out of {of}", since)
+    stage.arena.struck(f"out of {of}", since, told_by=publishers)
 
 
 async def _black_hole(stage: Stage, seconds: float) -> None:
@@ -435,11 +441,10 @@ async def _black_hole(stage: Stage, seconds: float) -> None:
     (member,) = await stage.members(1, url=stage.arena.through(proxy))
     await stage.arena.start("member-2")
     await stage.publish(url=stage.arena.through(proxy), at_once=AT_ONCE)
-    stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
     proxy.black_hole()
     await asyncio.sleep(seconds)
     proxy.heal()
-    stage.arena.struck("black hole", since, member)
+    stage.arena.struck("black hole", since, member, told_by=stage.behind(proxy))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.subscription import PROGRESS_LEASE
 from messaging_contracts.faults.arena import BROWSING, DISTURBED, Arena
 from messaging_contracts.faults.checker import check, recoveries
+from messaging_contracts.faults.health import AWAY, untold
 from messaging_contracts.faults.history import (
     REMOVED,
     Answered,
@@ -71,8 +72,6 @@ LATENESS = 10.0
 """Seconds by which a message or its retry may be late, once the faults are over and what was sent before it is
 handled: in whole runs the latest retry was late by 0.8.
 """
-AWAY = 1.0
-"""Seconds for which a broker that was killed stays away at least: whoever probes health must be able to see it."""
 ASKING = 5
 """Tasks of a requester that ask at once."""
 PACE = 0.2
@@ -134,8 +133,6 @@ class Stage:
         self.ground = arena.ground
         self.scale = scale
         self.lease = arena.lease
-        self.unhealthy = False
-        """Whether health had to show the fault."""
         self._publishers: list[Process] = []
         self._fragile: Proxy | None = None
 
@@ -151,6 +148,10 @@ class Stage:
         if "data" not in self.ground.offers:
             self._fragile = proxy
         return proxy
+
+    def behind(self, proxy: Proxy) -> Sequence[Process]:
+        """All that reach the broker through this proxy, and have to tell when they do not."""
+        return [one for one in self.arena.processes if one.url == self.arena.through(proxy)]
 
     async def members(self, number: int, *, url: str | None = None, **role: Any) -> list[Process]:
         """So many members, ready."""
@@ -227,6 +228,14 @@ class Stage:
             self.scale.patience,
         )
 
+    async def well(self, process: Process) -> None:
+        """Wait until its health is green, so that it can tell of a fault."""
+        await self.arena.until(
+            lambda progress: progress.health.get(process.name) == "green",
+            f"{process.name} is well",
+            self.scale.patience,
+        )
+
     async def published(self, share: float) -> None:
         """Wait until this share of all messages is confirmed."""
         wanted = share * self.scale.messages * len(TOPICS)
@@ -247,6 +256,7 @@ class Stage:
         """End the broker, at once or in an orderly way, and start it again with its data.
 
         One that forgets everything is out of reach instead. `only`: nobody else was there to be hit.
+        Health is judged: of all that run.
         """
         since = now()
         if self._fragile is not None:
@@ -258,7 +268,8 @@ class Stage:
                 await asyncio.to_thread(self.ground.kill)
                 await asyncio.sleep(AWAY)
             await asyncio.to_thread(self.ground.restart)
-        self.arena.struck("broker killed" if kill else "broker restarted", since, only)
+        hit = self.arena.processes if self._fragile is None else self.behind(self._fragile)
+        self.arena.struck("broker killed" if kill else "broker restarted", since, only, told_by=hit)
 
     @asynccontextmanager
     async def out_of(self, resource: Resource) -> AsyncGenerator[None]:
@@ -269,18 +280,20 @@ class Stage:
         finally:
             await asyncio.to_thread(self.ground.exhaust, resource, False)
 
-    async def lose(self, part: Part, members: Sequence[Process], *, declared: bool) -> None:
+    async def lose(self, part: Part, members: Sequence[Process], *, declared: bool, told: bool) -> None:
         """Delete this on the broker, and wait until it is there again and all members are well.
 
-        `declared`: another program makes it anew, at once when a member has told of it, and what is confirmed from then
+        `declared`: another program makes it anew, when all members have told of it, and what is confirmed from then
         on must not be lost. Else it may be lost until all is well: who makes it anew does not tell when.
+        `told`: the health of each member has to tell of it.
         """
         arena, seconds = self.arena, self.scale.patience
         since, over = now(), None
         await self.ground.remove(arena.observer.native, arena.namespace, part)
-        if self.unhealthy:
+        if told:
+            enough = all if declared else any  # they make it anew themselves, each when it notices
             await arena.until(
-                lambda progress: any(progress.health.get(one.name) == "red" for one in members),
+                lambda progress: enough(progress.health.get(one.name) == "red" for one in members),
                 f"health tells that the {part} are gone",
                 seconds,
             )
@@ -295,7 +308,7 @@ class Stage:
             f"all is well after the {part} were deleted",
             seconds,
         )
-        arena.struck(REMOVED, since, over=over)
+        arena.struck(REMOVED, since, over=over, told_by=members if told else ())
 
     async def all_done(self) -> None:
         """End publishing, and wait until all that was published is done with."""
@@ -342,7 +355,6 @@ async def stage(
 ) -> Row:
     """Try one fault, for `limit` seconds at most; the row says what was found, whatever happened."""
     failed: list[str] = []
-    unhealthy = False
     began = now()
     try:
         async with Arena(ground, folder) as arena:
@@ -355,14 +367,13 @@ async def stage(
                 failed.append(f"it was not over within {limit:g} s")
             except AssertionError as error:
                 failed.append(str(error))
-            unhealthy = staged.unhealthy
     except Exception as error:
         failed.append(f"{type(error).__name__}: {error}")
-    made = row(name, ground, read(folder), failed, unhealthy=unhealthy)
+    made = row(name, ground, read(folder), failed)
     return replace(made, seconds=now() - began)
 
 
-def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str], *, unhealthy: bool) -> Row:
+def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str]) -> Row:
     """Judge a history."""
     answers = [event for event in events if isinstance(event, Answered)]
     topics = (*TOPICS, QUOTES) if answers else TOPICS
@@ -375,8 +386,7 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         except AssertionError as error:
             violations.append(f"{topic}: {error}")
     seen = list(dict.fromkeys(event.status for event in events if isinstance(event, Seen)))
-    if unhealthy and not told_of_the_fault(events):
-        violations.append("no member's health told of the fault")
+    violations += untold(events)
     recovered = [seconds for _, seconds in recoveries(events) if seconds is not None]
     return Row(
         fault=name,
@@ -400,22 +410,6 @@ def row(name: str, ground: Ground, events: Sequence[Event], failed: Sequence[str
         request_errors=_errors(answers),
         repeated=_repeated(events),
     )
-
-
-def told_of_the_fault(events: Sequence[Event]) -> bool:
-    """Whether somebody's health was no longer green while a fault was there, or had just been.
-
-    Nobody's is green when it begins.
-    """
-    faults = [one for one in events if isinstance(one, Struck) and one.kind != DISTURBED]
-    well: set[str] = set()
-    for event in events:
-        if isinstance(event, Seen):
-            if event.status == "green":
-                well.add(event.member)
-            elif event.member in well and any(one.at <= event.at <= one.noticed for one in faults):
-                return True
-    return False
 
 
 def judged(events: Sequence[Event], topic: str, *, remembers: bool) -> Verdict:

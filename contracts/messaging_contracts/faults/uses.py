@@ -31,7 +31,6 @@ async def restarted_broker_and_delays(stage: Stage) -> None:
     url = await stage.way()
     await stage.members(2, url=url)
     await stage.publish(url=url, delay=DELAY)
-    stage.unhealthy = True
     await stage.published(1 / 4)
     await stage.restart_broker(kill=False)
     await stage.published(1 / 2)
@@ -46,7 +45,6 @@ async def killed_broker_and_requests(stage: Stage) -> None:
     await stage.publish(url=url)
     for number in (1, 2):
         await stage.ask(url=url, name=f"requester-{number}")
-    stage.unhealthy = True
     for share in (1 / 3, 1 / 2):
         await stage.published(share)
         await stage.restart_broker(kill=True)
@@ -63,14 +61,13 @@ async def cut_connections_and_requests(stage: Stage) -> None:
     await stage.publish()
     await stage.ask(url=url, name="requester-1")
     await stage.ask(name="requester-2")
-    stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
     await proxy.cut()
     await asyncio.sleep(OUTAGE)
     proxy.heal()
-    stage.arena.struck("cut", since, member)
+    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
     await stage.answered()
 
 
@@ -81,13 +78,12 @@ async def cut_connections_and_redrive(stage: Stage) -> None:
     url = stage.arena.through(proxy)
     (member,) = await stage.members(1, url=url, **REJECTING)
     other = await stage.arena.start("member-2", **REJECTING)
-    stage.unhealthy = True
     await _redrive(stage, [member, other], url)
     since = now()
     await proxy.cut()
     await asyncio.sleep(OUTAGE)
     proxy.heal()
-    stage.arena.struck("cut", since, member)
+    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
     await stage.redriven()
 
 
@@ -96,7 +92,6 @@ async def killed_broker_and_redrive(stage: Stage) -> None:
     """Dead letters redriven under load, the broker killed twice meanwhile: each is handled, or still a letter."""
     url = await stage.way()
     members = await stage.members(2, url=url, **REJECTING)
-    stage.unhealthy = True
     await _redrive(stage, members, url)
     await stage.restart_broker(kill=True)
     await stage.redriving(PAGE)
@@ -132,7 +127,6 @@ async def cut_connections_of_an_idempotent_group(stage: Stage) -> None:
     (member,) = await stage.members(1, url=url, store=near)
     await stage.arena.start("member-2", store=store)
     await stage.publish(url=url)
-    stage.unhealthy = True
     await stage.published(1 / 3)
     await stage.busy(member)
     since = now()
@@ -143,7 +137,7 @@ async def cut_connections_of_an_idempotent_group(stage: Stage) -> None:
     await asyncio.sleep(OUTAGE)
     for way in (proxy, beside):
         way.heal()
-    stage.arena.struck("cut", since, member)
+    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
 
 
 async def _redrive(stage: Stage, members: Sequence[Process], url: str | None) -> None:

@@ -154,7 +154,7 @@ class Codec(Generic[T]):
 
     def encode_all(self, payloads: Sequence[T]) -> list[tuple[bytes, str]]:
         """As `encode` each of these. Many models cost far less than as many calls."""
-        bulk = self._bulk() if len(payloads) > 1 else None
+        bulk = self._bulk()
         if bulk is None:
             return [self.encode(payload) for payload in payloads]
         encoded: list[tuple[bytes, str]] = []

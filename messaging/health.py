@@ -67,7 +67,7 @@ class BrokerState:
 class Health:
     """`red`: a broker or an idempotency store is not reached, a subscription ended, somebody deleted what it reads, or
     the replies to this process do not arrive. `yellow`: something waits that should not, or a broker does not take what
-    is published.
+    is published, or does not answer a probe in time on a connection that it has not lost.
     """
 
     status: Literal["green", "yellow", "red"]
@@ -119,7 +119,7 @@ def assess(
     errors += [f"{state.name}: {state.requests}" for state in states if state.requests]
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
-    waiting = waiting or any(state.publishing for state in states)
+    waiting = waiting or any(state.publishing or state.error for state in states)
     gone = any(one.gone or one.store for one in subscriptions) or any(state.requests for state in states)
     connected = all(state.connected for state in states)
     return Health(

@@ -188,6 +188,19 @@ async def test_messages_that_the_broker_hands_to_no_member_are_no_green(bus, clo
         assert health.last_error == "nobody consumes it"
 
 
+async def test_a_broker_that_does_not_answer_a_probe_is_no_green_while_its_connection_stays(bus, monkeypatch):
+    answer = MemoryAdapter.health
+
+    async def silent(adapter):
+        return replace(await answer(adapter), error="no answer within 1 s")
+
+    monkeypatch.setattr(MemoryAdapter, "health", silent)
+    health = await bus.health()
+
+    assert (health.status, health.connected) == ("yellow", True)
+    assert (health.last_error or "").endswith("no answer within 1 s")
+
+
 async def test_health_is_red_while_replies_do_not_arrive(bus, clock):
     app, echo = App("echo"), Endpoint("echo", str, str)
 

@@ -42,9 +42,12 @@ OCTETS = "application/octet-stream"
 TEXT = "text/plain"
 UTF8_TEXT = "text/plain; charset=utf-8"
 
-# What pydantic says of a value that is of another type than its field, without the value itself.
+# What pydantic says of a value that is of another type than its field, without the value itself: 2.10, and since then.
 _UNEXPECTED = re.compile(
-    r"Expected `([^`]*)` - .*?\[(?:field_name='([^']*)', )?input_value=.*?, input_type=(\w+)\]", re.DOTALL
+    r"Expected `(?P<expected>[^`]*)` "
+    r"(?:but got `(?P<got>\w+)` with value|"
+    r"- .*?\[(?:field_name='(?P<field>[^']*)', )?input_value=.*?, input_type=(?P<type>\w+)\])",
+    re.DOTALL,
 )
 _UTF8 = {"utf-8", "utf8", "us-ascii", "ascii"}
 
@@ -318,10 +321,11 @@ def _brief(error: Exception) -> str:
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
-        found = _UNEXPECTED.findall(str(error))
+        found = [one.groupdict() for one in _UNEXPECTED.finditer(str(error))]
         if found:
             return "; ".join(
-                f"{field or 'it'} is no {expected} but {actual}" for expected, field, actual in found[:3]
+                f"{one['field'] or 'it'} is no {one['expected']} but {one['got'] or one['type']}"
+                for one in found[:3]
             )
         return f"{type(error).__name__}: {error}"[:500]
     problems = error.errors(include_url=False, include_context=False, include_input=False)

@@ -85,7 +85,7 @@ def test_one_that_is_refused_among_many_is_named_as_alone() -> None:
     bad = Plain(number=1)
     bad.number = "private"  # type: ignore[assignment]
 
-    with pytest.raises(InvalidMessage, match="number is no int but str") as alone:
+    with pytest.raises(InvalidMessage, match="is no int but str") as alone:
         codec.encode(bad)
     with pytest.raises(InvalidMessage) as among:
         codec.encode_all([*good, bad, *good])

@@ -101,6 +101,12 @@ def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatc
     assert found("keys_given_up")
 
 
+def test_a_key_whose_lease_is_not_extended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(idempotency._Entry, "_start_beating", lambda _: None)
+    seeds = (seed for seed in count() if scenario(seed).idempotent and scenario(seed).key_lease == 1)
+    assert any("keys_given_up" in simulate(seed).verdict.violations for seed in islice(seeds, 40))
+
+
 def test_a_key_that_is_to_be_held_and_is_skipped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(subscription, "retrying", lambda policy, **_: retry.retrying(policy))
     held = (seed for seed in range(10 * SEEDS) if scenario(seed).hold_key)

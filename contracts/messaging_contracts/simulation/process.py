@@ -36,6 +36,7 @@ class Process:
             world.faults,
             self.clock,
             world.outage,
+            lease=world.scenario.key_lease,
             requested=world.requested,
             member=name,
             record=self.record,

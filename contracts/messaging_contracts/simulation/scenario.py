@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+from messaging.subscription import PROGRESS_LEASE
 from messaging_contracts.simulation.faults import LETTER_KINDS, REQUEST_KINDS, drawn
 
 BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
@@ -17,6 +18,10 @@ OPERATED = 0.25
 """How often a history has an operator."""
 ONCE = 0.15
 """How often one has `idempotent_publish`."""
+
+
+CONTENDED = 0.3
+"""How often an idempotent group has two copies of messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +78,8 @@ class Scenario:
     """Whether what fails at its last attempt is retried for ever, and its key waits; only on an ordered topic (11)."""
     requests: Requests | None
     """Never where members consume by hand: nobody would answer."""
+    key_lease: float
+    """Of an idempotency key: short ones end while handlers run, unless they are extended."""
     once: bool
     """Whether publishes are idempotent."""
     operated: int
@@ -82,6 +89,7 @@ class Scenario:
 def scenario(seed: int) -> Scenario:
     """The scenario of this seed."""
     made = _operated(_publishing(Random(seed)), Random(f"operator {seed}"))
+    made = _contended(made, Random(f"key {seed}"))
     # With draws of its own: histories without requests stay what they were.
     random = Random(f"requests {seed}")
     if made.pulling or random.random() > ASKING:
@@ -123,8 +131,31 @@ def _publishing(random: Random) -> Scenario:
         pulling=0.0 if idempotent else random.choice((0.0, 0.0, 0.5, 1.0)),
         hold_key=hold_key,
         requests=None,
+        key_lease=PROGRESS_LEASE,
         once=False,
         operated=0,
+    )
+
+
+def _contended(made: Scenario, random: Random) -> Scenario:
+    """Short leases of keys; for some groups two copies of messages too, which members handle for longer than that, and
+    while others stand still.
+    """
+    made = replace(made, key_lease=random.choice((PROGRESS_LEASE, 3.0, 1.0)))
+    if not made.idempotent or random.random() > CONTENDED:
+        return made
+    return replace(
+        made,
+        ordered=False,
+        hold_key=False,
+        members=3,
+        concurrency=4,
+        timeout=None,
+        key_lease=1.0,
+        once=False,
+        behaviours={"slow": 0.5},
+        upheavals=(*made.upheavals, "freeze"),
+        faults=made.faults | {"publish_twice": 0.2},
     )
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from messaging_contracts.simulation.loop import ProcessClock
     from messaging_contracts.simulation.requested import Requested
 
-LATE = 1.0
-"""Seconds on one way after which the member may lose its lease because of it."""
+LATE = 1 / 15
+"""The part of a key's lease, on one way, after which the member may lose it because of that."""
 AWAY = 60.0
 """Seconds for which the store is away at most."""
 
@@ -45,11 +45,14 @@ class FaultyStore(IdempotencyStore):
         clock: ProcessClock,
         outage: Outage,
         *,
+        lease: float,
         requested: Requested,
         member: str,
         record: Callable[[Event], None],
     ) -> None:
+        """`lease`: seconds for which a key is its owner's."""
         self._inner = inner
+        self._late = lease * LATE
         self._faults = faults
         self._clock = clock
         self._outage = outage
@@ -155,7 +158,7 @@ class FaultyStore(IdempotencyStore):
 
     async def _way(self, id: str) -> None:
         delay = self._faults.delay()
-        if delay > LATE:
+        if delay > self._late:
             self._tell("missed", id)  # at once: another may have the key before the way is over
         await self._faults.pass_time(self._clock, delay)
 

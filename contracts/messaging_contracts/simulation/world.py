@@ -14,10 +14,11 @@ from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from messaging import Bus, Settings, Topic
+from messaging import Bus, Settings, Topic, subscription
 from messaging.adapter import AdapterContext
 from messaging.app import RESPONDERS
 from messaging.errors import ConnectionFailed
+from messaging.subscription import PROGRESS_LEASE
 from messaging_contracts.faults import (
     Answered,
     Asked,
@@ -105,6 +106,8 @@ def simulate(seed: int) -> Result:
     found = metadata.entry_points
     # Reading what is installed for every bus would take most of the time.
     metadata.entry_points = _installed  # type: ignore[assignment]  # it is called the same way
+    drawn = scenario(seed)
+    subscription.PROGRESS_LEASE = drawn.key_lease
     state = global_random.getstate()
     global_random.seed(seed)  # jitter
     loop = VirtualLoop()
@@ -115,7 +118,6 @@ def simulate(seed: int) -> Result:
     try:
         problems, events, held_up, asked = _lived(seed, loop)
         gc.collect()  # errors that nobody looked at are told now
-        drawn = scenario(seed)
         published, requests = _apart(events, asked)
         verdict = check(published, ordered=drawn.ordered, groups=[GROUP], lateness=held_up)
         answers = check(requests, ordered=False, lateness=held_up)
@@ -128,6 +130,7 @@ def simulate(seed: int) -> Result:
         loop.close()
         global_random.setstate(state)
         metadata.entry_points = found
+        subscription.PROGRESS_LEASE = PROGRESS_LEASE
         logger.setLevel(level)
 
 

@@ -32,6 +32,9 @@ class Ways(Faults):
         return self.ways.popleft() if len(self.ways) > 1 else self.ways[0]
 
 
+KEY_LEASE = 30.0
+
+
 class Bench:
     """One consumer that takes everything, and what its history excuses."""
 
@@ -50,7 +53,7 @@ class Bench:
             window=1000,
             cut=lambda: None,
             lapse=lambda: None,
-            leaving=lambda: False,
+            drained=lambda: False,
             unstored=tuple,
             in_hand=(),
             requested=Requested(),
@@ -145,14 +148,15 @@ def test_a_store_that_is_far_away_is_a_cause_while_it_is(bench: Bench):
         bench.faults,
         bench.clock,
         Outage(),
+        lease=KEY_LEASE,
         requested=Requested(),
         member="m1",
         record=bench.history.record,
     )
 
     async def begin():
-        bench.delays(LATE + 1.0, 0.0)
-        asking = asyncio.create_task(store.begin(":orders:billing:m1", digest="", lease=30.0))
+        bench.delays(KEY_LEASE * LATE + 1.0, 0.0)
+        asking = asyncio.create_task(store.begin(":orders:billing:m1", digest="", lease=KEY_LEASE))
         await asyncio.sleep(0.5)
         told = [
             (event.how, event.id, event.group) for event in bench.history.events if isinstance(event, Kept)

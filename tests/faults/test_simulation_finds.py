@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from messaging import Ack, DeadLetters, Receipt, requests, subscription, workers
 from messaging.adapter import DONE
+from messaging.dispatch import Dispatcher
 from messaging.middleware import idempotency, retry
 from messaging.pull import Pull
 from messaging.requests import Requester
@@ -139,6 +140,22 @@ def test_a_lease_that_ends_although_nothing_is_broken(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Group, "extend", forgetful)
     assert found("duplicates_without_cause")
+
+
+def test_a_member_that_leaves_and_gives_its_handlers_no_time(monkeypatch: pytest.MonkeyPatch):
+    async def drain(self, receiver):
+        self._draining = True
+        self._workers.stop()
+        receiver.cancel()
+        self._withdraw(lambda _: True)
+        for delivery in list(self._workers.running):
+            self._workers.interrupt(delivery)
+        await self._until(lambda: not self._lanes.started, self._clock.monotonic() + 5)
+
+    monkeypatch.setattr(Dispatcher, "_drain", drain)
+    drawn = ((seed, scenario(seed)) for seed in range(5 * SEEDS))
+    leaving = (seed for seed, one in drawn if one.grace and "leave" in one.upheavals and not one.pulling)
+    assert any("duplicates_without_cause" in simulate(seed).verdict.violations for seed in leaving)
 
 
 def test_a_reply_that_goes_to_another_request(monkeypatch: pytest.MonkeyPatch):

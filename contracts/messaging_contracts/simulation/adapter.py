@@ -65,14 +65,15 @@ class FaultyAdapter(Adapter):
         window: int,
         cut: Callable[[], None],
         lapse: Callable[[], None],
-        leaving: Callable[[], bool],
+        drained: Callable[[], bool],
         unstored: Callable[[], Collection[str]],
         in_hand: Collection[str],
         requested: Requested,
         problem: Callable[[str], object],
     ) -> None:
-        """`leaving` is whether the process drains, `unstored` what it has handled and not yet stored as done, `in_hand`
-        what it works on by hand, which nobody can interrupt. `problem` is told what no checker sees.
+        """`drained` is whether the process leaves and may interrupt what it runs, `unstored` what it has handled and
+        not yet stored as done, `in_hand` what it works on by hand, which nobody can interrupt. `problem` is told what
+        no checker sees.
         """
         self.inner = inner
         self.faults = faults
@@ -81,7 +82,7 @@ class FaultyAdapter(Adapter):
         self.window = window
         self.cut = cut
         self.lapse = lapse
-        self.leaving = leaving
+        self.drained = drained
         self.unstored = unstored
         self.in_hand = in_hand
         self.requested = requested
@@ -369,7 +370,7 @@ class FaultyConsumer(Consumer):
     def _interrupted(self, delivery: RawDelivery) -> bool:
         """Whether the library may have interrupted it: its member leaves, or its partition's hand-over is due."""
         now = self._adapter.clock.monotonic()
-        return self._adapter.leaving() or any(
+        return self._adapter.drained() or any(
             delivery.partition in partitions and due <= now for partitions, due in self._hand_overs
         )
 

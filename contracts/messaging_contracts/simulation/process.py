@@ -47,8 +47,8 @@ class Process:
         self.dead = False
 
     @property
-    def leaving(self) -> bool:
-        """Whether it has been asked to end."""
+    def drained(self) -> bool:
+        """Whether it leaves, and what it still runs has had its time."""
         return False
 
     def _wrap(self, _: Adapter) -> Adapter:
@@ -63,7 +63,7 @@ class Process:
             window=world.scenario.window,
             cut=self._living(inner.cut),
             lapse=self._living(inner.lapse),
-            leaving=lambda: self.leaving,
+            drained=lambda: self.drained,
             unstored=lambda: self.store.completing,
             in_hand=self.in_hand.keys(),
             requested=world.requested,
@@ -94,7 +94,7 @@ class Member(Process):
         super().__init__(world, name)
         self._stop = asyncio.Event()
         self._handlings = 0
-        self._frozen_at = 0.0
+        self._frozen_at = self._stopped_at = 0.0
         self.running = 0
         self.answering = 0
         """Requests."""
@@ -106,8 +106,8 @@ class Member(Process):
         return not (self.dead or self._stop.is_set() or self.task.done())
 
     @property
-    def leaving(self) -> bool:
-        return self._stop.is_set()
+    def drained(self) -> bool:
+        return self._stop.is_set() and self.now() >= self._stopped_at + self.world.scenario.grace
 
     async def _live(self) -> None:
         try:
@@ -145,6 +145,8 @@ class Member(Process):
 
     def stop(self) -> None:
         """Leave in an orderly way."""
+        if not self._stop.is_set():
+            self._stopped_at = self.now()
         self._stop.set()
         self.world.deserted()
 

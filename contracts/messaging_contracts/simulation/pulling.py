@@ -36,6 +36,11 @@ class PullingMember(Member):
             for task in done:
                 task.result()
 
+    @property
+    def drained(self) -> bool:
+        """It interrupts itself, at once."""
+        return self._stop.is_set()
+
     async def _work(self, pull: Pull[Any]) -> None:
         async for delivery in pull:
             name = self.begin(delivery.payload, delivery)

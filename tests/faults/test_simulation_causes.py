@@ -14,7 +14,7 @@ from messaging.testing import VirtualClock
 from messaging_contracts.faults import History, Kept, Struck
 from messaging_contracts.simulation.adapter import FaultyAdapter, FaultyConsumer
 from messaging_contracts.simulation.faults import LATENCIES, Faults
-from messaging_contracts.simulation.loop import ProcessClock, VirtualLoop
+from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.requested import Requested
 from messaging_contracts.simulation.store import LATE, FaultyStore, Outage
 from messaging_memory.store import MemoryStore
@@ -165,3 +165,16 @@ def test_a_store_that_is_far_away_is_a_cause_while_it_is(bench: Bench):
         return told
 
     assert bench.loop.run_until_complete(begin()) == [("missed", "m1", "billing")]
+
+
+@pytest.mark.parametrize("delay", [0.0, 1e-3])
+def test_what_repeats_for_ever_ends(delay: float):
+    async def repeat():
+        while True:
+            await asyncio.sleep(delay)
+
+    loop = VirtualLoop()
+    with pytest.raises(Stalled, match="repeats"):
+        loop.run_until_complete(repeat())
+    asyncio.gather(*asyncio.all_tasks(loop)).cancel()
+    loop.close()

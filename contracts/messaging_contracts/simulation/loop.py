@@ -27,9 +27,12 @@ RESOLUTION = 2e-6
 TURNS = 50_000
 """Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
 
+MOST_TURNS = 300_000
+"""Turns of the loop in all, after which it is taken to repeat itself with hardly any delay: histories took 20 000."""
+
 
 class Stalled(Exception):
-    """Every task waits and nothing will ever wake one, or something repeats without any delay."""
+    """Every task waits and nothing will ever wake one, or something repeats without any delay, or hardly any."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -83,11 +86,15 @@ class _NoInput(selectors.SelectSelector):
         super().__init__()
         self._loop = loop
         self._turns = 0
+        self._all_turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise Stalled(f"at {self._loop.time():.3f} s every task waits for ever")
         self._turns += 1
+        self._all_turns += 1
+        if self._all_turns > MOST_TURNS:
+            raise Stalled(f"at {self._loop.time():.3f} s something repeats with hardly any delay")
         if not self._loop.busy:
             self._turns = 0
             self._loop.let_pass(timeout)

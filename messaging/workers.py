@@ -76,6 +76,8 @@ class Workers:
         """What each worker runs, by its number."""
         self._interrupted: set[RawDelivery] = set()
         self._suspects: deque[RawDelivery] = deque()
+        self._returned: deque[RawDelivery] = deque()
+        """What came back and is no suspect yet: it begins when no other subscription runs one."""
         self._early = FirstSeen()
         self._waiting: deque[asyncio.Future[None]] = deque()
         group = binding.subscription.group
@@ -103,8 +105,8 @@ class Workers:
 
     @property
     def lonely(self) -> bool:
-        """Whether a suspect runs alone, or waits to."""
-        return self.alone is not None or bool(self._suspects)
+        """Whether a suspect runs alone, or something waits for one."""
+        return self.alone is not None or bool(self._suspects or self._returned)
 
     async def run(self) -> None:
         """Work until cancelled; raises what ends a worker, which never ends by itself."""
@@ -129,7 +131,7 @@ class Workers:
                 if left:
                     self._log_abandoned()
         finally:
-            self._isolation.leave(self)
+            self._isolation.gone(self)
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -155,8 +157,8 @@ class Workers:
             task.cancel()
 
     def withdraw_suspects(self, unwanted: Callable[[RawDelivery], bool]) -> list[RawDelivery]:
-        """Take back the suspects that wait to run alone."""
-        withdrawn = [delivery for delivery in self._suspects if unwanted(delivery)]
+        """Take back the suspects that wait to run alone, and what waits for those of others."""
+        withdrawn = [delivery for delivery in (*self._suspects, *self._returned) if unwanted(delivery)]
         for delivery in withdrawn:
             self.end_alone(delivery)
         return withdrawn
@@ -168,6 +170,8 @@ class Workers:
             self._isolation.leave(self)
         elif delivery in self._suspects:
             self._suspects.remove(delivery)
+        elif delivery in self._returned:
+            self._returned.remove(delivery)
         else:
             return
         self.wake(len(self._waiting))
@@ -190,6 +194,7 @@ class Workers:
                 if lanes.ready:
                     self.wake(WOKEN_AT_ONCE)
             at_work[number] = delivery
+            came_back = delivery.returns and delivery is not self.alone
             try:
                 message = delivery.message
                 kind, outcome = message.type, None
@@ -215,6 +220,8 @@ class Workers:
                 raise
             finally:
                 at_work[number] = None
+                if came_back:
+                    self._isolation.end_returned(self)
             if self._interrupted:
                 self._interrupted.discard(delivery)
             while task.cancelling():
@@ -234,7 +241,7 @@ class Workers:
         await waiter
 
     def _next(self) -> RawDelivery | None:
-        """The next delivery to run; a suspect only when nothing else runs, and no suspect elsewhere."""
+        """The next delivery to run; a suspect only when nothing else runs, and nothing elsewhere that came back."""
         while self.alone is None and not self._stopped:
             if self._suspects and self._isolation.free_for(self, self._freed):
                 if self.running:
@@ -244,6 +251,12 @@ class Workers:
                     self.alone = suspect
                     self._isolation.take(self)
                     return suspect
+                continue
+            if self._returned and self._isolation.begin_returned(self, self._freed):
+                returned = self._returned.popleft()
+                if self._leased(returned):
+                    return returned
+                self._isolation.end_returned(self)
                 continue
             delivery = self._lanes.take()
             if delivery is None:
@@ -261,7 +274,7 @@ class Workers:
             elif delivery.guard == "alone" or delivery.returns >= SUSPECT_AFTER:
                 self._suspects.append(delivery)
             else:
-                return delivery
+                self._returned.append(delivery)
         return None
 
     def _freed(self) -> None:

@@ -301,6 +301,43 @@ async def test_no_two_subscriptions_of_a_program_run_a_suspect_at_once():
         await one.clock.settle()
 
 
+async def test_what_came_back_runs_beside_no_suspect_of_another_subscription():
+    isolation, guilty, innocent = Isolation(), Work(), Work()
+    async with (
+        Bench(guilty, isolation=isolation).running() as one,
+        Bench(innocent, isolation=isolation).running() as other,
+    ):
+        await one.put(raw("poison", returns=2))
+        await other.put(suspect("s"))
+        assert guilty.running == {"poison"}
+        assert other.consumer.isolated == [], "a mark would bury it if the poison ended the process now"
+
+        guilty.finish("poison")
+        await one.clock.settle()
+        assert innocent.running == {"s"}
+        await one.put(raw("another", returns=1), raw("new"))
+        assert guilty.running == {"new"}, "what never came back goes on meanwhile"
+
+        innocent.finish("s")
+        await other.clock.settle()
+        assert guilty.running == {"new", "another"}
+        guilty.finish("new")
+        guilty.finish("another")
+        await one.clock.settle()
+
+
+async def test_what_waits_for_the_suspect_of_another_subscription_goes_back_in_peace():
+    isolation, work = Isolation(), Work()
+    async with Bench(work, isolation=isolation).running() as one:
+        await one.put(suspect("s"))
+        async with Bench(Work(), isolation=isolation, grace=1.0).running() as other:
+            await other.put(raw("waits", returns=1))
+            assert other.counters.released == 0
+        assert other.consumer.closed
+        work.finish("s")
+        await one.clock.settle()
+
+
 async def test_a_subscription_that_ends_with_a_suspect_holds_up_no_other():
     isolation, left, work = Isolation(), Work(), Work()
     async with Bench(left, isolation=isolation, grace=0.0).running() as bench:
@@ -398,3 +435,16 @@ async def test_waking_workers_that_have_ended_is_harmless():
         pass
 
     bench.dispatcher._workers.wake(5)
+
+
+async def test_a_handler_that_was_left_behind_holds_up_no_suspect_and_ends_late_without_harm():
+    isolation, freed = Isolation(), []
+    gone, asking = object(), object()
+    assert isolation.begin_returned(gone, lambda: None)
+    assert not isolation.free_for(asking, lambda: freed.append(asking))
+
+    isolation.gone(gone)
+    isolation.end_returned(gone)
+
+    assert freed == [asking]
+    assert isolation.free_for(asking, lambda: None)

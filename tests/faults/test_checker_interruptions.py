@@ -64,6 +64,23 @@ def test_a_fault_explains_no_duplicate_long_after_all_have_noticed_it(story: Sto
     assert list(story.verdict().violations) == ["duplicates_without_cause"]
 
 
+def test_what_comes_again_may_wait_for_what_was_sent_before_it_and_for_nothing_else(story: Story):
+    story.published("m0")
+    story.published("m1", sequence=1)
+    story.published("m2", sequence=2)
+    for number in (0, 1):
+        story.handled(f"m{number}", sequence=number)
+    story.struck(None)
+    story.pass_time(LATE)
+    story.handled("m0", sequence=0)  # itself too late
+    story.handled("m1", sequence=1)
+    assert [text.partition(":")[0] for text in story.verdict().duplicates_without_cause] == ["m0"]
+    story.handled("m2", sequence=2)
+    story.pass_time(LATE)
+    story.handled("m1", sequence=1)
+    assert [text.partition(":")[0] for text in story.verdict().duplicates_without_cause] == ["m0", "m1"]
+
+
 def test_a_fault_explains_no_second_handler_beside_the_first_long_after_all_have_noticed_it(story: Story):
     story.published("m0")
     name = story.begun("m0")

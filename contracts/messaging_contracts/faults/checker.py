@@ -34,6 +34,7 @@ from messaging_contracts.faults.once import repetition
 from messaging_contracts.faults.publishes import Publishes
 from messaging_contracts.faults.replies import asking
 from messaging_contracts.faults.verdict import Verdict
+from messaging_contracts.faults.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -121,8 +122,8 @@ class _Check:
         self._messages = self._publishes.messages
         self._handlings: dict[str, Handling] = {}
         self._causes = Causes(self._messages, ordered=ordered, lateness=lateness)
-        self._copies = Copies(self._causes, tolerance, lateness, remembers)
-        self._firsts = Firsts(self._causes, lateness)
+        self._lateness = lateness
+        self._remembers = remembers
         self._letters = Letters(self._causes, tolerance)
         self._removed = -inf
         """Until when what was confirmed may have been deleted."""
@@ -211,10 +212,12 @@ class _Check:
         by_id = ids_of(one for one in self._handlings.values() if one.begun.group == group)
         self._judge_publishing(group, by_id)
         self._judge_settled(by_id)
-        self._firsts.judge(by_id, self._messages, self.verdict)
+        work = Work(by_id, self._messages)
+        Firsts(self._causes, work, self._lateness).judge(by_id, self._messages, self.verdict)
+        copies = Copies(self._causes, work, self._tolerance, self._lateness, self._remembers)
         lanes: dict[str, list[Handling]] = {}
         for id, handlings in by_id.items():
-            way = self._copies.judge(id, self._messages.get(id), handlings, self.verdict)
+            way = copies.judge(id, self._messages.get(id), handlings, self.verdict)
             for number, copy in enumerate(way.copies, 1):
                 lanes[f"id {id}" + (f" copy {number}" if number > 1 else "")] = list(copy)
         if self._ordered:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.handlings import Message
     from messaging_contracts.faults.history import Struck
     from messaging_contracts.faults.verdict import Verdict
+    from messaging_contracts.faults.work import Work
 
 WAYS = (24, 240)
 """Ways to divide the handlings that are followed at a time; the more where the best of the few leaves a violation."""
@@ -67,6 +68,7 @@ class Copies:
     """
 
     causes: Causes
+    work: Work
     tolerance: float
     lateness: float
     remembers: bool
@@ -165,7 +167,7 @@ class Copies:
                 struck += self.causes.of(former, at, hand_over=True)
             again_there = self.causes.stored_again(formers, one) or self.causes.marked_twice(formers, one)
             explained = again_there or self._spend(step, struck)
-            late = at - self._free(former, one) > self.lateness
+            late = at - max(self._free(former, one), self.work.before(one, former.begun.at)) > self.lateness
             if explained and (interrupted or not late):
                 step.duplicates += not interrupted
             else:

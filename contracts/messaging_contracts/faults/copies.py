@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 WAYS = (24, 240)
 """Ways to divide the handlings that are followed at a time; the more where the best of the few leaves a violation."""
-
-
 TAKES = 2
 """More handlings of one copy that one fault explains: by who gets it next, and by who had it and does not know that it
 is lost. No run showed more.

@@ -26,7 +26,6 @@ RESOLUTION = 2e-6
 """Seconds: a message keeps its times in microseconds."""
 TURNS = 50_000
 """Turns of the loop at one moment of virtual time after which the program is taken to repeat itself for ever."""
-
 MOST_TURNS = 300_000
 """Turns of the loop in all, after which it is taken to repeat itself with hardly any delay: histories took 20 000."""
 

@@ -18,8 +18,6 @@ OPERATED = 0.25
 """How often a history has an operator."""
 ONCE = 0.15
 """How often one has `idempotent_publish`."""
-
-
 CONTENDED = 0.3
 """How often an idempotent group has two copies of messages."""
 

@@ -343,6 +343,8 @@ class BrokerHealth:
     error: str | None = None
     refusing: str | None = None
     """Why it takes no publishes now, where it says so by itself; what came of publishes is known without it."""
+    silent: bool = False
+    """It did not answer this probe at all, on a connection that is not given up yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class StoreState:
     """When it failed, in `Clock.monotonic` seconds."""
 
     def check(self) -> None:
-        """Raise what no trying again heals (25). A store of another party may raise OSError where it is away."""
+        """Raise what no trying again heals (25); a store of another party may raise OSError where it is away."""
         if self.error is not None and is_fatal(self.error) and not isinstance(self.error, OSError | Closed):
             raise self.error
 

@@ -203,7 +203,12 @@ class Codec(Generic[T]):
         if self._many is None and self._adapter is not None and self._essence == JSON:
             from pydantic import BaseModel
 
-            if isinstance(self.type, type) and issubclass(self.type, BaseModel):
+            # What pydantic reads lazily can be written once only, and the models may have to be written each alone.
+            if (
+                isinstance(self.type, type)
+                and issubclass(self.type, BaseModel)
+                and "'generator'" not in repr(self._adapter.core_schema)
+            ):
                 self._many = Bulk(self.type)
         return self._many
 

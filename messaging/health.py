@@ -119,7 +119,9 @@ def assess(
     errors += [f"{state.name}: {state.requests}" for state in states if state.requests]
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
-    waiting = waiting or any(state.publishing or state.error for state in states)
+    waiting = (
+        waiting or any(state.publishing for state in states) or any(one.silent for one in brokers.values())
+    )
     gone = any(one.gone or one.store for one in subscriptions) or any(state.requests for state in states)
     connected = all(state.connected for state in states)
     return Health(

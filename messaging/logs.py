@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 
 def one_line(text: str) -> str:
@@ -16,9 +17,10 @@ class _OneLine(logging.Filter):
     """What came over the wire could forge lines of a log, and command the terminal on which it is read."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if not text.isprintable():
-            record.msg, record.args = one_line(text), ()
+        with suppress(Exception):  # what cannot be shown is for `logging` to tell of
+            text = record.getMessage()
+            if not text.isprintable():
+                record.msg, record.args = one_line(text), ()
         return True
 
 

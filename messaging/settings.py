@@ -289,7 +289,7 @@ def _checked(check: Callable[[str], str], name: str) -> str:
 def _shown(path: KeyPath, value: Any) -> Any:
     if value is None:
         return None
-    if path[0] == "broker" and any(map(is_secret, path[1:])):
+    if path[0] == "broker" and any(map(is_secret, path[2:])):
         return "***"
     is_url = isinstance(value, str) and (
         path[0] in {"url", "store"} or path[-1] == "url" or any(mark in value for mark in ("://", "@"))

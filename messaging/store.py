@@ -58,7 +58,9 @@ class IdempotencyStore(ABC):
         """Take the key for `lease` seconds, or tell who has it.
 
         An expired lease is taken over with a larger fence. Raises IdempotencyConflict when the key is known with
-        another payload `digest`, ConnectionFailed when the store cannot be reached.
+        another payload `digest`, ConnectionFailed when the store cannot be reached, AuthenticationFailed or
+        ConfigurationError when it refuses for good, which ends the subscription. Anything else counts as a failure of
+        the message.
         """
 
     @abstractmethod

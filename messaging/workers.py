@@ -183,7 +183,7 @@ class Workers:
         binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
         still_leased.set(lambda: self._in_time(at_work[number]))
         woken, run = False, 0
-        while not self._ended:  # a handler may have swallowed the cancellation
+        while not (self._ended or self._isolation.exiting):  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
                 await self._wait()
@@ -191,7 +191,7 @@ class Workers:
                 continue
             if woken:
                 woken = False
-                if lanes.ready:
+                if lanes.ready or self._returned:
                     self.wake(WOKEN_AT_ONCE)
             at_work[number] = delivery
             came_back = delivery.returns and delivery is not self.alone

@@ -285,6 +285,7 @@ class RabbitMQAdapter(Adapter):
                 error=f"RabbitMQ at {self._settings.address} did not answer within {HEALTH_TIMEOUT:g} s: it hangs, "
                 f"or a queue has no leader",
                 refusing=self._refusing(),
+                silent=True,
             )
         except MessagingError as error:
             return BrokerHealth(connected=False, error=str(error))

@@ -46,8 +46,8 @@ def idempotent(
     member has it, the message is released until the rest of that member's lease has passed; ours is extended
     while the handler runs, and not used where it, the delivery's lease or the message's time was over when the
     store answered. Two bodies under one key are rejected. Anything but an Ack clears the key, cancellation too.
-    While the store does not answer, messages are released uncounted: it is no fault of theirs. When it goes away
-    after the handler, the outcome stands.
+    While the store does not answer, messages are released uncounted: it is no fault of theirs. Any other error of it
+    is a failure of the message. When it goes away after the handler, the outcome stands.
 
     `lease` and `ttl` are seconds; `owner` names this member in the log; `state` is told how the store answers.
     """
@@ -64,7 +64,7 @@ def idempotent(
                 rejected = Reject(str(conflict), cause="exception")
                 rejected.__cause__ = conflict
                 return rejected
-            except Exception as error:
+            except _AWAY as error:
                 if state.error is None:
                     _tell(delivery, owner, "the idempotency store is away, messages are released", error)
                 state.error, state.at = error, clock.monotonic()
@@ -104,6 +104,10 @@ def _checked_key(value: object) -> str:
     """What the key function returned: one key for all that has none would take them for one message."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"the idempotency key of a message is a str that is not empty, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the idempotency key {value!r} is no text that UTF-8 can carry") from None
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_what_is_written_together_is_written_as_each_alone(model: Any, payloads:
     codec: Codec[Any] = Codec(model)
 
     assert codec.encode_all(payloads) == [codec.encode(payload) for payload in payloads]
+
+
+class Lazy(BaseModel):
+    """Its numbers can be read once."""
+
+    numbers: Iterable[int]
+    marks: list[list[int | None]] = []
+
+
+def test_what_can_be_read_once_is_written_once() -> None:
+    payloads = [Lazy(numbers=[1, 2]), Lazy(numbers=[3], marks=[[1, None], [2]])]
+    bodies = [body for body, _ in Codec(Lazy).encode_all(payloads)]
+
+    assert bodies == [b'{"numbers":[1,2],"marks":[]}', b'{"numbers":[3],"marks":[[1,null],[2]]}']
 
 
 def test_one_that_is_refused_among_many_is_named_as_alone() -> None:

@@ -192,13 +192,26 @@ async def test_a_broker_that_does_not_answer_a_probe_is_no_green_while_its_conne
     answer = MemoryAdapter.health
 
     async def silent(adapter):
-        return replace(await answer(adapter), error="no answer within 1 s")
+        return replace(await answer(adapter), error="no answer within 1 s", silent=True)
 
     monkeypatch.setattr(MemoryAdapter, "health", silent)
     health = await bus.health()
 
     assert (health.status, health.connected) == ("yellow", True)
     assert (health.last_error or "").endswith("no answer within 1 s")
+
+
+async def test_figures_of_groups_that_come_late_are_told_and_make_no_broker_unwell(bus, monkeypatch):
+    answer = MemoryAdapter.health
+
+    async def slow(adapter):
+        return replace(await answer(adapter), error="no figures within 1 s")
+
+    monkeypatch.setattr(MemoryAdapter, "health", slow)
+    health = await bus.health()
+
+    assert health.status == "green"
+    assert (health.last_error or "").endswith("no figures within 1 s")
 
 
 async def test_health_is_red_while_replies_do_not_arrive(bus, clock):

@@ -476,15 +476,28 @@ async def test_a_defect_of_the_store_is_shown_as_one(store, clock, caplog, call)
     assert (record.levelname, record.exc_info[0]) == ("ERROR", AttributeError)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [AttributeError("no such column"), ConfigurationError("no permission"), TimeoutError("no answer")],
-)
+@pytest.mark.parametrize("error", [ConfigurationError("no permission"), TimeoutError("no answer")])
 async def test_what_is_wrong_with_the_store_before_the_handler_costs_no_message_an_attempt(store, error):
     store.broken["begin"] = error
 
     assert await protect(store, handler := always(Ack()))(delivery()) == Release(after=1.0)
     assert handler.handled == []
+
+
+async def test_a_defect_of_the_store_before_the_handler_is_a_failure_of_the_message(store):
+    store.broken["begin"] = AttributeError("no such column")
+
+    with pytest.raises(AttributeError):
+        await protect(store, handler := always(Ack()))(delivery())
+
+    assert handler.handled == []
+
+
+async def test_a_key_that_no_store_can_take_is_a_failure_of_its_message(store):
+    with pytest.raises(ValueError, match="UTF-8"):
+        await protect(store, always(Ack()), key=lambda message: "\ud800")(delivery())
+
+    assert store.calls == []
 
 
 # what operators are told
@@ -513,7 +526,9 @@ async def test_a_store_that_nobody_asks_any_more_is_forgotten(store, clock):
     assert state.failing(clock.monotonic()) is None
 
 
-@pytest.mark.parametrize("failing", [AuthenticationFailed("no such user"), AttributeError("no such column")])
+@pytest.mark.parametrize(
+    "failing", [AuthenticationFailed("no such user"), ConfigurationError("no permission")]
+)
 async def test_a_store_that_refuses_for_good_is_told_from_one_that_is_away(failing):
     with pytest.raises(type(failing)):
         StoreState(failing).check()

@@ -324,6 +324,12 @@ def test_a_secret_of_a_misspelt_or_nested_option_is_shown_nowhere(written: str) 
     assert "s3cret" not in str(settings.effective())
 
 
+def test_the_name_of_a_broker_hides_no_option_of_it() -> None:
+    write('[broker.authors]\nurl = "redis://host"')
+
+    assert "redis://host" in str(Settings.load().effective())
+
+
 def test_an_error_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESSAGING__BROKER__REDIS", "s3cret")
     write('topology = "s3cret"')

@@ -326,6 +326,24 @@ async def test_what_came_back_runs_beside_no_suspect_of_another_subscription():
         await one.clock.settle()
 
 
+async def test_all_that_waited_for_the_suspect_of_another_subscription_runs_when_it_is_over():
+    isolation, suspected, many = Isolation(), Work(), Work()
+    async with (
+        Bench(suspected, isolation=isolation).running() as one,
+        Bench(many, isolation=isolation, concurrency=8, ordered=False).running() as other,
+    ):
+        await one.put(suspect("s"))
+        await other.put(*(raw(f"r{number}", returns=1) for number in range(8)))
+        assert many.running == set()
+        suspected.finish("s")
+        await one.clock.settle()
+        await other.clock.settle()
+        assert len(many.running) == 8
+        for id in list(many.running):
+            many.finish(id)
+        await other.clock.settle()
+
+
 async def test_what_waits_for_the_suspect_of_another_subscription_goes_back_in_peace():
     isolation, work = Isolation(), Work()
     async with Bench(work, isolation=isolation).running() as one:

@@ -183,7 +183,7 @@ class Workers:
         binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
         still_leased.set(lambda: self._in_time(at_work[number]))
         woken, run = False, 0
-        while not (self._ended or self._isolation.exiting):  # a handler may have swallowed the cancellation
+        while not self._over():  # a handler may have swallowed the cancellation
             delivery = self._next()
             if delivery is None:
                 await self._wait()
@@ -212,7 +212,7 @@ class Workers:
                         current_delivery.set(given)
                         outcome = await binding.handler(given)
             except asyncio.CancelledError:
-                if self._isolation.exiting or self._ended:
+                if self._over():
                     raise
                 outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
             except SystemExit:
@@ -231,6 +231,10 @@ class Workers:
             if run == BURST:
                 run = 0
                 await asyncio.sleep(0)
+
+    def _over(self) -> bool:
+        """Whether nothing starts any more: cancelled, or its program exits."""
+        return self._ended or self._isolation.exiting
 
     async def _wait(self) -> None:
         """For something to run."""

@@ -43,6 +43,8 @@ class RabbitMQ:
         file = home / "rabbitmq.conf"
         file.touch(mode=0o600)
         file.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+        advanced = home / "advanced.config"
+        advanced.write_text(_ADVANCED)
         plugins = home / "enabled_plugins"
         plugins.write_text("[].\n")
         mapper_port = str(free_port())
@@ -58,7 +60,7 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": str(home / "log"),
             "RABBITMQ_PID_FILE": str(home / "rabbitmq.pid"),
             "RABBITMQ_CONFIG_FILE": str(file),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(advanced),
             "RABBITMQ_CONF_ENV_FILE": str(home / "rabbitmq-env.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
             # Busy waiting of its schedulers would take the tests' own processor.
@@ -86,6 +88,10 @@ class RabbitMQ:
 
     def version(self, url: str, timeout: float) -> str:
         return handshake(url, timeout)
+
+
+_ADVANCED = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n"
+"""Milliseconds until a delay queue hands over again what was not confirmed, as while the broker starts; else 180 s."""
 
 
 def _settings(options: Options) -> dict[str, str]:

@@ -125,11 +125,7 @@ async def cut_connections_and_failing_handler(stage: Stage) -> None:
     for share in (1 / 4, 1 / 2):
         await stage.published(share)
         await stage.busy(member)
-        since = now()
-        await proxy.cut()
-        await asyncio.sleep(1)
-        proxy.heal()
-        stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
+        await stage.cut(proxy, member, 1)
 
 
 @fault("network")
@@ -162,11 +158,7 @@ async def frozen_member_and_cut_connections(stage: Stage) -> None:
     since = now()
     frozen.signal(signal.SIGSTOP)
     await asyncio.sleep(stage.lease / 3)
-    cut = now()
-    await proxy.cut()
-    await asyncio.sleep(OUTAGE / 2)
-    proxy.heal()
-    stage.arena.struck("cut", cut, other, told_by=stage.behind(proxy))
+    await stage.cut(proxy, other, OUTAGE / 2)
     await asyncio.sleep(stage.lease)
     frozen.signal(signal.SIGCONT)
     stage.arena.struck("frozen", since, frozen)

@@ -343,11 +343,7 @@ async def cut_connections(stage: Stage) -> None:
     await stage.publish(url=stage.arena.through(proxy), at_once=AT_ONCE)
     await stage.published(1 / 3)
     await stage.busy(member)
-    since = now()
-    await proxy.cut()
-    await asyncio.sleep(OUTAGE)
-    proxy.heal()
-    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
+    await stage.cut(proxy, member)
 
 
 @fault("network")

@@ -271,6 +271,14 @@ class Stage:
         hit = self.arena.processes if self._fragile is None else self.behind(self._fragile)
         self.arena.struck("broker killed" if kill else "broker restarted", since, only, told_by=hit)
 
+    async def cut(self, proxy: Proxy, hit: Process, seconds: float = OUTAGE) -> None:
+        """Cut all connections through this proxy for so long. Health is judged: of all behind it."""
+        since = now()
+        await proxy.cut()
+        await asyncio.sleep(seconds)
+        proxy.heal()
+        self.arena.struck("cut", since, hit, told_by=self.behind(proxy))
+
     @asynccontextmanager
     async def out_of(self, resource: Resource) -> AsyncGenerator[None]:
         """While the body runs, the broker takes nothing more."""

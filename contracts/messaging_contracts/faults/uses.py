@@ -63,11 +63,7 @@ async def cut_connections_and_requests(stage: Stage) -> None:
     await stage.ask(name="requester-2")
     await stage.published(1 / 3)
     await stage.busy(member)
-    since = now()
-    await proxy.cut()
-    await asyncio.sleep(OUTAGE)
-    proxy.heal()
-    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
+    await stage.cut(proxy, member)
     await stage.answered()
 
 
@@ -79,11 +75,7 @@ async def cut_connections_and_redrive(stage: Stage) -> None:
     (member,) = await stage.members(1, url=url, **REJECTING)
     other = await stage.arena.start("member-2", **REJECTING)
     await _redrive(stage, [member, other], url)
-    since = now()
-    await proxy.cut()
-    await asyncio.sleep(OUTAGE)
-    proxy.heal()
-    stage.arena.struck("cut", since, member, told_by=stage.behind(proxy))
+    await stage.cut(proxy, member)
     await stage.redriven()
 
 

@@ -140,7 +140,10 @@ class Preparation:
 
 def _encoded(codec: Codec[Any], payloads: Iterable[Any]) -> Iterable[tuple[Any, tuple[bytes, str]]]:
     """Each with its body and content type."""
-    if isinstance(payloads, (list, tuple)) and len(payloads) > 1:
+    if isinstance(payloads, (list, tuple)):
+        if len(payloads) == 1:
+            (payload,) = payloads
+            return ((payload, codec.encode(payload)),)
         return zip(payloads, codec.encode_all(payloads), strict=True)
     # Each at its turn: a generator may change, and give again, what it gave before.
     return ((payload, codec.encode(payload)) for payload in payloads)

@@ -1,5 +1,6 @@
-"""Members of a group in processes of their own. `python -m benchmarks.curves.member TOPIC` is one: it ends when its
-input does. Its broker's URL comes by the environment, where others do not read its credentials.
+"""Members of groups in processes of their own. `python -m benchmarks.curves.member WORK` is one: a line makes it begin
+to count what it takes, the end of its input ends it. Its broker's URL comes by the environment, where others do not
+read its credentials.
 """
 
 # pyright: reportMissingImports=false
@@ -22,11 +23,24 @@ from benchmarks.payload import Order
 from messaging import App, Topic, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+WITHIN = 300.0
+"""Seconds for all messages of a point."""
 TOLD_EVERY = 0.05
 """Seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a member subscribes to: these topics, each with so many workers."""
+
+    topics: Sequence[str]
+    partitions: int
+    concurrency: int
+    prefetch: int
+    """Of one topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +49,17 @@ class Told:
 
     handled: int
     seconds: float
-    """Of the processor, since it was ready."""
+    """Of the processor, from when it was told to count until its end."""
     memory: int
     """Bytes at the peak."""
 
 
 class Members:
-    """So many members of one topic's group, each in a process; ended at the exit of the context."""
+    """So many members with the same work, each in a process; ended at the exit of the context."""
 
-    def __init__(self, url: str, topic: str, count: int) -> None:
+    def __init__(self, url: str, work: Work, count: int) -> None:
         self._environment = {**os.environ, "MESSAGING_URL": url}
-        self._topic, self._count = topic, count
+        self._work, self._count = work, count
         self._processes: list[asyncio.subprocess.Process] = []
         self._handled: list[int] = []
         self._told: list[Told] = []
@@ -56,7 +70,7 @@ class Members:
         for number in range(self._count):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "benchmarks.curves.member", self._topic),
+                *("-m", "benchmarks.curves.member", json.dumps(asdict(self._work))),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment,
@@ -82,6 +96,13 @@ class Members:
         await self._until(lambda: sum(self._handled) >= messages)
         return time.perf_counter()
 
+    async def count(self) -> None:
+        """What they take from now on is what they tell at their end."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            await process.stdin.drain()
+
     async def ended(self) -> list[Told]:
         """End them, each after what it has begun."""
         for process in self._processes:
@@ -91,7 +112,7 @@ class Members:
         return self._told
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(300), self._news:
+        async with asyncio.timeout(WITHIN), self._news:
             await self._news.wait_for(condition)
 
     async def _read(self, number: int, process: asyncio.subprocess.Process) -> None:
@@ -106,14 +127,17 @@ class Members:
                 self._news.notify_all()
 
 
-async def _member(topic: str) -> None:
-    orders, handled = Topic(topic, Order, key=lambda order: order.customer), 0
-    app = App("bench", concurrency=64, prefetch=1024)
+async def _member(work: Work) -> None:
+    app, handled = App("bench", concurrency=work.concurrency, prefetch=work.prefetch), 0
 
-    @app.subscribe(orders)
     async def handle(_: Order) -> None:
         nonlocal handled
         handled += 1
+
+    for name in work.topics:
+        app.subscribe(Topic(name, Order, key=lambda order: order.customer, partitions=work.partitions))(
+            handle
+        )
 
     async def tell() -> None:
         while True:
@@ -121,12 +145,15 @@ async def _member(topic: str) -> None:
             await asyncio.sleep(TOLD_EVERY)
 
     async with connect() as bus, app.running(bus), asyncio.TaskGroup() as tasks:
-        before, telling = time.process_time(), tasks.create_task(tell())
+        telling = tasks.create_task(tell())
+        await asyncio.to_thread(sys.stdin.readline)
+        before = time.process_time()
         await asyncio.to_thread(sys.stdin.read)
+        seconds = time.process_time() - before
         telling.cancel()
-    print(json.dumps(asdict(Told(handled, time.process_time() - before, peak()))))
+    print(json.dumps(asdict(Told(handled, seconds, peak()))))
 
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)  # libraries tell of every start and stop
-    uvloop.run(_member(sys.argv[1]))
+    uvloop.run(_member(Work(**json.loads(sys.argv[1]))))

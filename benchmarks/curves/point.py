@@ -6,7 +6,6 @@ process of its own, its memory and its time of the processor are its own. The br
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -15,18 +14,18 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import uvloop
 
-from benchmarks.curves.member import Members
+from benchmarks.curves.member import WITHIN, Members, Work
 from benchmarks.measure import Tally, peak
 from benchmarks.paths.ours import counting, fill
 from benchmarks.payload import Order, fresh
 from messaging import App, Topic, connect
 
-WITHIN = 300.0
-"""Seconds for all messages of a point."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Point:
     rate: float
     """Messages a second."""
     cost: float
-    """Seconds of the processor for a message, in the processes that handled it."""
+    """Seconds of the processor for a message, in the processes that handled it, once they are members."""
     memory: int
     """Bytes at the peak, of the largest of these processes."""
     duplicates: int
@@ -59,9 +58,20 @@ async def backlog(url: str, count: int, _: int) -> Point:
 
 
 async def topics(url: str, count: int, messages: int) -> Point:
-    """The messages are spread over so many topics, each with a handler of its own."""
-    several = [Topic(fresh("topics"), Order, partitions=1) for _ in range(count)]
-    return await _stored_first(url, count, several, max(messages, 10 * count), concurrency=8)
+    """The messages are spread over so many topics, each with a handler of its own; published while it runs."""
+    several = [
+        Topic(fresh("topics"), Order, key=lambda order: order.customer, partitions=1) for _ in range(count)
+    ]
+    messages = max(messages, 10 * count)
+    if url.startswith("memory:"):  # it ends at its process
+        return await _stored_first(url, count, several, messages, concurrency=8)
+    return await _published_meanwhile(url, count, several, messages, concurrency=8)
+
+
+async def members(url: str, count: int, messages: int) -> Point:
+    """So many processes are members of one group; another publishes meanwhile."""
+    orders = Topic(fresh("members"), Order, key=lambda order: order.customer)
+    return await _published_meanwhile(url, count, [orders], messages, concurrency=64, members=count)
 
 
 async def _stored_first(
@@ -69,38 +79,58 @@ async def _stored_first(
 ) -> Point:
     each = messages // len(several)
     tally = Tally(each * len(several))
-    app = App("bench", concurrency=concurrency, prefetch=1024 // min(16, len(several)))
+    app = App("bench", concurrency=concurrency, prefetch=_prefetch(several))
     for topic in several:
         counting(topic, tally, app)
     async with connect(url) as bus:
         await bus.declare(app)
         for number, topic in enumerate(several):
             await fill(bus, topic, each, first=number * each)
-        before = time.process_time()
         async with app.running(bus):
             measured = await tally.measured(WITHIN)
-            cost = (time.process_time() - before) / messages
         for topic in several:
             await bus.delete_group(topic, "bench")
-        return Point(x, measured.rate, cost, peak(), measured.duplicates)
+        assert measured.cost is not None
+        return Point(x, measured.rate, measured.cost, peak(), measured.duplicates)
 
 
-async def members(url: str, count: int, messages: int) -> Point:
-    """So many processes are members of one group; another publishes meanwhile."""
-    orders = Topic(fresh("members"), Order, key=lambda order: order.customer)
+async def _published_meanwhile(
+    url: str, x: int, several: list[Topic[Order]], messages: int, *, concurrency: int, members: int = 1
+) -> Point:
+    each = messages // len(several)
+    work = Work(
+        topics=[topic.name for topic in several],
+        partitions=several[0].partitions,
+        concurrency=concurrency,
+        prefetch=_prefetch(several),
+    )
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(connect(url))
-        await bus.declare(orders, groups=["bench"])
-        running = await stack.enter_async_context(Members(url, orders.name, count))
+        for topic in several:
+            await bus.declare(topic, groups=["bench"])
+        running = await stack.enter_async_context(Members(url, work, members))
+        for topic in several:
+            await fill(
+                bus, topic, 1
+            )  # its connections are made, and its partitions dealt, when it is handled
+        await running.handled(len(several))
+        await running.count()
         begun = time.perf_counter()
-        await fill(bus, orders, messages)
-        async with asyncio.timeout(WITHIN):
-            elapsed = await running.handled(messages) - begun
+        for topic in several:
+            await fill(bus, topic, each)
+        published = each * len(several)
+        elapsed = await running.handled(len(several) + published) - begun
         told = await running.ended()
-        await bus.delete_group(orders, "bench")
-    total = sum(one.handled for one in told)
-    cost = sum(one.seconds for one in told) / total
-    return Point(count, messages / elapsed, cost, max(one.memory for one in told), total - messages)
+        for topic in several:
+            await bus.delete_group(topic, "bench")
+    duplicates = sum(one.handled for one in told) - len(several) - published
+    cost = sum(one.seconds for one in told) / published
+    return Point(x, published / elapsed, cost, max(one.memory for one in told), duplicates)
+
+
+def _prefetch(several: Sequence[Topic[Order]]) -> int:
+    """Of each: many have as much in memory as sixteen."""
+    return 1024 // min(16, len(several))
 
 
 RUNS: dict[str, Run] = {"members": members, "topics": topics, "keys": keys, "backlog": backlog}

@@ -25,7 +25,8 @@ def write(found: Mapping[Curve, Mapping[str, Sequence[Point]]], page: File, *, s
 Written by `make bench-full` on {datetime.now(UTC):%Y-%m-%d}, in {seconds / 60:.0f} minutes. Messages are 1 KiB of JSON
 with a typed payload, durable, acknowledged one by one after the handler; uvloop; each point in a process of its own on
 {processor()}, brokers on the same machine: more processes share the same cores. *Cost* is the processor's time
-of the processes that handle the messages, for one message; *memory* the largest such process at its peak.
+of the processes that handle the messages, for one message, without what it takes to become a member; *memory* is the
+largest such process at its peak.
 """
     ]
     plots = page.with_suffix("")

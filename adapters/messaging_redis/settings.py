@@ -64,8 +64,8 @@ class RedisSettings(BaseModel):
     """How long a partition of an ordered group stays with a member that shows no life."""
     drain: float = Field(default=30.0, gt=0)
     """How long a member may take to finish what runs before it gives a partition back."""
-    block: float = Field(default=0.5, gt=0, le=10)
-    """The longest that one read waits on the server."""
+    block: float = Field(default=2.0, gt=0, le=10)
+    """The longest that one read waits on the server: a lost connection is noticed two seconds later."""
     poll: float = Field(default=1.0, gt=0, le=60)
     """How often due retries of other members are looked for: the bound of their lateness."""
     connect_timeout: float = Field(default=5.0, gt=0)

@@ -33,7 +33,7 @@ CURVES = (
         "topics",
         (1, 10, 100, 1000),
         ("memory", *REAL),
-        {"rabbitmq": 100, "kafka": 100, "sqs": 10},
+        dict.fromkeys(("rabbitmq", "kafka", "sqs"), 100),
     ),
     Curve(
         "keys",

@@ -11,13 +11,15 @@ from urllib.parse import parse_qs, urlsplit
 from benchmarks.measure import Incomplete, Measured, Tally, publishing
 from benchmarks.path import OURS, Contender, Path
 from benchmarks.paths import ours
-from benchmarks.payload import body, fresh, number_of
+from benchmarks.payload import SIZE, body, fresh, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEN = 10
 POLLERS = 4
+TOGETHER = max(1, min(TEN, (240 << 10) // SIZE))
+"""Messages in a call of SNS, which takes 256 KiB."""
 
 
 def _client(service: str, url: str) -> Any:
@@ -86,16 +88,17 @@ async def topic_batches_of_ten(url: str, messages: int) -> Measured:
         raw = {"RawMessageDelivery": "true"}
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes=raw)
         measured = await publishing(
-            lambda batch: loop.run_in_executor(threads, _publish_ten, sns, topic, batch * TEN),
-            messages // TEN,
+            lambda batch: loop.run_in_executor(threads, _publish_together, sns, topic, batch * TOGETHER),
+            messages // TOGETHER,
             callers=POLLERS,
         )
         sns.delete_topic(TopicArn=topic)
-        return Measured(measured.rate * TEN, messages)
+        return Measured(measured.rate * TOGETHER, messages)
 
 
-def _publish_ten(client: Any, topic: str, start: int) -> None:
-    entries = [{"Id": str(number), "Message": body(number).decode()} for number in range(start, start + TEN)]
+def _publish_together(client: Any, topic: str, start: int) -> None:
+    numbers = range(start, start + TOGETHER)
+    entries = [{"Id": str(number), "Message": body(number).decode()} for number in numbers]
     if client.publish_batch(TopicArn=topic, PublishBatchRequestEntries=entries).get("Failed"):
         raise Incomplete("some of a batch were not published")
 

@@ -151,7 +151,7 @@ def _topics(given: Assumptions) -> str:
 
 Each with 8 partitions and one unordered group of one member, {given.handlers} topics a process, while nothing is
 published. What a topic takes was counted on running brokers, with one and a few topics. **So many were not tried
-anywhere**: the curves of `make bench-full` go to 1000 on Redis, 100 on RabbitMQ and Kafka, 10 on SQS.
+anywhere**: the curves of `make bench-full` go to 1000 on Redis, 100 on the others.
 
 {_table(("broker", "kept", "processes", "connections", "nodes", "a month, $"), rows)}
 {notes}

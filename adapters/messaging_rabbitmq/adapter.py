@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, Outgoing, Unrouted
 from messaging.errors import MessagingError, NoGroup, PublishError
-from messaging.message import Receipt
+from messaging.message import make_receipt
 from messaging.shielded import shielded
 from messaging_rabbitmq.connection import Link
 from messaging_rabbitmq.consumer import SharedConsumer
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         TopicSpec,
         Topology,
     )
-    from messaging.message import Message
+    from messaging.message import Message, Receipt
     from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.settings import RabbitMQSettings
 
@@ -130,7 +130,7 @@ class RabbitMQAdapter(Adapter):
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 if fate == "stored":
-                    results[sent[at]] = Receipt(one.message.id, one.partition)
+                    results[sent[at]] = make_receipt(one.message.id, one.partition, None)
                     continue
                 results[sent[at]] = _result(one, fate)
                 # Without a cause the broker was silent: that says nothing of the topic.

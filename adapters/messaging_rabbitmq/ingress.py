@@ -18,7 +18,8 @@ from messaging.errors import MessagingError, TopicNotFound
 from messaging.partition import partition_of
 from messaging_rabbitmq.frames import Parcel, parcel_of
 from messaging_rabbitmq.intake import Intake
-from messaging_rabbitmq.properties import PREFIX, foreign_properties
+from messaging_rabbitmq.packing import PREFIX
+from messaging_rabbitmq.properties import foreign_properties
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage

@@ -18,6 +18,7 @@ from messaging.envelope import ATTEMPT, FAILURE, GUARD, decode, encode, recorded
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging_rabbitmq.amqp import PERSISTENT, SHORT_STRING, TRANSIENT
 from messaging_rabbitmq.frames import AROUND, BESIDE, Parcel, content, table_of
+from messaging_rabbitmq.packing import PREFIX, usual_content
 from messaging_rabbitmq.salvage import writable
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-PREFIX = "cloudEvents_"
 PARTITION = "messaging-partition"
 """On our own copies, which reach their queue by its name: the partition that the message was published to."""
 CARRIED = "messaging-headers"
@@ -65,6 +65,29 @@ def packed(
     persistent: bool = True,
 ) -> Parcel:
     """A message of ours. Raises InvalidMessage or MessageTooLarge naming what does not fit."""
+    kind, mode, message_id = message.content_type, PERSISTENT if persistent else TRANSIENT, unique_id()
+    if kind is not None and len(kind) * 4 > SHORT_STRING and len(kind.encode()) > SHORT_STRING:
+        raise InvalidMessage(f"the content type of message {message.id} has more than {SHORT_STRING} bytes")
+    described = None if extra else usual_content(message, message_id, reply_to, mode)
+    if (
+        described is None or len(described) > table_limit or len(message.body) + len(described) > limit
+    ):  # in the last cases perhaps: it is longer than its headers
+        table = _table(message, extra, limit, table_limit)
+        correlation_id, time = message.correlation_id, message.time
+        described = content(
+            table,
+            content_type=kind,
+            mode=mode,
+            correlation_id=None if correlation_id is None else _short(correlation_id),
+            reply_to=reply_to,
+            message_id=message_id,
+            time=time if time is not None and time.year > 1970 else None,
+        )
+    return Parcel(exchange, routing_key, described, message_id, message.body, mandatory)
+
+
+def _table(message: Message, extra: Mapping[str, str] | None, limit: int, table_limit: int) -> bytes:
+    """The headers of a message; raises MessageTooLarge."""
     headers = encode(message, prefix=PREFIX)
     if message.headers:
         headers = _carried(headers)
@@ -78,20 +101,7 @@ def packed(
             f"the headers of message {message.id} of topic {message.topic} exceed the {table_limit} bytes "
             f"that one AMQP frame carries: put large values into the payload"
         )
-    kind, correlation_id = message.content_type, message.correlation_id
-    if kind is not None and len(kind) * 4 > SHORT_STRING and len(kind.encode()) > SHORT_STRING:
-        raise InvalidMessage(f"the content type of message {message.id} has more than {SHORT_STRING} bytes")
-    message_id = unique_id()
-    described = content(
-        table,
-        content_type=kind,
-        mode=PERSISTENT if persistent else TRANSIENT,
-        correlation_id=None if correlation_id is None else _short(correlation_id),
-        reply_to=reply_to,
-        message_id=message_id,
-        time=message.time if message.time is not None and message.time.year > 1970 else None,
-    )
-    return Parcel(exchange, routing_key, described, message_id, message.body, mandatory)
+    return table
 
 
 def _check_size(message: Message, headers: int, limit: int) -> None:

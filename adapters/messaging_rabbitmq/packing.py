@@ -1,0 +1,103 @@
+"""The properties of a message of ours, as its content header carries them, in one step.
+
+Most of them are the same for all messages of a program: those parts are packed once. What has more than the usual
+attributes is left to `properties.packed`, field by field. Both give the same bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from messaging.envelope import FORMAT_VERSION, SPEC_VERSION
+from messaging_rabbitmq.amqp import (
+    CONTENT_TYPE,
+    CORRELATION,
+    FLAGS,
+    HEADERS,
+    LONG,
+    LONG_LONG,
+    MESSAGE_ID,
+    MODE,
+    REPLY_TO,
+    TIME,
+)
+
+if TYPE_CHECKING:
+    from messaging.message import Message
+
+PREFIX = "cloudEvents_"
+_FIRST_YEAR = 1971
+"""A timestamp of AMQP has no sign."""
+
+
+def usual_content(message: Message, message_id: str, reply_to: str | None, mode: int) -> bytes | None:
+    """Flags and fields; None for a message that is not such a one."""
+    time, key = message.time, message.key
+    if (
+        time is None
+        or time.tzinfo is not UTC
+        or time.year < _FIRST_YEAR
+        or message.headers
+        or isinstance(key, bytes)
+        or message.expires_at is not None
+        or message.not_before is not None
+    ):
+        return None
+    flags, native = 0, chr(mode)
+    id, at, correlation_id = message.id, time.isoformat(), message.correlation_id
+    before, between = _unchanging(message.type or message.topic, message.source)
+    # A length that is one ASCII character is the last byte of a longer number too.
+    table = f"{before}{chr(len(id))}{id}{between}{chr(len(at))}{at}"
+    if key is not None:
+        table += f"{_KEY}{chr(len(key))}{key}"
+    if correlation_id is not None:
+        table += f"{_CORRELATION}{chr(len(correlation_id))}{correlation_id}"
+        if correlation_id:
+            flags |= CORRELATION
+            native += f"{chr(len(correlation_id))}{correlation_id}"
+    if message.causation_id is not None:
+        table += f"{_CAUSATION}{chr(len(message.causation_id))}{message.causation_id}"
+    if reply_to:
+        flags |= REPLY_TO
+        native += f"{chr(len(reply_to))}{reply_to}"
+    native += f"{chr(len(message_id))}{message_id}"
+    start = _start(flags, message.content_type)
+    if start is None or not (table.isascii() and native.isascii()):
+        return None
+    seconds = LONG_LONG.pack(int(time.timestamp()))
+    return b"".join((start, LONG.pack(len(table)), table.encode(), native.encode(), seconds))
+
+
+@lru_cache(maxsize=256)
+def _start(flags: int, content_type: str | None) -> bytes | None:
+    """All before the table. None for a content type that is too long for this."""
+    flags |= HEADERS | MODE | MESSAGE_ID | TIME
+    if not content_type:
+        return FLAGS.pack(flags)
+    written = f"{chr(len(content_type))}{content_type}"
+    return FLAGS.pack(flags | CONTENT_TYPE) + written.encode() if written.isascii() else None
+
+
+@lru_cache(maxsize=256)
+def _unchanging(kind: str, source: str | None) -> tuple[str, str]:
+    """What stands in the table before the id, and between it and the time."""
+    before = f"{_field('specversion', SPEC_VERSION)}{_field('messagingformat', FORMAT_VERSION)}{_name('id')}"
+    between = _field("type", kind)
+    if source is not None:
+        between += _field("source", source)
+    return before, between + _name("time")
+
+
+def _field(attribute: str, value: str) -> str:
+    return f"{_name(attribute)}{chr(len(value))}{value}"
+
+
+def _name(attribute: str) -> str:
+    """The name of a field of a table, the kind of its value, and its length but for the last byte."""
+    name = f"{PREFIX}{attribute}"
+    return f"{chr(len(name))}{name}S\0\0\0"
+
+
+_KEY, _CORRELATION, _CAUSATION = map(_name, ("partitionkey", "correlationid", "causationid"))

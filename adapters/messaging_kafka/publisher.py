@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
 from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishError
-from messaging.message import Receipt
+from messaging.message import make_receipt
 from messaging.partition import partition_of
 from messaging_kafka.names import recorded
 from messaging_kafka.once import OnceWriter
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Outgoing, TopicSpec
+    from messaging.message import Receipt
     from messaging_kafka.records import Parcel
     from messaging_kafka.session import Session
 
@@ -42,6 +43,7 @@ class Publisher:
         failed: dict[tuple[str, int], PublishError] = {}
         parcels: list[Parcel] = []
         sent: list[int] = []
+        once = False
         for at, one in enumerate(messages):
             state = states[id(one.topic)]
             try:
@@ -51,11 +53,12 @@ class Publisher:
                     raise earlier
                 parcels.append(self._parcel(one, state))
                 sent.append(at)
+                once = once or one.once is not None
             except PublishError as error:
                 results[at] = error
                 if one.topic.ordered:
                     failed.setdefault((one.topic.name, one.partition), _behind(one, error))
-        if any(one.once is not None for one in messages):
+        if once:
             fates = await self._once.write(parcels, [messages[at].once for at in sent])
         else:
             fates = await self._session.writer.write(parcels)
@@ -63,8 +66,9 @@ class Publisher:
             one = messages[at]
             if isinstance(fate, int):
                 state = states[id(one.topic)]
-                kind = Receipt if isinstance(state, TopicState) and state.routed else Unrouted
-                results[at] = kind(one.message.id, packed.partition, f"{packed.partition}/{fate}")
+                routed = isinstance(state, TopicState) and state.routed
+                confirmed = make_receipt if routed else Unrouted
+                results[at] = confirmed(one.message.id, packed.partition, f"{packed.partition}/{fate}")
             else:
                 results[at] = _told(one, fate)
                 self._forget(one.topic)
@@ -73,17 +77,20 @@ class Publisher:
     async def _states(self, messages: Sequence[Outgoing]) -> dict[int, TopicState | PublishError]:
         """By the identity of what the messages call their topic: of most batches it is one object."""
         states: dict[int, TopicState | PublishError] = {}
+        known: TopicSpec | None = None
         for one in messages:
-            if id(one.topic) not in states:
-                mandatory = any(other.mandatory for other in messages if other.topic is one.topic)
-                states[id(one.topic)] = await self._state(one.topic, mandatory=mandatory)
+            topic = one.topic
+            if topic is not known and id(topic) not in states:
+                states[id(topic)] = await self._state(topic, messages)
+            known = topic
         return states
 
-    async def _state(self, topic: TopicSpec, *, mandatory: bool) -> TopicState | PublishError:
+    async def _state(self, topic: TopicSpec, messages: Sequence[Outgoing]) -> TopicState | PublishError:
         try:
             state = await self._session.topology.state(topic)
             fresh = time.monotonic() - state.looked <= GROUPS_KNOWN_FOR
-            if not fresh or (mandatory and not state.routed):
+            insisting = not state.routed and any(one.mandatory for one in messages if one.topic is topic)
+            if not fresh or insisting:
                 await self._look(state)
         except PublishError as error:
             return error

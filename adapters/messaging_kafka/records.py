@@ -16,8 +16,10 @@ from messaging.envelope import (
     ATTEMPT,
     CONTROL,
     FAILURE,
+    FORMAT_VERSION,
     NOT_BEFORE,
     REPLY_TO,
+    SPEC_VERSION,
     Plain,
     decode,
     encode,
@@ -43,7 +45,9 @@ RECORD_OVERHEAD = 512
 COPY_ROOM = 256 * 1024
 """Bytes that a copy may be larger than its original: failure record and control headers."""
 
-_KEY = PREFIX + "partitionkey"
+_ID, _TIME, _KEY, _CORRELATION, _CAUSATION = (
+    PREFIX + name for name in ("id", "time", "partitionkey", "correlationid", "causationid")
+)
 _PLAIN = Plain(PREFIX, str, (CONTENT_TYPE, REPLY_TO))
 
 Headers: TypeAlias = "list[tuple[str, bytes]]"
@@ -65,27 +69,52 @@ class Parcel:
         return int(BatchBuilder.estimate_size_in_bytes(self.key, self.value, self.headers)) + RECORD_OVERHEAD
 
 
-_REPEATED = frozenset(PREFIX + name for name in ("specversion", "messagingformat", "type", "source"))
-"""Headers that many messages have alike."""
-
-
-@lru_cache(maxsize=1024)
-def _repeated(name: str, value: str) -> tuple[str, bytes]:
-    return name, value.encode()
-
-
 def encode_headers(message: Message, control: Mapping[str, str] | None = None) -> Headers:
     """The headers of a message of ours. The first `content-type` is the message's own, whatever headers it has."""
-    headers: Headers = []
-    if message.content_type is not None or CONTENT_TYPE in message.headers:
-        headers.append(_repeated(CONTENT_TYPE, message.content_type or ""))
-    headers += [
-        _repeated(name, value) if name in _REPEATED else (name, value.encode())
-        for name, value in encode(message, prefix=PREFIX).items()
-    ]
+    time, key = message.time, message.key
+    if (
+        time is None
+        or time.tzinfo is not UTC
+        or message.headers
+        or isinstance(key, bytes)
+        or message.expires_at is not None
+        or message.not_before is not None
+    ):
+        headers = _encode_each(message)
+    else:
+        before, between = _unchanging(message.content_type, message.type or message.topic, message.source)
+        headers = [*before, (_ID, message.id.encode()), *between, (_TIME, time.isoformat().encode())]
+        if key is not None:
+            headers.append((_KEY, key.encode()))
+        if message.correlation_id is not None:
+            headers.append((_CORRELATION, message.correlation_id.encode()))
+        if message.causation_id is not None:
+            headers.append((_CAUSATION, message.causation_id.encode()))
     if control:
         headers += [(name, value.encode()) for name, value in control.items()]
     return headers
+
+
+def _encode_each(message: Message) -> Headers:
+    headers: Headers = []
+    if message.content_type is not None or CONTENT_TYPE in message.headers:
+        headers.append((CONTENT_TYPE, (message.content_type or "").encode()))
+    headers += [(name, value.encode()) for name, value in encode(message, prefix=PREFIX).items()]
+    return headers
+
+
+@lru_cache(maxsize=256)
+def _unchanging(content_type: str | None, kind: str, source: str | None) -> tuple[Headers, Headers]:
+    """What many messages have alike: the headers before the id, and those between it and the time."""
+    before = [] if content_type is None else [(CONTENT_TYPE, content_type.encode())]
+    before += [
+        (PREFIX + "specversion", SPEC_VERSION.encode()),
+        (PREFIX + "messagingformat", FORMAT_VERSION.encode()),
+    ]
+    between = [(PREFIX + "type", kind.encode())]
+    if source is not None:
+        between.append((PREFIX + "source", source.encode()))
+    return before, between
 
 
 def encode_key(message: Message) -> bytes | None:

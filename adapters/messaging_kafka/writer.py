@@ -64,16 +64,16 @@ class Writer:
         `squeezed`: compressed, whatever the settings say.
         """
         fates: list[Fate] = [NOT_SENT] * len(parcels)
-        waiting: dict[Place, list[int]] = {}
+        waiting: dict[tuple[str, int], list[int]] = {}
         for at, parcel in enumerate(parcels):
-            place = Place(parcel.topic, parcel.partition)
+            place = (parcel.topic, parcel.partition)
             queue = waiting.get(place)
             if queue is None:
                 waiting[place] = [at]
             else:
                 queue.append(at)
         codec = self._codec or (CODECS["gzip"] if squeezed else 0)
-        single: set[Place] = set()
+        single: set[tuple[str, int]] = set()
         while waiting:
             batches: list[Batch] = []
             for place, queue in waiting.items():
@@ -82,7 +82,7 @@ class Writer:
                     data, count = await asyncio.to_thread(build, parcels, taken, codec)
                 else:
                     data, count = build(parcels, taken, codec)
-                batches.append(Batch(place, queue[:count], data))
+                batches.append(Batch(Place(*place), queue[:count], data))
             await self._exchange.send(batches)
             for batch in batches:
                 outcome, places = batch.outcome, batch.places

@@ -1,0 +1,57 @@
+"""The headers of a record: what most messages have alike is encoded once, and the rest is what it always is."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from messaging.envelope import encode
+from messaging.message import Message
+from messaging_kafka.records import encode_headers
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def message(**more: Any) -> Message:
+    fields: dict[str, Any] = {"id": "m1", "topic": "orders", "body": b"{}", "time": NOON}
+    return Message(**fields | more)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        message(),
+        message(content_type="", source=""),
+        message(
+            content_type="a/b",
+            source="Läden",
+            type="placed",
+            key="Käse",
+            correlation_id="r",
+            causation_id="m0",
+        ),
+        message(key=b"\xff"),
+        message(headers={"tenant": "ü"}),
+        message(headers={"content-type": "mine"}),
+        message(time=None),
+        message(time=NOON.astimezone(timezone(timedelta(hours=2)))),
+        message(expires_at=NOON, not_before=NOON),
+    ],
+)
+@pytest.mark.parametrize("control", [None, {"messaging-attempt": "2"}])
+def test_every_message_has_the_headers_of_its_attributes(
+    one: Message, control: dict[str, str] | None
+) -> None:
+    headers = encode_headers(one, control)
+
+    kind = one.content_type if "content-type" not in one.headers else one.content_type or ""
+    expected = [] if kind is None else [("content-type", kind)]
+    expected += [*encode(one, prefix="ce_").items(), *(control or {}).items()]
+    assert headers == [(name, value.encode()) for name, value in expected]
+
+
+def test_what_is_alike_is_not_shared() -> None:
+    """Who changes the headers of one message changes no other's."""
+    encode_headers(message(key="a")).append(("more", b""))
+
+    assert encode_headers(message(key="a"))[-1] == ("ce_partitionkey", b"a")

@@ -166,7 +166,8 @@ PATHS = (
             Contender("aiokafka send, futures", send_futures, target=0.8),
             Contender("FastStream", faststream_publish, share=0.5),
         ),
-        limit="the headers and the typed payload of each record, and a call with a future of its own",
+        limit="the typed payload, and a call with a future of its own: half of the library's time, which is as much "
+        "as that of `send_and_wait`; headers and batch of a record are 4 us",
     ),
     Path(
         "Kafka consume",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import redis.asyncio as aio
@@ -35,13 +36,42 @@ class Pool:
     redis-py's pool makes them, and says how; what it does for each use costs as much as the exchange itself.
     """
 
-    __slots__ = ("_kept", "_lost", "connections", "slots")
+    __slots__ = ("_free", "_kept", "_lost", "_turns", "connections")
 
     def __init__(self, connections: Any, size: int) -> None:
         self.connections = connections
-        self.slots = asyncio.Semaphore(size)
+        self._free = size
+        self._turns: deque[asyncio.Future[None]] = deque()
+        """Who waits for a slot, in turn."""
         self._kept: list[Line] = []
         self._lost = 0
+
+    def occupy(self) -> bool:
+        """Take a slot if one is free; whoever has one releases it. An `asyncio.Semaphore` costs as much as the rest."""
+        if self._free:
+            self._free -= 1
+            return True
+        return False
+
+    async def turn(self) -> None:
+        """Wait until a slot is ours."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was ours by then
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the slot to the next who waits."""
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     def distrust(self) -> None:
         """After a fault no connection from before it is used again: another server may be the master now."""
@@ -62,12 +92,17 @@ class Pool:
         epoch = self._lost
         return self.kept() or Line(await self.connections.get_connection(), epoch)
 
-    async def leave(self, line: Line) -> None:
-        """After an exchange that went well."""
+    def keep(self, line: Line) -> bool:
+        """Keep it for the next exchange, after one that went well; False where it cannot be kept."""
+        if line.lasting and line.epoch == self._lost:
+            self._kept.append(line)
+            return True
+        return False
+
+    async def give_back(self, line: Line) -> None:
+        """What cannot be kept goes back to redis-py's pool."""
         if line.epoch != self._lost:
             await self.end(line)
-        elif line.lasting:
-            self._kept.append(line)
         else:
             await self.connections.release(line.connection)
 

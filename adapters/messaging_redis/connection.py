@@ -139,7 +139,7 @@ class RedisConnection:
         `waiting` is told the id of the connection as the read begins: `unblock` ends it with that. Where the server
         does not tell it, the read ends by itself.
         """
-        (reply,) = await self._exchange(key, (command,), wait, waiting)
+        (reply,) = await self.exchange(key, (command,), wait=wait, waiting=waiting, rounds=0)
         if isinstance(reply, redis_errors.MovedError):
             await self._refresh()
         return reply
@@ -155,43 +155,17 @@ class RedisConnection:
         commands: Sequence[Command],
         *,
         wait: float | None = None,
+        waiting: Callable[[int], None] | None = None,
         use: Use = "commands",
+        rounds: int = _ROUNDS,
     ) -> list[Any]:
         """Send all, then read a reply for each: a value, or the error of that command, not raised.
 
         `wait`: the commands may wait that long on the server; such reads have connections of their own, and what is
-        of another `use` has, too. Raises ConnectionFailed when nothing was sent, Interrupted when the fate of what was
-        sent is unknown, AuthenticationFailed; what a repeated command raises is its reply, for the others have run.
-        Cancelling closes the one connection that was in use.
+        of another `use` has, too. What the server did not run is repeated in so many `rounds`. Raises ConnectionFailed
+        when nothing was sent, Interrupted when the fate of what was sent is unknown, AuthenticationFailed; what a
+        repeated command raises is its reply, for the others have run. Cancelling closes the one connection in use.
         """
-        replies = await self._exchange(key, commands, wait, use=use)
-        # A command that the server did not run: its script is unknown there, or its slot has moved.
-        for _ in range(_ROUNDS):
-            places = [at for at, reply in enumerate(replies) if isinstance(reply, _NOT_RUN)]
-            if not places:
-                break
-            commands = [
-                with_source(command) if isinstance(reply, redis_errors.NoScriptError) else command
-                for command, reply in zip(commands, replies, strict=True)
-            ]
-            try:
-                if any(isinstance(replies[at], redis_errors.MovedError) for at in places):
-                    await self._refresh()
-                repeated = await self._exchange(key, [commands[at] for at in places], wait, use=use)
-            except MessagingError as error:  # only of these: the others have run
-                repeated = [error] * len(places)
-            for at, reply in zip(places, repeated, strict=True):
-                replies[at] = reply
-        return replies
-
-    async def _exchange(
-        self,
-        key: str,
-        commands: Sequence[Command],
-        wait: float | None,
-        waiting: Callable[[int], None] | None = None,
-        use: Use = "commands",
-    ) -> list[Any]:
         clients = self._opened
         if clients.stale:
             await self._refresh()
@@ -201,7 +175,9 @@ class RedisConnection:
         except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, time.monotonic()) from error
-        async with pool.slots:
+        if not pool.occupy():
+            await pool.turn()
+        try:
             line = pool.kept() or await self._connected(clients, pool)
             try:
                 self.check_open()  # it may have been closed while this connection was made
@@ -228,10 +204,38 @@ class RedisConnection:
                 pool.distrust()
             if self._closed or unblocked:
                 await pool.end(line)
-            else:
-                await pool.leave(line)
+            elif not pool.keep(line):
+                await pool.give_back(line)
+        finally:
+            pool.release()
         self.failed, self.answered = None, time.monotonic()
+        if rounds and any(type(reply) is not bytes and isinstance(reply, _NOT_RUN) for reply in replies):
+            await self._repeat(key, commands, replies, wait, use, rounds - 1)
         return replies
+
+    async def _repeat(
+        self,
+        key: str,
+        commands: Sequence[Command],
+        replies: list[Any],
+        wait: float | None,
+        use: Use,
+        rounds: int,
+    ) -> None:
+        """Send again what the server did not run: its script is unknown there, or its slot has moved."""
+        places = [at for at, reply in enumerate(replies) if isinstance(reply, _NOT_RUN)]
+        again = [
+            with_source(commands[at]) if isinstance(replies[at], redis_errors.NoScriptError) else commands[at]
+            for at in places
+        ]
+        try:
+            if any(isinstance(replies[at], redis_errors.MovedError) for at in places):
+                await self._refresh()
+            repeated = await self.exchange(key, again, wait=wait, use=use, rounds=rounds)
+        except MessagingError as error:  # only of these: the others have run
+            repeated = [error] * len(places)
+        for at, reply in zip(places, repeated, strict=True):
+            replies[at] = reply
 
     async def _connected(self, clients: Clients, pool: Pool) -> Line:
         started = time.monotonic()

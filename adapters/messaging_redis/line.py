@@ -1,18 +1,20 @@
 """One connection of redis-py, and what is said on it.
 
-redis-py spends two timeouts, a lock and four coroutines on a reply; its stream and its parser do the same with one
-read. They are no public part of it: where they look different than they are known here, redis-py sends and reads.
+redis-py spends two timeouts, a lock and four coroutines on a reply. Once it has made a connection, what arrives there
+goes straight to its parser, and from there to who waits. Transport and parser are no public part of it: where they look
+different than they are known here, redis-py sends and reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from redis import exceptions as redis_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
 try:
     import hiredis as _hiredis
@@ -27,22 +29,25 @@ Command: TypeAlias = "Sequence[Argument] | bytes"
 _native = cast("Any", _hiredis)
 _NOTHING_MORE: Any = getattr(cast("Any", _parsers), "NOT_ENOUGH_DATA", None)
 _PUSH: Any = getattr(_native, "PushNotification", ())
-_AT_ONCE = 1 << 18
-"""Bytes that are parsed at once."""
 _UNFIT = (redis_errors.ReadOnlyError, redis_errors.BusyLoadingError)
 """The server did not run the command, and runs no other that writes."""
 
 
-class Line:
+class Line(asyncio.Protocol):
     """One connection, for one exchange at a time. It ends with the first error."""
 
     __slots__ = (
-        "_arrived",
+        "_alarm",
+        "_alarm_at",
+        "_before",
+        "_due",
         "_loop",
-        "_overdue",
+        "_missing",
+        "_over",
         "_parser",
-        "_stream",
+        "_replies",
         "_transport",
+        "_waiter",
         "connection",
         "epoch",
         "id",
@@ -57,26 +62,29 @@ class Line:
         """Its number on the server, once asked."""
         self.unfit = False
         """The server said that it is a replica, or loads its data."""
-        self._overdue = False
+        self._over = False
+        """It ended, or something came that nobody asked for."""
+        self._waiter: asyncio.Future[list[Any]] | None = None
+        self._replies: list[Any] = []
+        self._missing = 0
+        self._due = self._alarm_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        """One for many exchanges: a timer for each costs as much as the rest of it."""
         self._loop = asyncio.get_running_loop()
-        self._stream, self._arrived, self._transport, self._parser = _known(connection) or _UNKNOWN
+        self._transport, self._parser = _known(connection) or _UNKNOWN
+        if self._transport is not None:
+            self._before: asyncio.BaseProtocol = self._transport.get_protocol()
+            self._transport.set_protocol(self)
 
     @property
     def lasting(self) -> bool:
         """Whether it may be kept for the next exchange, because `sound` can tell of it."""
-        return self._stream is not None
+        return self._transport is not None
 
     @property
     def sound(self) -> bool:
         """Whether nothing has happened since the last exchange: no end, no byte that nobody asked for."""
-        stream = self._stream
-        return not (
-            self._arrived
-            or stream.at_eof()
-            or self._transport.is_closing()
-            or stream.exception()
-            or self._parser.has_data()
-        )
+        return not (self._over or self._transport.is_closing())
 
     async def ask_id(self, patience: float) -> int:
         """The number of this connection, for `CLIENT UNBLOCK`; 0 where the server refuses to tell."""
@@ -85,47 +93,95 @@ class Line:
             self.id = 0 if isinstance(reply, Exception) else cast("int", reply)
         return self.id
 
-    async def converse(self, commands: Sequence[Command], patience: float) -> list[Any]:
+    def converse(self, commands: Sequence[Command], patience: float) -> Awaitable[list[Any]]:
         """Send all, then read a reply for each: a value, or the error of that command, not raised.
 
-        Raises TimeoutError after `patience` seconds, and what redis-py raises when there is no connection any more.
+        Awaited, it raises TimeoutError after `patience` seconds, and what redis-py raises when there is no connection
+        any more. Cancelled, it leaves a line that must be ended.
         """
-        if self._stream is None:
-            async with asyncio.timeout(patience):
-                replies = await _by_redis_py(self.connection, commands)
-            for reply in replies:
-                self._judge(reply)
-            return replies
-        timer = self._loop.call_later(patience, self._give_up)
-        try:
-            pack = _native.pack_command
-            self._transport.write(
-                b"".join([one if type(one) is bytes else pack(tuple(one)) for one in commands])
-            )
-            return await self._read(len(commands))
-        except OSError as error:
-            if self._overdue:
-                raise TimeoutError from error
-            raise
-        finally:
-            timer.cancel()
+        if self._transport is None:
+            return self._by_redis_py(commands, patience)
+        if self._over:
+            raise OSError(_CLOSED)
+        pack = _native.pack_command
+        packed = [one if type(one) is bytes else pack(tuple(one)) for one in commands]
+        self._missing = len(packed)
+        self._replies = []
+        self._waiter = waiter = self._loop.create_future()
+        self._due = due = time.monotonic() + patience
+        if self._alarm is None or due < self._alarm_at:
+            self._set_alarm(due, patience)
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        return waiter
 
-    async def _read(self, missing: int) -> list[Any]:
-        stream, parser = self._stream, self._parser
-        replies: list[Any] = []
-        while True:
-            read = await stream.read(_AT_ONCE)
-            if not read:
-                raise OSError("the server closed the connection")
-            parser.feed(read)
+    async def _by_redis_py(self, commands: Sequence[Command], patience: float) -> list[Any]:
+        async with asyncio.timeout(patience):
+            replies = await _by_redis_py(self.connection, commands)
+        for reply in replies:
+            self._judge(reply)
+        return replies
+
+    # --- called by the transport and the loop --------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and answer who waits when it is all that was asked for."""
+        if self._waiter is None:
+            self._over = True
+            return
+        parser, replies = self._parser, self._replies
+        try:
+            parser.feed(data)
             while (reply := parser.gets()) is not _NOTHING_MORE:
                 if type(reply) is not bytes:
                     if isinstance(reply, _PUSH):  # nobody asked for these
                         continue
                     self._judge(reply)
                 replies.append(reply)
-                if len(replies) == missing:
-                    return replies
+                if len(replies) == self._missing:
+                    self._over = parser.has_data()
+                    self._answer(replies)
+                    return
+        except Exception as error:  # whatever it is, who waits must learn of it
+            self._fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits, and redis-py, who may wait for the end."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._fail(exc if isinstance(exc, OSError) else OSError(_CLOSED))
+        self._before.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """The server sends no more: the transport closes."""
+        self._over = True
+
+    def _look(self) -> None:
+        self._alarm = None
+        rest = self._due - time.monotonic()
+        if self._waiter is None:
+            return
+        if rest > 0:
+            self._set_alarm(self._due, rest)
+        else:
+            self._fail(TimeoutError())
+            self._transport.abort()
+
+    def _set_alarm(self, at: float, after: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = self._loop.call_later(after, self._look)
+
+    def _answer(self, replies: list[Any]) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():  # it may have been cancelled
+            waiter.set_result(replies)
+
+    def _fail(self, error: Exception) -> None:
+        self._over = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
 
     def _judge(self, reply: Any) -> None:
         """What a reply says of the server. Raises ConnectionError as redis-py does."""
@@ -135,19 +191,16 @@ class Line:
         elif isinstance(first, redis_errors.ConnectionError):
             raise first
 
-    def _give_up(self) -> None:
-        self._overdue = True
-        self._transport.abort()
+
+_CLOSED = "the server closed the connection"
+_UNKNOWN: tuple[Any, Any] = (None, None)
 
 
-_UNKNOWN: tuple[Any, Any, Any, Any] = (None, None, None, None)
-
-
-def _known(connection: Any) -> tuple[Any, Any, Any, Any] | None:
-    """Its stream, the bytes that have arrived in it, its transport and its parser."""
+def _known(connection: Any) -> tuple[Any, Any] | None:
+    """Its transport and its parser, while nothing has come that was not read."""
     stream, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     arrived = getattr(stream, "_buffer", None)
-    parser = getattr(getattr(connection, "_parser", None), "_reader", None)
+    parser: Any = getattr(getattr(connection, "_parser", None), "_reader", None)
     if (
         _NOTHING_MORE is not None
         and type(stream) is asyncio.StreamReader
@@ -155,8 +208,9 @@ def _known(connection: Any) -> tuple[Any, Any, Any, Any] | None:
         and type(writer) is asyncio.StreamWriter
         and isinstance(parser, _native.Reader)
         and hasattr(parser, "has_data")
+        and not (arrived or stream.at_eof() or writer.transport.is_closing() or parser.has_data())
     ):
-        return stream, arrived, writer.transport, parser
+        return writer.transport, parser
     return None
 
 

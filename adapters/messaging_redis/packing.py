@@ -37,15 +37,19 @@ def pack_addition(stream: str, message: Message, reply_to: str | None = None) ->
     )
     id, at = message.id, time.isoformat()
     rest = f"{before}{len(id)}\r\n{id}\r\n{between}{len(at)}\r\n{at}\r\n"
-    for name, value in (
-        (_KEY, key),
-        (_CORRELATION, message.correlation_id),
-        (_CAUSATION, message.causation_id),
-        (_REPLY_TO, reply_to),
-    ):
-        if value is not None:
-            rest = f"{rest}{name}{len(value)}\r\n{value}\r\n"
-            count += 2
+    if key is not None:
+        rest = f"{rest}{_KEY}{len(key)}\r\n{key}\r\n"
+        count += 2
+    correlation_id, causation_id = message.correlation_id, message.causation_id
+    if correlation_id is not None or causation_id is not None or reply_to is not None:
+        for name, value in (
+            (_CORRELATION, correlation_id),
+            (_CAUSATION, causation_id),
+            (_REPLY_TO, reply_to),
+        ):
+            if value is not None:
+                rest = f"{rest}{name}{len(value)}\r\n{value}\r\n"
+                count += 2
     if not rest.isascii():  # lengths are bytes
         return _pack_each(stream, encode_entry(message, reply_to))
     body = message.body

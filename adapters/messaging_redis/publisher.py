@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,6 +74,16 @@ class _Item:
         return exceeds(self.fields or encode_entry(self.outgoing.message, self.outgoing.reply_to), most)
 
 
+class _Shard:
+    """What goes to one server: what each command stores, and what is stored in order, by stream."""
+
+    __slots__ = ("runs", "units")
+
+    def __init__(self) -> None:
+        self.units: list[list[_Item]] = []
+        self.runs: dict[str, list[_Item]] = {}
+
+
 class Publisher:
     """The publishing half of the adapter."""
 
@@ -87,15 +96,16 @@ class Publisher:
     async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
         """See `Adapter.publish`."""
         results: list[Receipt | PublishError] = [_OPEN] * len(messages)
-        by_shard: dict[str, list[_Item]] = {}
-        shards: dict[str, list[_Item]] = {}
-        """By stream."""
+        shards: dict[str, _Shard] = {}
+        by_stream: dict[str, _Shard] = {}
         to_trim: dict[TopicSpec, None] = {}
         topic: TopicSpec | None = None
         state: TopicState | None = None
+        most = self._max_bytes
         for at, outgoing in enumerate(messages):
-            if outgoing.topic is not topic:
-                topic, state = outgoing.topic, self._topics.known(outgoing.topic)
+            spec = outgoing.topic
+            if spec is not topic:
+                topic, state = spec, self._topics.known(spec)
             if state is None or not state.found or (outgoing.mandatory and not _known(state)):
                 ready = await self._look_for(outgoing)
                 if isinstance(ready, PublishError):
@@ -103,22 +113,30 @@ class Publisher:
                     continue
                 state = ready
             item = _Item(at, outgoing, state)
-            if size := item.exceeds(self._max_bytes):
-                results[at] = _too_large(outgoing, size, self._max_bytes)
+            if not 0 < len(item.packed) <= most and (size := item.exceeds(most)):
+                results[at] = _too_large(outgoing, size, most)
                 continue
-            shard = shards.get(item.stream)
+            shard = by_stream.get(item.stream)
             if shard is None:
                 try:
-                    shard = by_shard.setdefault(self._connection.shard(item.stream), [])
+                    shard = shards.setdefault(self._connection.shard(item.stream), _Shard())
                 except MessagingError as error:
                     results[at] = _not_sent(outgoing, error)
                     continue
-                shards[item.stream] = shard
-            shard.append(item)
-            if outgoing.topic.retention is not None or not state.routed:
-                to_trim[outgoing.topic] = None
-        for items in by_shard.values():
-            await self._send(items, results)
+                by_stream[item.stream] = shard
+            if spec.ordered:
+                shard.runs.setdefault(item.stream, []).append(item)
+            else:
+                shard.units.append([item])
+            if spec.retention is not None or not state.routed:
+                to_trim[spec] = None
+        for shard in shards.values():
+            later = [_chunks(run) for run in shard.runs.values()]
+            units = [*shard.units, *(chunks[0] for chunks in later)]
+            for start in range(0, len(units), _MOST_COMMANDS):
+                await self._exchange(units[start : start + _MOST_COMMANDS], results)
+            for chunks in later:
+                await self._send_rest(chunks, results)
         for spec in to_trim:
             # Where no group has a member, nobody else bounds what is kept.
             with contextlib.suppress(MessagingError):  # what was published is stored; the next publish trims
@@ -151,25 +169,6 @@ class Publisher:
             return _not_sent(outgoing, error)
         return state
 
-    async def _send(self, items: Sequence[_Item], results: list[Receipt | PublishError]) -> None:
-        """One shard: everything in as few exchanges as the limits allow."""
-        waiting: dict[str, list[_Item]] = defaultdict(list)
-        units: list[list[_Item]] = []
-        for item in items:
-            if item.outgoing.topic.ordered:
-                waiting[item.stream].append(item)
-            else:
-                units.append([item])
-        later: list[list[list[_Item]]] = []
-        for run in waiting.values():
-            chunks = _chunks(run)
-            units.append(chunks[0])
-            later.append(chunks)
-        for start in range(0, len(units), _MOST_COMMANDS):
-            await self._exchange(units[start : start + _MOST_COMMANDS], results)
-        for chunks in later:
-            await self._send_rest(chunks, results)
-
     async def _send_rest(self, chunks: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
         """What comes after the first chunk of one partition, while nothing before it failed (7)."""
         for before, chunk in pairwise(chunks):
@@ -180,19 +179,24 @@ class Publisher:
                 await self._exchange([chunk], results)
 
     async def _exchange(self, units: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:
-        topics = {unit[0].state.keys.root: unit[0].state for unit in units}
-        stale = [state for state in topics.values() if not _known(state)]
+        stale = _stale(units)
         commands: list[Command] = [_look_command(state) for state in stale]
-        commands += [_command(unit) for unit in units]
+        commands += [unit[0].packed or _command(unit) for unit in units]
         replies: list[Any]
         try:
             replies = await self._connection.exchange(units[0][0].stream, commands)
         except MessagingError as error:
             replies = [error] * len(commands)
-        for state, reply in zip(stale, replies, strict=False):
-            _looked(state, reply)
-        for unit, reply in zip(units, replies[len(stale) :], strict=True):
-            _read(unit, reply, results)
+        if stale:
+            for state, reply in zip(stale, replies, strict=False):
+                _looked(state, reply)
+            del replies[: len(stale)]
+        for unit, reply in zip(units, replies, strict=True):
+            if type(reply) is bytes:
+                item = unit[0]
+                results[item.at] = _receipt(item, reply.decode())
+            else:
+                _read(unit, reply, results)
 
     async def _look(self, state: TopicState) -> None:
         (reply,) = await self._connection.exchange(state.keys.streams[0], [_look_command(state)])
@@ -211,11 +215,19 @@ def _too_large(outgoing: Outgoing, size: int, most: int) -> MessageTooLarge:
 
 
 def _known(state: TopicState) -> bool:
-    return state.routed and _fresh(state)
+    return state.routed and time.monotonic() - state.looked < _GROUPS_KNOWN_FOR
 
 
-def _fresh(state: TopicState) -> bool:
-    return time.monotonic() - state.looked < _GROUPS_KNOWN_FOR
+def _stale(units: Sequence[list[_Item]]) -> list[TopicState]:
+    """The topics whose group is to be looked for again."""
+    stale: dict[str, TopicState] = {}
+    state: TopicState | None = None
+    for unit in units:
+        if unit[0].state is not state:
+            state = unit[0].state
+            if not _known(state):
+                stale[state.keys.root] = state
+    return list(stale.values())
 
 
 def _look_command(state: TopicState) -> list[Argument]:
@@ -231,8 +243,6 @@ def _looked(state: TopicState, reply: Any) -> None:
 
 
 def _command(unit: list[_Item]) -> Command:
-    if unit[0].packed:
-        return unit[0].packed
     if unit[0].outgoing.once is not None:
         return _once_command(unit)
     if len(unit) == 1:
@@ -270,14 +280,7 @@ def _read(unit: list[_Item], reply: Any, results: list[Receipt | PublishError]) 
         for item in unit:
             results[item.at] = _failed(item.outgoing, refused)
         return
-    if isinstance(reply, list):
-        _read_script(unit, cast("list[bytes]", reply), results)
-    else:
-        (item,) = unit
-        results[item.at] = _receipt(item, reply.decode())
-
-
-def _read_script(unit: list[_Item], ids: list[bytes], results: list[Receipt | PublishError]) -> None:
+    ids = cast("list[bytes]", reply)
     for at, item in enumerate(unit):
         if at >= len(ids):
             results[item.at] = _not_sent(item.outgoing, _earlier_failed())
@@ -289,7 +292,8 @@ def _read_script(unit: list[_Item], ids: list[bytes], results: list[Receipt | Pu
 
 def _receipt(item: _Item, position: str) -> Receipt:
     make = make_receipt if item.state.routed else Unrouted
-    return make(item.outgoing.message.id, item.partition, f"{item.partition}/{position}")
+    partition = item.partition
+    return make(item.outgoing.message.id, partition, f"{partition}/{position}")
 
 
 def _earlier_failed() -> MessagingError:

@@ -18,6 +18,7 @@ from messaging.errors import (
 from messaging.message import Message, Receipt
 from messaging_redis import publisher
 from messaging_redis.connection import Interrupted
+from messaging_redis.line import Line
 
 
 async def test_an_oversized_message_is_refused_alone_before_anything_is_sent(bench):
@@ -281,16 +282,18 @@ async def test_what_was_stored_is_no_failure_where_the_repeat_of_another_command
     adapter = await bench.adapter()
     group = await bench.group(adapter)
     inbox = await adapter.reply_inbox()
-    send, rounds = adapter._connection._exchange, []
+    converse = Line.converse
 
-    async def one_moves(key, commands, *more, **options):
-        rounds.append(commands)
-        if len(rounds) % 2 == 0:
-            raise lost
-        replies = await send(key, commands[:-1], *more, **options)
-        return [*replies, MovedError("1 127.0.0.1:1")]
+    async def last_moves(self, commands, patience):
+        if len(commands) == 1:
+            return await converse(self, commands, patience)
+        return [*await converse(self, commands[:-1], patience), MovedError("1 127.0.0.1:1")]
 
-    monkeypatch.setattr(adapter._connection, "_exchange", one_moves)
+    async def refresh():
+        raise lost
+
+    monkeypatch.setattr(Line, "converse", last_moves)
+    monkeypatch.setattr(adapter._connection, "_refresh", refresh)
     first, second = await bench.publish(adapter, group.topic, 2)
     (reply,) = await adapter.reply([(inbox.address, bench.message(1))])
 

@@ -89,12 +89,13 @@ async def test_a_server_that_went_back_in_time_is_noticed(bench):
     await adapter.native.delete(inbox.address)
     await adapter.native.xadd(inbox.address, {"body": "x", "ce_id": "r2"}, id="1-1")
 
-    with pytest.raises(ConnectionFailed):
+    with pytest.raises(ConnectionFailed, match="lost the replies"):
         await inbox.receive(10, 0.05)
     assert [message.id for message in await inbox.receive(10, 1)] == ["r2"]
 
 
-async def test_an_inbox_whose_connection_breaks_says_so_and_goes_on(bench):
+async def test_an_inbox_whose_connection_breaks_says_so_and_goes_on(own):
+    _, bench = await own()  # all that read there are killed
     adapter = await bench.adapter()
     inbox = await adapter.reply_inbox()
     waiting = asyncio.create_task(inbox.receive(10, 5))

@@ -32,6 +32,16 @@ _FIRST_YEAR = 1971
 """A timestamp of AMQP has no sign."""
 
 
+class _Counts(dict[int, str]):
+    """Lengths as one ASCII character, which is also the last byte of a longer number; any other is no ASCII."""
+
+    def __missing__(self, length: int) -> str:
+        return "\x80"
+
+
+_COUNT = _Counts((length, chr(length)) for length in range(128))
+
+
 def usual_content(message: Message, message_id: str, reply_to: str | None, mode: int) -> bytes | None:
     """Flags and fields; None for a message that is not such a one."""
     time, key = message.time, message.key
@@ -48,21 +58,20 @@ def usual_content(message: Message, message_id: str, reply_to: str | None, mode:
     flags, native = 0, chr(mode)
     id, at, correlation_id = message.id, time.isoformat(), message.correlation_id
     before, between = _unchanging(message.type or message.topic, message.source)
-    # A length that is one ASCII character is the last byte of a longer number too.
-    table = f"{before}{chr(len(id))}{id}{between}{chr(len(at))}{at}"
+    table = f"{before}{_COUNT[len(id)]}{id}{between}{_COUNT[len(at)]}{at}"
     if key is not None:
-        table += f"{_KEY}{chr(len(key))}{key}"
+        table += f"{_KEY}{_COUNT[len(key)]}{key}"
     if correlation_id is not None:
-        table += f"{_CORRELATION}{chr(len(correlation_id))}{correlation_id}"
+        table += f"{_CORRELATION}{_COUNT[len(correlation_id)]}{correlation_id}"
         if correlation_id:
             flags |= CORRELATION
-            native += f"{chr(len(correlation_id))}{correlation_id}"
+            native += f"{_COUNT[len(correlation_id)]}{correlation_id}"
     if message.causation_id is not None:
-        table += f"{_CAUSATION}{chr(len(message.causation_id))}{message.causation_id}"
+        table += f"{_CAUSATION}{_COUNT[len(message.causation_id)]}{message.causation_id}"
     if reply_to:
         flags |= REPLY_TO
-        native += f"{chr(len(reply_to))}{reply_to}"
-    native += f"{chr(len(message_id))}{message_id}"
+        native += f"{_COUNT[len(reply_to)]}{reply_to}"
+    native += f"{_COUNT[len(message_id)]}{message_id}"
     start = _start(flags, message.content_type)
     if start is None or not (table.isascii() and native.isascii()):
         return None
@@ -76,7 +85,7 @@ def _start(flags: int, content_type: str | None) -> bytes | None:
     flags |= HEADERS | MODE | MESSAGE_ID | TIME
     if not content_type:
         return FLAGS.pack(flags)
-    written = f"{chr(len(content_type))}{content_type}"
+    written = f"{_COUNT[len(content_type)]}{content_type}"
     return FLAGS.pack(flags | CONTENT_TYPE) + written.encode() if written.isascii() else None
 
 
@@ -91,13 +100,13 @@ def _unchanging(kind: str, source: str | None) -> tuple[str, str]:
 
 
 def _field(attribute: str, value: str) -> str:
-    return f"{_name(attribute)}{chr(len(value))}{value}"
+    return f"{_name(attribute)}{_COUNT[len(value)]}{value}"
 
 
 def _name(attribute: str) -> str:
     """The name of a field of a table, the kind of its value, and its length but for the last byte."""
     name = f"{PREFIX}{attribute}"
-    return f"{chr(len(name))}{name}S\0\0\0"
+    return f"{_COUNT[len(name)]}{name}S\0\0\0"
 
 
 _KEY, _CORRELATION, _CAUSATION = map(_name, ("partitionkey", "correlationid", "causationid"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from messaging.errors import MessageTooLarge
 from messaging.message import Message
 from messaging_rabbitmq import properties
 from messaging_rabbitmq.frames import Parcel
@@ -35,6 +36,7 @@ USUAL = [
 OTHERS = [
     message(id="i" * 128),
     message(key="k" * 70_000),
+    message(source="s" * 200),
     message(correlation_id="r" * 300),
     message(content_type="a/" + "b" * 200),
     message(source="Läden", key="Käse", type="Käufe"),
@@ -63,6 +65,11 @@ def test_every_message_is_packed_as_its_fields_are(
     at_once = packed()
     monkeypatch.setattr(properties, "usual_content", lambda *_: None)
     assert at_once.content == packed().content
+
+
+def test_a_key_that_is_far_too_long_is_refused() -> None:
+    with pytest.raises(MessageTooLarge):
+        properties.packed("x", "0", message(key="k" * 2_000_000), limit=10**7, table_limit=10**5)
 
 
 def test_usual_messages_are_packed_in_one_step() -> None:

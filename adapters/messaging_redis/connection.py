@@ -113,7 +113,7 @@ class RedisConnection:
     def shard(self, key: str) -> str:
         """What holds the key: commands of one shard may go in one exchange."""
         try:
-            return self._opened.node_of(key)
+            return (self._clients or self._opened).node_of(key)
         except _FAULTS as error:
             raise self._unreachable(error, time.monotonic()) from error
 
@@ -166,7 +166,7 @@ class RedisConnection:
         when nothing was sent, Interrupted when the fate of what was sent is unknown, AuthenticationFailed; what a
         repeated command raises is its reply, for the others have run. Cancelling closes the one connection in use.
         """
-        clients = self._opened
+        clients = self._clients or self._opened
         if clients.stale:
             await self._refresh()
         patience = self.settings.socket_timeout if wait is None else wait + _MARGIN
@@ -209,8 +209,10 @@ class RedisConnection:
         finally:
             pool.release()
         self.failed, self.answered = None, time.monotonic()
-        if rounds and any(type(reply) is not bytes and isinstance(reply, _NOT_RUN) for reply in replies):
-            await self._repeat(key, commands, replies, wait, use, rounds - 1)
+        for reply in replies:
+            if type(reply) is not bytes and isinstance(reply, _NOT_RUN) and rounds:
+                await self._repeat(key, commands, replies, wait, use, rounds - 1)
+                break
         return replies
 
     async def _repeat(

@@ -125,7 +125,8 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and answer who waits when it is all that was asked for."""
-        if self._waiter is None:
+        waiter = self._waiter
+        if waiter is None:
             self._over = True
             return
         parser, replies = self._parser, self._replies
@@ -139,7 +140,9 @@ class Line(asyncio.Protocol):
                 replies.append(reply)
                 if len(replies) == self._missing:
                     self._over = parser.has_data()
-                    self._answer(replies)
+                    self._waiter = None
+                    if not waiter.done():  # it may have been cancelled
+                        waiter.set_result(replies)
                     return
         except Exception as error:  # whatever it is, who waits must learn of it
             self._fail(error)
@@ -171,11 +174,6 @@ class Line(asyncio.Protocol):
             self._alarm.cancel()
         self._alarm_at = at
         self._alarm = self._loop.call_later(after, self._look)
-
-    def _answer(self, replies: list[Any]) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():  # it may have been cancelled
-            waiter.set_result(replies)
 
     def _fail(self, error: Exception) -> None:
         self._over = True

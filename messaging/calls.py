@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.errors import PublishError, PublishUncertain
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from messaging.adapter import Outgoing
@@ -39,7 +39,9 @@ class Call:
         "within",
     )
 
-    def __init__(self, messages: Sequence[Outgoing], number: int, within: float | None) -> None:
+    def __init__(
+        self, messages: Sequence[Outgoing], number: int, within: float | None, done: asyncio.Future[None]
+    ) -> None:
         self.messages = messages
         self.within = within
         self.number = number
@@ -54,7 +56,7 @@ class Call:
         self.next = 0
         """Without order, messages are sent in their sequence: the first that waits."""
         self.admitted = False
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done = done
 
     @property
     def open(self) -> list[int]:

@@ -59,6 +59,8 @@ class Publisher:
         self._clock = clock
         self._refusals = refusals
         self._numbers = count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Once asked: before Python 3.12, that is a system call."""
         self._deadlines = Deadlines[Call](clock, self._give_up)
         self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._waiting: OrderedDict[Call, None] = OrderedDict()
@@ -94,7 +96,9 @@ class Publisher:
             return []
         if self._closed:
             raise Closed("The bus is closed: nothing can be published any more")
-        call = Call(messages, next(self._numbers), within)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        call = Call(messages, next(self._numbers), within, self._loop.create_future())
         topic = call.ordered
         if topic is not None:
             self._calls[topic] += 1
@@ -177,7 +181,8 @@ class Publisher:
 
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
-        if self._starting or self._room() <= 0 or not self._enough():
+        waits = self._free or self._ordered
+        if self._starting or not waits or self._room() <= 0 or not self._enough():
             return
         if self._free or any(lane not in self._busy for lane in self._ordered):
             self._starting = True
@@ -186,12 +191,12 @@ class Publisher:
 
     @property
     def _requests(self) -> int:
-        """The least number of requests in which all that waits could go; 0 where it does not go in such."""
-        return len(self._free) if self._full and not self._ordered else 0
+        """The least number of full requests in which all that waits could go; 0 with what does not go in such."""
+        return 0 if self._ordered else len(self._free)
 
     def _room(self) -> int:
         """How many more exchanges may be under way."""
-        most = self._adapter.shares if self._requests else EXCHANGES
+        most = self._adapter.shares if self._full and self._requests else EXCHANGES
         return most + self._resending - len(self._exchanges)
 
     def _enough(self) -> bool:
@@ -219,7 +224,7 @@ class Publisher:
         Whole requests where the broker has such, and one for each topic; lanes, where keys must go side by side.
         """
         share = -(-self._outstanding // self._adapter.shares)
-        if least := self._requests:
+        if self._full and (least := self._requests):
             requests = max(least, round(share / self._full))
             return self._full * max(1, min(requests, BATCH // self._full))
         return min(BATCH, max(SMALL, share))
@@ -230,7 +235,7 @@ class Publisher:
         if self._ordered:
             self._take_free(batch, share // 2)  # neither kind takes all of every exchange
             self._take_ordered(batch, share)
-        elif self._requests == 1:
+        elif self._full and self._requests == 1:
             share = min(share, max(1, self._queued // self._full) * self._full)  # the rest gathers
         self._take_free(batch, share)
         self._queued -= len(batch.messages)

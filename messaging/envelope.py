@@ -380,9 +380,24 @@ def parse_time(written: str) -> datetime | None:
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
+def utc_text(time: datetime) -> str:
+    """`isoformat` of a time in UTC, for less than half: most are of the same second as the one before."""
+    second, written = _latest[0]
+    since = time - second
+    if since.seconds or since.days:
+        second = time.replace(microsecond=0)
+        written = second.isoformat()[:19]
+        _latest[0] = second, written
+    fraction = time.microsecond
+    return f"{written}.{str(1_000_000 + fraction)[1:]}+00:00" if fraction else f"{written}+00:00"
+
+
+_latest = [(datetime(1970, 1, 1, tzinfo=UTC), "1970-01-01T00:00:00")]
+
+
 def _format_time(time: datetime) -> str:
     if time.tzinfo is UTC:
-        return time.isoformat()
+        return utc_text(time)
     if time.tzinfo is None:
         return time.replace(tzinfo=UTC).isoformat()
     try:

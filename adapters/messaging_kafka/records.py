@@ -25,6 +25,7 @@ from messaging.envelope import (
     encode,
     recorded_attempt,
     recorded_seconds,
+    utc_text,
 )
 from messaging_kafka.library import BatchBuilder
 
@@ -83,7 +84,7 @@ def encode_headers(message: Message, control: Mapping[str, str] | None = None) -
         headers = _encode_each(message)
     else:
         before, between = _unchanging(message.content_type, message.type or message.topic, message.source)
-        headers = [*before, (_ID, message.id.encode()), *between, (_TIME, time.isoformat().encode())]
+        headers = [*before, (_ID, message.id.encode()), *between, (_TIME, utc_text(time).encode())]
         if key is not None:
             headers.append((_KEY, key.encode()))
         if message.correlation_id is not None:

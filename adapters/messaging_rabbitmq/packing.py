@@ -10,7 +10,7 @@ from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from messaging.envelope import FORMAT_VERSION, SPEC_VERSION
+from messaging.envelope import FORMAT_VERSION, SPEC_VERSION, utc_text
 from messaging_rabbitmq.amqp import (
     CONTENT_TYPE,
     CORRELATION,
@@ -56,7 +56,7 @@ def usual_content(message: Message, message_id: str, reply_to: str | None, mode:
     ):
         return None
     flags, native = 0, chr(mode)
-    id, at, correlation_id = message.id, time.isoformat(), message.correlation_id
+    id, at, correlation_id = message.id, utc_text(time), message.correlation_id
     before, between = _unchanging(message.type or message.topic, message.source)
     table = f"{before}{_COUNT[len(id)]}{id}{between}{_COUNT[len(at)]}{at}"
     if key is not None:

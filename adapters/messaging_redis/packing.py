@@ -10,7 +10,7 @@ from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from messaging.envelope import FORMAT_VERSION, REPLY_TO, SPEC_VERSION
+from messaging.envelope import FORMAT_VERSION, REPLY_TO, SPEC_VERSION, utc_text
 from messaging_redis.entries import PREFIX, encode_entry
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def pack_addition(stream: str, message: Message, reply_to: str | None = None) ->
     before, between, count = _unchanging(
         message.content_type or "", message.type or message.topic, message.source
     )
-    id, at = message.id, time.isoformat()
+    id, at = message.id, utc_text(time)
     rest = f"{before}{len(id)}\r\n{id}\r\n{between}{len(at)}\r\n{at}\r\n"
     if key is not None:
         rest = f"{rest}{_KEY}{len(key)}\r\n{key}\r\n"

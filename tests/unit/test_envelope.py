@@ -16,6 +16,7 @@ from messaging.envelope import (
     recorded_attempt,
     recorded_seconds,
     text,
+    utc_text,
 )
 from messaging.errors import InvalidMessage
 from messaging.message import Message
@@ -121,6 +122,15 @@ def test_times_are_written_in_utc() -> None:
     assert encode(Message(id="1", topic="t", body=b"", time=edge), prefix="")["time"].endswith("+02:00")
     naive = encode(Message(id="1", topic="t", body=b"", time=datetime(2026, 1, 2)), prefix="")
     assert naive["time"] == "2026-01-02T00:00:00+00:00"
+
+
+@given(st.lists(st.datetimes(timezones=st.just(UTC)), min_size=2), st.timedeltas(timedelta(-3), timedelta(3)))
+def test_a_time_in_utc_is_written_as_the_standard_library_does(
+    times: list[datetime], step: timedelta
+) -> None:
+    near = [datetime(2026, 11, 22, 12, tzinfo=UTC) + step * count for count in range(3)]
+    for time in [*times, *near]:
+        assert utc_text(time) == utc_text(time) == time.isoformat()
 
 
 def test_a_message_of_another_program_is_taken_as_it_is() -> None:

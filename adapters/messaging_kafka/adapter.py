@@ -49,6 +49,7 @@ class KafkaAdapter(Adapter):
     """Topics as topics, groups as consumer groups. `native` is aiokafka's client, None while not connected."""
 
     name: ClassVar[str] = "kafka"
+    shares: ClassVar[int] = 2
 
     def __init__(self, settings: KafkaSettings, context: AdapterContext) -> None:
         self._settings = settings

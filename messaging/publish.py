@@ -42,8 +42,6 @@ Else callers who publish again as soon as they are confirmed fall apart into eve
 """
 PATIENCE = 0.05
 """Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
-FAR = 0.25
-"""The same of requests: a service that is reached by those takes 10 to 60 ms for one, and longer now and then."""
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
 PURGE_AFTER = 1000
@@ -55,7 +53,6 @@ class Publisher:
 
     def __init__(self, adapter: Adapter, clock: Clock, refusals: Refusals) -> None:
         self._adapter = adapter
-        self._full = adapter.per_request
         self._clock = clock
         self._refusals = refusals
         self._numbers = count()
@@ -65,8 +62,7 @@ class Publisher:
         self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
-        self._free: OrderedDict[str, deque[Call]] = OrderedDict()
-        """By topic where a request of the broker is for one; else all under one name. None is empty."""
+        self._free: deque[Call] = deque()
         self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
         self._busy: set[Lane] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
@@ -142,8 +138,7 @@ class Publisher:
             pass
         finally:
             queued = (call for call, _ in chain.from_iterable(self._ordered.values()))
-            free = chain.from_iterable(self._free.values())
-            for call in dict.fromkeys([*free, *queued, *self._waiting]):
+            for call in dict.fromkeys([*self._free, *queued, *self._waiting]):
                 for at in call.open:
                     if call.results[at] is None:
                         self._finish(call, at, unsent(call.messages[at].message, "the bus was closed"))
@@ -167,11 +162,7 @@ class Publisher:
         self._outstanding += call.missing
         self._queued += call.missing
         if call.ordered is None:
-            topic = call.messages[0].topic.name if self._full else ""
-            calls = self._free.get(topic)
-            if calls is None:
-                calls = self._free[topic] = deque()
-            calls.append(call)
+            self._free.append(call)
         else:
             for at in call.open:
                 outgoing = call.messages[at]
@@ -182,30 +173,18 @@ class Publisher:
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
         waits = self._free or self._ordered
-        if self._starting or not waits or self._room() <= 0 or not self._enough():
+        under_way = len(self._exchanges) - self._resending
+        if self._starting or not waits or under_way >= EXCHANGES or not self._enough():
             return
         if self._free or any(lane not in self._busy for lane in self._ordered):
             self._starting = True
             task = asyncio.create_task(self._exchange(), name="messaging-publish")
             self._exchanges.add(task)
 
-    @property
-    def _requests(self) -> int:
-        """The least number of full requests in which all that waits could go; 0 with what does not go in such."""
-        return 0 if self._ordered else len(self._free)
-
-    def _room(self) -> int:
-        """How many more exchanges may be under way."""
-        most = self._adapter.shares if self._full and self._requests else EXCHANGES
-        return most + self._resending - len(self._exchanges)
-
     def _enough(self) -> bool:
-        """Whether what waits is worth an exchange beside those under way; of requests, one for each topic."""
+        """Whether what waits is worth an exchange beside those under way."""
         worth = self._queued * GATHER
-        if worth >= self._under_way:
-            return True
-        share = self._share()
-        return worth >= share and self._queued >= min(share, self._requests * self._full)
+        return worth >= self._under_way or worth >= self._share()
 
     def _lose_patience(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
@@ -221,13 +200,8 @@ class Publisher:
         """Messages of one exchange.
 
         Callers who are confirmed together publish again together: were all in one, client and broker would take turns.
-        Whole requests where the broker has such, and one for each topic; lanes, where keys must go side by side.
         """
-        share = -(-self._outstanding // self._adapter.shares)
-        if self._full and (least := self._requests):
-            requests = max(least, round(share / self._full))
-            return self._full * max(1, min(requests, BATCH // self._full))
-        return min(BATCH, max(SMALL, share))
+        return min(BATCH, max(SMALL, -(-self._outstanding // self._adapter.shares)))
 
     def _next_batch(self) -> Batch:
         batch = Batch()
@@ -235,25 +209,27 @@ class Publisher:
         if self._ordered:
             self._take_free(batch, share // 2)  # neither kind takes all of every exchange
             self._take_ordered(batch, share)
-        elif self._full and self._requests == 1:
-            share = min(share, max(1, self._queued // self._full) * self._full)  # the rest gathers
         self._take_free(batch, share)
         self._queued -= len(batch.messages)
         return batch
 
     def _take_free(self, batch: Batch, share: int) -> None:
-        """Topics until the share is full: as much of each, and whole requests."""
-        full = self._full or 1
-        fair = max(1, share // max(1, len(self._free)))
-        for topic, calls in list(self._free.items()):
-            room = min(fair, share - len(batch.messages))
-            if room <= 0:
-                return
-            _take_calls(calls, batch, -(-room // full) * full)
-            if calls:
-                self._free.move_to_end(topic)  # the others have their turn
+        free, messages = self._free, batch.messages
+        while free and (room := share - len(messages)) > 0:
+            call = free[0]
+            start, end = call.next, len(call.messages)
+            if call.missing == 0:  # given up meanwhile
+                free.popleft()
+                continue
+            if end - start <= room:
+                free.popleft()
             else:
-                del self._free[topic]
+                end = start + room
+            call.next = end
+            messages += call.messages[start:end]
+            call.results[start:end] = [UNDER_WAY] * (end - start)
+            batch.parts.append((call, range(start, end)))
+            batch.once = batch.once or call.once
 
     def _take_ordered(self, batch: Batch, share: int) -> None:
         """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""
@@ -283,7 +259,7 @@ class Publisher:
             while (
                 (self._free or self._ordered)
                 and self._enough()
-                and self._room() >= 0  # while it sent again, others began
+                and len(self._exchanges) - self._resending <= EXCHANGES  # while it sent again, others began
             ):
                 batch = self._next_batch()
                 if not batch.messages:
@@ -297,8 +273,6 @@ class Publisher:
                     await self._send(batch)
                 finally:
                     self._busy.difference_update(batch.lanes)
-                if self._full:
-                    await asyncio.sleep(0)  # who was confirmed may publish again: that fills requests
         finally:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
             self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
@@ -308,15 +282,14 @@ class Publisher:
     async def _send(self, batch: Batch) -> None:
         """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
         messages = batch.messages
-        patience = FAR if self._full else PATIENCE
-        self._patience.add(batch, patience)
+        self._patience.add(batch, PATIENCE)
         try:
             results = await self._attempt(messages)
         except BaseException as error:  # cancelled, it still owes each caller an answer
             self._confirm(batch, [uncertain(one, error) for one in messages])
             raise
         finally:
-            self._patience.remove(batch, patience)
+            self._patience.remove(batch, PATIENCE)
             self._stop_gathering(batch)
         if batch.once:
             await self._conclude_once([(call, at) for call, places in batch.parts for at in places], results)
@@ -460,31 +433,7 @@ class Publisher:
         self._abandoned += not_sent
         if self._abandoned >= PURGE_AFTER:
             self._abandoned = 0
-            left = {
-                topic: deque(call for call in calls if call.missing) for topic, calls in self._free.items()
-            }
-            self._free = OrderedDict((topic, calls) for topic, calls in left.items() if calls)
+            self._free = deque(call for call in self._free if call.missing)
             for lane, waiting in self._ordered.items():
                 self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
         self._let_in()
-
-
-def _take_calls(calls: deque[Call], batch: Batch, most: int) -> None:
-    """So many of their messages, in their sequence."""
-    messages = batch.messages
-    end_of_room = len(messages) + most
-    while calls and (room := end_of_room - len(messages)) > 0:
-        call = calls[0]
-        start, end = call.next, len(call.messages)
-        if call.missing == 0:  # given up meanwhile
-            calls.popleft()
-            continue
-        if end - start <= room:
-            calls.popleft()
-        else:
-            end = start + room
-        call.next = end
-        messages += call.messages[start:end]
-        call.results[start:end] = [UNDER_WAY] * (end - start)
-        batch.parts.append((call, range(start, end)))
-        batch.once = batch.once or call.once

@@ -228,7 +228,7 @@ PATHS = (
             Contender("FastStream", faststream_publish, share=0.5, target=4),
             Contender("kombu, one at a time", kombu_publish, share=0.2),
         ),
-        limit="the broker, which took 40 us of the processor for each of the same frames from a plain socket (30 "
+        limit="the broker, which took some 40 us of the processor for each of the same frames from a plain socket (34 "
         "without headers), on one channel, two, or two connections; and what Python does for each message to prepare "
         "it and to wait for it: making its frames is a fifth of the library's time",
     ),

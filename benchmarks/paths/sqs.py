@@ -165,8 +165,9 @@ PATHS = (
             Contender("boto3, single sends", single_sends, share=0.3, target=5),
             Contender("boto3, batches of ten", batches_of_ten, target=0.9),
         ),
-        limit="boto3, some 0.9 ms of the processor for each call of ten, in one process with the callers, who take "
-        "another 0.5 ms; and LocalStack, which takes a tenth to a fifth longer for messages with our attribute",
+        limit="boto3, some 0.9 ms of the processor for each call of ten, in one process with the callers; LocalStack, "
+        "which takes a tenth to a fifth longer for messages with our attribute; and the callers of an exchange, who "
+        "wait for the slowest of its calls, the last of which takes what is left, fewer than ten",
     ),
     Path(
         "SQS consume",

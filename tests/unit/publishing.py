@@ -8,17 +8,12 @@ from messaging.testing import VirtualClock
 from tests.unit.scripted import ScriptedAdapter
 
 
-def requesting(shares, per_request):
-    """The class of an adapter that says this of itself."""
-    return type("Requesting", (ScriptedAdapter,), {"shares": shares, "per_request": per_request})
-
-
 class Desk:
     """A publisher over a broker that answers when the gate is open."""
 
-    def __init__(self, *, shares=4, per_request=0):
+    def __init__(self):
         self.clock = VirtualClock()
-        self.adapter = requesting(shares, per_request)(self.clock)
+        self.adapter = ScriptedAdapter(self.clock)
         self.adapter.on_publish = self.answer
         self.refusals = Refusals("scripted", self.clock)
         self.publisher = Publisher(self.adapter, self.clock, self.refusals)

@@ -78,10 +78,11 @@ class RedisConnection:
 
     @property
     def _opened(self) -> Clients:
-        self.check_open()
-        if self._clients is None:
+        clients = self._clients
+        if clients is None:
+            self.check_open()
             raise ConnectionFailed(f"the connection to Redis at {self.settings.address} is not open")
-        return self._clients
+        return clients
 
     async def open(self) -> None:
         """Connect once. Raises ConnectionFailed or AuthenticationFailed."""
@@ -113,7 +114,7 @@ class RedisConnection:
     def shard(self, key: str) -> str:
         """What holds the key: commands of one shard may go in one exchange."""
         try:
-            return (self._clients or self._opened).node_of(key)
+            return self._opened.node_of(key)
         except _FAULTS as error:
             raise self._unreachable(error, time.monotonic()) from error
 
@@ -166,7 +167,7 @@ class RedisConnection:
         when nothing was sent, Interrupted when the fate of what was sent is unknown, AuthenticationFailed; what a
         repeated command raises is its reply, for the others have run. Cancelling closes the one connection in use.
         """
-        clients = self._clients or self._opened
+        clients = self._opened
         if clients.stale:
             await self._refresh()
         patience = self.settings.socket_timeout if wait is None else wait + _MARGIN

@@ -66,6 +66,7 @@ class Line(asyncio.Protocol):
         """It ended, or something came that nobody asked for."""
         self._waiter: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
+        """What came for who waits; empty when nobody does: they may be large, and a line idle for hours."""
         self._missing = 0
         self._due = self._alarm_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -106,7 +107,6 @@ class Line(asyncio.Protocol):
         pack = _native.pack_command
         packed = [one if type(one) is bytes else pack(tuple(one)) for one in commands]
         self._missing = len(packed)
-        self._replies = []
         self._waiter = waiter = self._loop.create_future()
         self._due = due = time.monotonic() + patience
         if self._alarm is None or due < self._alarm_at:
@@ -126,7 +126,7 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came, and answer who waits when it is all that was asked for."""
         waiter = self._waiter
-        if waiter is None:
+        if waiter is None or waiter.done():  # nobody asked for it, or who did was cancelled
             self._over = True
             return
         parser, replies = self._parser, self._replies
@@ -140,9 +140,8 @@ class Line(asyncio.Protocol):
                 replies.append(reply)
                 if len(replies) == self._missing:
                     self._over = parser.has_data()
-                    self._waiter = None
-                    if not waiter.done():  # it may have been cancelled
-                        waiter.set_result(replies)
+                    self._waiter, self._replies = None, []
+                    waiter.set_result(replies)
                     return
         except Exception as error:  # whatever it is, who waits must learn of it
             self._fail(error)
@@ -155,10 +154,10 @@ class Line(asyncio.Protocol):
         self._before.connection_lost(exc)
 
     def eof_received(self) -> None:
-        """The server sends no more: the transport closes."""
-        self._over = True
+        """The server sends no more: the transport closes, but not before all is written."""
+        self._fail(OSError(_CLOSED))
 
-    def _look(self) -> None:
+    def _on_alarm(self) -> None:
         self._alarm = None
         rest = self._due - time.monotonic()
         if self._waiter is None:
@@ -173,11 +172,11 @@ class Line(asyncio.Protocol):
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_at = at
-        self._alarm = self._loop.call_later(after, self._look)
+        self._alarm = self._loop.call_later(after, self._on_alarm)
 
     def _fail(self, error: Exception) -> None:
         self._over = True
-        waiter, self._waiter = self._waiter, None
+        waiter, self._waiter, self._replies = self._waiter, None, []
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 

@@ -69,8 +69,6 @@ class _Item:
 
     def exceeds(self, most: int) -> int:
         """Bytes of the entry where they are more than `most`, else 0."""
-        if self.packed and len(self.packed) <= most:  # with what stands around the parts
-            return 0
         return exceeds(self.fields or encode_entry(self.outgoing.message, self.outgoing.reply_to), most)
 
 
@@ -113,6 +111,7 @@ class Publisher:
                     continue
                 state = ready
             item = _Item(at, outgoing, state)
+            # The whole command is longer than its entry.
             if not 0 < len(item.packed) <= most and (size := item.exceeds(most)):
                 results[at] = _too_large(outgoing, size, most)
                 continue
@@ -190,7 +189,7 @@ class Publisher:
         if stale:
             for state, reply in zip(stale, replies, strict=False):
                 _looked(state, reply)
-            del replies[: len(stale)]
+            replies = replies[len(stale) :]
         for unit, reply in zip(units, replies, strict=True):
             if type(reply) is bytes:
                 item = unit[0]

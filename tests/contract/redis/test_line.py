@@ -1,11 +1,16 @@
 """One connection, exchange by exchange; and how many may be in use."""
 
 import asyncio
+import gc
+import ssl
+import weakref
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import hiredis
 import pytest
+import trustme
+import uvloop
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from messaging_redis.clients import Pool
@@ -14,18 +19,22 @@ from messaging_redis.line import Line
 PONG = b"+PONG\r\n"
 
 
+class Connection(SimpleNamespace):
+    """What a line needs of redis-py's."""
+
+
 @asynccontextmanager
-async def connected():
+async def connected(*, server_tls=None, client_tls=None):
     """A line, the server's side of it, and what redis-py would wait for."""
     accepted = asyncio.get_running_loop().create_future()
 
     async def accept(reader, writer):
         accepted.set_result((reader, writer))
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as listening:
-        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server_tls) as listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), ssl=client_tls)
         parser = SimpleNamespace(_reader=hiredis.Reader(notEnoughData=NOT_ENOUGH_DATA))
-        line = Line(SimpleNamespace(_reader=reader, _writer=writer, _parser=parser), 0)
+        line = Line(Connection(_reader=reader, _writer=writer, _parser=parser), 0)
         asked, server = await accepted
         try:
             yield line, asked, server, writer
@@ -112,6 +121,99 @@ async def test_who_waits_learns_that_the_connection_ended_or_makes_no_sense(sent
         assert not line.sound
         writer.close()
         await writer.wait_closed()  # redis-py waits for it, too
+
+
+async def test_the_end_of_a_connection_is_told_at_once_while_much_is_unwritten():
+    async with connected() as (line, _, server, writer):
+        waiting = line.converse([("SET", "a", bytes(20_000_000))], 5)
+        server.write_eof()
+
+        with pytest.raises(OSError, match="closed"):
+            await waiting
+        assert not line.sound
+        writer.transport.abort()
+
+
+async def test_a_late_reply_to_what_was_cancelled_answers_nobody():
+    async with connected() as (line, asked, server, _):
+        waiting = asyncio.ensure_future(line.converse([("PING",)], 5))
+        await asked.readuntil(b"PING\r\n")
+        waiting.cancel()
+        server.write(PONG)
+        while line.sound:
+            await asyncio.sleep(0)
+
+        with pytest.raises(OSError, match="closed"):
+            await line.converse([("GET", "a")], 5)
+
+
+async def test_what_the_server_pushes_answers_nobody():
+    async with connected() as (line, asked, server, _):
+        waiting = line.converse([("PING",), ("GET", "a")], 5)
+        await asked.readuntil(b"$1\r\na\r\n")
+        push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n"
+        server.write(push + PONG + push + b"$1\r\nb\r\n")
+
+        assert await waiting == [b"PONG", b"b"]
+        assert line.sound
+
+
+async def test_an_idle_line_keeps_no_replies():
+    async with connected() as (line, asked, server, _):
+        waiting = line.converse([("PING",)], 5)
+        await asked.readuntil(b"PING\r\n")
+        server.write(PONG)
+
+        replies = await waiting
+        assert line not in gc.get_referrers(replies)
+
+
+async def test_a_line_that_ended_is_kept_by_nothing():
+    async with connected() as (line, asked, server, writer):
+        await answered(line, asked, server, 3600)
+        connection = weakref.ref(line.connection)
+        writer.close()
+        await writer.wait_closed()
+    del line
+    gc.collect()
+
+    assert connection() is None
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_every_transport_brings_replies_and_tells_of_the_end(new_loop, tls):
+    contexts = {}
+    if tls:
+        authority = trustme.CA()
+        server_tls, client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+        authority.issue_cert("127.0.0.1").configure_cert(server_tls)
+        authority.configure_trust(client_tls)
+        contexts = {"server_tls": server_tls, "client_tls": client_tls}
+
+    async def talk():
+        async with connected(**contexts) as (line, asked, server, _):
+            assert line.lasting
+            await answered(line, asked, server, 5)
+            waiting = line.converse([("GET", "a")], 5)
+            server.write(b"$1000000\r\n%b\r\n" % bytes(1_000_000))
+            assert await waiting == [bytes(1_000_000)]
+            assert line.sound
+
+            waiting = line.converse([("GET", "b")], 5)
+            await asked.readuntil(b"$1\r\nb\r\n")
+            server.close()
+            with pytest.raises(OSError, match="closed"):
+                await waiting
+            assert not line.sound
+        async with connected(**contexts) as (line, asked, _, _):
+            with pytest.raises(TimeoutError):
+                await line.converse([("PING",)], 0.05)
+            assert not line.sound
+            assert await asked.read() == b"*1\r\n$4\r\nPING\r\n"  # and then the end
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(talk())
 
 
 async def test_connections_in_use_are_bounded_and_who_is_cancelled_gives_its_turn_on():

@@ -118,6 +118,25 @@ def encode(message: Message, *, prefix: str) -> dict[str, str]:
     return headers
 
 
+def usual(message: Message) -> tuple[datetime, str | None] | None:
+    """Time and key of a message that an adapter may write without `encode`; None for any other.
+
+    Most are such: a time in UTC, no key or a text, and of the rest at most `id`, `topic`, `body`, `content_type`,
+    `type`, `source`, `correlation_id` and `causation_id`, which the adapter must all write.
+    """
+    time, key = message.time, message.key
+    if (
+        time is None
+        or time.tzinfo is not UTC
+        or message.headers
+        or isinstance(key, bytes)
+        or message.expires_at is not None
+        or message.not_before is not None
+    ):
+        return None
+    return time, key
+
+
 def decode(
     headers: Mapping[Any, Any],
     *,

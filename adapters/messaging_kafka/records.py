@@ -25,6 +25,7 @@ from messaging.envelope import (
     encode,
     recorded_attempt,
     recorded_seconds,
+    usual,
     utc_text,
 )
 from messaging_kafka.library import BatchBuilder
@@ -72,17 +73,11 @@ class Parcel:
 
 def encode_headers(message: Message, control: Mapping[str, str] | None = None) -> Headers:
     """The headers of a message of ours. The first `content-type` is the message's own, whatever headers it has."""
-    time, key = message.time, message.key
-    if (
-        time is None
-        or time.tzinfo is not UTC
-        or message.headers
-        or isinstance(key, bytes)
-        or message.expires_at is not None
-        or message.not_before is not None
-    ):
+    at_once = usual(message)
+    if at_once is None:
         headers = _encode_each(message)
     else:
+        time, key = at_once
         before, between = _unchanging(message.content_type, message.type or message.topic, message.source)
         headers = [*before, (_ID, message.id.encode()), *between, (_TIME, utc_text(time).encode())]
         if key is not None:

@@ -6,11 +6,10 @@ attributes is left to `properties.packed`, field by field. Both give the same by
 
 from __future__ import annotations
 
-from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from messaging.envelope import FORMAT_VERSION, SPEC_VERSION, utc_text
+from messaging.envelope import FORMAT_VERSION, SPEC_VERSION, usual, utc_text
 from messaging_rabbitmq.amqp import (
     CONTENT_TYPE,
     CORRELATION,
@@ -44,17 +43,10 @@ _COUNT = _Counts((length, chr(length)) for length in range(128))
 
 def usual_content(message: Message, message_id: str, reply_to: str | None, mode: int) -> bytes | None:
     """Flags and fields; None for a message that is not such a one."""
-    time, key = message.time, message.key
-    if (
-        time is None
-        or time.tzinfo is not UTC
-        or time.year < _FIRST_YEAR
-        or message.headers
-        or isinstance(key, bytes)
-        or message.expires_at is not None
-        or message.not_before is not None
-    ):
+    at_once = usual(message)
+    if at_once is None or at_once[0].year < _FIRST_YEAR:
         return None
+    time, key = at_once
     flags, native = 0, chr(mode)
     id, at, correlation_id = message.id, utc_text(time), message.correlation_id
     before, between = _unchanging(message.type or message.topic, message.source)
@@ -81,7 +73,7 @@ def usual_content(message: Message, message_id: str, reply_to: str | None, mode:
 
 @lru_cache(maxsize=256)
 def _start(flags: int, content_type: str | None) -> bytes | None:
-    """All before the table. None for a content type that is too long for this."""
+    """All before the table. None for a content type that is too long for this, or no ASCII."""
     flags |= HEADERS | MODE | MESSAGE_ID | TIME
     if not content_type:
         return FLAGS.pack(flags)

@@ -6,11 +6,10 @@ attributes is packed field by field. Both give the same bytes.
 
 from __future__ import annotations
 
-from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from messaging.envelope import FORMAT_VERSION, REPLY_TO, SPEC_VERSION, utc_text
+from messaging.envelope import FORMAT_VERSION, REPLY_TO, SPEC_VERSION, usual, utc_text
 from messaging_redis.entries import PREFIX, encode_entry
 
 if TYPE_CHECKING:
@@ -22,16 +21,10 @@ if TYPE_CHECKING:
 
 def pack_addition(stream: str, message: Message, reply_to: str | None = None) -> bytes:
     """`XADD stream *` and the fields of the entry."""
-    time, key = message.time, message.key
-    if (
-        time is None
-        or time.tzinfo is not UTC
-        or message.headers
-        or isinstance(key, bytes)
-        or message.expires_at is not None
-        or message.not_before is not None
-    ):
+    at_once = usual(message)
+    if at_once is None:
         return _pack_each(stream, encode_entry(message, reply_to))
+    time, key = at_once
     before, between, count = _unchanging(
         message.content_type or "", message.type or message.topic, message.source
     )

@@ -44,6 +44,7 @@ messages = st.builds(
     expires_at=st.none() | times,
     correlation_id=st.none() | words,
     causation_id=st.none() | words,
+    not_before=st.none() | times,
 )
 
 

@@ -1,6 +1,6 @@
 """Members of groups in processes of their own. `python -m benchmarks.curves.member WORK` is one: a line makes it begin
-to count what it takes, the end of its input ends it. Its broker's URL comes by the environment, where others do not
-read its credentials.
+to count what it takes, and say so; the end of its input ends it. Its broker's URL comes by the environment, where
+others do not read its credentials.
 """
 
 # pyright: reportMissingImports=false
@@ -30,6 +30,8 @@ WITHIN = 300.0
 """Seconds for all messages of a point."""
 TOLD_EVERY = 0.05
 """Seconds."""
+COUNTS = "counts"
+"""What a member says when it has begun to count what it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class Members:
         self._work, self._count = work, count
         self._processes: list[asyncio.subprocess.Process] = []
         self._handled: list[int] = []
+        self._counting = 0
         self._told: list[Told] = []
         self._news = asyncio.Condition()
         self._readers: list[asyncio.Task[None]] = []
@@ -96,12 +99,17 @@ class Members:
         await self._until(lambda: sum(self._handled) >= messages)
         return time.perf_counter()
 
+    def all_handled(self) -> bool:
+        """Whether each has told of a message: then it has joined."""
+        return min(self._handled) > 0
+
     async def count(self) -> None:
-        """What they take from now on is what they tell at their end."""
+        """What they take from now on is what they tell at their end; returns when each has begun to count."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(b"\n")
             await process.stdin.drain()
+        await self._until(lambda: self._counting == self._count)
 
     async def ended(self) -> list[Told]:
         """End them, each after what it has begun."""
@@ -122,6 +130,8 @@ class Members:
             async with self._news:
                 if isinstance(news, int):
                     self._handled[number] = news
+                elif news == COUNTS:
+                    self._counting += 1
                 else:
                     self._told.append(Told(**news))
                 self._news.notify_all()
@@ -148,6 +158,7 @@ async def _member(work: Work) -> None:
         telling = tasks.create_task(tell())
         await asyncio.to_thread(sys.stdin.readline)
         before = time.process_time()
+        print(json.dumps(COUNTS), flush=True)
         await asyncio.to_thread(sys.stdin.read)
         seconds = time.process_time() - before
         telling.cancel()

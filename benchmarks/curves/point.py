@@ -6,6 +6,7 @@ process of its own, its memory and its time of the processor are its own. The br
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from messaging import App, Topic, connect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from messaging import Bus
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ async def _stored_first(
 async def _published_meanwhile(
     url: str, x: int, several: list[Topic[Order]], messages: int, *, concurrency: int, members: int = 1
 ) -> Point:
+    """From the first publish, once every member has joined, until all is handled; the cost of the members alone."""
     each = messages // len(several)
     work = Work(
         topics=[topic.name for topic in several],
@@ -109,23 +113,31 @@ async def _published_meanwhile(
         for topic in several:
             await bus.declare(topic, groups=["bench"])
         running = await stack.enter_async_context(Members(url, work, members))
-        for topic in several:
-            await fill(
-                bus, topic, 1
-            )  # its connections are made, and its partitions dealt, when it is handled
-        await running.handled(len(several))
+        warmed_up = await _warm_up(bus, several, running, members)
         await running.count()
         begun = time.perf_counter()
         for topic in several:
             await fill(bus, topic, each)
         published = each * len(several)
-        elapsed = await running.handled(len(several) + published) - begun
+        elapsed = await running.handled(warmed_up + published) - begun
         told = await running.ended()
         for topic in several:
             await bus.delete_group(topic, "bench")
-    duplicates = sum(one.handled for one in told) - len(several) - published
+    duplicates = sum(one.handled for one in told) - warmed_up - published
     cost = sum(one.seconds for one in told) / published
     return Point(x, published / elapsed, cost, max(one.memory for one in told), duplicates)
+
+
+async def _warm_up(bus: Bus, several: Sequence[Topic[Order]], running: Members, each: int) -> int:
+    """How many messages were handled until every member had one: its connections are made, its partitions dealt."""
+    messages = 0
+    async with asyncio.timeout(WITHIN):
+        while not running.all_handled():
+            for topic in several:
+                await fill(bus, topic, each, first=messages)  # other keys each time, for other partitions
+            messages += each * len(several)
+            await running.handled(messages)
+    return messages
 
 
 def _prefetch(several: Sequence[Topic[Order]]) -> int:

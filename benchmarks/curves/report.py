@@ -53,7 +53,7 @@ def _section(curve: Curve, brokers: Mapping[str, Sequence[Point]], picture: str)
         for broker, points in brokers.items()
         for point in points
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", f"What bends it: {curve.limit}.", ""])
 
 
 def _draw(curve: Curve, brokers: Mapping[str, Sequence[Point]], picture: File) -> None:

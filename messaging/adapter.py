@@ -370,6 +370,12 @@ class Adapter(ABC):
 
     Fewer where a call costs more than that gains.
     """
+    per_request: ClassVar[int] = 0
+    """Messages of one topic that one request of the broker takes at most, where `publish` makes several for more.
+
+    What is published without order then goes in full requests, in up to `shares` calls of `publish` at once for each
+    topic. 0: a call is one exchange with the broker, however many messages and topics it has.
+    """
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Outgoing
+    from messaging.exchanges import Exchanges
     from messaging.message import Message, Receipt
 
 Lane: TypeAlias = "tuple[str, int]"
@@ -27,8 +28,8 @@ class Call:
     """One `publish` or `publish_many`, of one topic: its results come together."""
 
     __slots__ = (
-        "admitted",
         "done",
+        "exchanges",
         "messages",
         "missing",
         "next",
@@ -55,7 +56,8 @@ class Call:
         """None: it waits to be sent."""
         self.next = 0
         """Without order, messages are sent in their sequence: the first that waits."""
-        self.admitted = False
+        self.exchanges: Exchanges | None = None
+        """Where it was taken in: until then, it waits for room."""
         self.done = done
 
     @property

@@ -1,47 +1,33 @@
-"""Publishing in batches: calls that are under way at the same time share one exchange with the broker.
+"""Publishing in batches: calls that are under way at the same time share one exchange with the broker (`Exchanges`).
 
-A call that finds nothing under way goes straight to the adapter; the others gather meanwhile and go together. An
-ordered topic has one unconfirmed batch per partition at a time (semantics 7). What is outstanding is bounded, and
-callers wait for room (20). What its broker stores once (`Outgoing.once`) is sent again while its fate is unknown.
+What is outstanding is bounded, and callers wait for room (semantics 20); they wait for their results as long as they
+want to, and what is behind a failed message of the same key fails with it (7).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
+from functools import partial
 from itertools import chain, count
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
-from messaging.backoff import Backoff
-from messaging.calls import ABANDONED, UNDER_WAY, Batch, Call, overtaking, too_late, uncertain, unsent
-from messaging.clock import sleep, timeout
+from messaging.calls import ABANDONED, UNDER_WAY, Call, overtaking, too_late, unsent
+from messaging.clock import timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError
-from messaging.unconfirmed import Unconfirmed
+from messaging.exchanges import Exchanges, Requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from messaging.adapter import Adapter, Outgoing
-    from messaging.calls import Lane, Place, Result
+    from messaging.calls import Batch, Lane, Place, Result
     from messaging.clock import Clock
     from messaging.message import Key
     from messaging.refusals import Refusals
 
-BATCH = 256
-"""Messages in one exchange: larger batches gained nothing on any broker that was measured."""
-EXCHANGES = 4
-"""Exchanges under way at once."""
-SMALL = 64
-"""Messages that go in one exchange all the same: with fewer, each costs more than the overlap gains."""
-GATHER = 2
-"""While messages are under way, another exchange begins with at least one for so many of them, or of a share.
-
-Else callers who publish again as soon as they are confirmed fall apart into ever smaller exchanges.
-"""
-PATIENCE = 0.05
-"""Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
 PURGE_AFTER = 1000
@@ -53,33 +39,25 @@ class Publisher:
 
     def __init__(self, adapter: Adapter, clock: Clock, refusals: Refusals) -> None:
         self._adapter = adapter
+        self._requests = adapter.per_request > 0
         self._clock = clock
         self._refusals = refusals
         self._numbers = count()
         self._loop: asyncio.AbstractEventLoop | None = None
         """Once asked: before Python 3.12, that is a system call."""
         self._deadlines = Deadlines[Call](clock, self._give_up)
-        self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
-        self._free: deque[Call] = deque()
-        self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
-        self._busy: set[Lane] = set()
-        self._exchanges: set[asyncio.Task[None]] = set()
-        self._resending = 0
-        """Of the exchanges: those that send again what is stored once, and leave room for others meanwhile."""
-        self._again = asyncio.Semaphore(EXCHANGES)
+        self._common = Exchanges(adapter, clock, refusals, self._confirm, self._conclude)
+        """All that is ordered; without requests (`Adapter.per_request`) also what is not."""
+        self._topics: dict[str, Requests] = {}
+        """With requests, what is not ordered: none without a message outstanding or an exchange under way."""
         self._outstanding = 0
-        self._queued = 0
-        """Of the outstanding: not handed over yet."""
-        self._under_way = 0
-        """Messages in exchanges that are not slow, also those that nobody waits for any more."""
         self._calls: Counter[str] = Counter()
         """Calls under way for each ordered topic."""
         self._ended = asyncio.Event()
         """One of these has ended."""
         self._abandoned = 0
-        self._starting = False
         self._closed = False
 
     async def publish(self, messages: Sequence[Outgoing], within: float | None) -> Sequence[Result]:
@@ -110,7 +88,7 @@ class Publisher:
         finally:
             if within is not None:
                 self._deadlines.remove(call, within)
-            if not call.admitted:
+            if call.exchanges is None:
                 self._waiting.pop(call)
             if call.missing:
                 self._abandon(call)
@@ -132,22 +110,19 @@ class Publisher:
         self._closed = True
         try:
             async with timeout(self._clock, within):
-                while under_way := [task for task in self._exchanges if not task.done()]:
+                while under_way := [task for one in self._all for task in one.tasks if not task.done()]:
                     await asyncio.wait(under_way)
         except TimeoutError:
             pass
         finally:
-            queued = (call for call, _ in chain.from_iterable(self._ordered.values()))
-            for call in dict.fromkeys([*self._free, *queued, *self._waiting]):
+            queued = chain.from_iterable(one.waiting() for one in self._all)
+            for call in dict.fromkeys([*queued, *self._waiting]):
                 for at in call.open:
                     if call.results[at] is None:
                         self._finish(call, at, unsent(call.messages[at].message, "the bus was closed"))
-            for task in self._exchanges:
-                task.cancel()
-            if self._exchanges:
-                await asyncio.wait(self._exchanges)
+            if cancelled := [task for one in self._all for task in one.close()]:
+                await asyncio.wait(cancelled)
             self._deadlines.close()
-            self._patience.close()
 
     # --- from calls to exchanges ---------------------------------------------------------------------------------
 
@@ -158,185 +133,24 @@ class Publisher:
             self._admit(call)
 
     def _admit(self, call: Call) -> None:
-        call.admitted = True
         self._outstanding += call.missing
-        self._queued += call.missing
-        if call.ordered is None:
-            self._free.append(call)
+        if self._requests and call.ordered is None:
+            self._of(call.messages[0].topic.name).add(call)
         else:
-            for at in call.open:
-                outgoing = call.messages[at]
-                lane = (outgoing.topic.name, outgoing.partition)
-                self._ordered.setdefault(lane, deque()).append((call, at))
-        self._start_exchange()
+            self._common.add(call)
 
-    def _start_exchange(self) -> None:
-        """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
-        waits = self._free or self._ordered
-        under_way = len(self._exchanges) - self._resending
-        if self._starting or not waits or under_way >= EXCHANGES or not self._enough():
-            return
-        if self._free or any(lane not in self._busy for lane in self._ordered):
-            self._starting = True
-            task = asyncio.create_task(self._exchange(), name="messaging-publish")
-            self._exchanges.add(task)
+    def _of(self, topic: str) -> Requests:
+        found = self._topics.get(topic)
+        if found is None:
+            ended = partial(self._topics.pop, topic)
+            found = self._topics[topic] = Requests(
+                self._adapter, self._clock, self._refusals, self._confirm, self._conclude, ended
+            )
+        return found
 
-    def _enough(self) -> bool:
-        """Whether what waits is worth an exchange beside those under way."""
-        worth = self._queued * GATHER
-        return worth >= self._under_way or worth >= self._share()
-
-    def _lose_patience(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
-            self._stop_gathering(batch)
-        self._start_exchange()
-
-    def _stop_gathering(self, batch: Batch) -> None:
-        """What waits need not be worth an exchange beside this one any more."""
-        self._under_way -= batch.gathering
-        batch.gathering = 0
-
-    def _share(self) -> int:
-        """Messages of one exchange.
-
-        Callers who are confirmed together publish again together: were all in one, client and broker would take turns.
-        """
-        return min(BATCH, max(SMALL, -(-self._outstanding // self._adapter.shares)))
-
-    def _next_batch(self) -> Batch:
-        batch = Batch()
-        share = self._share()
-        if self._ordered:
-            self._take_free(batch, share // 2)  # neither kind takes all of every exchange
-            self._take_ordered(batch, share)
-        self._take_free(batch, share)
-        self._queued -= len(batch.messages)
-        return batch
-
-    def _take_free(self, batch: Batch, share: int) -> None:
-        free, messages = self._free, batch.messages
-        while free and (room := share - len(messages)) > 0:
-            call = free[0]
-            start, end = call.next, len(call.messages)
-            if call.missing == 0:  # given up meanwhile
-                free.popleft()
-                continue
-            if end - start <= room:
-                free.popleft()
-            else:
-                end = start + room
-            call.next = end
-            messages += call.messages[start:end]
-            call.results[start:end] = [UNDER_WAY] * (end - start)
-            batch.parts.append((call, range(start, end)))
-            batch.once = batch.once or call.once
-
-    def _take_ordered(self, batch: Batch, share: int) -> None:
-        """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""
-        for lane, waiting in list(self._ordered.items()):
-            before = len(batch.messages)
-            if before >= share:
-                return
-            if lane in self._busy or (batch.lanes and before + len(waiting) > BATCH):
-                continue
-            while waiting and len(batch.messages) < BATCH:
-                call, at = waiting.popleft()
-                if call.results[at] is None:
-                    call.results[at] = UNDER_WAY
-                    batch.messages.append(call.messages[at])
-                    batch.parts.append((call, (at,)))
-                    batch.once = batch.once or call.once
-            if len(batch.messages) > before:
-                batch.lanes.append(lane)
-            if waiting:
-                self._ordered.move_to_end(lane)  # the others have their turn
-            else:
-                del self._ordered[lane]
-
-    async def _exchange(self) -> None:
-        self._starting = False
-        try:
-            while (
-                (self._free or self._ordered)
-                and self._enough()
-                and len(self._exchanges) - self._resending <= EXCHANGES  # while it sent again, others began
-            ):
-                batch = self._next_batch()
-                if not batch.messages:
-                    return
-                batch.gathering = len(batch.messages)
-                self._under_way += batch.gathering
-                self._busy.update(batch.lanes)
-                if self._queued:
-                    self._start_exchange()
-                try:
-                    await self._send(batch)
-                finally:
-                    self._busy.difference_update(batch.lanes)
-        finally:
-            # At once: what is published before the callbacks of this task run must find room for an exchange.
-            self._exchanges.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            if not self._closed:
-                self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
-
-    async def _send(self, batch: Batch) -> None:
-        """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
-        messages = batch.messages
-        self._patience.add(batch, PATIENCE)
-        try:
-            results = await self._attempt(messages)
-        except BaseException as error:  # cancelled, it still owes each caller an answer
-            self._confirm(batch, [uncertain(one, error) for one in messages])
-            raise
-        finally:
-            self._patience.remove(batch, PATIENCE)
-            self._stop_gathering(batch)
-        if batch.once:
-            await self._conclude_once([(call, at) for call, places in batch.parts for at in places], results)
-        else:
-            self._confirm(batch, results)
-
-    async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
-        self._refusals.begin()
-        try:
-            results = await self._adapter.publish(messages)
-            if len(results) != len(messages):
-                raise ValueError(f"{len(results)} results for {len(messages)} messages")
-        except Exception as error:
-            results = [uncertain(one, error) for one in messages]
-        finally:
-            self._refusals.end()
-        self._refusals.judge(messages, results)
-        return results
-
-    # --- what is stored once -------------------------------------------------------------------------------------
-
-    async def _conclude_once(self, places: Sequence[Place], results: Sequence[Result]) -> None:
-        """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
-        unconfirmed = Unconfirmed(self._clock, self._conclude)
-        unconfirmed.take(places, results)
-        if unconfirmed:
-            self._resending += 1
-            self._start_exchange()
-            try:
-                await self._send_again(unconfirmed)
-            finally:
-                self._resending -= 1
-
-    async def _send_again(self, unconfirmed: Unconfirmed) -> None:
-        backoff = Backoff()
-        while unconfirmed:
-            try:
-                await sleep(self._clock, backoff.next())
-                async with self._again:
-                    places = unconfirmed.still_wanted()
-                    if not places:
-                        return
-                    results = await self._attempt([call.messages[at] for call, at in places])
-            except BaseException:  # cancelled, it still owes each caller an answer
-                unconfirmed.give_up()
-                raise
-            unconfirmed.take(places, results)
+    @property
+    def _all(self) -> list[Exchanges]:
+        return [self._common, *self._topics.values()]
 
     # --- from exchanges to calls ---------------------------------------------------------------------------------
 
@@ -373,7 +187,8 @@ class Publisher:
         """The result of one message, unless it has one."""
         former = call.results[at]
         if former is None:
-            self._queued -= call.admitted
+            if call.exchanges is not None:
+                call.exchanges.queued -= 1
         elif former is not UNDER_WAY:
             return
         call.results[at] = result
@@ -381,8 +196,10 @@ class Publisher:
 
     def _count_finished(self, call: Call, finished: int) -> None:
         call.missing -= finished
-        if call.admitted:
+        exchanges = call.exchanges
+        if exchanges is not None:
             self._outstanding -= finished
+            exchanges.outstanding -= finished
         if not call.missing:
             call.end()
 
@@ -394,7 +211,7 @@ class Publisher:
             outgoing = call.messages[at]
             first.setdefault((outgoing.topic.name, outgoing.message.key), (call, at, error))
             lanes[outgoing.topic.name, outgoing.partition] = None
-        queued = [entry for lane in lanes for entry in self._ordered.get(lane, ())]
+        queued = self._common.behind(lanes)
         waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
         for call, at in [*queued, *waiting]:
             outgoing = call.messages[at]
@@ -433,7 +250,6 @@ class Publisher:
         self._abandoned += not_sent
         if self._abandoned >= PURGE_AFTER:
             self._abandoned = 0
-            self._free = deque(call for call in self._free if call.missing)
-            for lane, waiting in self._ordered.items():
-                self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
+            for one in self._all:
+                one.purge()
         self._let_in()

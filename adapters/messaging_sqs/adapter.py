@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
+from messaging_sqs.batches import MOST
 from messaging_sqs.connection import Connection, Denied
 from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
 from messaging_sqs.fifo import OrderedConsumer
@@ -44,6 +45,9 @@ class SQSAdapter(Adapter):
     """Topics as SNS topics, groups as SQS queues. `native` has boto3's clients: `sqs`, `sns`."""
 
     name: ClassVar[str] = "sqs"
+    shares: ClassVar[int] = 6
+    """Full requests of 64 callers of one topic; two threads are left for all else."""
+    per_request: ClassVar[int] = MOST
 
     def __init__(self, settings: SQSSettings, member: str) -> None:
         self._settings = settings

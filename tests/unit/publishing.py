@@ -8,12 +8,33 @@ from messaging.testing import VirtualClock
 from tests.unit.scripted import ScriptedAdapter
 
 
+def requesting(**says):
+    """The class of an adapter that says this of itself."""
+    return type("Requesting", (ScriptedAdapter,), says)
+
+
+def nothing_is_left(publisher):
+    """No call, nothing under way, and no topic of its own."""
+    common = publisher._common
+    return not (
+        publisher._waiting
+        or publisher._outstanding
+        or publisher._topics
+        or common._free
+        or common._ordered
+        or common._busy
+        or common.tasks
+        or common.outstanding
+        or common.queued
+    )
+
+
 class Desk:
     """A publisher over a broker that answers when the gate is open."""
 
-    def __init__(self):
+    def __init__(self, **says):
         self.clock = VirtualClock()
-        self.adapter = ScriptedAdapter(self.clock)
+        self.adapter = requesting(**says)(self.clock)
         self.adapter.on_publish = self.answer
         self.refusals = Refusals("scripted", self.clock)
         self.publisher = Publisher(self.adapter, self.clock, self.refusals)
@@ -46,13 +67,19 @@ class Desk:
         await self.clock.settle()
         return task
 
+    @property
+    def exchanges(self):
+        """Of the ordered topics, and of the others."""
+        return self.publisher._all
+
+    @property
+    def tasks(self):
+        return [task for one in self.exchanges for task in one.tasks]
+
+    @property
+    def waiting(self):
+        """What waits for an exchange: calls without order, and ordered messages."""
+        return sum(len(one._free) + sum(map(len, one._ordered.values())) for one in self.exchanges)
+
     def nothing_is_left(self):
-        publisher = self.publisher
-        return not (
-            publisher._free
-            or publisher._ordered
-            or publisher._busy
-            or publisher._exchanges
-            or publisher._outstanding
-            or publisher._waiting
-        )
+        return nothing_is_left(self.publisher)

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from messaging import publish as module
+from messaging import exchanges as module
+from messaging import publish
 from messaging.adapter import Adapter
 from messaging.errors import Closed, ConnectionFailed, PublishError, PublishUncertain
 from messaging.message import Receipt
 from messaging.publish import Publisher
 from messaging.refusals import Refusals
 from messaging.testing import VirtualClock
-from tests.unit.publishing import Desk
-from tests.unit.scripted import ScriptedAdapter, later, outgoing
+from tests.unit.publishing import Desk, nothing_is_left, requesting
+from tests.unit.scripted import later, outgoing
 
 
 @pytest.fixture
@@ -184,15 +185,14 @@ async def test_a_cancelled_call_does_not_disturb_the_batch_it_shares(desk):
 
 async def test_abandoned_messages_do_not_pile_up_behind_a_stuck_broker(desk, monkeypatch):
     monkeypatch.setattr(module, "EXCHANGES", 1)
-    monkeypatch.setattr(module, "PURGE_AFTER", 10)
+    monkeypatch.setattr(publish, "PURGE_AFTER", 10)
     await desk.started(outgoing("1", "a", ordered=True))
 
     for number in range(50):
         await desk.started(outgoing(f"x{number}"), outgoing(f"y{number}", "a", ordered=True), within=1)
         await desk.clock.advance(1)
 
-    waiting = len(desk.publisher._free) + sum(map(len, desk.publisher._ordered.values()))
-    assert waiting <= 12
+    assert desk.waiting <= 12
     desk.gate.set()
     await desk.clock.settle()
     assert desk.batches == [["1"]]
@@ -204,7 +204,7 @@ async def test_a_message_whose_turn_did_not_come_in_time_holds_its_successors_of
     desk, monkeypatch, room
 ):
     """What was published after it would else be handled without it, or before it once it is published again (7)."""
-    monkeypatch.setattr(module, "OUTSTANDING", room)
+    monkeypatch.setattr(publish, "OUTSTANDING", room)
     await desk.started(outgoing("1", "a", ordered=True))
     late = await desk.started(outgoing("2", "a", ordered=True), within=5)
     behind = await desk.started(outgoing("3", "a", ordered=True), outgoing("4", "b", ordered=True))
@@ -339,7 +339,7 @@ async def test_a_cancelled_close_leaves_nothing_under_way(desk):
 
     assert closing.cancelled()
     assert isinstance((await sent)[0], PublishUncertain)
-    assert not desk.publisher._exchanges
+    assert not desk.tasks
 
 
 async def test_close_on_an_idle_publisher_returns_at_once(desk):
@@ -361,15 +361,18 @@ def fate(number):
     st.integers(1, 30).flatmap(lambda size: st.tuples(*map(fate, range(size)))),
     st.floats(0, 2),
     st.integers(1, 4),
+    st.sampled_from([0, 1, 3, 10]),
 )
-@settings(max_examples=60, deadline=None)
-def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(plan, delay, partitions):
-    asyncio.run(one_history(plan, delay, partitions))
+@settings(max_examples=120, deadline=None)
+def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(
+    plan, delay, partitions, per_request
+):
+    asyncio.run(one_history(plan, delay, partitions, per_request))
 
 
-async def one_history(plan, delay, partitions):
+async def one_history(plan, delay, partitions, per_request):
     clock = VirtualClock(patience=30)
-    adapter = ScriptedAdapter(clock)
+    adapter = requesting(per_request=per_request)(clock)
     publisher = Publisher(adapter, clock, Refusals("scripted", clock))
     fates = {id: fate for id, _, fate, *_ in plan}
     stored, busy = defaultdict(list), set()
@@ -399,7 +402,9 @@ async def one_history(plan, delay, partitions):
 
     async def call(number, key, within, cancel_after, at):
         ordered = key is not None
-        one = outgoing(str(number), key, ordered=ordered, partition=hash(key) % partitions if ordered else 0)
+        lane = hash(key) % partitions if ordered else 0
+        topic = "orders" if ordered else f"topic-{number % 3}"
+        one = outgoing(str(number), key, ordered=ordered, partition=lane, topic=topic)
         task = asyncio.create_task(publisher.publish([one], within))
         if cancel_after is not None:
             clock.call_later(cancel_after, task.cancel)
@@ -420,5 +425,4 @@ async def one_history(plan, delay, partitions):
             assert isinstance(result, Receipt | PublishError)
     for key, numbers in stored.items():
         assert key is None or numbers == sorted(numbers)
-    assert publisher._outstanding == 0
-    assert not (publisher._free or publisher._ordered or publisher._busy or publisher._exchanges)
+    assert nothing_is_left(publisher)

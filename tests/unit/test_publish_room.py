@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from messaging import exchanges
 from messaging import publish as module
 from messaging.errors import PublishError, PublishUncertain
 from messaging.message import Receipt
@@ -92,7 +93,7 @@ async def test_the_wait_for_room_is_part_of_the_timeout(desk, monkeypatch):
 
 async def test_a_bounded_call_that_found_room_keeps_the_rest_of_its_time(desk, monkeypatch):
     monkeypatch.setattr(module, "OUTSTANDING", 1)
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    monkeypatch.setattr(exchanges, "EXCHANGES", 1)
     first = await desk.started(outgoing("1"), within=None)
     second = await desk.started(outgoing("2"), within=10)
 
@@ -113,7 +114,7 @@ async def test_an_exchange_that_ends_makes_room_at_once_for_the_next(desk):
 
     call = asyncio.create_task(twice())
     await desk.clock.settle()
-    for number in range(module.EXCHANGES - 1):
+    for number in range(exchanges.EXCHANGES - 1):
         await desk.started(outgoing(str(number)))
 
     desk.gate.set()

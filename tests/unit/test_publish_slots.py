@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from messaging import publish as module
+from messaging import exchanges as module
 from messaging.errors import PublishUncertain
 from messaging.message import Receipt
 from messaging.unconfirmed import ONCE_FOR
@@ -43,7 +43,7 @@ async def test_nothing_gathers_for_long_behind_an_exchange_that_hangs(desk):
     desk.gate.set()
     await asyncio.gather(hanging, waiting)
     assert desk.nothing_is_left()
-    assert desk.publisher._under_way == 0
+    assert desk.exchanges[0]._under_way == 0
 
 
 async def test_what_is_sent_again_leaves_its_room_to_others(desk, monkeypatch):

@@ -1,0 +1,334 @@
+"""What waits for an exchange with the broker, and what is under way.
+
+A call that finds nothing under way goes straight to the adapter; the others gather meanwhile and go together. An
+ordered topic has one unconfirmed batch per partition at a time (semantics 7). What its broker stores once
+(`Outgoing.once`) is sent again while its fate is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from itertools import chain
+from typing import TYPE_CHECKING, cast
+
+from messaging.backoff import Backoff
+from messaging.calls import UNDER_WAY, Batch, uncertain
+from messaging.clock import sleep
+from messaging.deadlines import Deadlines
+from messaging.unconfirmed import Unconfirmed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from messaging.adapter import Adapter, Outgoing
+    from messaging.calls import Call, Lane, Place, Result
+    from messaging.clock import Clock
+    from messaging.refusals import Refusals
+
+BATCH = 256
+"""Messages in one exchange: larger batches gained nothing on any broker that was measured."""
+EXCHANGES = 4
+"""Exchanges under way at once."""
+SMALL = 64
+"""Messages that go in one exchange all the same: with fewer, each costs more than the overlap gains."""
+GATHER = 2
+"""While messages are under way, another exchange begins with at least one for so many of them, or of a share.
+
+Else callers who publish again as soon as they are confirmed fall apart into ever smaller exchanges.
+"""
+PATIENCE = 0.05
+"""Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
+FAR = 0.25
+"""The same of requests: a service that is reached by those takes 10 to 60 ms for one, and longer now and then."""
+
+
+class Exchanges:
+    """Takes calls and hands their messages to the adapter in batches; what comes of them goes to `confirm`.
+
+    What is sent again is told to `conclude`, place by place.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        clock: Clock,
+        refusals: Refusals,
+        confirm: Callable[[Batch, Sequence[Result]], None],
+        conclude: Callable[[Sequence[tuple[Place, Result]]], None],
+    ) -> None:
+        self._adapter = adapter
+        self._clock = clock
+        self._refusals = refusals
+        self._confirm = confirm
+        self._conclude = conclude
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The exchanges under way."""
+        self.outstanding = 0
+        """Messages waiting or under way whose calls have no result for them: whoever gives them one counts."""
+        self.queued = 0
+        """Of the outstanding: not handed over yet."""
+        self._patient = PATIENCE
+        self._patience = Deadlines[Batch](clock, self._lose_patience)
+        self._free: deque[Call] = deque()
+        self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
+        self._busy: set[Lane] = set()
+        self._resending = 0
+        """Of the exchanges: those that send again what is stored once, and leave room for others meanwhile."""
+        self._again = asyncio.Semaphore(EXCHANGES)
+        self._under_way = 0
+        """Messages in exchanges that are not slow, also those that nobody waits for any more."""
+        self._starting = False
+        self._closed = False
+
+    def add(self, call: Call) -> None:
+        """Send it: at once, or with what gathers."""
+        call.exchanges = self
+        missing = call.missing
+        self.outstanding += missing
+        self.queued += missing
+        if call.ordered is None:
+            self._free.append(call)
+        else:
+            for at in call.open:
+                outgoing = call.messages[at]
+                lane = (outgoing.topic.name, outgoing.partition)
+                self._ordered.setdefault(lane, deque()).append((call, at))
+        self._start_exchange()
+
+    def behind(self, lanes: Iterable[Lane]) -> Iterator[Place]:
+        """What waits in these lanes."""
+        return chain.from_iterable(self._ordered.get(lane, ()) for lane in lanes)
+
+    def waiting(self) -> Iterator[Call]:
+        """The calls of which something may wait, some of them several times."""
+        return chain(self._free, (call for call, _ in self.behind(self._ordered)))
+
+    def purge(self) -> None:
+        """Forget what waits and has been given up."""
+        self._free = deque(call for call in self._free if call.missing)
+        for lane, waiting in self._ordered.items():
+            self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
+
+    def close(self) -> set[asyncio.Task[None]]:
+        """Start nothing more, and cancel what is under way, which ends with these tasks."""
+        self._closed = True
+        self._patience.close()
+        for task in self.tasks:
+            task.cancel()
+        return self.tasks
+
+    # --- from calls to exchanges ---------------------------------------------------------------------------------
+
+    def _start_exchange(self) -> None:
+        """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
+        waits = self._free or self._ordered
+        if self._starting or not waits or not self._enough(len(self.tasks) - self._resending):
+            return
+        if self._free or any(lane not in self._busy for lane in self._ordered):
+            self._starting = True
+            task = asyncio.create_task(self._exchange(), name="messaging-publish")
+            self.tasks.add(task)
+
+    def _enough(self, others: int) -> bool:
+        """Whether what waits is worth an exchange beside so many others."""
+        worth = self.queued * GATHER
+        return others < EXCHANGES and (worth >= self._under_way or worth >= self._share())
+
+    def _lose_patience(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._stop_gathering(batch)
+        self._start_exchange()
+
+    def _stop_gathering(self, batch: Batch) -> None:
+        """What waits need not be worth an exchange beside this one any more."""
+        self._under_way -= batch.gathering
+        batch.gathering = 0
+
+    def _share(self) -> int:
+        """Messages of one exchange.
+
+        Callers who are confirmed together publish again together: were all in one, client and broker would take turns.
+        """
+        return min(BATCH, max(SMALL, -(-self.outstanding // self._adapter.shares)))
+
+    def _next_batch(self) -> Batch:
+        batch = Batch()
+        share = self._share()
+        if self._ordered:
+            self._take_free(batch, share // 2)  # neither kind takes all of every exchange
+            self._take_ordered(batch, share)
+        self._take_free(batch, share)
+        self.queued -= len(batch.messages)
+        return batch
+
+    def _take_free(self, batch: Batch, share: int) -> None:
+        free, messages = self._free, batch.messages
+        while free and (room := share - len(messages)) > 0:
+            call = free[0]
+            start, end = call.next, len(call.messages)
+            if call.missing == 0:  # given up meanwhile
+                free.popleft()
+                continue
+            if end - start <= room:
+                free.popleft()
+            else:
+                end = start + room
+            call.next = end
+            messages += call.messages[start:end]
+            call.results[start:end] = [UNDER_WAY] * (end - start)
+            batch.parts.append((call, range(start, end)))
+            batch.once = batch.once or call.once
+
+    def _take_ordered(self, batch: Batch, share: int) -> None:
+        """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""
+        for lane, waiting in list(self._ordered.items()):
+            before = len(batch.messages)
+            if before >= share:
+                return
+            if lane in self._busy or (batch.lanes and before + len(waiting) > BATCH):
+                continue
+            while waiting and len(batch.messages) < BATCH:
+                call, at = waiting.popleft()
+                if call.results[at] is None:
+                    call.results[at] = UNDER_WAY
+                    batch.messages.append(call.messages[at])
+                    batch.parts.append((call, (at,)))
+                    batch.once = batch.once or call.once
+            if len(batch.messages) > before:
+                batch.lanes.append(lane)
+            if waiting:
+                self._ordered.move_to_end(lane)  # the others have their turn
+            else:
+                del self._ordered[lane]
+
+    async def _exchange(self) -> None:
+        self._starting = False
+        try:
+            # While it sent again, others began.
+            while (self._free or self._ordered) and self._enough(len(self.tasks) - self._resending - 1):
+                batch = self._next_batch()
+                if not batch.messages:
+                    return
+                batch.gathering = len(batch.messages)
+                self._under_way += batch.gathering
+                self._busy.update(batch.lanes)
+                if self.queued:
+                    self._start_exchange()
+                try:
+                    await self._send(batch)
+                finally:
+                    self._busy.difference_update(batch.lanes)
+        finally:
+            # At once: what is published before the callbacks of this task run must find room for an exchange.
+            self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            if not self._closed:
+                self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
+
+    async def _send(self, batch: Batch) -> None:
+        """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
+        messages = batch.messages
+        self._patience.add(batch, self._patient)
+        try:
+            results = await self._attempt(messages)
+        except BaseException as error:  # cancelled, it still owes each caller an answer
+            self._confirm(batch, [uncertain(one, error) for one in messages])
+            raise
+        finally:
+            self._patience.remove(batch, self._patient)
+            self._stop_gathering(batch)
+        if batch.once:
+            await self._conclude_once([(call, at) for call, places in batch.parts for at in places], results)
+        else:
+            self._confirm(batch, results)
+
+    async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
+        self._refusals.begin()
+        try:
+            results = await self._adapter.publish(messages)
+            if len(results) != len(messages):
+                raise ValueError(f"{len(results)} results for {len(messages)} messages")
+        except Exception as error:
+            results = [uncertain(one, error) for one in messages]
+        finally:
+            self._refusals.end()
+        self._refusals.judge(messages, results)
+        return results
+
+    # --- what is stored once -------------------------------------------------------------------------------------
+
+    async def _conclude_once(self, places: Sequence[Place], results: Sequence[Result]) -> None:
+        """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
+        unconfirmed = Unconfirmed(self._clock, self._conclude)
+        unconfirmed.take(places, results)
+        if unconfirmed:
+            self._resending += 1
+            self._start_exchange()
+            try:
+                await self._send_again(unconfirmed)
+            finally:
+                self._resending -= 1
+
+    async def _send_again(self, unconfirmed: Unconfirmed) -> None:
+        backoff = Backoff()
+        while unconfirmed:
+            try:
+                await sleep(self._clock, backoff.next())
+                async with self._again:
+                    places = unconfirmed.still_wanted()
+                    if not places:
+                        return
+                    results = await self._attempt([call.messages[at] for call, at in places])
+            except BaseException:  # cancelled, it still owes each caller an answer
+                unconfirmed.give_up()
+                raise
+            unconfirmed.take(places, results)
+
+
+class Requests(Exchanges):
+    """Those of one topic without order, where a request of the broker takes a few messages (`Adapter.per_request`).
+
+    An exchange is whole requests, up to `shares` at once: none waits for what was published with it, or to another
+    topic. `ended` is called when nothing is left.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        clock: Clock,
+        refusals: Refusals,
+        confirm: Callable[[Batch, Sequence[Result]], None],
+        conclude: Callable[[Sequence[tuple[Place, Result]]], None],
+        ended: Callable[[], object],
+    ) -> None:
+        super().__init__(adapter, clock, refusals, confirm, conclude)
+        self._patient = FAR
+        self._full = adapter.per_request
+        self._ended = ended
+
+    def _enough(self, others: int) -> bool:
+        worth = self.queued >= self._full or self.queued * GATHER >= self._under_way
+        return worth and others < self._adapter.shares
+
+    def _share(self) -> int:
+        """Whole requests, as many as wait, and as each of the exchanges under way at once takes."""
+        even = round(-(-self.outstanding // self._adapter.shares) / self._full)
+        return self._full * max(1, min(even, self.queued // self._full, BATCH // self._full))
+
+    def _take_free(self, batch: Batch, share: int) -> None:
+        super()._take_free(batch, share)
+        left = self.queued - len(batch.messages)
+        if left < self._full and len(self._free) == 1 and self._free[0].next:
+            super()._take_free(batch, share + left)  # else the end of one call would wait for its beginning
+
+    async def _send(self, batch: Batch) -> None:
+        await super()._send(batch)
+        await asyncio.sleep(0)  # who was confirmed may publish again: that fills requests
+
+    async def _exchange(self) -> None:
+        try:
+            await super()._exchange()
+        finally:
+            if not self.tasks:
+                self._patience.close()
+                self._ended()

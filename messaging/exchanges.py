@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from messaging.backoff import Backoff
 from messaging.calls import UNDER_WAY, Batch, uncertain
@@ -46,8 +46,10 @@ FAR = 0.25
 class Exchanges:
     """Takes calls and hands their messages to the adapter in batches; what comes of them goes to `confirm`.
 
-    What is sent again is told to `conclude`, place by place.
+    What is sent again is told to `conclude`, place by place. `ended` is called whenever nothing is left.
     """
+
+    _patient: ClassVar[float] = PATIENCE
 
     def __init__(
         self,
@@ -56,19 +58,20 @@ class Exchanges:
         refusals: Refusals,
         confirm: Callable[[Batch, Sequence[Result]], None],
         conclude: Callable[[Sequence[tuple[Place, Result]]], None],
+        ended: Callable[[], object] | None = None,
     ) -> None:
         self._adapter = adapter
         self._clock = clock
         self._refusals = refusals
         self._confirm = confirm
         self._conclude = conclude
+        self._ended = ended
         self.tasks: set[asyncio.Task[None]] = set()
         """The exchanges under way."""
         self.outstanding = 0
         """Messages waiting or under way whose calls have no result for them: whoever gives them one counts."""
         self.queued = 0
         """Of the outstanding: not handed over yet."""
-        self._patient = PATIENCE
         self._patience = Deadlines[Batch](clock, self._lose_patience)
         self._free: deque[Call] = deque()
         self._ordered: OrderedDict[Lane, deque[Place]] = OrderedDict()
@@ -224,6 +227,8 @@ class Exchanges:
             self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             if not self._closed:
                 self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
+            if self._ended is not None and not self.tasks:
+                self._ended()
 
     async def _send(self, batch: Batch) -> None:
         """One exchange; for what is stored once, as many as it takes while somebody waits for it."""
@@ -289,46 +294,27 @@ class Requests(Exchanges):
     """Those of one topic without order, where a request of the broker takes a few messages (`Adapter.per_request`).
 
     An exchange is whole requests, up to `shares` at once: none waits for what was published with it, or to another
-    topic. `ended` is called when nothing is left.
+    topic.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        clock: Clock,
-        refusals: Refusals,
-        confirm: Callable[[Batch, Sequence[Result]], None],
-        conclude: Callable[[Sequence[tuple[Place, Result]]], None],
-        ended: Callable[[], object],
-    ) -> None:
-        super().__init__(adapter, clock, refusals, confirm, conclude)
-        self._patient = FAR
-        self._full = adapter.per_request
-        self._ended = ended
+    _patient = FAR
 
     def _enough(self, others: int) -> bool:
-        worth = self.queued >= self._full or self.queued * GATHER >= self._under_way
+        worth = self.queued >= self._adapter.per_request or self.queued * GATHER >= self._under_way
         return worth and others < self._adapter.shares
 
     def _share(self) -> int:
         """Whole requests, as many as wait, and as each of the exchanges under way at once takes."""
-        even = round(-(-self.outstanding // self._adapter.shares) / self._full)
-        return self._full * max(1, min(even, self.queued // self._full, BATCH // self._full))
+        full = self._adapter.per_request
+        even = round(-(-self.outstanding // self._adapter.shares) / full)
+        return full * max(1, min(even, self.queued // full, BATCH // full))
 
     def _take_free(self, batch: Batch, share: int) -> None:
         super()._take_free(batch, share)
         left = self.queued - len(batch.messages)
-        if left < self._full and len(self._free) == 1 and self._free[0].next:
+        if left < self._adapter.per_request and len(self._free) == 1 and self._free[0].next:
             super()._take_free(batch, share + left)  # else the end of one call would wait for its beginning
 
     async def _send(self, batch: Batch) -> None:
         await super()._send(batch)
         await asyncio.sleep(0)  # who was confirmed may publish again: that fills requests
-
-    async def _exchange(self) -> None:
-        try:
-            await super()._exchange()
-        finally:
-            if not self.tasks:
-                self._patience.close()
-                self._ended()

@@ -142,11 +142,14 @@ class Publisher:
     def _of(self, topic: str) -> Requests:
         found = self._topics.get(topic)
         if found is None:
-            ended = partial(self._topics.pop, topic)
+            ended = partial(self._end, topic)
             found = self._topics[topic] = Requests(
                 self._adapter, self._clock, self._refusals, self._confirm, self._conclude, ended
             )
         return found
+
+    def _end(self, topic: str) -> None:
+        self._topics.pop(topic).close()
 
     @property
     def _all(self) -> list[Exchanges]:

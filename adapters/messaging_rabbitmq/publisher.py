@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from messaging.errors import ConnectionFailed, MessagingError, PublishError, PublishUncertain
+from messaging.slots import Slots
 from messaging_rabbitmq.confirms import Batch
 from messaging_rabbitmq.connection import when_closed
 from messaging_rabbitmq.outlet import outlet_of
@@ -22,48 +22,6 @@ if TYPE_CHECKING:
 
 Fate: TypeAlias = Literal["stored", "unrouted"] | PublishError
 """`unrouted`: confirmed, but no queue took it."""
-
-
-class Slots:
-    """Bounds what is handed over and not confirmed; who waits is served in order."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._free = number
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    def take_now(self, wanted: int) -> bool:
-        """Take them, if they are free and nobody waits."""
-        if self._waiting or self._free < wanted:
-            return False
-        self._free -= wanted
-        return True
-
-    async def take(self, wanted: int) -> None:
-        """Take them when they are free."""
-        if self.take_now(wanted):
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((wanted, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            granted = turn.done() and not turn.cancelled()
-            self.give_back(wanted if granted else 0)
-            raise
-
-    def give_back(self, number: int) -> None:
-        self._free += number
-        while self._waiting:
-            wanted, turn = self._waiting[0]
-            if turn.done():
-                self._waiting.popleft()
-            elif wanted <= self._free:
-                self._waiting.popleft()
-                self._free -= wanted
-                turn.set_result(None)
-            else:
-                return
 
 
 class Publisher:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import redis.asyncio as aio
@@ -13,6 +12,7 @@ from redis.asyncio import cluster, connection, sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from messaging.slots import Slots
 from messaging.tls import client_context
 from messaging_redis.line import Line
 
@@ -36,42 +36,14 @@ class Pool:
     redis-py's pool makes them, and says how; what it does for each use costs as much as the exchange itself.
     """
 
-    __slots__ = ("_free", "_kept", "_lost", "_turns", "connections")
+    __slots__ = ("_kept", "_lost", "connections", "slots")
 
     def __init__(self, connections: Any, size: int) -> None:
         self.connections = connections
-        self._free = size
-        self._turns: deque[asyncio.Future[None]] = deque()
-        """Who waits for a slot, in turn."""
+        self.slots = Slots(size)
+        """An `asyncio.Semaphore` costs as much as the rest of an exchange."""
         self._kept: list[Line] = []
         self._lost = 0
-
-    def occupy(self) -> bool:
-        """Take a slot if one is free; whoever has one releases it. An `asyncio.Semaphore` costs as much as the rest."""
-        if self._free:
-            self._free -= 1
-            return True
-        return False
-
-    async def turn(self) -> None:
-        """Wait until a slot is ours."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # it was ours by then
-                self.release()
-            raise
-
-    def release(self) -> None:
-        """Give the slot to the next who waits."""
-        while self._turns:
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
 
     def distrust(self) -> None:
         """After a fault no connection from before it is used again: another server may be the master now."""

@@ -176,8 +176,8 @@ class RedisConnection:
         except _FAULTS as error:
             clients.stale = True
             raise self._unreachable(error, time.monotonic()) from error
-        if not pool.occupy():
-            await pool.turn()
+        if not pool.slots.take_now(1):
+            await pool.slots.take(1)
         try:
             line = pool.kept() or await self._connected(clients, pool)
             try:
@@ -208,7 +208,7 @@ class RedisConnection:
             elif not pool.keep(line):
                 await pool.give_back(line)
         finally:
-            pool.release()
+            pool.slots.give_back(1)
         self.failed, self.answered = None, time.monotonic()
         for reply in replies:
             if type(reply) is not bytes and isinstance(reply, _NOT_RUN) and rounds:

@@ -218,20 +218,20 @@ def test_every_transport_brings_replies_and_tells_of_the_end(new_loop, tls):
 
 async def test_connections_in_use_are_bounded_and_who_is_cancelled_gives_its_turn_on():
     pool = Pool(None, 1)
-    assert pool.occupy()
-    assert not pool.occupy()
-    first, second, third = [asyncio.create_task(pool.turn()) for _ in range(3)]
+    assert pool.slots.take_now(1)
+    assert not pool.slots.take_now(1)
+    first, second, third = [asyncio.create_task(pool.slots.take(1)) for _ in range(3)]
     await asyncio.sleep(0)
 
     first.cancel()  # while it waits
     await asyncio.wait((first,))
-    pool.release()
+    pool.slots.give_back(1)
     second.cancel()  # when it has its turn, and does not know of it
     await asyncio.wait((second, third))
 
     assert first.cancelled()
     assert second.cancelled()
     assert third.result() is None
-    pool.release()
-    assert pool.occupy()
-    assert not pool.occupy()
+    pool.slots.give_back(1)
+    assert pool.slots.take_now(1)
+    assert not pool.slots.take_now(1)

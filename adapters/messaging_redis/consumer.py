@@ -160,7 +160,7 @@ class SharedConsumer(Consumer):
             raise
 
     async def _read_new(self, limit: int) -> list[RawDelivery]:
-        sent = time.monotonic()
+        lease = self._new_lease()
         self._sources.append(self._sources.pop(0))
         sources: list[str] = list(self._sources)
         if limit < len(sources):
@@ -168,9 +168,9 @@ class SharedConsumer(Consumer):
             keys = [self._streams[source] for source in sources]
             reply = await self._call(TAKE.call(keys, [self._keys.name, self._name, limit]))
             taken = [
-                self._delivery(sources[int(at)], entry[0], entry[1], 1, False, sent)
+                delivery
                 for at, entries in reply or ()
-                for entry in entries
+                for delivery in self._first(sources[int(at)], entries, lease)
             ]
             if taken or reply is None:
                 return taken
@@ -182,9 +182,9 @@ class SharedConsumer(Consumer):
         reply = await self._call(command, wait=self._block)
         names = {self._streams[source]: source for source in sources}
         found = [
-            self._delivery(names[key.decode()], entry[0], entry[1], 1, False, sent)
+            delivery
             for key, entries in stream_pairs(reply)
-            for entry in entries
+            for delivery in self._first(names[key.decode()], entries, lease)
         ]
         if len(found) > limit:
             await self._settler.give_back(found[limit:])
@@ -208,10 +208,10 @@ class SharedConsumer(Consumer):
 
     async def _take_over(self, limit: int) -> list[RawDelivery]:
         """Entries whose owner has shown no life for its lease; counted, so that a killer is found (3)."""
-        now = sent = time.monotonic()
-        for place, delivery in list(self._held.items()):
+        now, lease = time.monotonic(), self._new_lease()
+        for delivery in list(self._held):
             if delivery.lease.deadline <= now:
-                del self._held[place]
+                del self._held[delivery]
         sources: list[str] = list(self._streams)
         keys = [self._keys.guard, *(self._streams[source] for source in sources)]
         arguments: list[Argument] = [
@@ -222,26 +222,59 @@ class SharedConsumer(Consumer):
         ]
         reply = await self._call(TAKE_OVER.call(keys, [*arguments, *sources]))
         return [
-            self._delivery(sources[int(at)], id, fields, count, bool(marked), sent)
+            self._delivery(sources[int(at)], id, fields, count, bool(marked), lease)
             for at, id, fields, count, marked in reply or ()
         ]
 
     async def _recover_lost(self, limit: int) -> list[RawDelivery]:
-        sent = time.monotonic()
+        lease = self._new_lease()
         sources: list[str] = list(self._streams)
         keys = [self._keys.guard, *(self._streams[source] for source in sources)]
-        held = [f"{source}/{id}" for source, id in self._held]
+        held = [delivery.token.field for delivery in self._held]
         arguments: list[Argument] = [self._keys.name, self._name, limit, *sources, "", *held]
         reply = await self._call(RECOVER.call(keys, arguments))
         if reply is None or len(reply) < limit:
             self._recover = False
         return [
-            self._delivery(sources[int(at)], id, fields, count, False, sent)
+            self._delivery(sources[int(at)], id, fields, count, False, lease)
             for at, id, fields, count, _ in reply or ()
         ]
 
+    def _new_lease(self) -> Lease:
+        """Of all that one command hands to us, from when it is sent."""
+        return Lease(time.monotonic() + self._connection.settings.lease)
+
+    def _first(self, source: str, entries: Sequence[Any], lease: Lease) -> list[RawDelivery]:
+        """The first hand-over of new entries, as `_delivery` makes it: the fast path for those of a partition."""
+        if source == RETRY:
+            return [self._delivery(source, id, fields, 1, False, lease) for id, fields in entries]
+        partition, stream, topic = self._partitions[source], self._streams[source], self._group.topic.name
+        found: list[RawDelivery] = []
+        for raw_id, fields in entries:
+            id = raw_id.decode()
+            position = f"{partition}/{id}"
+            message, reply_to = decode_entry(fields, topic=topic, position=position)
+            delivery = RawDelivery(
+                message,
+                partition,
+                position,
+                1,
+                1,
+                0,
+                "none",
+                None,
+                reply_to,
+                0,
+                lease,
+                fields,
+                Token(source, stream, id),
+            )
+            found.append(delivery)
+        self._held.update(dict.fromkeys(found))
+        return found
+
     def _delivery(
-        self, source: str, raw_id: bytes, fields: list[bytes], count: int, marked: bool, sent: float
+        self, source: str, raw_id: bytes, fields: list[bytes], count: int, marked: bool, lease: Lease
     ) -> RawDelivery:
         id = raw_id.decode()
         topic, failure = self._group.topic.name, None
@@ -254,9 +287,8 @@ class SharedConsumer(Consumer):
             partition = self._partitions[source]
             position, attempt, deliveries, returns = f"{partition}/{id}", 1, count, count - 1
         message, reply_to = decode_entry(fields, topic=topic, position=position)
-        lease = Lease(sent + self._connection.settings.lease)
         token = Token(source, self._streams[source], id, marked)
-        delivery = self._held[source, id] = RawDelivery(
+        delivery = RawDelivery(
             message,
             partition,
             position,
@@ -271,6 +303,7 @@ class SharedConsumer(Consumer):
             fields,
             token,
         )
+        self._held[delivery] = None
         return delivery
 
     # --- settle ------------------------------------------------------------------------------------------------
@@ -282,12 +315,13 @@ class SharedConsumer(Consumer):
     async def extend(self, deliveries: Sequence[RawDelivery], seconds: float) -> Sequence[bool]:
         """See `Consumer.extend`. A lease never gets longer than this member's own."""
         sources = list(self._streams)
-        lease = self._connection.settings.lease
+        longest = self._connection.settings.lease
         kept: list[bool] = []
         for start in range(0, len(deliveries), _CHUNK):
             part = deliveries[start : start + _CHUNK]
-            sent = time.monotonic()
-            arguments: list[Argument] = [self._keys.name, self._name, max(0, int((lease - seconds) * 1000))]
+            # A new one: the former is shared with others, which may not be extended.
+            lease = Lease(time.monotonic() + min(seconds, longest))
+            arguments: list[Argument] = [self._keys.name, self._name, max(0, int((longest - seconds) * 1000))]
             for delivery in part:
                 arguments += [1 + sources.index(delivery.token.source), delivery.token.id]
             replies = await self._connection.run(
@@ -297,7 +331,7 @@ class SharedConsumer(Consumer):
                 # What was settled meanwhile is not lost: its settlement answers for it.
                 ours = bool(reply) or delivery.token.settled
                 if ours:
-                    delivery.lease.deadline = sent + min(seconds, lease)
+                    delivery.lease = lease
                 else:
                     self._settler.forget(delivery)
                 kept.append(ours)
@@ -393,7 +427,7 @@ class SharedConsumer(Consumer):
         if not self._joined:
             return
         try:
-            await self._settler.give_back(list(self._held.values()))
+            await self._settler.give_back(list(self._held))
             streams = list(self._streams.values())
             await self._connection.run(
                 LEAVE, [self._keys.members, *streams], [self._keys.name, self._name, 0]

@@ -50,8 +50,8 @@ class SharedSettler:
         self._consumer = consumer
         self._where = where
         self._delayed = delayed
-        self.held: dict[tuple[str, str], RawDelivery] = {}
-        """What was handed over and is not settled, by stream and id."""
+        self.held: dict[RawDelivery, None] = {}
+        """What was handed over and is not settled, in order. A later hand-over of the same entry is another one."""
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """One result each, in order."""
@@ -105,11 +105,13 @@ class SharedSettler:
                 results[at] = SettleError(error)
             return
         for part, reply in zip(parts, replies, strict=True):
-            for at in part:
-                if isinstance(reply, Exception):
-                    results[at] = SettleError(translate(reply, "XACK"))
-                elif not isinstance(results[at], SettleError):
-                    self._over(settlements[at].delivery)
+            if isinstance(reply, Exception):
+                refused = SettleError(translate(reply, "XACK"))
+                for at in part:
+                    results[at] = refused
+        for at in (at for places in acks.values() for at in places):
+            if results[at] is DONE:
+                self._over(settlements[at].delivery)
 
     async def _settle_copies(self, items: Sequence[Settlement]) -> list[Settled]:
         try:
@@ -166,13 +168,11 @@ class SharedSettler:
 
     def _over(self, delivery: RawDelivery) -> None:
         delivery.token.settled = True
-        self.forget(delivery)
+        self.held.pop(delivery, None)
 
     def forget(self, delivery: RawDelivery) -> None:
-        """It is held no more. A later hand-over of the same entry is another delivery and stays."""
-        place = (delivery.token.source, delivery.token.id)
-        if self.held.get(place) is delivery:
-            del self.held[place]
+        """It is held no more."""
+        self.held.pop(delivery, None)
 
     async def give_back(self, deliveries: Sequence[RawDelivery]) -> None:
         """Uncounted, at once, to whoever reads next. Raises what the connection raises."""

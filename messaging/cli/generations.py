@@ -89,5 +89,8 @@ async def _list(bus: Bus, topic: str) -> None:
                 group = GroupSpec(replace(spec), info.group, bool(info.ordered))
                 print(f"  {info.group}: {info.lag if info.lag is not None else 'unknown'} waiting", end="")
                 if spec is not kept[-1] and info.ordered and kept[-1].ordered:
-                    print(f", {len(await adapter.finished(group))} partitions handled to their end", end="")
+                    finished = len(await adapter.finished(group))
+                    # A broker counts the marks that lie behind the messages as messages.
+                    marks = ", end marks included" if finished < spec.partitions else ""
+                    print(f"{marks}; {finished} of {spec.partitions} partitions handled to their end", end="")
                 print()

@@ -13,6 +13,9 @@ from messaging.errors import ConfigurationError
 def load_app(name: str) -> App:
     """The App that `module:attribute` names; see `load`."""
     found = load(name, "an app", "shop.main:app")
+    if found is None:
+        module, _, attribute = name.partition(":")
+        raise ConfigurationError(f"{name}: module {module} has no {attribute}")
     if not isinstance(found, App):
         raise ConfigurationError(f"{name} is no messaging.App but {type(found).__name__}")
     return found

@@ -141,7 +141,7 @@ def test_an_error_is_one_line_and_exit_code_one(
         ("app", "module:attribute"),
         ("absent_module_x:app", "there is no module absent_module_x"),
         ("os:path", "os:path is no messaging.App but module"),
-        ("os:nothing.at.all", "is no messaging.App but NoneType"),
+        ("os:nothing.at.all", "module os has no nothing.at.all"),
     ],
 )
 def test_what_is_no_app_is_named(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,7 +310,7 @@ async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFix
         shown = capsys.readouterr().out.splitlines()
         assert shown[: len(shown) // 2] == [
             "generation 1: 2 partitions, ordered=True",
-            "  billing: 3 waiting, 0 partitions handled to their end",
+            "  billing: 3 waiting, end marks included; 0 of 2 partitions handled to their end",
             "generation 2: 5 partitions, ordered=True, written",
             "  billing: 0 waiting",
         ]

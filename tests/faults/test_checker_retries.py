@@ -35,6 +35,18 @@ def test_an_attempt_that_goes_back_is_seen(story: Story):
     assert list(story.verdict().violations) == ["attempts_went_back"]
 
 
+@pytest.mark.parametrize(("lasts", "found"), [(10.0, []), (0.0, ["early_retries"])])
+def test_who_has_lost_a_message_and_does_not_know_handles_it_before_another_releases_it(
+    story: Story, lasts: float, found: list[str]
+):
+    story.published("m0")
+    story.handled("m0", "failed", member="b")
+    story.struck("b", lasts=lasts)
+    story.handled("m0", "released", after=30.0, member="a", attempt=2)
+    story.handled("m0", member="b", attempt=2)
+    assert list(story.verdict().violations) == found
+
+
 def test_a_failure_that_is_not_counted_is_seen(story: Story):
     story.published("m0")
     story.handled("m0", "failed")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from messaging import Ack, DeadLetters, Receipt, requests, subscription, workers
+from messaging import Ack, DeadLetters, PublishError, Receipt, requests, subscription, workers
 from messaging.adapter import DONE
 from messaging.dispatch import Dispatcher
 from messaging.middleware import idempotency, retry
+from messaging.publish import Publisher
 from messaging.pull import Pull
 from messaging.requests import Requester
+from messaging.sending import Sender
 from messaging.waiting import Waiter
 from messaging_contracts.simulation import Result, simulate
 from messaging_contracts.simulation.scenario import scenario
@@ -43,6 +45,55 @@ def operated(most: int = 30) -> Iterator[Result]:
     """The first histories with an operator."""
     seeds = (seed for seed in count() if scenario(seed).operated)
     return map(simulate, islice(seeds, most))
+
+
+def in_bulk(*, apart: bool = False, most: int = 40) -> Iterator[Result]:
+    """The first histories with calls of `publish_many`; `apart`: on an ordered topic, that wait behind each other."""
+    drawn = ((seed, scenario(seed)) for seed in count())
+    seeds = (
+        seed
+        for seed, made in drawn
+        if made.bulks is not None
+        and (not apart or (made.ordered and made.bulks.apart and made.bulks.at_once > 1))
+    )
+    return map(simulate, islice(seeds, most))
+
+
+def test_a_call_of_many_that_goes_past_what_failed_before_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Publisher, "_fail_successors", lambda *_: None)
+    assert any("overtook_failed" in result.verdict.violations for result in in_bulk(apart=True))
+
+
+def test_results_of_many_that_are_those_of_others(monkeypatch: pytest.MonkeyPatch):
+    send = Sender.send
+
+    async def confused(self, *call):
+        return (await send(self, *call))[::-1]
+
+    monkeypatch.setattr(Sender, "send", confused)
+    assert any(result.problems for result in in_bulk())
+
+
+def test_a_call_of_many_that_tells_what_failed_as_published(monkeypatch: pytest.MonkeyPatch):
+    send = Sender.send
+
+    async def hopeful(self, topic, payloads, *call):
+        payloads = list(payloads)
+        results = await send(self, topic, payloads, *call)
+        if len(payloads) == 1:
+            return results
+        return [
+            Receipt(payload[-1]) if isinstance(result, PublishError) else result
+            for payload, result in zip(payloads, results, strict=True)
+        ]
+
+    monkeypatch.setattr(Sender, "send", hopeful)
+    assert any("lost" in result.verdict.violations for result in in_bulk())
+
+
+def test_a_call_of_many_that_does_not_end_in_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Publisher, "_give_up", lambda *_: None)
+    assert any("took" in problem for result in in_bulk() for problem in result.problems)
 
 
 def test_a_redriven_message_that_is_lost(monkeypatch: pytest.MonkeyPatch):

@@ -37,6 +37,8 @@ KINDS = (
     "store_away",
 )
 """Faults of single calls to the SPI; see `simulation.adapter` and `simulation.store`."""
+BULK_KINDS = ("publish_refused", "publish_partly", "publish_uncertain", "publish_raises")
+"""Those that leave calls of `publish_many` done in part."""
 REQUEST_KINDS = ("reply_fails", "reply_refused", "reply_twice", "reply_unknown", "inbox_fails", "inbox_moves")
 """Faults of calls that only histories with requests make; see `simulation.inbox`."""
 LETTER_KINDS = (

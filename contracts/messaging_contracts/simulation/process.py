@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging import App, Bus, Delivery, Outcome, Reject, Release, Retry, RetryPolicy, fixed
 from messaging.clock import sleep
@@ -15,7 +15,10 @@ from messaging_contracts.simulation.loop import ProcessClock
 from messaging_contracts.simulation.store import FaultyStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from messaging.adapter import Adapter
+    from messaging.middleware.publishing import PublishMiddleware
     from messaging_contracts.faults.history import End
     from messaging_contracts.simulation.world import World
 
@@ -26,6 +29,8 @@ STUBBORN = 2.0
 
 class Process:
     """A simulated process with a bus; `crash` ends it as kill -9 does, `freeze` and `thaw` as SIGSTOP and SIGCONT."""
+
+    adapts: ClassVar[type[FaultyAdapter]] = FaultyAdapter
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -43,8 +48,19 @@ class Process:
         )
         self.in_hand: dict[str, None] = {}
         """What is worked on by hand, and not settled."""
-        self.bus = Bus(world.settings, clock=self.clock, wrap=self._wrap, wrap_store=lambda _: self.store)
+        self.bus = Bus(
+            world.settings,
+            publish_middleware=self.publish_middleware,
+            clock=self.clock,
+            wrap=self._wrap,
+            wrap_store=lambda _: self.store,
+        )
         self.dead = False
+
+    @property
+    def publish_middleware(self) -> Sequence[PublishMiddleware]:
+        """What its messages go through."""
+        return ()
 
     @property
     def drained(self) -> bool:
@@ -55,7 +71,7 @@ class Process:
         world = self.world
         inner = world.memory(ProcessClock(world.loop))
         self.inner = inner
-        self.adapter = FaultyAdapter(
+        self.adapter = self.adapts(
             inner,
             world.faults,
             self.clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from messaging import PublishError, PublishUncertain
@@ -44,37 +45,22 @@ class Publisher(Process):
                     await asyncio.sleep(world.random.choice((0.0, 0.1, 1.0)))
                 sequence += 1
 
-    async def _once(self, key: str, sequence: int) -> bool:
+    async def _once(self, key: str | None, sequence: int) -> bool:
         """Whether the broker confirmed it."""
         world = self.world
-        id = f"{self.name}-{key}-{sequence}"
-        if world.scenario.poison and world.poison is None and world.random.random() < 0.2:
-            world.poison = id
-
+        self._poison(f"{self.name}-{key}-{sequence}")
         delay = self._delay()
-        due = None if delay is None else self.now() + delay - RESOLUTION
+        sent = self._sent(key, sequence, delay)
 
         def tell(fate: Fate) -> None:
-            self.record(
-                Published(
-                    at=self.now(),
-                    fate=fate,
-                    id=id,
-                    key=key,
-                    sequence=sequence,
-                    publisher=self.name,
-                    due=due,
-                )
-            )
+            self.record(replace(sent, at=self.now(), fate=fate))
 
         tell("sent")
-        impatient = world.random.random() < world.scenario.impatience
-        within = world.random.choice((0.0, 0.02, 0.2)) if impatient else None
-        cancelled = impatient and world.random.random() < 0.5
+        within, patience = self._patience(world.scenario.impatience)
         try:
-            async with asyncio.timeout(world.random.choice((0.0, 0.005, 0.1)) if cancelled else None):
+            async with asyncio.timeout(patience):
                 await self.bus.publish(
-                    world.topic, [key, sequence], key=key, id=id, delay=delay, timeout=within
+                    world.topic, [key, sequence], key=key, id=sent.id, delay=delay, timeout=within
                 )
         except (PublishUncertain, TimeoutError):
             tell("uncertain")
@@ -84,6 +70,31 @@ class Publisher(Process):
             return False
         tell("confirmed")
         return True
+
+    def _sent(self, key: str | None, sequence: int, delay: float | None) -> Published:
+        now = self.now()
+        return Published(
+            at=now,
+            fate="sent",
+            id=f"{self.name}-{key}-{sequence}",
+            key=key,
+            sequence=sequence,
+            publisher=self.name,
+            due=None if delay is None else now + delay - RESOLUTION,
+        )
+
+    def _poison(self, id: str) -> None:
+        world = self.world
+        if world.scenario.poison and world.poison is None and world.random.random() < 0.2:
+            world.poison = id
+
+    def _patience(self, impatience: float) -> tuple[float | None, float | None]:
+        """The timeout of the call, and after how many seconds it is cancelled."""
+        random = self.world.random
+        impatient = random.random() < impatience
+        within = random.choice((0.0, 0.02, 0.2)) if impatient else None
+        cancelled = impatient and random.random() < 0.5
+        return within, random.choice((0.0, 0.005, 0.1)) if cancelled else None
 
     def _delay(self) -> float | None:
         random, often = self.world.random, self.world.scenario.delayed

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from messaging.subscription import PROGRESS_LEASE
-from messaging_contracts.simulation.faults import LETTER_KINDS, REQUEST_KINDS, drawn
+from messaging_contracts.simulation.faults import BULK_KINDS, LETTER_KINDS, REQUEST_KINDS, drawn
 
 BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
 """What a handler may do instead of succeeding; `stubborn` ignores its cancellation for a while."""
@@ -18,6 +18,8 @@ OPERATED = 0.25
 """How often a history has an operator."""
 ONCE = 0.15
 """How often one has `idempotent_publish`."""
+IN_BULK = 0.2
+"""How often one has publishers that call `publish_many`."""
 CONTENDED = 0.3
 """How often an idempotent group has two copies of messages."""
 
@@ -37,6 +39,29 @@ class Requests:
     timeout: float | None
     idempotent: bool
     faults: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulks:
+    """Of a history whose publishers call `publish_many`, beside those that do not."""
+
+    publishers: int
+    calls: int
+    """Of each publisher, one after the other."""
+    at_once: int
+    """So many calls take the place of one, at most."""
+    most: int
+    """Messages in one call."""
+    impatience: float
+    """How often a call has a short timeout, or is cancelled."""
+    through: bool
+    """Whether there is publish middleware. With it, calls at once are in no order, and a timeout is each message's.
+    Such histories have neither.
+    """
+    apart: bool
+    """Whether calls at once begin one after the other, each with messages of one key: what of a call has failed is not
+    known before all of it has ended, so that what is called meanwhile may overtake it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +107,14 @@ class Scenario:
     """Whether publishes are idempotent."""
     operated: int
     """How often an operator looks at the group, and redrives or purges its dead letters."""
+    bulks: Bulks | None
 
 
 def scenario(seed: int) -> Scenario:
     """The scenario of this seed."""
     made = _operated(_publishing(Random(seed)), Random(f"operator {seed}"))
     made = _contended(made, Random(f"key {seed}"))
+    made = _in_bulk(made, Random(f"bulk {seed}"))
     # With draws of its own: histories without requests stay what they were.
     random = Random(f"requests {seed}")
     if made.pulling or random.random() > ASKING:
@@ -132,6 +159,7 @@ def _publishing(random: Random) -> Scenario:
         key_lease=PROGRESS_LEASE,
         once=False,
         operated=0,
+        bulks=None,
     )
 
 
@@ -166,6 +194,28 @@ def _operated(made: Scenario, random: Random) -> Scenario:
     share = random.choice((0.0, 0.3, 0.8))
     faults = {kind: random.choice((0.05, 0.2, 0.4)) for kind in LETTER_KINDS if random.random() < share}
     return replace(made, operated=random.randint(2, 8), faults=made.faults | faults)
+
+
+def _in_bulk(made: Scenario, random: Random) -> Scenario:
+    """Often with what fails a part of a call, or leaves it without an answer: a broker that is out of reach."""
+    if random.random() > IN_BULK:
+        return made
+    through = random.random() < 0.2
+    bulks = Bulks(
+        publishers=random.choice((1, 1, 2)),
+        calls=random.randint(1, 8),
+        at_once=1 if through else random.choice((1, 2, 4)),
+        most=random.choice((2, 6, 6, 12, 60)),
+        impatience=0.0 if through else random.choice((0.0, 0.1, 0.5)),
+        through=through,
+        apart=random.random() < 0.4,
+    )
+    share = random.choice((0.0, 0.3, 0.8))
+    faults = {kind: random.choice((0.05, 0.2, 0.4)) for kind in BULK_KINDS if random.random() < share}
+    if random.random() < share:
+        faults["stuck"] = 0.05
+    away = ("outage",) if random.random() < share else ()
+    return replace(made, bulks=bulks, faults=made.faults | faults, upheavals=(*made.upheavals, *away))
 
 
 def _asking(random: Random) -> Requests:

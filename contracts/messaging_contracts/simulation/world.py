@@ -11,6 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from itertools import count
+from operator import itemgetter
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from messaging_contracts.faults import (
     check,
 )
 from messaging_contracts.faults.history import CONCLUDED, line
+from messaging_contracts.simulation.bulk import BulkPublisher
 from messaging_contracts.simulation.faults import Faults
 from messaging_contracts.simulation.loop import ProcessClock, Stalled, VirtualLoop
 from messaging_contracts.simulation.operator import Operator, buried
@@ -218,7 +220,10 @@ class World:
             idempotent_publish=self.scenario.once,
         )
         self.topic: Topic[Any] = Topic(
-            "orders", ordered=self.scenario.ordered, partitions=self.scenario.partitions
+            "orders",
+            key=itemgetter(0),
+            ordered=self.scenario.ordered,
+            partitions=self.scenario.partitions,
         )
         self.problems: list[str] = []
         self.members: list[Member] = []
@@ -258,6 +263,8 @@ class World:
                 self.join()
             upheavals = asyncio.create_task(self._upheave(), name="upheavals")
             publishers = [Publisher(self, f"p{number}") for number in range(self.scenario.publishers)]
+            bulks = 0 if self.scenario.bulks is None else self.scenario.bulks.publishers
+            publishers += [BulkPublisher(self, f"b{number}") for number in range(bulks)]
             await asyncio.gather(*(publisher.run() for publisher in publishers), self._ask(), self._operate())
             upheavals.cancel()
             await asyncio.wait([upheavals])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
+from messaging.background import Background
 from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost, is_fatal
-from messaging_kafka.background import Background
 from messaging_kafka.connection import translate
 from messaging_kafka.fetching import Fetcher
 from messaging_kafka.library import KafkaError

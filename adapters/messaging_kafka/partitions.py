@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from messaging.adapter import GroupSpec, Lease, Ownership, RawDelivery
+    from messaging.background import Background
     from messaging_kafka.assignor import Share
-    from messaging_kafka.background import Background
     from messaging_kafka.progress import Progress
     from messaging_kafka.session import Session
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, Lease, RawDelivery
+from messaging.background import Background
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
-from messaging_redis.background import Background
 from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.entries import Token, decode_copy, decode_entry
 from messaging_redis.scripts import EXTEND, ISOLATE, LEAVE, MOVE, RECOVER, TAKE, TAKE_OVER

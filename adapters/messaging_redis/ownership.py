@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from messaging.adapter import Ownership, RawDelivery
-    from messaging_redis.background import Background
+    from messaging.background import Background
     from messaging_redis.connection import RedisConnection
     from messaging_redis.fenced import FencedSettler
     from messaging_redis.keys import GroupKeys

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
+from messaging.background import Background
 from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError
-from messaging_redis.background import Background
 from messaging_redis.connection import translate
 from messaging_redis.consumer import stream_pairs
 from messaging_redis.entries import Token, decode_copy, decode_entry

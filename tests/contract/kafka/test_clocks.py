@@ -8,8 +8,9 @@ from messaging.adapter import DONE, GroupSpec, Hold, TopicSpec
 from messaging.message import Retry
 from messaging_kafka import tiers
 from messaging_kafka.brokers import KEPT_BY_AGE, NewTopic
+from tests.contract.bench import publish, receive, settle
 from tests.contract.clocks import clock_wrong_by
-from tests.contract.kafka.support import Bench, brokers_of, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=1)
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)

@@ -11,20 +11,8 @@ from messaging.errors import LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.library import Errors
-from tests.contract.kafka.support import (
-    QUICK,
-    Bench,
-    Recorder,
-    ack,
-    brokers_of,
-    ids,
-    nothing,
-    outgoing,
-    owned,
-    publish,
-    receive,
-    settle,
-)
+from tests.contract.bench import Recorder, ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, brokers_of, owned
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 ONE = TopicSpec("orders", ordered=True, partitions=1)

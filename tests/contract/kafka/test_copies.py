@@ -12,7 +12,8 @@ from messaging.failure import parse
 from messaging.message import Ack, Reject, Retry
 from messaging.oversize import BODY_BYTES
 from messaging_kafka.brokers import NewTopic
-from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, settle
+from tests.contract.bench import ack, ids, nothing, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=1)
 COMPRESSIBLE = b'{"order": 1}' * 350_000

@@ -8,7 +8,8 @@ from messaging.message import Ack, Reject, Retry
 from messaging_kafka import library
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel
-from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, settle
+from tests.contract.bench import ack, ids, nothing, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=4)
 PLAIN = TopicSpec("orders", partitions=2)

@@ -10,7 +10,8 @@ from messaging.adapter import DONE, TopicSpec
 from messaging.message import Ack, Retry
 from messaging_kafka import tiers
 from messaging_kafka.library import Place
-from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, nothing, publish, receive, settle
+from tests.contract.bench import ack, ids, nothing, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=2)
 

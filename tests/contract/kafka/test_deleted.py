@@ -12,18 +12,8 @@ from messaging.message import Message, Reject
 from messaging.requests import Requester
 from messaging_kafka import KafkaAdapter
 from messaging_kafka.library import Place
-from tests.contract.kafka.support import (
-    QUICK,
-    Bench,
-    ack,
-    brokers_of,
-    ids,
-    membership,
-    owned,
-    publish,
-    receive,
-    settle,
-)
+from tests.contract.bench import ack, ids, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, brokers_of, membership, owned
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)
 UNORDERED = TopicSpec("orders", partitions=1)

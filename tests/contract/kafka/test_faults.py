@@ -17,19 +17,8 @@ from messaging.adapter import DONE, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain, TopicNotFound
 from messaging.message import Ack, Receipt, Reject
 from messaging_contracts.brokers import Broker
-from tests.contract.kafka.support import (
-    Bench,
-    Recorder,
-    ack,
-    brokers_of,
-    ids,
-    outgoing,
-    owned,
-    publish,
-    receive,
-    receive_through,
-    settle,
-)
+from tests.contract.bench import Recorder, ack, ids, outgoing, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of, owned, receive_through
 
 pytestmark = pytest.mark.slow
 

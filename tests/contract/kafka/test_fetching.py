@@ -11,18 +11,8 @@ from messaging.message import Ack
 from messaging_kafka.brokers import Committed, NewTopic
 from messaging_kafka.fetching import Fetcher, Source
 from messaging_kafka.library import Place
-from tests.contract.kafka.support import (
-    Bench,
-    Recorder,
-    ack,
-    brokers_of,
-    ids,
-    nothing,
-    owned,
-    publish,
-    receive,
-    settle,
-)
+from tests.contract.bench import Recorder, ack, ids, nothing, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of, owned
 
 ONE = TopicSpec("orders", partitions=1)
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)

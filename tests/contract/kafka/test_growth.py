@@ -8,7 +8,8 @@ from messaging.adapter import TopicSpec, Topology
 from messaging.errors import ConfigurationError
 from messaging_kafka import watching
 from messaging_kafka.brokers import NewTopic
-from tests.contract.kafka.support import QUICK, Bench, ack, brokers_of, ids, outgoing, receive
+from tests.contract.bench import ack, ids, outgoing, receive
+from tests.contract.kafka.support import QUICK, Bench, brokers_of
 
 
 async def adopted(bench: Bench, *, ordered: bool):

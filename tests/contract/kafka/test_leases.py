@@ -12,19 +12,8 @@ from messaging.message import Ack
 from messaging_contracts.faults.proxy import LOOPBACK, Proxy
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.membership import Membership
-from tests.contract.kafka.support import (
-    QUICK,
-    Bench,
-    Recorder,
-    ids,
-    membership,
-    outgoing,
-    owned,
-    publish,
-    receive,
-    receive_through,
-    settle,
-)
+from tests.contract.bench import Recorder, ids, outgoing, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, membership, owned, receive_through
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 OTHER = TopicSpec("others", ordered=True, partitions=1)

@@ -6,18 +6,8 @@ from messaging.adapter import DONE, TopicSpec
 from messaging.message import Ack
 from messaging_kafka import library
 from messaging_kafka.consumer import KafkaConsumer
-from tests.contract.kafka.support import (
-    QUICK,
-    Bench,
-    Recorder,
-    ack,
-    ids,
-    membership,
-    owned,
-    publish,
-    receive,
-    settle,
-)
+from tests.contract.bench import Recorder, ack, ids, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, membership, owned
 
 TOPIC = TopicSpec("orders", ordered=True, partitions=2)
 SILENCE = 4

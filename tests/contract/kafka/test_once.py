@@ -20,7 +20,8 @@ from messaging_kafka.exchange import CHANNEL
 from messaging_kafka.library import Place
 from messaging_kafka.produce import Produce
 from messaging_kafka.producers import Producer
-from tests.contract.kafka.support import Bench, brokers_of, ids, outgoing, receive
+from tests.contract.bench import ids, outgoing, receive
+from tests.contract.kafka.support import Bench, brokers_of
 
 ONE = TopicSpec("orders", ordered=True, partitions=1)
 

@@ -11,7 +11,8 @@ from messaging.message import Receipt
 from messaging_kafka.brokers import NewTopic
 from messaging_kafka.connection import Link
 from messaging_kafka.settings import KafkaSettings
-from tests.contract.kafka.support import Bench, brokers_of, ids, outgoing, publish, receive, topics_of
+from tests.contract.bench import ids, outgoing, publish, receive
+from tests.contract.kafka.support import Bench, brokers_of, topics_of
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

@@ -13,7 +13,8 @@ from messaging.adapter import TopicSpec
 from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed
 from messaging_contracts.brokers import Broker, start
 from messaging_contracts.targets import with_options
-from tests.contract.kafka.support import Bench, ack, ids, publish, receive
+from tests.contract.bench import ack, ids, publish, receive
+from tests.contract.kafka.support import Bench
 
 PASSWORD = "p@ss/w#rd"
 TOPIC = TopicSpec("orders", partitions=2)

@@ -8,7 +8,8 @@ import pytest
 from messaging.adapter import GroupInfo, TopicSpec
 from messaging.message import Reject, Retry
 from messaging_kafka.brokers import NewTopic
-from tests.contract.kafka.support import Bench, ack, brokers_of, publish, receive, settle
+from tests.contract.bench import ack, publish, receive, settle
+from tests.contract.kafka.support import Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=2)
 

@@ -17,7 +17,8 @@ from messaging_kafka.fetching import read_between
 from messaging_kafka.library import Place
 from messaging_kafka.produce import Produce
 from messaging_kafka.records import Parcel
-from tests.contract.kafka.support import Bench, ack, brokers_of, ids, nothing, publish, receive, topics_of
+from tests.contract.bench import ack, ids, nothing, publish, receive
+from tests.contract.kafka.support import Bench, brokers_of, topics_of
 
 TOPIC = TopicSpec("orders", partitions=3)
 

@@ -8,7 +8,8 @@ import pytest
 from messaging.adapter import TopicSpec
 from messaging.errors import ConnectionFailed, InvalidMessage, NoGroup
 from messaging.message import Message, Reject
-from tests.contract.rabbitmq.support import Bench, outgoing, publish, receive, settle
+from tests.contract.bench import outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 async def with_letters(bench: Bench, topic: TopicSpec, number: int):

@@ -11,8 +11,9 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError
 from messaging.message import Retry
 from messaging_rabbitmq.tiers import all_tiers, tier_for
+from tests.contract.bench import publish, receive, settle
 from tests.contract.clocks import clock_wrong_by
-from tests.contract.rabbitmq.support import Bench, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 def test_steps_are_never_early_take_the_largest_tier_and_end() -> None:

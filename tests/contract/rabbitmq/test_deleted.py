@@ -7,7 +7,8 @@ import pytest
 from messaging.adapter import DONE, SettleError, TopicSpec, Topology
 from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, TopologyLost
 from messaging.message import Outcome, Reject, Retry
-from tests.contract.rabbitmq.support import Bench, ids, outgoing, publish, receive, settle
+from tests.contract.bench import ids, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("clicks", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)

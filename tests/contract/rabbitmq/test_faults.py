@@ -22,7 +22,8 @@ from messaging.errors import (
 )
 from messaging.message import Ack, Receipt, Retry
 from messaging_rabbitmq.connection import translated
-from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, outgoing, publish, receive, settle
+from tests.contract.bench import Recorder, ack, ids, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 class Proxy:

@@ -14,9 +14,10 @@ from messaging.adapter import TopicSpec, Topology
 from messaging.message import Reject, Retry
 from messaging.partition import partition_of
 from messaging_rabbitmq import connection
+from tests.contract.bench import Recorder, ack, ids, nothing, publish, receive, settle
 from tests.contract.rabbitmq import by_hand
 from tests.contract.rabbitmq.by_hand import MICROSECONDS, long, nested
-from tests.contract.rabbitmq.support import Bench, Recorder, ack, ids, nothing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 async def foreign(

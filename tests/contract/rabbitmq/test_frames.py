@@ -13,7 +13,8 @@ from messaging.adapter import Unrouted
 from messaging.errors import MessageTooLarge
 from messaging.message import Receipt, Retry
 from messaging_rabbitmq import connection, frames, outlet
-from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive, settle
+from tests.contract.bench import ack, ids, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 @pytest.mark.parametrize(

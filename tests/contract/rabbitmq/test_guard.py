@@ -4,7 +4,8 @@ from messaging.adapter import Consumer, Done, RawDelivery, TopicSpec
 from messaging.errors import ConnectionFailed
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_rabbitmq import RabbitMQAdapter
-from tests.contract.rabbitmq.support import Bench, ack, nothing, publish, receive, settle
+from tests.contract.bench import ack, nothing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

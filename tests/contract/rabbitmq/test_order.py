@@ -9,17 +9,8 @@ import pytest
 from messaging.adapter import Consumer, Done, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain
 from messaging.message import Ack, Receipt, Reject, Release, Retry
-from tests.contract.rabbitmq.support import (
-    Bench,
-    Recorder,
-    ack,
-    ids,
-    nothing,
-    outgoing,
-    publish,
-    receive,
-    settle,
-)
+from tests.contract.bench import Recorder, ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=4)
 

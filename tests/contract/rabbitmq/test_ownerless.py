@@ -8,7 +8,8 @@ from aiormq import connect
 
 from messaging.adapter import GroupInfo, GroupSpec, TopicSpec
 from messaging_rabbitmq import RabbitMQAdapter, ownership, status
-from tests.contract.rabbitmq.support import Bench, ack, ids, publish, receive
+from tests.contract.bench import ack, ids, publish, receive
+from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

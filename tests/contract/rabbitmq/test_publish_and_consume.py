@@ -8,7 +8,8 @@ import pytest
 from messaging.adapter import Done, TopicSpec, Unrouted
 from messaging.errors import MessageTooLarge, NoGroup, TopicNotFound
 from messaging.message import Ack, Receipt, Reject, Release, Retry
-from tests.contract.rabbitmq.support import Bench, ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.bench import ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 async def test_what_is_published_arrives_whole(bench: Bench) -> None:

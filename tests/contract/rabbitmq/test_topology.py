@@ -8,7 +8,8 @@ import pytest
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
 from messaging.message import Ack, Reject, Release, Retry
-from tests.contract.rabbitmq.support import Bench, ack, ids, outgoing, publish, receive, settle
+from tests.contract.bench import ack, ids, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
 
 
 async def test_another_partition_count_is_refused_naming_both(bench: Bench) -> None:

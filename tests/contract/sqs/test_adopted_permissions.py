@@ -8,7 +8,8 @@ import pytest
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_sqs.permissions import ADOPTED, actions
-from tests.contract.sqs.support import Bench, Refusal, publish, receive, recording, settle
+from tests.contract.bench import publish, receive, settle
+from tests.contract.sqs.support import Bench, Refusal, recording
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
 

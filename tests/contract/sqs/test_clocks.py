@@ -10,8 +10,9 @@ from messaging.message import Retry
 from messaging_sqs import copies
 from messaging_sqs.broker_time import BrokerTime
 from messaging_sqs.replies import sweep
+from tests.contract.bench import publish, receive, settle
 from tests.contract.clocks import clock_wrong_by
-from tests.contract.sqs.support import Bench, publish, receive, settle
+from tests.contract.sqs.support import Bench
 
 HOUR = 3600.0
 

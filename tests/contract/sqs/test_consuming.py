@@ -13,19 +13,8 @@ from messaging.partition import partition_of
 from messaging_sqs import arrivals, copies
 from messaging_sqs.entries import DELAY
 from messaging_sqs.settings import LONGEST_LEASE
-from tests.contract.sqs.support import (
-    Bench,
-    Recorder,
-    ack,
-    ids,
-    intercept,
-    nothing,
-    poll_begun,
-    publish,
-    receive,
-    settle,
-    stored,
-)
+from tests.contract.bench import Recorder, ack, ids, nothing, publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept, poll_begun, stored
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

@@ -10,7 +10,8 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from messaging.errors import AuthenticationFailed, ConnectionFailed
-from tests.contract.sqs.support import Bench, Refusal, ack, publish, receive
+from tests.contract.bench import ack, publish, receive
+from tests.contract.sqs.support import Bench, Refusal
 
 
 class Role:

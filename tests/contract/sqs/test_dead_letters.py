@@ -16,7 +16,8 @@ from messaging.failure import parse
 from messaging.message import Reject, Retry
 from messaging_sqs import browse, copies
 from messaging_sqs.entries import unpack
-from tests.contract.sqs.support import Bench, ack, ids, intercept, outgoing, publish, receive, settle
+from tests.contract.bench import ack, ids, outgoing, publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

@@ -6,7 +6,8 @@ from messaging.adapter import Done, TopicSpec, Topology
 from messaging.errors import LeaseLost, TopicNotFound, TopologyLost
 from messaging.message import Reject
 from messaging_sqs import lost_letters
-from tests.contract.sqs.support import Bench, ids, intercept, nothing, outgoing, publish, receive, settle
+from tests.contract.bench import ids, nothing, outgoing, publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from messaging.adapter import DeadLetterStore, TopicSpec, Topology
 from messaging.errors import ConfigurationError
 from messaging.message import Reject
-from tests.contract.sqs.support import Bench, ids, publish, receive, settle
+from tests.contract.bench import ids, publish, receive, settle
+from tests.contract.sqs.support import Bench
 
 ORDERS = TopicSpec("orders", ordered=True, partitions=2)
 FIVE = replace(ORDERS, generation=2, partitions=5)

@@ -9,7 +9,8 @@ from messaging.errors import ConfigurationError
 from messaging.message import Ack, Release
 from messaging_sqs import releases
 from messaging_sqs.guard import SUSPECT_AFTER
-from tests.contract.sqs.support import Bench, intercept, publish, receive, settle
+from tests.contract.bench import publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 

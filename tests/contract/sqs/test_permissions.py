@@ -11,7 +11,8 @@ from messaging.adapter import BrokerHealth, GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Message, Reject, Release, Retry
 from messaging_sqs.connection import Denied
 from messaging_sqs.permissions import CALLS, Fanout, Role, actions, calls_of, policy
-from tests.contract.sqs.support import Bench, Refusal, publish, receive, recording, settle
+from tests.contract.bench import publish, receive, settle
+from tests.contract.sqs.support import Bench, Refusal, recording
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
 TOPIC = TopicSpec("orders", partitions=2)

@@ -15,7 +15,8 @@ from messaging.errors import (
 )
 from messaging.message import Receipt
 from messaging_sqs.connection import Interrupted
-from tests.contract.sqs.support import Bench, ack, ids, intercept, outgoing, publish, receive, stored
+from tests.contract.bench import ack, ids, outgoing, publish, receive
+from tests.contract.sqs.support import Bench, intercept, stored
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)
@@ -186,7 +187,7 @@ async def test_a_message_larger_than_sns_takes_goes_to_every_group_and_no_order_
 
 async def test_the_largest_message_that_is_allowed_can_be_tried_again(bench: Bench):
     from messaging.message import Retry
-    from tests.contract.sqs.support import settle
+    from tests.contract.bench import settle
 
     adapter = await bench.adapter()
     group = await bench.group(adapter)

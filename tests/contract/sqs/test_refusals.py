@@ -4,7 +4,8 @@ import pytest
 
 from messaging.errors import ConfigurationError, PublishError, PublishUncertain, is_fatal
 from messaging.message import Receipt
-from tests.contract.sqs.support import Bench, Refusal, outgoing, publish, receive
+from tests.contract.bench import outgoing, publish, receive
+from tests.contract.sqs.support import Bench, Refusal
 
 SKEWED = (
     "Signature expired: 20261122T000000Z is now earlier than 20261122T001000Z (20261122T001500Z - 5 min.)"

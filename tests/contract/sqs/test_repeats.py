@@ -11,7 +11,8 @@ from botocore.httpsession import URLLib3Session
 from messaging.adapter import TopicSpec
 from messaging.errors import PublishUncertain
 from messaging.message import Receipt
-from tests.contract.sqs.support import Bench, ids, nothing, outgoing, receive
+from tests.contract.bench import ids, nothing, outgoing, receive
+from tests.contract.sqs.support import Bench
 
 _THROTTLING = b"""<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error><Type>Sender</Type>
 <Code>Throttling</Code><Message>Rate exceeded</Message></Error></ErrorResponse>"""

@@ -10,7 +10,7 @@ from messaging.clock import SystemClock
 from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
 from messaging_sqs import SQSAdapter, SQSSettings
 from messaging_sqs.clients import make_clients
-from tests.contract.sqs.support import publish, receive
+from tests.contract.bench import publish, receive
 
 CLOSED = "http://127.0.0.1:1"
 

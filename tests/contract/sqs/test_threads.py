@@ -7,7 +7,8 @@ import pytest
 
 from messaging.errors import Closed
 from messaging_sqs.threads import Threads
-from tests.contract.sqs.support import Bench, publish
+from tests.contract.bench import publish
+from tests.contract.sqs.support import Bench
 
 
 async def test_no_more_calls_run_at_once_than_there_are_threads():

@@ -11,7 +11,8 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_sqs.names import Names
 from messaging_sqs.settings import SQSSettings
-from tests.contract.sqs.support import Bench, attributes_of, ids, publish, receive
+from tests.contract.bench import ids, publish, receive
+from tests.contract.sqs.support import Bench, attributes_of
 
 UNORDERED = TopicSpec("orders", partitions=2)
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)

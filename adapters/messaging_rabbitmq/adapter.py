@@ -107,7 +107,6 @@ class RabbitMQAdapter(Adapter):
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait((self._looking,))
-        await self._generations.close()
 
     async def declare(self, topology: Topology) -> None:
         await self._session.topology.declare(topology)
@@ -274,8 +273,7 @@ class RabbitMQAdapter(Adapter):
     async def health(self) -> BrokerHealth:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                # Given up midway, a declaration may end the connection, with all that is being handled: it goes on, and
-                # the next probe has what it brings.
+                # It goes on where it is slow: the next probe has what it brings.
                 if self._looking is None or self._looking.done():
                     self._looking = asyncio.create_task(self._look(), name="messaging-rabbitmq-look")
                 groups = await shielded(self._looking)

@@ -37,6 +37,7 @@ from messaging.errors import (
 )
 from messaging.shielded import shielded
 from messaging.tls import client_context
+from messaging_rabbitmq.calls import Calls
 from messaging_rabbitmq.frames import table_limit
 from messaging_rabbitmq.wire import Wire
 
@@ -89,9 +90,10 @@ class PlainConnection(aiormq.Connection):
     FRAME_BUFFER_SIZE = 1024
     HEARTBEAT_GRACE_MULTIPLIER = 2
 
-    def __init__(self, url: URL, wire: Wire) -> None:
+    def __init__(self, url: URL, wire: Wire, calls: Calls) -> None:
         super().__init__(url, transport_factory=wire)
         self.wire = wire
+        self.calls = calls
 
 
 @lru_cache(maxsize=1)
@@ -107,9 +109,13 @@ def is_known(channel: AbstractChannel) -> bool:
 
 def wire_of(channel: AbstractChannel) -> Wire:
     """The socket that this channel uses."""
+    return _connection_of(channel).wire
+
+
+def _connection_of(channel: AbstractChannel) -> PlainConnection:
     connection = cast("Any", channel).connection
     assert isinstance(connection, PlainConnection)
-    return connection.wire
+    return connection
 
 
 @contextmanager
@@ -175,6 +181,7 @@ class Link:
         self._transport: asyncio.Transport | None = None
         self._attempt: asyncio.Task[PlainConnection] | None = None
         self._context: ssl.SSLContext | None = None
+        self._calls = Calls()
         self._closed = False
         self._reached = False
         self.on_loss: set[Callable[[str], None]] = set()
@@ -202,7 +209,7 @@ class Link:
         if self._closed:
             raise Closed("the RabbitMQ adapter is closed")
 
-    async def connection(self) -> aiormq.Connection:
+    async def connection(self) -> PlainConnection:
         """The connection, after at most one attempt to open it, which all who wait share."""
         self.check_open()
         if self._current is not None:
@@ -230,7 +237,7 @@ class Link:
             path="/",
             query={"heartbeat": str(settings.heartbeat), "name": f"messaging {self._purpose}"},
         )
-        connection = PlainConnection(url, wire)
+        connection = PlainConnection(url, wire, self._calls)
         connection.vhost = settings.virtual_host
         try:
             with translated("connecting", self.address):
@@ -286,19 +293,34 @@ class Link:
         """A new channel."""
         with translated("opening a channel", self.address):
             connection = await self.connection()
-            async with asyncio.timeout(self._settings.operation_timeout):
-                return await connection.channel(publisher_confirms=confirms, frame_buffer_size=buffer)
+            opening = self._calls.start(self._open(connection, confirms=confirms, buffer=buffer))
+            try:
+                async with asyncio.timeout(self._settings.operation_timeout):
+                    return await shielded(opening)
+            except BaseException:
+                opening.add_done_callback(_unwanted)
+                raise
+
+    async def _open(self, connection: PlainConnection, *, confirms: bool, buffer: int) -> AbstractChannel:
+        channel = await connection.channel(publisher_confirms=confirms, frame_buffer_size=buffer)
+        self._calls.keep_whole(channel)
+        return channel
 
     @asynccontextmanager
     async def throwaway(self, doing: str) -> AsyncGenerator[AbstractChannel]:
-        """A channel for declarations: the broker closes it on the first that fails. Bounded in time."""
+        """A channel for declarations: the broker closes it on the first that fails. Bounded in time.
+
+        A call that is given up is finished without the caller.
+        """
         channel = await self.channel()
         try:
             with translated(doing, self.address):
                 async with asyncio.timeout(self._settings.operation_timeout):
                     yield channel
-        finally:
-            await close_channel(channel)
+        except BaseException:
+            abandon(channel)
+            raise
+        await close_channel(channel)
 
     def abort(self) -> None:
         """Cut the socket, as a broken network would."""
@@ -312,8 +334,11 @@ class Link:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
         connection, self._current = self._current, None
-        if connection is None:
-            return
+        if connection is not None:
+            await self._close(connection)
+        await self._calls.end(CLOSE_TIMEOUT)
+
+    async def _close(self, connection: PlainConnection) -> None:
         closing = asyncio.ensure_future(connection.close(ConnectionClosed(200, "closed by this program")))
         try:
             _, unfinished = await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
@@ -334,7 +359,22 @@ async def close_channel(channel: AbstractChannel) -> None:
     # One that cannot be closed goes with its connection.
     with suppress(MessagingError), translated("closing a channel", ""):
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            await channel.close()
+            await shielded(_start_closing(channel))
+
+
+def abandon(channel: AbstractChannel) -> None:
+    """Have it closed, if it is still open. Who gives up does not wait for a broker that may not answer."""
+    if not channel.is_closed:
+        _ = _start_closing(channel)
+
+
+def _start_closing(channel: AbstractChannel) -> asyncio.Task[None]:
+    return _connection_of(channel).calls.start(channel.close())
+
+
+def _unwanted(opening: asyncio.Task[AbstractChannel]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        abandon(opening.result())
 
 
 def _refused(

@@ -7,24 +7,18 @@ generation's partitions and order are, its own exchange knows: see `Names.altern
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from messaging.errors import ConfigurationError
-from messaging.shielded import shielded
 from messaging_rabbitmq.topology import stored_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from messaging.adapter import GroupSpec, TopicSpec
     from messaging_rabbitmq.connection import Link
     from messaging_rabbitmq.names import Names
-
-T = TypeVar("T")
 
 NO_ALTERNATE = "?"
 """A name that no alternate exchange of ours has: the broker refuses it and tells the one that it has."""
@@ -38,47 +32,21 @@ class Generations:
         self._names = names
         self._shapes: dict[str, tuple[int, bool]] = {}
         """Partitions and order by exchange: they never change while it is there."""
-        self._running: set[asyncio.Task[Any]] = set()
 
     def forget(self) -> None:
         """Ask again what was known."""
         self._shapes.clear()
 
-    async def close(self) -> None:
-        """Wait for what runs. The connection is closed: it does not run for long."""
-        if self._running:
-            await asyncio.wait(self._running)
-
-    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it to its end even if the caller is cancelled.
-
-        The broker closes the channel of whoever asks for what is not there. aiormq closes it again for one who is
-        cancelled in that moment, and for that the broker closes the connection, with all that was consumed on it.
-        """
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await shielded(task)
-
-    async def kept(self, topic: TopicSpec) -> list[TopicSpec]:
-        return await self._whole(self._kept(topic))
-
-    async def begin(self, topic: TopicSpec) -> None:
-        await self._whole(self._begin(topic))
-
     async def end(self, topic: TopicSpec) -> None:
-        await self._whole(self._mark(self._names.ended(topic)))
+        await self._mark(self._names.ended(topic))
 
     async def ended(self, topic: TopicSpec) -> bool:
-        return await self._whole(self._exists(self._names.ended(topic)))
+        return await self._exists(self._names.ended(topic))
 
     async def finish(self, group: GroupSpec, partition: int) -> None:
-        await self._whole(self._mark(self._names.finished(group, partition)))
+        await self._mark(self._names.finished(group, partition))
 
-    async def finished(self, group: GroupSpec) -> set[int]:
-        return await self._whole(self._finished(group))
-
-    async def _kept(self, topic: TopicSpec) -> list[TopicSpec]:
+    async def kept(self, topic: TopicSpec) -> list[TopicSpec]:
         found: list[TopicSpec] = []
         for number in range(1, 1_000_000):
             spec = replace(topic, generation=number)
@@ -90,7 +58,7 @@ class Generations:
             found.append(replace(spec, partitions=shape[0], ordered=shape[1]))
         return found
 
-    async def _begin(self, topic: TopicSpec) -> None:
+    async def begin(self, topic: TopicSpec) -> None:
         shape = await self._shape(topic)
         if shape != (topic.partitions, topic.ordered):
             raise ConfigurationError(
@@ -99,7 +67,7 @@ class Generations:
             )
         await self._mark(self._names.written(topic))
 
-    async def _finished(self, group: GroupSpec) -> set[int]:
+    async def finished(self, group: GroupSpec) -> set[int]:
         """Up to the first that is missing."""
         found: set[int] = set()
         async with self._link.throwaway(f"looking what group {group.name} has finished") as channel:

@@ -6,6 +6,7 @@ partition over, before it consumes, and keeps each unacknowledged until the mess
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,9 +54,8 @@ class Marks:
         if self._channel is None:
             self._channel = await self._session.consuming.channel()
         while True:
-            original = await self._channel.basic_get(
-                self._queue, timeout=self._session.settings.operation_timeout
-            )
+            async with asyncio.timeout(self._session.settings.operation_timeout):
+                original = await self._channel.basic_get(self._queue)
             if isinstance(original.delivery, Basic.GetEmpty):
                 return
             message_id, member = _mark(original)

@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 from messaging.adapter import Lease
 from messaging.errors import TopicNotFound
 from messaging_rabbitmq.arrivals import callback_of, take_arrivals
-from messaging_rabbitmq.connection import close_channel, translated, when_closed
+from messaging_rabbitmq.connection import abandon, close_channel, translated, when_closed
 from messaging_rabbitmq.properties import unique_id
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Intake:
         finally:
             if not opened:
                 self.gone = True
-                await close_channel(channel)
+                self._channel = None
+                abandon(channel)
 
     def _put(self, message: DeliveredMessage) -> None:
         if self.gone:

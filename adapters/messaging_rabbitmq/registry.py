@@ -17,7 +17,7 @@ from pamqp.commands import Basic
 
 from messaging.errors import ConnectionFailed
 from messaging_rabbitmq.arrivals import callback_of
-from messaging_rabbitmq.connection import close_channel, translated
+from messaging_rabbitmq.connection import abandon, close_channel, translated
 from messaging_rabbitmq.properties import unique_id
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ class Registry:
             return
         try:
             yield entries
-        finally:
-            await close_channel(entries.channel)
+        except BaseException:
+            abandon(entries.channel)
+            raise
+        await close_channel(entries.channel)
 
     async def _hold(self, queue: str, *, create: bool) -> Entries | bool | None:
         """The entries, None where there is no queue, False where another holds it."""
@@ -100,7 +102,7 @@ class Registry:
                 entries = await self._claim(channel, queue, create=create)
         finally:
             if not isinstance(entries, Entries):
-                await close_channel(channel)
+                abandon(channel)
         return entries
 
     async def _claim(self, channel: AbstractChannel, queue: str, *, create: bool) -> Entries | bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import ReplyInbox
 from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessagingError, PublishError
 from messaging_rabbitmq.arrivals import callback_of, take_arrivals
-from messaging_rabbitmq.connection import CLOSE_TIMEOUT, close_channel, translated, when_closed
+from messaging_rabbitmq.connection import CLOSE_TIMEOUT, abandon, close_channel, translated, when_closed
 from messaging_rabbitmq.properties import incoming, packed
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class RabbitMQInbox(ReplyInbox):
         finally:
             if not opened:
                 self._channel = None
-                await close_channel(channel)
+                abandon(channel)
         self.address = address
 
     def _put(self, message: DeliveredMessage) -> None:

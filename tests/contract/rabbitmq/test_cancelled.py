@@ -1,0 +1,184 @@
+"""What becomes of others when one is cancelled who waits for the broker (20)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import pytest
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from messaging.adapter import DONE, Consumer, GroupSpec, RawDelivery, Subscription, TopicSpec, Topology
+from messaging.message import Ack
+from messaging_rabbitmq import RabbitMQAdapter
+from messaging_rabbitmq.registry import Entries
+from tests.contract.bench import Recorder, nothing, outgoing, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
+
+STEPS = range(4)
+"""Of the event loop, between the frame that closes the channel and the cancellation."""
+
+
+@pytest.fixture(params=STEPS)
+def cancelled_in_between(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Runs something, which is cancelled so many steps after the broker has closed a channel of it."""
+    hand_on, cancelling = Channel._on_close_frame, []
+
+    async def run(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+
+        async def cancel() -> None:
+            for _ in range(request.param):
+                await asyncio.sleep(0)
+            task.cancel()
+
+        async def closed(self: Channel, frame: Any) -> None:
+            cancelling.append(asyncio.create_task(cancel()))
+            await hand_on(self, frame)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "_on_close_frame", closed)
+            await asyncio.wait([task])
+            await asyncio.gather(*cancelling)
+        return task
+
+    return run
+
+
+async def look_for_generations(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    await adapter.generations(topic)
+
+
+async def publish_to_a_topic_that_is_not_there(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    await adapter.publish([outgoing(replace(topic, name="absent"), "m")])
+
+
+async def declare_another_shape(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    await adapter.declare(Topology(topics=[replace(topic, partitions=topic.partitions + 1)]))
+
+
+async def delete_a_group_that_is_not_there(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    await adapter.delete_group(GroupSpec(replace(topic, name="absent"), "absent"))
+
+
+async def join_a_group_that_is_not_there(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    consumer = adapter.consumer(Subscription(GroupSpec(topic, "absent"), 10, concurrency=10), Recorder())
+    try:
+        await consumer.receive(1, 1.0)
+    finally:
+        await consumer.close()
+
+
+async def count_letters(adapter: RabbitMQAdapter, topic: TopicSpec) -> None:
+    await adapter.dead_letters(GroupSpec(topic, "billing")).count()
+
+
+async def list_groups(adapter: RabbitMQAdapter, _: TopicSpec) -> None:
+    await adapter.groups()
+
+
+async def open_an_inbox(adapter: RabbitMQAdapter, _: TopicSpec) -> None:
+    await (await adapter.reply_inbox()).close()
+
+
+Work = Callable[[RabbitMQAdapter, TopicSpec], Coroutine[Any, Any, None]]
+REFUSED: list[Work] = [
+    look_for_generations,
+    publish_to_a_topic_that_is_not_there,
+    declare_another_shape,
+    delete_a_group_that_is_not_there,
+    join_a_group_that_is_not_there,
+]
+"""In each the broker closes a channel."""
+
+
+@dataclass
+class InHand:
+    """One who has a delivery in hand, which is lost with the connection."""
+
+    adapter: RabbitMQAdapter
+    group: GroupSpec
+    consumer: Consumer
+    deliveries: list[RawDelivery]
+
+    @classmethod
+    async def on(cls, bench: Bench) -> Self:
+        adapter = await bench.adapter()
+        group = await bench.group(adapter)
+        consumer = bench.consumer(adapter, group)
+        await publish(adapter, group.topic, "m1")
+        return cls(adapter, group, consumer, await receive(consumer, 1))
+
+    @contextlib.asynccontextmanager
+    async def record(self) -> AsyncGenerator[Entries]:
+        async with self.adapter._session.topology.registry_of(self.group.topic, create=False) as entries:
+            assert entries is not None
+            yield entries
+
+    async def check_still_ours(self) -> None:
+        assert await settle(self.consumer, self.deliveries, Ack()) == [DONE]
+        await nothing(self.consumer, 0.1)
+
+
+@pytest.mark.parametrize("work", REFUSED)
+async def test_one_who_is_cancelled_as_the_broker_refuses_takes_nothing_from_others(
+    bench: Bench, cancelled_in_between, work: Work
+):
+    other = await InHand.on(bench)
+
+    await cancelled_in_between(work(other.adapter, other.group.topic))
+
+    await other.adapter.groups()
+    await other.check_still_ours()
+
+
+@pytest.mark.parametrize("work", [*REFUSED, count_letters, list_groups, open_an_inbox])
+async def test_one_who_is_cancelled_at_any_step_takes_nothing_from_others(bench: Bench, work: Work):
+    other = await InHand.on(bench)
+
+    for steps in range(100):
+        tasks = [asyncio.create_task(work(other.adapter, other.group.topic)) for _ in range(2)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    await other.adapter.groups()
+    await other.check_still_ours()
+
+
+async def test_a_long_record_of_groups_that_nobody_waits_for_any_more_stops_nothing(bench: Bench):
+    """More entries than a channel holds that nobody reads."""
+    other = await InHand.on(bench)
+    names = [f"g{number}" for number in range(200)]
+    async with other.record() as entries:
+        for name in names:
+            await entries.add(name, ordered=False)
+
+    for steps in range(100):
+        looking = asyncio.create_task(other.adapter._session.topology.recorded(other.group))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.wait([looking])
+
+    async with asyncio.timeout(5), other.record() as entries:
+        for name in names:
+            await entries.remove(name)
+    await other.check_still_ours()
+
+
+async def test_the_cancellation_is_not_lost(bench: Bench, cancelled_in_between):
+    adapter = await bench.adapter()
+
+    async def look() -> None:
+        async with adapter._session.consuming.throwaway("looking") as channel:
+            with contextlib.suppress(ChannelNotFoundEntity):
+                await channel.queue_declare("absent", passive=True)
+
+    looking = await cancelled_in_between(look())
+
+    assert looking.cancelled() or not looking.cancelling()  # it may have ended before

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
@@ -190,61 +190,54 @@ class PartitionedConsumer(Consumer):
     ) -> list[RawDelivery]:
         found: list[RawDelivery] = []
         for raw_id, fields, count, record, marked, deleted in entries:
+            id = raw_id.decode()
             if deleted:
                 logger.error(
                     "Entry %s of %s was deleted from Redis before it was handled",
-                    raw_id.decode(),
+                    id,
                     self._where,
                     extra=self._extra(),
                 )
                 continue
-            delivery = self._delivery(
-                partition, source, raw_id.decode(), fields, count, record.decode(), bool(marked)
-            )
-            if delivery.token.field in partition.held:
+            token = Token(source.name, source.stream, id, bool(marked))
+            field = token.field
+            if field in partition.held:
                 continue
+            delivery = self._delivery(partition, source, token, fields, count, record.decode())
             if record:
                 delivery.hold = max(0, int(record.split(b"|", 3)[2]) - server_ms) / 1000
-            partition.held[delivery.token.field] = delivery
+            partition.held[field] = delivery
             found.append(delivery)
         return found
 
     def _delivery(
-        self,
-        partition: Partition,
-        source: Source,
-        id: str,
-        fields: list[bytes],
-        count: int,
-        record: str,
-        marked: bool,
+        self, partition: Partition, source: Source, token: Token, fields: list[bytes], count: int, record: str
     ) -> RawDelivery:
-        delivery = RawDelivery(
-            cast("Any", None),
-            partition=partition.number,
-            fence=partition.epoch,
-            lease=partition.lease,
-            native=fields,
-            token=Token(source.name, source.stream, id, marked),
-        )
-        delivery.guard = "tripped" if marked else "none"
-        delivery.position = f"{partition.number}/{id}"
-        delivery.deliveries = max(1, count)
-        delivery.returns = max(0, count - 1)
+        native, failure = fields, None
+        position, attempt = f"{partition.number}/{token.id}", 1
+        returns = max(0, count - 1)
         if source.redriven:
-            copy = decode_copy(fields, id)
-            fields = copy.fields
-            delivery.position = copy.origin
-            delivery.failure = copy.failure
+            copy = decode_copy(fields, token.id)
+            fields, position, failure = copy.fields, copy.origin, copy.failure
         if record:
-            attempt, base, _, failure = record.split("|", 3)
-            delivery.attempt = int(attempt) + 1
-            delivery.returns = max(0, count - int(base))
-            delivery.failure = failure or None
-        delivery.message, delivery.reply_to = decode_entry(
-            fields, topic=self._group.topic.name, position=delivery.position
+            failed, base, _, failure = record.split("|", 3)
+            attempt, returns, failure = int(failed) + 1, max(0, count - int(base)), failure or None
+        message, reply_to = decode_entry(fields, topic=self._group.topic.name, position=position)
+        return RawDelivery(
+            message,
+            partition.number,
+            position,
+            attempt,
+            max(1, count),
+            returns,
+            "tripped" if token.marked else "none",
+            failure,
+            reply_to,
+            partition.epoch,
+            partition.lease,
+            native,
+            token,
         )
-        return delivery
 
     async def _wake(self, readable: Sequence[Partition], wait: float) -> None:
         """Wait for something to read, or for a change of what is ours; at most `wait` seconds."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
 from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishError
+from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging.partition import partition_of
 from messaging_kafka.names import recorded
@@ -40,24 +41,23 @@ class Publisher:
         """See `Adapter.publish`."""
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
         states = await self._states(messages)
-        failed: dict[tuple[str, int], PublishError] = {}
+        failed = FailedKeys()
         parcels: list[Parcel] = []
         sent: list[int] = []
         once = False
         for at, one in enumerate(messages):
             state = states[id(one.topic)]
             try:
+                if failed and (behind := failed.behind(one)) is not None:
+                    raise behind
                 if isinstance(state, PublishError):
                     raise state
-                if failed and (earlier := failed.get((one.topic.name, one.partition))) is not None:
-                    raise earlier
                 parcels.append(self._parcel(one, state))
                 sent.append(at)
                 once = once or one.once is not None
             except PublishError as error:
                 results[at] = error
-                if one.topic.ordered:
-                    failed.setdefault((one.topic.name, one.partition), _behind(one, error))
+                failed.add(one, error)
         if once:
             fates = await self._once.write(parcels, [messages[at].once for at in sent])
         else:
@@ -139,13 +139,6 @@ class Publisher:
 
 
 _PENDING = PublishError("not sent")
-
-
-def _behind(one: Outgoing, error: PublishError) -> PublishError:
-    return PublishError(
-        f"not sent, because an earlier message of partition {one.partition} of ordered topic {one.topic.name} "
-        f"failed: {error}"
-    )
 
 
 def _told(one: Outgoing, fate: PublishError) -> PublishError:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
 from messaging.errors import InvalidMessage, MessageTooLarge, NoGroup, PublishError, TopicNotFound
+from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging_memory.record import Packing
 from messaging_memory.topology import physical_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from messaging.adapter import Outgoing
     from messaging.message import Receipt
@@ -33,11 +34,11 @@ class Publisher:
         self._packing = Packing()
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
-        """Store each that can be; on an ordered topic nothing of a partition follows one that failed (7)."""
+        """Store each that can be; on an ordered topic nothing of a key follows one that failed (7)."""
         broker = self._broker
         now = broker.clock.time()
         results: list[Receipt | PublishError] = []
-        failed: set[tuple[str, int]] = set()
+        failed = FailedKeys()
         logs: set[TopicLog] = set()
         for spec, some in groupby(messages, key=_topic):
             log = broker.topics.get(physical_topic(spec, self._namespace))
@@ -51,9 +52,9 @@ class Publisher:
         return results
 
     def _store(
-        self, topic: TopicLog, messages: Iterable[Outgoing], now: float, failed: set[tuple[str, int]]
+        self, topic: TopicLog, messages: Iterable[Outgoing], now: float, failed: FailedKeys
     ) -> list[Receipt | PublishError]:
-        """Store these, of one topic; `failed` has the ordered topics and partitions that nothing may go to any more."""
+        """Store these, of one topic."""
         partitions, row, maximum = topic.partitions, self._packing.row, self._maximum
         make = make_receipt if topic.groups else Unrouted
         results: list[Receipt | PublishError] = []
@@ -67,8 +68,7 @@ class Publisher:
                     raise _too_large(outgoing, size, maximum)
             except PublishError as error:
                 results.append(error)
-                if outgoing.topic.ordered:
-                    failed.add((outgoing.topic.name, partition))
+                failed.add(outgoing, error)
                 continue
             if once is not None and once in topic.once:
                 results.append(make_receipt(message.id, partition, topic.once[once]))
@@ -86,14 +86,11 @@ class Publisher:
         )
 
 
-def _check(topic: TopicLog, outgoing: Outgoing, failed: Collection[tuple[str, int]]) -> None:
+def _check(topic: TopicLog, outgoing: Outgoing, failed: FailedKeys) -> None:
     """Raises what keeps a message from being stored."""
     message, partition = outgoing.message, outgoing.partition
-    if (outgoing.topic.name, partition) in failed:
-        raise PublishError(
-            f"message {message.id} was not published: an earlier message of partition "
-            f"{partition} of ordered topic {outgoing.topic.name} failed; publish both again"
-        )
+    if (behind := failed.behind(outgoing)) is not None:
+        raise behind
     if not 0 <= partition < len(topic.partitions):
         raise InvalidMessage(
             f"message {message.id} was not published: topic {outgoing.topic.name} has "

@@ -49,20 +49,21 @@ async def test_too_large_is_told_before_anything_is_sent_and_keeps_its_successor
     adapter = await bench.adapter(max_message_bytes=10_000)
     group = await bench.group(adapter, ORDERED)
     batch = [
-        outgoing(ORDERED, "first", partition=0),
-        outgoing(ORDERED, "large", partition=0, body=b"x" * 10_000),
-        outgoing(ORDERED, "behind it", partition=0),
-        outgoing(ORDERED, "elsewhere", partition=1),
+        outgoing(ORDERED, "first", key="a", partition=0),
+        outgoing(ORDERED, "large", key="a", partition=0, body=b"x" * 10_000),
+        outgoing(ORDERED, "behind it", key="a", partition=0),
+        outgoing(ORDERED, "beside it", key="b", partition=0),
+        outgoing(ORDERED, "elsewhere", key="c", partition=1),
     ]
 
-    first, large, behind, elsewhere = await adapter.publish(batch)
+    first, large, behind, beside, elsewhere = await adapter.publish(batch)
 
-    assert isinstance(first, Receipt)
-    assert isinstance(elsewhere, Receipt)
+    assert [type(result) for result in (first, beside, elsewhere)] == [Receipt] * 3
     assert isinstance(large, MessageTooLarge)
     assert "10000 fit" in str(large)
     assert "large" in str(behind)
-    assert sorted(ids(await receive(bench.consumer(adapter, group), 2))) == ["elsewhere", "first"]
+    received = ids(await receive(bench.consumer(adapter, group), 3))
+    assert sorted(received) == ["beside it", "elsewhere", "first"]
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["as ever", "stored once"])

@@ -49,16 +49,19 @@ async def test_results_come_per_item_in_order(world):
     assert [delivery.message.id for delivery in got] == ["first", "last"]
 
 
-async def test_nothing_of_an_ordered_partition_follows_what_failed(world):
+async def test_nothing_of_an_ordered_key_follows_what_failed_and_others_go_on(world):
     await world.declare(ordered=True)
-    results = await world.publish(
+    first, large, behind, other, elsewhere = await world.publish(
         world.outgoing(key="a"),
-        world.outgoing(b"x" * 2_000_000, key="a"),
+        world.outgoing(b"x" * 2_000_000, id="large", key="a"),
         world.outgoing(key="a"),
-        world.outgoing(key="b", partition=1),
+        world.outgoing(key="b"),
+        world.outgoing(key="c", partition=1),
     )
 
-    assert [type(result) for result in results] == [Receipt, MessageTooLarge, PublishError, Receipt]
+    assert [type(result) for result in (first, other, elsewhere)] == [Receipt] * 3
+    assert [type(result) for result in (large, behind)] == [MessageTooLarge, PublishError]
+    assert "message large, published before it with the same key, failed" in str(behind)
 
 
 async def test_without_a_group_a_publish_is_unrouted_or_refused(world):

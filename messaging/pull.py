@@ -9,10 +9,11 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from messaging.adapter import SettleError, Subscription
-from messaging.binding import Binding
+from messaging.binding import Binding, Counters
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
 from messaging.generations import subscriber
 from messaging.message import OUTCOMES, Release, T
+from messaging.middleware.expiry import expiring, has_expired
 from messaging.middleware.retry import RetryPolicy, retrying
 
 if TYPE_CHECKING:
@@ -80,10 +81,17 @@ class Pull(Generic[T]):
                     f"{self._topic.name}/{self._group.name} asks {broker.name} for {name}: {capability.reason}"
                 )
         await self._bus.catalogue.declare([self._group], [self._group.topic], again=True)
+        counters = Counters()
+
+        def count_expired(_: object) -> None:
+            counters.expired += 1
+
+        dropping = expiring(clock=self._bus.clock, expired=count_expired)
         binding = Binding(
             subscription=Subscription(self._group, prefetch=self._prefetch, concurrency=self._prefetch),
             codec=self._topic.codec,
-            handler=retrying(RetryPolicy(2**31))(self._hand_out),
+            handler=retrying(RetryPolicy(2**31))(dropping(self._hand_out)),
+            counters=counters,
             handler_name="bus.consume",
             service=self._group.name,
             grace=0.0,
@@ -118,7 +126,8 @@ class Pull(Generic[T]):
     async def __anext__(self) -> Delivery[T]:
         """The next delivery. Raises what ended the subscription for good. Cancelling loses nothing.
 
-        One whose lease has ended while it waited here is not given out (9): it is delivered again.
+        One whose lease has ended while it waited here is not given out (9): it is delivered again. Nor is one that has
+        expired: it is dropped (6).
         """
         while True:
             while self._ready:
@@ -135,10 +144,12 @@ class Pull(Generic[T]):
 
     def _still_ours(self, delivery: Delivery[T]) -> bool:
         entry = self._open.get(id(delivery))
-        if entry is None or entry.raw.lease.deadline > self._bus.clock.monotonic():
-            return True
+        clock = self._bus.clock
+        expired = has_expired(delivery.message, clock)
+        if entry is None or (entry.raw.lease.deadline > clock.monotonic() and not expired):
+            return not expired
         if not entry.outcome.done():
-            entry.outcome.set_result(Release())
+            entry.outcome.set_result(Release())  # it comes again, or is dropped then
         return False
 
     async def settle(self, delivery: Delivery[T], outcome: Outcome) -> None:

@@ -93,6 +93,39 @@ async def test_a_retry_waits_and_is_handed_out_again_without_a_limit(bus, clock)
         assert len(await taken(pull, clock)) == 1
 
 
+async def test_what_has_expired_is_dropped_and_counted(bus, clock):
+    await bus.publish(jobs, "too late", expires=10)
+    await clock.advance(10)
+    await bus.publish(jobs, "in time", expires=10)
+    async with bus.consume(jobs, group="audit") as pull:
+        assert [one.payload for one in await taken(pull, clock)] == ["in time"]
+        (health,) = (await bus.health()).subscriptions
+
+    assert health.expired == 1
+    assert await bus.dead_letters(jobs, group="audit").count() == 0
+
+
+async def test_what_expires_while_it_waits_is_not_handed_out(bus, clock):
+    async with bus.consume(jobs, group="audit") as pull:
+        await bus.publish(jobs, "too late", expires=10)
+        await clock.settle()
+        await clock.advance(10)
+
+        assert await taken(pull, clock) == []
+        assert await lag(bus) == 0
+
+
+async def test_what_expires_is_not_retried(bus, clock):
+    await bus.publish(jobs, "a", expires=10)
+    async with bus.consume(jobs, group="audit") as pull:
+        (delivery,) = await taken(pull, clock)
+        await pull.settle(delivery, Retry("not yet", after=20))
+        await clock.advance(20)
+
+        assert await taken(pull, clock) == []
+        assert await lag(bus) == 0
+
+
 async def test_settling_twice_is_a_no_op(bus, clock):
     await bus.publish(jobs, "a")
     async with bus.consume(jobs, group="audit") as pull:

@@ -29,17 +29,35 @@ class Story:
         key: str | None = "k",
         sequence: int = 0,
         delay: float | None = None,
+        lasts: float | None = None,
     ) -> None:
         due = None if delay is None else self.at + delay
+        expires = None if lasts is None else self.at + lasts
         for step in ("sent", fate):
-            self.told(id, step, key=key, sequence=sequence, due=due)
+            self.told(id, step, key=key, sequence=sequence, due=due, expires=expires)
 
     def told(
-        self, id: str, fate: Fate, *, key: str | None = "k", sequence: int = 0, due: float | None = None
+        self,
+        id: str,
+        fate: Fate,
+        *,
+        key: str | None = "k",
+        sequence: int = 0,
+        due: float | None = None,
+        expires: float | None = None,
     ) -> None:
         self.pass_time(1)
         self.events.append(
-            Published(at=self.at, fate=fate, id=id, key=key, sequence=sequence, publisher="p", due=due)
+            Published(
+                at=self.at,
+                fate=fate,
+                id=id,
+                key=key,
+                sequence=sequence,
+                publisher="p",
+                due=due,
+                expires=expires,
+            )
         )
 
     def begun(

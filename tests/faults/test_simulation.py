@@ -39,6 +39,7 @@ def test_the_histories_have_what_they_are_to_prove_something_about():
     assert any(event.fate == "confirmed" for event in redriven)
     assert any(result.scenario.once for result in results)
     assert any(result.scenario.bulks for result in results)
+    assert any(result.verdict.expired for result in results)
     assert any(event.attempt > 1 for result in results for event in result.events if isinstance(event, Begun))
 
 

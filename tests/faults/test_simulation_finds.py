@@ -96,6 +96,29 @@ def test_a_call_of_many_that_does_not_end_in_time(monkeypatch: pytest.MonkeyPatc
     assert any("took" in problem for result in in_bulk() for problem in result.problems)
 
 
+def expiring(most: int = 40) -> Iterator[Result]:
+    """The first histories with messages that expire, where nothing else looks at the time."""
+    drawn = ((seed, scenario(seed)) for seed in count())
+    seeds = (seed for seed, made in drawn if made.expiring and not (made.requests or made.idempotent))
+    return map(simulate, islice(seeds, most))
+
+
+def test_a_message_that_is_handled_after_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(subscription, "expiring", lambda *_, **__: lambda handler: handler)
+    assert any("handled_expired" in result.verdict.violations for result in expiring())
+
+
+def test_a_message_that_is_dropped_although_it_has_time_left(monkeypatch: pytest.MonkeyPatch):
+    async def drop(_):
+        return Ack()
+
+    def hasty(*_, **__):
+        return lambda handler: lambda one: drop(one) if one.message.expires_at else handler(one)
+
+    monkeypatch.setattr(subscription, "expiring", hasty)
+    assert any("lost" in result.verdict.violations for result in expiring())
+
+
 def test_a_redriven_message_that_is_lost(monkeypatch: pytest.MonkeyPatch):
     def forget(*_):
         """Keep nothing."""

@@ -29,7 +29,7 @@ from messaging_contracts.faults.history import (
     Settled,
     Struck,
 )
-from messaging_contracts.faults.letters import Letters
+from messaging_contracts.faults.letters import ROUNDING, Letters
 from messaging_contracts.faults.once import repetition
 from messaging_contracts.faults.publishes import Publishes
 from messaging_contracts.faults.replies import asking
@@ -54,6 +54,7 @@ def check(
     lateness: float = LATENESS,
     remembers: bool = True,
     answered: bool = False,
+    over: float = -inf,
 ) -> Verdict:
     """Judge one topic's history; `ordered` says what was promised.
 
@@ -62,7 +63,8 @@ def check(
     with a delay, or any first handling may be after all faults that may have held it up are over, and their aftermath:
     on a broker that has other work to do. A first handling may wait for all that was sent before it as well.
     `remembers`: the broker keeps how often a message failed; else its member does, and the next one begins anew (2).
-    `answered`: requests have the time for their replies, so that only a fault lets one end with an error.
+    `answered`: requests have the time for their replies, so that only a fault lets one end with an error. `over`: until
+    when members were at work, where that is later than the last event: nobody tells of what is dropped as expired.
     """
     return _Check(
         events,
@@ -72,6 +74,7 @@ def check(
         lateness=lateness,
         remembers=remembers,
         answered=answered,
+        over=over,
     ).verdict
 
 
@@ -114,6 +117,7 @@ class _Check:
         lateness: float,
         remembers: bool,
         answered: bool,
+        over: float,
     ) -> None:
         self.verdict = Verdict()
         self._ordered = ordered
@@ -130,6 +134,7 @@ class _Check:
         self._alive: dict[str, tuple[int, float]] = {}
         """The last sign of life of each member."""
         listed = list(events)
+        self._over = max([over, *(event.at for event in listed)])
         self._read(listed)
         self._judge_idempotency(listed)
         self._judge_requests(listed, answered)
@@ -247,6 +252,8 @@ class _Check:
             done = succeeded or self._letters.has(group, id)
             if message.confirmed and not done and message.confirmed_at <= self._removed:
                 self.verdict.removed += 1
+            elif message.confirmed and not done and message.lasts <= self._over:
+                self.verdict.expired += 1
             elif message.confirmed and not done:
                 seen = "; ".join(map(str, by_id.get(id, ()))) or "never handled"
                 self.verdict.lost.append(f"{_name(message.sent)} in group {group!r}: {seen}")
@@ -264,6 +271,10 @@ class _Check:
             if handlings[0].begun.at < due - self._tolerance:
                 self.verdict.before_due.append(f"{_name(known.sent)}, due at {due:.3f}: {handlings[0]}")
             for one in handlings:
+                if known.expired(
+                    one.begun.at - self._tolerance - ROUNDING - self._causes.clocks_apart(one.begun.at)
+                ):
+                    self.verdict.handled_expired.append(f"{_name(known.sent)}: {one}")
                 if (one.begun.key, one.begun.sequence) != published:
                     self.verdict.altered.append(
                         f"{_name(known.sent)}: as {one.begun.key}/{one.begun.sequence}"
@@ -302,7 +313,7 @@ class _Check:
                 success = min((one for one in handlings if one.concluded), key=end, default=None)
                 if self._ambiguous(group, sent.id) or self._letters.given_up(group, sent.id):
                     continue
-                if success is not None and success.how == "succeeded":
+                if success is not None and success.how == "succeeded" and not self._dropped(success):
                     if success.last < succeeded:
                         self.verdict.successes_out_of_order.append(f"{_name(sent)}, {success}, before {last}")
                     else:
@@ -317,6 +328,8 @@ class _Check:
             return handlings[0].first if begun else -inf, "one of its copies was given up"
         if concluded:
             first = min(concluded, key=end)
+            if self._dropped(first):
+                return first.first, first
             if self._letters.given_up(group, id) and handlings[-1].first < first.last:
                 return handlings[-1].first, handlings[-1]  # who has lost it may still be at it
             return first.last, first
@@ -324,6 +337,11 @@ class _Check:
         if self._letters.has(group, id) and handlings and (message is None or message.copies <= 1):
             return handlings[-1].first, handlings[-1]
         return -inf, "never begun"  # if it is lost, that is told as such
+
+    def _dropped(self, one: Handling) -> bool:
+        """Whether it may have been dropped as expired elsewhere, while its member had lost it and was still at it."""
+        message = self._messages.get(one.begun.id)
+        return message is not None and message.expired(one.end) and bool(self._causes.of(one, one.end))
 
     def _ambiguous(self, group: str, id: str) -> bool:
         """Published twice, and one of them became a dead letter: which of them a handling was of is not known."""

@@ -63,6 +63,10 @@ class Message:
     """When each copy was sent that the broker may have: that was not told to have failed."""
     due: list[float] = field(default_factory=list[float])
     """When these copies are due; the earliest counts."""
+    expires: list[float] = field(default_factory=list[float])
+    """When they expire."""
+    lasts: float = -inf
+    """When the last of them expires that was confirmed."""
     redriven_at: list[float] = field(default_factory=list[float])
     """When its dead letters were redriven, each as another copy."""
     under_way: int = 0
@@ -80,6 +84,10 @@ class Message:
     def redriven_by(self, at: float) -> int:
         """How many of these copies come of its dead letters."""
         return sum(one <= at for one in self.redriven_at)
+
+    def expired(self, at: float) -> bool:
+        """Whether all of them had expired by then."""
+        return max(self.expires, default=inf) <= at
 
     def due_by(self, at: float) -> float:
         """When the last copy was sent, and due, that it may have had by then; -inf: none."""

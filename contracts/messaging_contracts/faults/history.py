@@ -47,6 +47,8 @@ class Published:
     publisher: str = ""
     due: float | None = None
     """Before when nobody must handle it; None: at once."""
+    expires: float | None = None
+    """From when on nobody must handle it; None: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ class Letters:
                 handlings = by_id.get(id, ())
                 verdict.dead_letters += 1
                 self._judge_record(letters, verdict)
-                self._judge_reason(letters[0], handlings, verdict)
+                self._judge_reason(letters[0], handlings, messages.get(id), verdict)
                 self._judge_attempts(letters, handlings, messages.get(id), verdict)
                 self._judge_times(letters, handlings, messages.get(id), verdict)
                 self._judge_number(letters, handlings, messages.get(id), verdict)
@@ -82,10 +82,14 @@ class Letters:
             if missing:
                 verdict.bare_dead_letters.append(f"{letter.id} has no {', '.join(missing)}")
 
-    def _judge_reason(self, letter: Buried, handlings: Sequence[Handling], verdict: Verdict) -> None:
+    def _judge_reason(
+        self, letter: Buried, handlings: Sequence[Handling], message: Message | None, verdict: Verdict
+    ) -> None:
         rejected = any(one.how == "rejected" for one in handlings)
+        # One of its copies, so that it may have succeeded, or been redriven, as well.
+        expired = letter.cause == "expired" and message is not None and min(message.expires) <= letter.at
         gone = letter.cause == "lease_lost" and self._ends_processes(letter, handlings)
-        if not (rejected or gone):
+        if not (rejected or gone or expired):
             verdict.innocent_dead_letters.append(f"{letter.id} ({letter.cause}): {_told(handlings)}")
 
     def _ends_processes(self, letter: Buried, handlings: Sequence[Handling]) -> bool:
@@ -111,7 +115,9 @@ class Letters:
         rejected = [one.begun.attempt for one in handlings if one.how == "rejected"]
         most = 1 + sum(one.how in {"failed", "rejected"} for one in handlings)
         for letter in letters:
-            if letter.cause == "lease_lost" or not rejected:
+            if letter.cause == "expired":
+                right = letter.attempts <= most + (0 if message is None else message.redriven_by(letter.at))
+            elif letter.cause == "lease_lost" or not rejected:
                 right = letter.attempts <= most
             else:
                 lives = 1 + (0 if message is None else message.redriven_by(letter.at))
@@ -133,7 +139,9 @@ class Letters:
         for letter in letters:
             if letter.failed_at is None:
                 continue  # told as one without its record
-            if letter.cause == "lease_lost" or not rejected:
+            if letter.cause == "expired" and message is not None:
+                times = [(min(message.expires), letter.at)]
+            elif letter.cause == "lease_lost" or not rejected:
                 times = [(-inf if message is None else message.sent.at, letter.at)]
             else:
                 times = [

@@ -47,6 +47,7 @@ class Publishes:
             message.under_way += 1
             message.sent_at.append(event.at)
             message.due.append(-inf if event.due is None else event.due)
+            message.expires.append(inf if event.expires is None else event.expires)
             self._sent(event)
         elif not message.under_way:
             self._verdict.impossible.append(f"{event.id} is {event.fate} at {event.at} and was not under way")
@@ -62,10 +63,11 @@ class Publishes:
         if event.fate == "sent":
             message.sent_at.append(event.at)
             message.due.append(-inf)
+            message.expires.append(max(message.expires, default=inf))
             message.redriven_at.append(event.at)
         elif event.fate == "failed":
             last = message.sent_at.index(message.redriven_at.pop())
-            del message.sent_at[last], message.due[last]
+            del message.sent_at[last], message.due[last], message.expires[last]
 
     def judge(self, stored: Collection[str]) -> None:
         """Add what is found to the verdict; `stored`: messages that were handled, or are dead letters."""
@@ -81,6 +83,7 @@ class Publishes:
     def _concluded(self, message: Message, event: Published) -> None:
         if event.fate == "confirmed":
             message.confirmed = True
+            message.lasts = max(message.lasts, inf if event.expires is None else event.expires)
             message.confirmed_at = min(message.confirmed_at, event.at)
         elif event.fate == "uncertain":
             message.uncertain = True
@@ -88,6 +91,7 @@ class Publishes:
             message.failed = True
             message.sent_at.pop()
             message.due.pop()
+            message.expires.pop()
         self._ended(event)
 
     def _sent(self, event: Published) -> None:

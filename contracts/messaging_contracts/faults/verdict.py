@@ -43,6 +43,8 @@ class Verdict:
     """Of one key: begun with a fence that is not larger than the one of an owner before it (9)."""
     before_due: list[str] = field(default_factory=list[str])
     """Handled before the delay was over with which it was published."""
+    handled_expired: list[str] = field(default_factory=list[str])
+    """Begun when its time was over (6)."""
     bare_dead_letters: list[str] = field(default_factory=list[str])
     """Dead letters without reason, cause, attempts or time."""
     innocent_dead_letters: list[str] = field(default_factory=list[str])
@@ -83,6 +85,8 @@ class Verdict:
     """Messages that became one."""
     duplicate_dead_letters: int = 0
     """Dead letters beside the first of the same message."""
+    expired: int = 0
+    """Never done with before they expired."""
     removed: int = 0
     """Never handled, because an operator deleted them, or what they were published to."""
 

@@ -186,8 +186,16 @@ class FaultyAdapter(Adapter):
         for outgoing in messages:
             if outgoing.once is not None:
                 continue  # the broker stores it once
-            id, due = self.requested.name(outgoing.message.id), due_of(outgoing.message.not_before)
-            self.faults.recorder.record(Published(at=self.clock.monotonic(), fate="sent", id=id, due=due))
+            message = outgoing.message
+            self.faults.recorder.record(
+                Published(
+                    at=self.clock.monotonic(),
+                    fate="sent",
+                    id=self.requested.name(message.id),
+                    due=due_of(message.not_before),
+                    expires=due_of(message.expires_at),
+                )
+            )
         await self.inner.publish(messages)
 
     async def _partly(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:

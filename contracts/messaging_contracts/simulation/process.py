@@ -146,6 +146,7 @@ class Member(Process):
             prefetch=scenario.prefetch,
             timeout=scenario.timeout,
             idempotent=scenario.idempotent,
+            on_expired=scenario.on_expired,
             on_exhausted="hold_key" if scenario.hold_key else "dead_letter",
         )(self._handle)
         self.extend(app)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from messaging_contracts.faults.history import Fate
 
 DELAYS = (0.1, 3.0, 40.0)
+TIMES = (0.05, 1.0, 10.0, 100.0, 10_000.0)
+"""Seconds until what is published expires; before the last are over, everything is done."""
 TRIES = 6
 """How often a message that was not confirmed is published again."""
 
@@ -50,7 +52,8 @@ class Publisher(Process):
         world = self.world
         self._poison(f"{self.name}-{key}-{sequence}")
         delay = self._delay()
-        sent = self._sent(key, sequence, delay)
+        expires = self._expires(delay)
+        sent = self._sent(key, sequence, delay, expires)
 
         def tell(fate: Fate) -> None:
             self.record(replace(sent, at=self.now(), fate=fate))
@@ -60,7 +63,13 @@ class Publisher(Process):
         try:
             async with asyncio.timeout(patience):
                 await self.bus.publish(
-                    world.topic, [key, sequence], key=key, id=sent.id, delay=delay, timeout=within
+                    world.topic,
+                    [key, sequence],
+                    key=key,
+                    id=sent.id,
+                    delay=delay,
+                    expires=expires,
+                    timeout=within,
                 )
         except (PublishUncertain, TimeoutError):
             tell("uncertain")
@@ -71,7 +80,9 @@ class Publisher(Process):
         tell("confirmed")
         return True
 
-    def _sent(self, key: str | None, sequence: int, delay: float | None) -> Published:
+    def _sent(
+        self, key: str | None, sequence: int, delay: float | None, expires: float | None = None
+    ) -> Published:
         now = self.now()
         return Published(
             at=now,
@@ -81,6 +92,7 @@ class Publisher(Process):
             sequence=sequence,
             publisher=self.name,
             due=None if delay is None else now + delay - RESOLUTION,
+            expires=None if expires is None else now + expires,
         )
 
     def _poison(self, id: str) -> None:
@@ -95,6 +107,10 @@ class Publisher(Process):
         within = random.choice((0.0, 0.02, 0.2)) if impatient else None
         cancelled = impatient and random.random() < 0.5
         return within, random.choice((0.0, 0.005, 0.1)) if cancelled else None
+
+    def _expires(self, delay: float | None) -> float | None:
+        random, often = self.world.random, self.world.scenario.expiring
+        return (delay or 0.0) + random.choice(TIMES) if often and random.random() < often else None
 
     def _delay(self) -> float | None:
         random, often = self.world.random, self.world.scenario.delayed

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
+from typing import TYPE_CHECKING
 
 from messaging.subscription import PROGRESS_LEASE
 from messaging_contracts.simulation.faults import BULK_KINDS, LETTER_KINDS, REQUEST_KINDS, drawn
+
+if TYPE_CHECKING:
+    from messaging.middleware.expiry import OnExpired
 
 BEHAVIOURS = ("raise", "retry", "reject", "release", "release_later", "slow", "hang", "stubborn")
 """What a handler may do instead of succeeding; `stubborn` ignores its cancellation for a while."""
@@ -20,6 +24,8 @@ ONCE = 0.15
 """How often one has `idempotent_publish`."""
 IN_BULK = 0.2
 """How often one has publishers that call `publish_many`."""
+EXPIRING = 0.2
+"""How often messages expire."""
 CONTENDED = 0.3
 """How often an idempotent group has two copies of messages."""
 
@@ -108,6 +114,9 @@ class Scenario:
     operated: int
     """How often an operator looks at the group, and redrives or purges its dead letters."""
     bulks: Bulks | None
+    expiring: float
+    """How often a message is published with a time after which nobody handles it."""
+    on_expired: OnExpired
 
 
 def scenario(seed: int) -> Scenario:
@@ -115,6 +124,7 @@ def scenario(seed: int) -> Scenario:
     made = _operated(_publishing(Random(seed)), Random(f"operator {seed}"))
     made = _contended(made, Random(f"key {seed}"))
     made = _in_bulk(made, Random(f"bulk {seed}"))
+    made = _expiring(made, Random(f"expiry {seed}"))
     # With draws of its own: histories without requests stay what they were.
     random = Random(f"requests {seed}")
     if made.pulling or random.random() > ASKING:
@@ -160,6 +170,8 @@ def _publishing(random: Random) -> Scenario:
         once=False,
         operated=0,
         bulks=None,
+        expiring=0.0,
+        on_expired="drop",
     )
 
 
@@ -194,6 +206,13 @@ def _operated(made: Scenario, random: Random) -> Scenario:
     share = random.choice((0.0, 0.3, 0.8))
     faults = {kind: random.choice((0.05, 0.2, 0.4)) for kind in LETTER_KINDS if random.random() < share}
     return replace(made, operated=random.randint(2, 8), faults=made.faults | faults)
+
+
+def _expiring(made: Scenario, random: Random) -> Scenario:
+    if random.random() > EXPIRING:
+        return made
+    on_expired: OnExpired = "dead_letter" if random.random() < 0.5 else "drop"
+    return replace(made, expiring=random.choice((0.2, 1.0)), on_expired=on_expired)
 
 
 def _in_bulk(made: Scenario, random: Random) -> Scenario:

@@ -11,6 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from itertools import count
+from math import inf
 from operator import itemgetter
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def simulate(seed: int) -> Result:
         problems, events, held_up, asked = _lived(seed, loop)
         gc.collect()  # errors that nobody looked at are told now
         published, requests = _apart(events, asked)
-        verdict = check(published, ordered=drawn.ordered, groups=[GROUP], lateness=held_up)
+        verdict = check(published, ordered=drawn.ordered, groups=[GROUP], lateness=held_up, over=loop.time())
         answers = check(requests, ordered=False, lateness=held_up)
         return Result(seed, drawn, verdict, answers, tuple(problems), events, loop.time())
     finally:
@@ -181,7 +182,8 @@ class _Done(History):
 
     def __init__(self) -> None:
         super().__init__()
-        self.confirmed: dict[str, None] = {}
+        self.confirmed: dict[str, float] = {}
+        """When the last copy of each expires that is known to be there."""
         self.done: set[str] = set()
         self._handlings: dict[str, str] = {}
 
@@ -189,17 +191,17 @@ class _Done(History):
         super().record(event)
         if isinstance(event, Published):
             if event.fate == "confirmed":
-                self.confirmed[event.id] = None
+                expires = inf if event.expires is None else event.expires
+                self.confirmed[event.id] = max(expires, self.confirmed.get(event.id, -inf))
         elif isinstance(event, Ended):
             if event.how in CONCLUDED:
                 self.done.add(self._handlings[event.handling])
         elif isinstance(event, Begun):
             self._handlings[event.handling] = event.id
 
-    @property
-    def open(self) -> list[str]:
-        """What was confirmed and is not done with."""
-        return [id for id in self.confirmed if id not in self.done]
+    def open(self, now: float) -> list[str]:
+        """What was confirmed, is not done with and has not expired."""
+        return [id for id, expires in self.confirmed.items() if id not in self.done and expires > now]
 
 
 class World:
@@ -376,12 +378,13 @@ class World:
     async def _everything_done(self, observer: Bus) -> None:
         deadline = self.loop.time() + PATIENCE
         letters = observer.dead_letters(self.topic, group=GROUP)
-        while self.history.open or not await self._at_rest(observer):
+        while self.history.open(self.loop.time()) or not await self._at_rest(observer):
             if not self.alive:
                 self.join()
             if self.loop.time() > deadline:
                 self.problem(
-                    f"not done after {PATIENCE:g} s of calm: {self.history.open[:5]}; {await observer.groups()}"
+                    f"not done after {PATIENCE:g} s of calm: "
+                    f"{self.history.open(self.loop.time())[:5]}; {await observer.groups()}"
                 )
                 return  # who is not at rest is told at the end
             await asyncio.sleep(1.0)

@@ -21,6 +21,7 @@ from messaging.errors import (
     PublishUncertain,
     TopicNotFound,
 )
+from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging_redis.connection import Interrupted, translate
 from messaging_redis.entries import encode_entry, exceeds
@@ -96,6 +97,7 @@ class Publisher:
         results: list[Receipt | PublishError] = [_OPEN] * len(messages)
         shards: dict[str, _Shard] = {}
         by_stream: dict[str, _Shard] = {}
+        failed = FailedKeys()
         to_trim: dict[TopicSpec, None] = {}
         topic: TopicSpec | None = None
         state: TopicState | None = None
@@ -104,25 +106,25 @@ class Publisher:
             spec = outgoing.topic
             if spec is not topic:
                 topic, state = spec, self._topics.known(spec)
-            if state is None or not state.found or (outgoing.mandatory and not _known(state)):
-                ready = await self._look_for(outgoing)
-                if isinstance(ready, PublishError):
-                    results[at] = ready
-                    continue
-                state = ready
-            item = _Item(at, outgoing, state)
-            # The whole command is longer than its entry.
-            if not 0 < len(item.packed) <= most and (size := item.exceeds(most)):
-                results[at] = _too_large(outgoing, size, most)
+            if failed and (behind := failed.behind(outgoing)) is not None:
+                results[at] = behind
                 continue
-            shard = by_stream.get(item.stream)
-            if shard is None:
-                try:
+            try:
+                if state is None or not state.found or (outgoing.mandatory and not _known(state)):
+                    state = await self._look_for(outgoing)
+                item = _Item(at, outgoing, state)
+                # The whole command is longer than its entry.
+                if not 0 < len(item.packed) <= most and (size := item.exceeds(most)):
+                    raise _too_large(outgoing, size, most)
+                shard = by_stream.get(item.stream)
+                if shard is None:
                     shard = shards.setdefault(self._connection.shard(item.stream), _Shard())
-                except MessagingError as error:
-                    results[at] = _not_sent(outgoing, error)
-                    continue
-                by_stream[item.stream] = shard
+                    by_stream[item.stream] = shard
+            except MessagingError as error:
+                refused = error if isinstance(error, PublishError) else _not_sent(outgoing, error)
+                results[at] = refused
+                failed.add(outgoing, refused)
+                continue
             if spec.ordered:
                 shard.runs.setdefault(item.stream, []).append(item)
             else:
@@ -142,30 +144,25 @@ class Publisher:
                 await self._trimmer.trim(spec)
         return results
 
-    async def _look_for(self, outgoing: Outgoing) -> TopicState | PublishError:
-        """The topic, declared or found; a group of it where the message must have one."""
-        try:
+    async def _look_for(self, outgoing: Outgoing) -> TopicState:
+        """The topic, declared or found; with a group where the message must have one. Raises what is amiss."""
+        state = self._topics.known(outgoing.topic)
+        if state is None:
+            await self._topics.declare(Topology(topics=(outgoing.topic,)))
             state = self._topics.known(outgoing.topic)
-            if state is None:
-                await self._topics.declare(Topology(topics=(outgoing.topic,)))
-                state = self._topics.known(outgoing.topic)
-                assert state is not None  # it was just declared
-            if not state.found and not await self._topics.verify_found(state):
-                return TopicNotFound(
-                    f"message {outgoing.message.id}: topic {outgoing.topic.name!r} does not exist on Redis and "
-                    f"topology is {state.mode!r}: declare it first"
+            assert state is not None  # it was just declared
+        if not state.found and not await self._topics.verify_found(state):
+            raise TopicNotFound(
+                f"message {outgoing.message.id}: topic {outgoing.topic.name!r} does not exist on Redis and "
+                f"topology is {state.mode!r}: declare it first"
+            )
+        if outgoing.mandatory and not _known(state):
+            await self._look(state)
+            if not state.routed:
+                raise NoGroup(
+                    f"message {outgoing.message.id}: no group subscribes to topic {outgoing.topic.name!r} on "
+                    f"Redis; start or declare one"
                 )
-            if outgoing.mandatory and not _known(state):
-                await self._look(state)
-                if not state.routed:
-                    return NoGroup(
-                        f"message {outgoing.message.id}: no group subscribes to topic {outgoing.topic.name!r} on "
-                        f"Redis; start or declare one"
-                    )
-        except PublishError as error:
-            return error
-        except MessagingError as error:
-            return _not_sent(outgoing, error)
         return state
 
     async def _send_rest(self, chunks: Sequence[list[_Item]], results: list[Receipt | PublishError]) -> None:

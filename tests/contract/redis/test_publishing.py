@@ -325,3 +325,53 @@ async def test_after_a_part_of_an_ordered_batch_failed_no_later_one_is_sent_and_
     assert all(f"m{at} " in str(results[at]) for at in range(first, 9))
     assert len({id(result) for result in results}) == 9
     assert await entries_of(adapter, group) == first
+
+
+async def test_nothing_of_an_ordered_key_is_stored_behind_one_that_is_too_large(bench):
+    adapter = await bench.adapter(max_message_bytes=2000)
+    group = await bench.group(adapter, ordered=True, partitions=1)
+    batch = [bench.outgoing(group.topic, n, key) for n, key in enumerate("kkkl")]
+    batch[1].message = Message(id="big", topic="orders", body=b"x" * 3000, key="k")
+
+    first, big, behind, beside = await adapter.publish(batch)
+    got = await bench.receive(bench.consumer(adapter, group), 2)
+
+    assert type(first) is type(beside) is Receipt
+    assert isinstance(big, MessageTooLarge)
+    assert "message big, published before it with the same key, failed" in str(behind)
+    assert [delivery.message.id for delivery in got] == ["m0", "m3"]
+
+
+async def test_nothing_of_an_ordered_key_is_stored_behind_one_that_no_group_gets(bench):
+    adapter = await bench.adapter()
+    topic = TopicSpec("orders", ordered=True, partitions=1)
+    await adapter.declare(Topology((topic,)))
+
+    insisting, behind, beside = await adapter.publish(
+        [bench.outgoing(topic, n, key, mandatory=n == 0) for n, key in enumerate("kkl")]
+    )
+
+    assert isinstance(insisting, NoGroup)
+    assert type(behind) is PublishError
+    assert type(beside) is Unrouted
+    assert await entries_of(adapter, GroupSpec(topic, "billing")) == 1
+
+
+@pytest.mark.parametrize("fault", ["exchange", "shard"])
+async def test_nothing_of_an_ordered_key_is_stored_behind_one_of_which_the_topic_was_not_found(
+    bench, monkeypatch, fault
+):
+    group = await bench.group(await bench.adapter(), ordered=True, partitions=1)
+    adapter = await bench.adapter()
+    await adapter.declare(Topology((group.topic,), mode="off"))
+
+    def failing(*_):
+        monkeypatch.undo()  # once only
+        raise ConnectionFailed("nobody is there")
+
+    monkeypatch.setattr(adapter._connection, fault, failing)
+    results = await bench.publish(adapter, group.topic, 3, keys=1)
+
+    assert [type(result) for result in results] == [PublishError] * 3
+    assert all(f"essage m{at} " in str(result) for at, result in enumerate(results))
+    assert await entries_of(adapter, group) == 0

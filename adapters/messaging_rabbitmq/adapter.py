@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, Outgoing, Unrouted
 from messaging.errors import MessagingError, NoGroup, PublishError
+from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging.shielded import shielded
 from messaging_rabbitmq.connection import Link
@@ -117,26 +118,29 @@ class RabbitMQAdapter(Adapter):
         self._session.publishing.check_open()
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
         parcels, sent = self._parcels(messages, await self._missing_topics(messages), results)
-        stopped: set[tuple[str, str | bytes | None]] = set()
+        failed = FailedKeys()
         for wave in self._waves(messages, sent):
             going = wave
-            if stopped:
-                going = [at for at in wave if _lane(messages[sent[at]]) not in stopped]
-                for at in wave:
-                    if _lane(messages[sent[at]]) in stopped:
-                        results[sent[at]] = _behind(messages[sent[at]])
+            if failed:
+                told = {at: failed.behind(messages[sent[at]]) for at in wave}
+                going = [at for at in wave if told[at] is None]
+                for at, behind in told.items():
+                    results[sent[at]] = behind or _PENDING
             fates = await self._session.publisher.send([parcels[at] for at in going])
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 if fate == "stored":
                     results[sent[at]] = make_receipt(one.message.id, one.partition, None)
                     continue
-                results[sent[at]] = _result(one, fate)
+                # What no queue took is not stored either where one before it failed.
+                behind = failed.behind(one) if fate == "unrouted" else None
+                result = results[sent[at]] = behind or _result(one, fate)
+                if isinstance(result, PublishError):
+                    failed.add(one, result)
                 # Without a cause the broker was silent: that says nothing of the topic.
                 if isinstance(fate, PublishError) and fate.__cause__ is not None:
                     self._session.topology.unsure(one.topic)
                 if one.topic.ordered and isinstance(fate, PublishError):
-                    stopped.add(_lane(one))
                     self._careful.add(one.topic.name)
         return results
 
@@ -166,7 +170,7 @@ class RabbitMQAdapter(Adapter):
         results: list[Receipt | PublishError],
     ) -> tuple[list[Parcel], Sequence[int]]:
         """What can be sent, and the places of it; the results of all else."""
-        failed: dict[tuple[str, int], PublishError] = {}
+        failed = FailedKeys()
         parcels: list[Parcel] = []
         sent: list[int] = []
         limit = self._settings.max_message_bytes
@@ -180,7 +184,7 @@ class RabbitMQAdapter(Adapter):
                 exchange = self._session.names.exchange(topic)
             error = None
             if missing or failed:
-                error = missing.get(_place(topic)) or failed.get((topic.name, one.partition))
+                error = missing.get(_place(topic)) or failed.behind(one)
             if error is None:
                 # An adopted exchange routes by the topic's name: it knows nothing of partitions.
                 routing_key = str(one.partition) if topic.native is None else topic.name
@@ -199,22 +203,19 @@ class RabbitMQAdapter(Adapter):
                     continue
                 except PublishError as invalid:
                     error = invalid
-                    if topic.ordered:
-                        failed[topic.name, one.partition] = PublishError(
-                            f"not sent, because an earlier message of partition {one.partition} of ordered topic "
-                            f"{topic.name} failed: {invalid}"
-                        )
+                    failed.add(one, invalid)
             results[index] = error
         return parcels, sent
 
     def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> Sequence[Sequence[int]]:
-        """Places in `sent`, to be handed over wave by wave.
+        """Places in `sent`, to be handed over wave by wave: each finds room at once, or not at all.
 
         The broker may refuse one message (basic.nack: a full queue) and take the next that is already on its way. Of
         an ordered topic where that has happened, a key's next message waits until the one before it is confirmed (7).
         """
+        most = self._session.publisher.most
         if not (self._settings.confirm_each or self._careful):
-            return [range(len(sent))]
+            return [range(at, min(at + most, len(sent))) for at in range(0, len(sent), most)]
         waves: list[list[int]] = [[]]
         depth: dict[tuple[str, str | bytes | None], int] = {}
         for at, index in enumerate(sent):
@@ -226,7 +227,7 @@ class RabbitMQAdapter(Adapter):
             if wave == len(waves):
                 waves.append([])
             waves[wave].append(at)
-        return waves
+        return [wave[at : at + most] for wave in waves for at in range(0, len(wave), most)]
 
     # --- consume, reply, look ----------------------------------------------------------------------------------
 
@@ -309,13 +310,6 @@ _PENDING = PublishError("not sent")
 
 def _lane(one: Outgoing) -> tuple[str, str | bytes | None]:
     return one.topic.name, one.message.key
-
-
-def _behind(one: Outgoing) -> PublishError:
-    return PublishError(
-        f"message {one.message.id} was not sent, because an earlier message of its key on ordered topic "
-        f"{one.topic.name} was not confirmed"
-    )
 
 
 def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:

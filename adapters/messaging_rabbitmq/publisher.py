@@ -35,18 +35,19 @@ class Publisher:
         self._link = link
         self._timeout = settings.confirm_timeout
         self._slots = Slots(settings.outstanding)
+        self.most = max(1, settings.outstanding // 2)
+        """Parcels that are handed over together, or none of them; of more, some may be without those before them."""
         self._outlet: Outlet | None = None
         self._opening = asyncio.Lock()
 
     def send(self, parcels: Sequence[Parcel]) -> Coroutine[None, None, list[Fate]]:
         """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channel whole."""
-        chunk = max(1, self._slots.number // 2)
-        return self._send(parcels) if 0 < len(parcels) <= chunk else self._send_chunks(parcels, chunk)
+        return self._send(parcels) if 0 < len(parcels) <= self.most else self._send_chunks(parcels)
 
-    async def _send_chunks(self, parcels: Sequence[Parcel], chunk: int) -> list[Fate]:
+    async def _send_chunks(self, parcels: Sequence[Parcel]) -> list[Fate]:
         fates: list[Fate] = []
-        for start in range(0, len(parcels), chunk):
-            fates += await self._send(parcels[start : start + chunk])
+        for start in range(0, len(parcels), self.most):
+            fates += await self._send(parcels[start : start + self.most])
         return fates
 
     async def _send(self, parcels: Sequence[Parcel]) -> list[Fate]:

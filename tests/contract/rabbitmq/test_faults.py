@@ -25,6 +25,8 @@ from messaging_rabbitmq.connection import translated
 from tests.contract.bench import Recorder, ack, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+
 
 class Proxy:
     """Between an adapter and the broker: can stop forwarding, cut, and refuse connections in the broker's words."""
@@ -276,6 +278,29 @@ async def test_a_broker_that_confirms_nothing_is_uncertain_and_then_bounds_what_
     async with asyncio.timeout(5):
         while not isinstance((await adapter.publish([outgoing(group.topic, "d")]))[0], Receipt):
             pass
+
+
+async def test_what_finds_no_room_in_time_is_overtaken_by_nothing_of_its_key(bench: Bench) -> None:
+    proxy, adapter = await proxied(bench, confirm_timeout=0.4, outstanding=4)
+    group, full = await bench.group(adapter, ORDERED), await bench.group(adapter, TopicSpec("full"))
+    await publish(adapter, ORDERED, "m0", key="a")
+    await publish(adapter, full.topic, "f0")
+    proxy.stall()
+    for _ in range(2):
+        await adapter.publish([outgoing(full.topic, "f") for _ in range(2)])
+
+    batch = [outgoing(ORDERED, f"m{number}", key="a") for number in range(1, 5)]
+    waiting = asyncio.create_task(adapter.publish(batch))
+    await adapter.publish([outgoing(full.topic, "f")])  # as late as the first half of the batch
+    proxy.flow()
+
+    results = await waiting
+    assert [type(result) for result in results] == [PublishError] * 4
+    assert "message m1, published before it with the same key, failed" in str(results[3])
+    async with asyncio.timeout(5):
+        while not isinstance((await adapter.publish([outgoing(ORDERED, "m5", key="a")]))[0], Receipt):
+            pass
+    assert ids(await receive(bench.consumer(adapter, group), 2)) == ["m0", "m5"]
 
 
 async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) -> None:

@@ -91,16 +91,17 @@ async def test_too_large_is_told_before_anything_is_sent_and_fails_its_successor
 
     results = await adapter.publish(
         [
-            outgoing(group.topic, "m1", partition=0),
-            outgoing(group.topic, "m2", partition=0, body=b"x" * 2000),
-            outgoing(group.topic, "m3", partition=0),
-            outgoing(group.topic, "m4", partition=1),
+            outgoing(group.topic, "m1", key="a", partition=0),
+            outgoing(group.topic, "m2", key="a", partition=0, body=b"x" * 2000),
+            outgoing(group.topic, "m3", key="a", partition=0),
+            outgoing(group.topic, "m4", key="b", partition=0),
+            outgoing(group.topic, "m5", key="c", partition=1),
         ]
     )
 
     assert isinstance(results[1], MessageTooLarge)
     assert "m2" in str(results[2])
-    assert sorted(ids(await receive(consumer, 2))) == ["m1", "m4"]
+    assert sorted(ids(await receive(consumer, 3))) == ["m1", "m4", "m5"]
 
 
 async def test_settling_twice_is_a_no_op(bench: Bench) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from math import inf
@@ -53,7 +53,10 @@ class Catalogue:
         self._unordered: set[tuple[str, str]] = set()
         """Topics and groups of them that give order up, whatever the topic does."""
         self._warned: set[str] = set()
-        self._declaring: dict[Broker, asyncio.Lock] = {}
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By topic: of several, in the order of their names. What is known of a topic changes under its lock only."""
+        self._declaring: defaultdict[Broker, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while a broker is asked or told something; taken after a topic's, and never while publishes end."""
         self._first_uses: Counter[str] = Counter()
         """Topics by who waits to hear that they are declared."""
         self._together: dict[str, Together[TopicSpec]] = {}
@@ -159,7 +162,7 @@ class Catalogue:
 
     async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
         broker = self._routing.of(spec.name)
-        async with self._lock(broker):  # once: who waits for it twice would be overtaken
+        async with self._changing[spec.name]:  # once: who waits for it twice would be overtaken
             self._leave_alone(spec.name)
             if self._is_new(spec.name):
                 await self._declare(broker, {spec.name: spec}, ())
@@ -198,14 +201,15 @@ class Catalogue:
 
         The groups of this bus are declared on a new one, and what was being published to the last one is finished.
         """
-        async with self._lock(self._routing.of(spec.name)):
+        async with self._changing[spec.name]:
             return await self._refresh(spec, at_once=at_once)
 
     async def _refresh(self, spec: TopicSpec, *, at_once: bool = False) -> Sequence[TopicSpec]:
         known = self.kept(spec)
         if not at_once and self._clock.monotonic() < self._known_until.get(spec.name, 0.0):
             return known
-        kept, until = await self._look(spec)
+        async with self._declaring[self._routing.of(spec.name)]:
+            kept, until = await self._look(spec)
         if kept != known and spec.name in self._kept:
             with self._using(spec.name):
                 await self._move(spec.name, known, kept)
@@ -236,9 +240,10 @@ class Catalogue:
         broker = self._routing.of(name)
         new = [one for one in kept if one not in known]
         groups = [group for group in self._groups if group.topic.name == name]
-        for one in new:
-            its_groups = [self.in_generation(group, one) for group in groups]
-            await broker.adapter.declare(Topology((one,), tuple(its_groups), self._settings.topology))
+        async with self._declaring[broker]:
+            for one in new:
+                its_groups = [self.in_generation(group, one) for group in groups]
+                await broker.adapter.declare(Topology((one,), tuple(its_groups), self._settings.topology))
         if known[-1].ordered:
             await broker.publisher.idle(name)
         self._kept[name] = kept
@@ -261,7 +266,9 @@ class Catalogue:
         for group in groups:
             wanted[self._routing.of(group.topic.name)][1].append(group)
         for broker, (its_topics, its_groups) in wanted.items():
-            async with self._lock(broker):
+            async with AsyncExitStack() as changing:
+                for name in sorted(its_topics):
+                    await changing.enter_async_context(self._changing[name])
                 if again:
                     await self._forget(its_topics.values(), its_groups)
                 await self._declare(broker, its_topics, its_groups, mode)
@@ -313,16 +320,17 @@ class Catalogue:
         mode: TopologyMode | None = None,
     ) -> None:
         """Each on every generation that is kept of its topic."""
-        looked = {name: await self._look(spec) for name, spec in topics.items() if self._is_new(name)}
-        new_topics = [one for kept, _ in looked.values() for one in kept]
-        groups = [group for group in groups if group not in self._groups]
-        new_groups: list[GroupSpec] = []
-        for group in groups:
-            kept, _ = looked.get(group.topic.name) or (self.kept(group.topic), 0.0)
-            new_groups += [self.in_generation(group, one) for one in kept]
-        if new_topics or new_groups:
-            mode = mode or self._settings.topology or "declare"
-            await broker.adapter.declare(Topology(tuple(new_topics), tuple(new_groups), mode))
+        async with self._declaring[broker]:
+            looked = {name: await self._look(spec) for name, spec in topics.items() if self._is_new(name)}
+            new_topics = [one for kept, _ in looked.values() for one in kept]
+            groups = [group for group in groups if group not in self._groups]
+            new_groups: list[GroupSpec] = []
+            for group in groups:
+                kept, _ = looked.get(group.topic.name) or (self.kept(group.topic), 0.0)
+                new_groups += [self.in_generation(group, one) for one in kept]
+            if new_topics or new_groups:
+                mode = mode or self._settings.topology or "declare"
+                await broker.adapter.declare(Topology(tuple(new_topics), tuple(new_groups), mode))
         for name, (kept, until) in looked.items():
             self._kept[name], self._known_until[name] = kept, until
             self._lost_since.pop(name, None)
@@ -330,9 +338,6 @@ class Catalogue:
         self._groups.update(groups)
         if mode is not None:
             self._modes |= {(group.topic.name, group.name): mode for group in groups}
-
-    def _lock(self, broker: Broker) -> asyncio.Lock:
-        return self._declaring.setdefault(broker, asyncio.Lock())
 
     def forget(self, group: GroupSpec) -> None:
         """The group was deleted."""

@@ -17,7 +17,7 @@ from messaging import (
     UnsupportedCapability,
     connect,
 )
-from messaging.adapter import Capability, Outgoing, TopicSpec
+from messaging.adapter import Capability, Outgoing, TopicSpec, Topology
 from messaging.generations import END
 from messaging.message import Message
 from messaging.testing import VirtualClock
@@ -212,3 +212,35 @@ async def test_a_change_to_what_is_there_changes_nothing(bus):
 
     assert await bus.begin_generation(orders, partitions=2) == TopicSpec("orders", ordered=True, partitions=2)
     assert len(await bus.adapter.generations(TopicSpec("orders"))) == 1
+
+
+async def test_a_topic_whose_publishes_hang_while_it_moves_keeps_no_other_waiting(bus, clock, monkeypatch):
+    await bus.publish(orders, "a")
+    await bus.publish(clicks, "a")
+    publish, answered = bus.adapter.publish, asyncio.Event()
+
+    async def hang(messages):
+        if messages[0].topic.name == "orders":
+            await answered.wait()
+        return await publish(messages)
+
+    monkeypatch.setattr(bus.adapter, "publish", hang)
+    hanging = asyncio.create_task(bus.publish(orders, "b", timeout=300))
+    await clock.settle()
+    new = TopicSpec("orders", ordered=True, partitions=2, generation=2)
+    await bus.adapter.declare(Topology([new]))
+    await bus.adapter.begin_generation(new)
+    await clock.advance(60)
+    moving = asyncio.create_task(bus.publish(orders, "c", timeout=300))
+    late = asyncio.create_task(bus.declare(orders, groups=["late"]))
+    await clock.advance(1)
+
+    other = asyncio.create_task(bus.publish(clicks, "b"))
+    await clock.advance(1)
+    done = [task.done() for task in (hanging, moving, late, other)]
+    answered.set()
+    await clock.advance(1)
+    await asyncio.gather(hanging, moving, late, other)
+
+    assert done == [False, False, False, True]
+    assert {info.generation for info in await bus.adapter.groups() if info.group == "late"} == {1, 2}

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.errors import MessagingError
-from messaging_sqs.connection import Interrupted, Service, Untaken, throttled
+from messaging_sqs.connection import DOUBTFUL, Interrupted, Service, Untaken, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ async def in_batches(
         for success in answer.get("Successful", ()):
             results[int(success["Id"])] = success
         for failure in answer.get("Failed", ()):
-            results[int(failure["Id"])] = _failed(failure)
+            results[int(failure["Id"])] = _failed(failure, doubtful=DOUBTFUL in answer)
 
     parts = _parts(len(entries), sizes, most_bytes)
     if in_turn or len(parts) == 1:
@@ -74,8 +74,10 @@ async def in_batches(
     return results
 
 
-def _failed(failure: dict[str, Any]) -> MessagingError:
+def _failed(failure: dict[str, Any], *, doubtful: bool) -> MessagingError:
     code, text = str(failure.get("Code", "")), str(failure.get("Message", ""))
+    if doubtful:
+        return Interrupted(f"{code}: {text}; an attempt before this one may have been taken")
     if throttled(code):
         return Untaken(f"refused for now: {code} {text}")
     if code in {"InternalError", "InternalFailure", "ServiceUnavailable", "InternalServerError"}:

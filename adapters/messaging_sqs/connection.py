@@ -86,8 +86,8 @@ _STILL_EXPIRED = "refreshed credentials are still expired"
 
 _STORING = frozenset(("publish_batch", "send_message_batch"))
 """What is repeated here and not by boto3, which tells of the last attempt only: one before it may have been taken."""
-_PAUSES = tuple(2.0**number for number in range(ATTEMPTS - 1))
-"""Seconds before a request that was not taken goes again, at most: as long as boto3 waits."""
+DOUBTFUL = "doubtful"
+"""Beside what the service answers: an attempt before this one may have been taken, with what it says was refused."""
 
 
 class Absent(MessagingError):
@@ -218,7 +218,8 @@ class Connection:
     ) -> Any:
         """One request and its answer. Cancelling leaves the request to end by itself.
 
-        `once`: of what nothing deduplicates, a request that stores is repeated only where nothing was taken (20).
+        `once`: of what nothing deduplicates, a request that stores is repeated only where nothing was taken (20). Once
+        an attempt may have been taken, an error of a later one is Interrupted, and its answer is marked `DOUBTFUL`.
         Raises Absent, Exists, DeletedRecently, Denied, AuthenticationFailed,
         ConnectionFailed (nothing was done), Interrupted (unknown), MessagingError (it cannot be sent).
         """
@@ -227,23 +228,21 @@ class Connection:
                 partial(getattr(getattr(self.clients, service), operation), **parameters), operation
             )
         request = partial(getattr(self.clients.sends[service], operation), **parameters)
-        doubtful = False
-        for pause in _PAUSES:
+        attempt, doubtful = 0, False
+        while True:
+            attempt += 1
             try:
-                return await self._answer(request, operation)
-            except Untaken:
-                pass
-            except Interrupted:
-                if once:
+                answer = await self._answer(request, operation)
+                return {**answer, DOUBTFUL: True} if doubtful else answer
+            except MessagingError as error:
+                again = isinstance(error, Untaken) or (isinstance(error, Interrupted) and not once)
+                if again and attempt < ATTEMPTS:
+                    doubtful = doubtful or isinstance(error, Interrupted)
+                elif doubtful:
+                    raise Interrupted(f"{error}; an attempt before this one may have been taken") from error
+                else:
                     raise
-                doubtful = True
-            await asyncio.sleep(random.uniform(0, pause))
-        try:
-            return await self._answer(request, operation)
-        except Untaken as error:
-            if doubtful:  # of a request before this one
-                raise Interrupted(str(error)) from error
-            raise
+            await asyncio.sleep(random.uniform(0, 2.0 ** (attempt - 1)))  # as boto3 does
 
     async def _answer(self, request: Callable[[], Any], operation: str) -> Any:
         answer = await self._run(request, _spoken(operation), self._threads)

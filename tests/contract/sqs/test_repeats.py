@@ -14,23 +14,34 @@ from messaging.message import Receipt
 from tests.contract.bench import ids, nothing, outgoing, receive
 from tests.contract.sqs.support import Bench
 
-_THROTTLING = b"""<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error><Type>Sender</Type>
-<Code>Throttling</Code><Message>Rate exceeded</Message></Error></ErrorResponse>"""
+_SNS = 'xmlns="http://sns.amazonaws.com/doc/2010-03-31/"'
+_THROTTLED_ENTRY = f"""<PublishBatchResponse {_SNS}><PublishBatchResult><Successful/><Failed><member><Id>0</Id>
+<Code>Throttling</Code><Message>no</Message><SenderFault>false</SenderFault></member></Failed></PublishBatchResult>
+</PublishBatchResponse>"""
+
+
+def refusal(code: str) -> str:
+    error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error>"
+    return f"<ErrorResponse {_SNS}>{error}</ErrorResponse>"
 
 
 class _Body:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
     def stream(self) -> Any:
-        yield _THROTTLING
+        yield self.text.encode()
 
 
 class Line:
     """A session whose first publish goes wrong: the answer is `lost`, or the request is `throttled`.
 
-    Where it is `lost for good`, no later one reaches the service.
+    Where it is `lost for good`, no later one reaches the service. `then` answers all later ones in its place.
     """
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, then: tuple[int, str] | None = None) -> None:
         self.fault = fault
+        self.then = then
         self.sent = 0
         self.session = boto3.Session(region_name="us-east-1")
         for operation in ("sns.PublishBatch", "sqs.SendMessageBatch"):
@@ -40,10 +51,13 @@ class Line:
         self.sent += 1
         if self.sent > 1 and self.fault == "lost for good":
             raise EndpointConnectionError(endpoint_url=request.url)
+        if self.sent > 1 and self.then is not None:
+            status, text = self.then
+            return AWSResponse(request.url, status, {}, _Body(text))
         if self.sent > 1:
             return None
         if self.fault == "throttled":
-            return AWSResponse(request.url, 400, {}, _Body())
+            return AWSResponse(request.url, 400, {}, _Body(refusal("Throttling")))
         URLLib3Session().send(request)
         raise ConnectionClosedError(endpoint_url=request.url)
 
@@ -78,6 +92,35 @@ async def test_what_a_repeated_publish_may_have_stored_is_uncertain_though_the_l
 ):
     line = Line("lost for good")
     adapter = await bench.adapter(session=line.session, fanout=fanout)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
+    (result,) = await adapter.publish([outgoing(group.topic, "one", key="a")])
+    assert isinstance(result, PublishUncertain)
+    consumer = bench.consumer(adapter, group)
+    assert ids(await receive(consumer, 1)) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param((200, _THROTTLED_ENTRY), id="entry throttled"),
+        *(
+            pytest.param((status, refusal(code)), id=code)
+            for status, code in [
+                (400, "Throttling"),
+                (400, "ExpiredTokenException"),
+                (403, "AuthorizationError"),
+                (403, "SignatureDoesNotMatch"),
+                (404, "NotFound"),
+                (400, "InvalidState"),
+            ]
+        ),
+    ],
+)
+async def test_what_a_repeated_publish_may_have_stored_is_uncertain_though_the_last_attempt_is_refused(
+    bench: Bench, then
+):
+    line = Line("lost", then)
+    adapter = await bench.adapter(session=line.session)
     group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
     (result,) = await adapter.publish([outgoing(group.topic, "one", key="a")])
     assert isinstance(result, PublishUncertain)

@@ -10,7 +10,7 @@ import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from messaging.errors import Closed
+from messaging.errors import Closed, ConnectionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,18 +33,27 @@ class Threads:
     async def run(self, call: Callable[[], T]) -> T:
         """The call's result. Cancelling leaves the call to end by itself; what it returns then is dropped.
 
-        Raises Closed after `close`.
+        Raises Closed after `close`, ConnectionFailed where no thread runs and none can be started.
         """
         if self._closed:
             raise Closed("the connection to SQS was closed")
+        if self._unfinished >= self._started and self._started < self._size:
+            self._start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._unfinished += 1
         self._jobs.put((loop, future, call))
-        if self._started < self._size and self._unfinished > self._started:
-            self._started += 1
-            threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
         return await future
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{self._started + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._started:
+                raise ConnectionFailed(f"no thread could be started for calls to SQS: {error}") from error
+            return  # the call waits for one of those that run
+        self._started += 1
 
     def close(self) -> None:
         """Let the threads end when their calls do."""

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from messaging.errors import Closed
+from messaging.errors import Closed, ConnectionFailed
 from messaging_sqs.threads import Threads
 from tests.contract.bench import publish
 from tests.contract.sqs.support import Bench
@@ -43,6 +43,24 @@ async def test_a_cancelled_call_ends_by_itself_and_holds_up_no_later_one():
     gate.set()
     assert await threads.run(lambda: "later") == "later"
     assert ended.is_set()
+    threads.close()
+
+
+async def test_threads_that_could_not_be_started_for_a_moment_are_started_later(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads, together = Threads("test", 2), threading.Barrier(2)
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ConnectionFailed, match="can't start"):
+            await threads.run(lambda: None)
+    async with asyncio.timeout(5):
+        assert await threads.run(lambda: "one") == "one"
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(threading.Thread, "start", refuse)
+            await asyncio.gather(*(threads.run(lambda: None) for _ in range(3)))
+        await asyncio.gather(*(threads.run(lambda: together.wait(5)) for _ in range(2)))
     threads.close()
 
 

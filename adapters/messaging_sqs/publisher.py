@@ -169,11 +169,9 @@ class Publisher:
             items = [item for item in items if item.entry.size <= state.limit]
             await self._too_large_for_sns(state, large, results)
         if items:
-            await self._to_topic(state, state.arn, items, results)
+            await self._to_topic(state, items, results)
 
-    async def _to_topic(
-        self, state: TopicState, arn: str, items: Sequence[_Item], results: list[Result]
-    ) -> None:
+    async def _to_topic(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
         fates = await in_batches(
             self._connection,
             "sns",
@@ -182,8 +180,8 @@ class Publisher:
             field="PublishBatchRequestEntries",
             sizes=[item.entry.size for item in items],
             most_bytes=SNS_DEFAULT_BYTES,
-            once=not is_fifo(arn),
-            TopicArn=arn,
+            once=not state.spec.ordered,
+            TopicArn=state.arn,
         )
         kind = Receipt if state.routed else Unrouted
         for item, fate in zip(items, fates, strict=True):

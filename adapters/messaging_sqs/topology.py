@@ -67,9 +67,9 @@ class TopicState:
     strangers: bool = False
     """The SNS topic has subscribers that are no queues."""
     verified: bool = False
+    """The service's record says the same."""
     gone: bool = False
     """A publish found no SNS topic."""
-    """The service's record says the same."""
     looked: float = -1e9
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -23,6 +23,7 @@ from messaging.errors import (
     PublishUncertain,
     TopicNotFound,
 )
+from messaging.failed_keys import FailedKeys
 from messaging.message import Receipt
 from messaging_sqs import copies
 from messaging_sqs.batches import MOST, in_batches
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from messaging.adapter import Outgoing
+    from messaging.message import Message
     from messaging_sqs.connection import Connection
     from messaging_sqs.topology import Topics, TopicState
 
@@ -77,50 +79,44 @@ class Publisher:
         self, places: Sequence[int], messages: Sequence[Outgoing], results: list[Result]
     ) -> None:
         state = self._topics.state(messages[places[0]].topic)
-        items = self._checked(places, messages, results)
-        mandatory = any(item.outgoing.mandatory for item in items)
         try:
             blind = await self._look(state)
         except MessagingError as error:
-            for item in items:
-                results[item.at] = _not_sent(item.outgoing, error)
+            for at in places:
+                results[at] = _not_sent(messages[at], error)
             return
-        if mandatory and (blind or not state.routed):
-            items = _without_mandatory(items, results, blind=blind)
+        items = self._checked(state, places, messages, results, blind=blind)
         if state.spec.ordered:
             await self._in_order(state, items, results)
         else:
             await self._send(state, items, results)
 
     def _checked(
-        self, places: Sequence[int], messages: Sequence[Outgoing], results: list[Result]
+        self,
+        state: TopicState,
+        places: Sequence[int],
+        messages: Sequence[Outgoing],
+        results: list[Result],
+        *,
+        blind: bool,
     ) -> list[_Item]:
-        """What can be sent: a message that the services would refuse, or lose in silence, is refused here."""
+        """What can be sent; on an ordered topic, what is behind a refused message of its key is not (7)."""
         most = min(self._settings.max_message_bytes, LARGEST - ROOM)
         items: list[_Item] = []
-        failed: set[Any] = set()
+        failed = FailedKeys()
         for at in places:
             one = messages[at]
-            message = one.message
-            entry = pack(message, reply_to=one.reply_to)
-            if message.key in failed:
-                results[at] = _behind(one)
-            elif entry.size > most:
-                results[at] = MessageTooLarge(
-                    f"message {message.id} of topic {message.topic} has {entry.size} bytes as SQS counts them (a body "
-                    f"that is no text travels as base64); at most {most} are allowed. Put large content elsewhere "
-                    f"and send a reference."
-                )
-                if one.topic.ordered:
-                    failed.add(message.key)
-            else:
-                fifo: dict[str, str] = {}
-                if one.topic.ordered:
-                    fifo = {
-                        "MessageGroupId": message_group(message.key),
-                        "MessageDeduplicationId": one.once or unique(),
-                    }
-                items.append(_Item(at, one, entry, fifo))
+            error = failed.behind(one) if failed else None
+            if error is None and one.mandatory and (blind or not state.routed):
+                error = _without_group(one.message, blind=blind)
+            if error is None:
+                entry = pack(one.message, reply_to=one.reply_to)
+                if entry.size <= most:
+                    items.append(_Item(at, one, entry, _fifo(one)))
+                    continue
+                error = _too_large(one.message, entry.size, most)
+            results[at] = error
+            failed.add(one, error)
         return items
 
     async def _look(self, state: TopicState) -> bool:
@@ -148,17 +144,16 @@ class Publisher:
 
     async def _in_turn(self, state: TopicState, chains: list[deque[_Item]], results: list[Result]) -> None:
         """The first of each key, then the second of each; what follows a failed one fails with it."""
+        failed = FailedKeys()
         while chains:
             await self._send(state, [chain[0] for chain in chains], results)
-            left: list[deque[_Item]] = []
             for chain in chains:
                 first = chain.popleft()
-                if isinstance(results[first.at], PublishError):
-                    for item in chain:
-                        results[item.at] = _behind(item.outgoing)
-                elif chain:
-                    left.append(chain)
-            chains = left
+                if isinstance(error := results[first.at], PublishError):
+                    failed.add(first.outgoing, error)
+                while chain and (behind := failed.behind(chain[0].outgoing)) is not None:
+                    results[chain.popleft().at] = behind
+            chains = [chain for chain in chains if chain]
 
     async def _send(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
         if state.arn is None:
@@ -262,29 +257,31 @@ def _delay(item: _Item) -> dict[str, int]:
     return {"DelaySeconds": copies.step(due.timestamp() - time.time())}
 
 
-def _without_mandatory(items: Sequence[_Item], results: list[Result], *, blind: bool) -> list[_Item]:
-    left: list[_Item] = []
-    for item in items:
-        message = item.outgoing.message
-        if not item.outgoing.mandatory:
-            left.append(item)
-        elif blind:
-            results[item.at] = PublishError(
-                f"message {message.id} was not published: whether topic {message.topic} has a group cannot be known "
-                f"without the permission sns:ListSubscriptionsByTopic, which mandatory=True needs"
-            )
-        else:
-            results[item.at] = NoGroup(
-                f"message {message.id} was not published: no group subscribes to topic {message.topic}. "
-                f"Declare one, or publish without mandatory=True."
-            )
-    return left
+def _fifo(one: Outgoing) -> dict[str, str]:
+    if not one.topic.ordered:
+        return {}
+    return {
+        "MessageGroupId": message_group(one.message.key),
+        "MessageDeduplicationId": one.once or unique(),
+    }
 
 
-def _behind(outgoing: Outgoing) -> PublishError:
-    return PublishError(
-        f"message {outgoing.message.id} for topic {outgoing.topic.name!r} was not sent: an earlier message of its key "
-        f"failed"
+def _too_large(message: Message, size: int, most: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"message {message.id} of topic {message.topic} has {size} bytes as SQS counts them (a body that is no text "
+        f"travels as base64); at most {most} are allowed. Put large content elsewhere and send a reference."
+    )
+
+
+def _without_group(message: Message, *, blind: bool) -> PublishError:
+    if blind:
+        return PublishError(
+            f"message {message.id} was not published: whether topic {message.topic} has a group cannot be known "
+            f"without the permission sns:ListSubscriptionsByTopic, which mandatory=True needs"
+        )
+    return NoGroup(
+        f"message {message.id} was not published: no group subscribes to topic {message.topic}. "
+        f"Declare one, or publish without mandatory=True."
     )
 
 

@@ -16,7 +16,7 @@ from messaging.errors import (
 from messaging.message import Receipt
 from messaging_sqs.connection import Interrupted
 from tests.contract.bench import ack, ids, outgoing, publish, receive
-from tests.contract.sqs.support import Bench, intercept, stored
+from tests.contract.sqs.support import Bench, Refusal, intercept, stored
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 UNORDERED = TopicSpec("orders", partitions=2)
@@ -158,6 +158,38 @@ async def test_a_message_that_is_too_large_is_refused_and_its_successors_with_it
     )
     assert [type(result) for result in results] == [Receipt, MessageTooLarge, PublishError, Receipt]
     assert sorted(ids(await receive(any_bench.consumer(adapter, group), 2))) == ["a1", "b1"]
+
+
+async def test_what_is_behind_a_message_that_wants_a_group_is_not_stored_without_one(any_bench: Bench):
+    adapter = await any_bench.adapter()
+    await adapter.declare(Topology(topics=[ORDERED]))
+    results = await adapter.publish(
+        [
+            outgoing(ORDERED, "a1", key="a"),
+            outgoing(ORDERED, "a2", key="a", mandatory=True),
+            outgoing(ORDERED, "a3", key="a"),
+            outgoing(ORDERED, "b1", key="b"),
+        ]
+    )
+    assert [type(result) for result in results] == [Unrouted, NoGroup, PublishError, Unrouted]
+    assert "a2" in str(results[2])
+    await any_bench.group(adapter, ORDERED)
+
+
+async def test_where_groups_cannot_be_seen_nothing_is_stored_behind_a_message_that_wants_one(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    Refusal(adapter.native.sns, "ListSubscriptionsByTopic", 403, "AuthorizationError")
+    results = await adapter.publish(
+        [
+            outgoing(ORDERED, "a1", key="a"),
+            outgoing(ORDERED, "a2", key="a", mandatory=True),
+            outgoing(ORDERED, "a3", key="a"),
+            outgoing(ORDERED, "b1", key="b"),
+        ]
+    )
+    assert [isinstance(result, Receipt) for result in results] == [True, False, False, True]
+    assert sorted(ids(await receive(bench.consumer(adapter, group), 2))) == ["a1", "b1"]
 
 
 async def test_the_size_counts_as_sqs_counts_it(bench: Bench):

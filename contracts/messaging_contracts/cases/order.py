@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -13,7 +14,11 @@ from messaging import (
     Ack,
     ConfigurationError,
     Delivery,
+    Message,
+    NoGroup,
     Outcome,
+    PublishError,
+    Receipt,
     Reject,
     Release,
     Retry,
@@ -21,7 +26,9 @@ from messaging import (
     Topic,
     fixed,
 )
+from messaging.adapter import Outgoing, TopicSpec
 from messaging_contracts.case import proves
+from messaging_contracts.cases.validation import MOST_TO_ALLOCATE
 from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
@@ -67,6 +74,55 @@ async def publishes_made_at_once_keep_the_order_of_the_calls(broker: BrokerUnder
         await ledger.handled(len(tasks))
     ledger.assert_each_once([task.result().id for task in tasks])
     ledger.assert_order(KEYS[:3])
+
+
+def in_one_batch(spec: TopicSpec, *keys: str) -> list[Outgoing]:
+    """Messages for the adapter itself, of a topic with one partition, named by their key and place."""
+    return [
+        Outgoing(
+            spec,
+            Message(id=f"{key} {at}", topic=spec.name, body=b"1", content_type="application/json", key=key),
+            partition=0,
+        )
+        for at, key in enumerate(keys)
+    ]
+
+
+@proves("order")
+async def nothing_is_stored_behind_a_message_of_its_key_that_is_too_large(broker: BrokerUnderTest) -> None:
+    """In a batch, what is behind a message that the adapter refused fails with it; other keys go on (7)."""
+    topic, ledger = broker.topic(ordered=True, partitions=1), Ledger()
+    most = broker.capabilities.max_message_bytes
+    if most > MOST_TO_ALLOCATE:
+        return
+    batch = in_one_batch(broker.bus.catalogue.spec(topic), "ann", "ann", "bob", "ann")
+    batch[1].message = replace(batch[1].message, body=b'"%s"' % (b"x" * most))
+    async with broker.app(topic, ledger).running(broker.bus):
+        results = await broker.bus.adapter.publish(batch)
+        stored = [result.id for result in results if isinstance(result, Receipt)]
+        await ledger.handled(len(stored))
+        await ledger.quiet()
+    ledger.assert_each_once(stored)
+    assert stored[:1] == ["ann 0"] and "bob 2" in stored, results
+    assert isinstance(results[3], PublishError) or isinstance(results[1], Receipt), results
+
+
+@proves("no_group")
+async def nothing_is_stored_behind_a_message_of_its_key_that_no_group_gets(broker: BrokerUnderTest) -> None:
+    """In a batch, what is behind a message that must have a group, and has none, fails with it (7)."""
+    topic, ledger = broker.topic(ordered=True, partitions=1), Ledger()
+    await broker.bus.declare(topic)
+    batch = in_one_batch(broker.bus.catalogue.spec(topic), "ann", "ann")
+    batch[0].mandatory = True
+    refused, behind = await broker.bus.adapter.publish(batch)
+    async with broker.app(topic, ledger).running(broker.bus):
+        again = await broker.bus.adapter.publish(batch)
+        await ledger.handled(2)
+        await ledger.quiet()
+    ledger.assert_each_once([one.message.id for one in batch])
+    assert isinstance(refused, NoGroup)
+    assert isinstance(behind, PublishError)
+    assert all(isinstance(result, Receipt) for result in again), again
 
 
 @proves("order")

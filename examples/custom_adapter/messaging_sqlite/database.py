@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.adapter import GroupInfo, Outgoing, Unrouted
 from messaging.envelope import decode, encode
 from messaging.errors import ConfigurationError, ConnectionFailed, NoGroup, PublishError, TopicNotFound
+from messaging.failed_keys import FailedKeys
 from messaging.message import Ack, Message, Receipt, Reject, Release, Retry
 
 if TYPE_CHECKING:
@@ -212,8 +213,12 @@ class Database:
                     """,
                     (now, name, name),
                 ).rowcount
+            failed = FailedKeys()
             for name, outgoing in messages:
-                results.append(self._publish(run, name, outgoing, now))
+                result = failed.behind(outgoing) or self._publish(run, name, outgoing, now)
+                if isinstance(result, PublishError):
+                    failed.add(outgoing, result)
+                results.append(result)
         return results, dropped
 
     def _publish(self, run: Any, name: str, outgoing: Outgoing, now: float) -> Receipt | PublishError:

@@ -10,6 +10,7 @@ import messaging_memory.topology
 from messaging.adapter import GONE
 from messaging.dead_letters import DeadLetters
 from messaging.errors import TopicNotFound
+from messaging.failed_keys import FailedKeys
 from messaging.message import Receipt
 from messaging_memory.adapter import MemoryAdapter
 from messaging_memory.broker import Broker
@@ -149,6 +150,15 @@ def reorders_a_batch():
         return original(self, messages[::-1])[::-1]
 
     with patched(Publisher, publish=reversed_batch):
+        yield
+
+
+@killed_by(
+    "nothing_is_stored_behind_a_message_of_its_key_that_is_too_large",
+    "nothing_is_stored_behind_a_message_of_its_key_that_no_group_gets",
+)
+def stores_what_is_behind_a_failed_message():
+    with patched(FailedKeys, behind=lambda self, outgoing: None):
         yield
 
 

@@ -37,6 +37,7 @@ class Call:
         "once",
         "ordered",
         "results",
+        "waited",
         "within",
     )
 
@@ -58,6 +59,8 @@ class Call:
         """Without order, messages are sent in their sequence: the first that waits."""
         self.exchanges: Exchanges | None = None
         """Where it was taken in: until then, it waits for room."""
+        self.waited = True
+        """Until its caller goes on."""
         self.done = done
 
     @property
@@ -97,7 +100,7 @@ def too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> Publish
     return unsent(message, f"{within:g} s were over before its turn came")
 
 
-def overtaking(message: Message, former: Message, error: PublishError) -> PublishError:
+def overtaking(message: Message, former: Message, error: Exception) -> PublishError:
     """Sending it would break the order: one before it failed (7)."""
     return unsent(message, f"message {former.id}, published before it with the same key, failed: {error}")
 

@@ -6,6 +6,7 @@ began, so each length has a queue, and only the heads of the queues are looked a
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -63,11 +64,10 @@ class Deadlines(Generic[W]):
         now = max(now, self._timer_due)
         late: list[W] = []
         for within, queue in list(self._queues.items()):
-            for wait, due in list(queue.items()):
-                if due > now:
-                    break
+            over = [wait for wait, _ in takewhile(lambda one: one[1] <= now, queue.items())]
+            for wait in over:
                 del queue[wait]
-                late.append(wait)
+            late += over
             if not queue:
                 del self._queues[within]
         if self._queues:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from messaging.backoff import Backoff
 from messaging.calls import UNDER_WAY, Batch, uncertain
-from messaging.clock import sleep
+from messaging.clock import check_cancelled, sleep
 from messaging.deadlines import Deadlines
 from messaging.unconfirmed import Unconfirmed
 
@@ -30,6 +30,8 @@ BATCH = 256
 """Messages in one exchange: larger batches gained nothing on any broker that was measured."""
 EXCHANGES = 4
 """Exchanges under way at once."""
+SLOW = 12
+"""So many more while that many are slow: the broker may hang with a few partitions, and take what is for others."""
 SMALL = 64
 """Messages that go in one exchange all the same: with fewer, each costs more than the overlap gains."""
 GATHER = 2
@@ -50,6 +52,7 @@ class Exchanges:
     """
 
     _patient: ClassVar[float] = PATIENCE
+    _slow_apart: ClassVar[int] = SLOW
 
     def __init__(
         self,
@@ -81,7 +84,10 @@ class Exchanges:
         self._again = asyncio.Semaphore(EXCHANGES)
         self._under_way = 0
         """Messages in exchanges that are not slow, also those that nobody waits for any more."""
-        self._starting = False
+        self._slow = 0
+        """Exchanges with which patience was lost."""
+        self._starting: asyncio.Task[None] | None = None
+        """It has not taken its batch yet."""
         self._closed = False
 
     def add(self, call: Call) -> None:
@@ -93,10 +99,10 @@ class Exchanges:
         if call.ordered is None:
             self._free.append(call)
         else:
-            for at in call.open:
-                outgoing = call.messages[at]
-                lane = (outgoing.topic.name, outgoing.partition)
-                self._ordered.setdefault(lane, deque()).append((call, at))
+            for at, outgoing in enumerate(call.messages):
+                if call.results[at] is None:
+                    lane = outgoing.topic.name, outgoing.partition
+                    self._ordered.setdefault(lane, deque()).append((call, at))
         self._start_exchange()
 
     def behind(self, lanes: Iterable[Lane]) -> Iterator[Place]:
@@ -110,8 +116,12 @@ class Exchanges:
     def purge(self) -> None:
         """Forget what waits and has been given up."""
         self._free = deque(call for call in self._free if call.missing)
-        for lane, waiting in self._ordered.items():
-            self._ordered[lane] = deque((call, at) for call, at in waiting if call.results[at] is None)
+        for lane, waiting in list(self._ordered.items()):
+            wanted = deque((call, at) for call, at in waiting if call.results[at] is None)
+            if wanted:
+                self._ordered[lane] = wanted
+            else:
+                del self._ordered[lane]
 
     def close(self) -> set[asyncio.Task[None]]:
         """Start nothing more, and cancel what is under way, which ends with these tasks."""
@@ -125,13 +135,22 @@ class Exchanges:
 
     def _start_exchange(self) -> None:
         """One task more, if it would find work. It takes its batch when it runs, with all of this tick's calls."""
+        if self._starting is not None:
+            if not self._starting.done():
+                return
+            self.tasks.discard(self._starting)  # somebody cancelled it before it began
+            self._starting = None
         waits = self._free or self._ordered
-        if self._starting or not waits or not self._enough(len(self.tasks) - self._resending):
+        if self._closed or not waits or not self._enough(self._others):
             return
         if self._free or any(lane not in self._busy for lane in self._ordered):
-            self._starting = True
-            task = asyncio.create_task(self._exchange(), name="messaging-publish")
+            task = self._starting = asyncio.create_task(self._exchange(), name="messaging-publish")
             self.tasks.add(task)
+
+    @property
+    def _others(self) -> int:
+        """The exchanges that count: what sends again and what is slow leave room for others."""
+        return len(self.tasks) - self._resending - min(self._slow, self._slow_apart)
 
     def _enough(self, others: int) -> bool:
         """Whether what waits is worth an exchange beside so many others."""
@@ -139,12 +158,16 @@ class Exchanges:
         return others < EXCHANGES and (worth >= self._under_way or worth >= self._share())
 
     def _lose_patience(self, batches: Sequence[Batch]) -> None:
+        """What waits need not be worth an exchange beside these any more."""
         for batch in batches:
-            self._stop_gathering(batch)
+            self._under_way -= batch.gathering
+            batch.gathering = 0
+            self._slow += 1
         self._start_exchange()
 
     def _stop_gathering(self, batch: Batch) -> None:
-        """What waits need not be worth an exchange beside this one any more."""
+        if not batch.gathering:
+            self._slow -= 1
         self._under_way -= batch.gathering
         batch.gathering = 0
 
@@ -206,10 +229,10 @@ class Exchanges:
                 del self._ordered[lane]
 
     async def _exchange(self) -> None:
-        self._starting = False
+        self._starting = None
         try:
-            # While it sent again, others began.
-            while (self._free or self._ordered) and self._enough(len(self.tasks) - self._resending - 1):
+            # While it sent again, others began; and `close` may have cancelled it as an answer came.
+            while not self._closed and (self._free or self._ordered) and self._enough(self._others - 1):
                 batch = self._next_batch()
                 if not batch.messages:
                     return
@@ -225,8 +248,7 @@ class Exchanges:
         finally:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
             self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            if not self._closed:
-                self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
+            self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
             if self._ended is not None and not self.tasks:
                 self._ended()
 
@@ -243,61 +265,76 @@ class Exchanges:
             self._patience.remove(batch, self._patient)
             self._stop_gathering(batch)
         if batch.once:
-            await self._conclude_once([(call, at) for call, places in batch.parts for at in places], results)
+            await self._conclude_once(batch, results)
         else:
             self._confirm(batch, results)
+            self._refusals.judge(messages, results)
 
     async def _attempt(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
         self._refusals.begin()
         try:
-            results = await self._adapter.publish(messages)
+            results = list(await self._adapter.publish(messages))
             if len(results) != len(messages):
                 raise ValueError(f"{len(results)} results for {len(messages)} messages")
         except Exception as error:
             results = [uncertain(one, error) for one in messages]
         finally:
             self._refusals.end()
-        self._refusals.judge(messages, results)
         return results
 
     # --- what is stored once -------------------------------------------------------------------------------------
 
-    async def _conclude_once(self, places: Sequence[Place], results: Sequence[Result]) -> None:
+    async def _conclude_once(self, batch: Batch, results: Sequence[Result]) -> None:
         """Conclude what is known; what is not is sent again, until it is or nobody waits for it."""
         unconfirmed = Unconfirmed(self._clock, self._conclude)
-        unconfirmed.take(places, results)
+        places = [(call, at) for call, parts in batch.parts for at in parts]
+        self._take(batch, unconfirmed, places, results)
         if unconfirmed:
             self._resending += 1
             self._start_exchange()
             try:
-                await self._send_again(unconfirmed)
+                await self._send_again(batch, unconfirmed)
             finally:
                 self._resending -= 1
 
-    async def _send_again(self, unconfirmed: Unconfirmed) -> None:
+    def _take(
+        self, batch: Batch, unconfirmed: Unconfirmed, places: Sequence[Place], results: Sequence[Result]
+    ) -> None:
+        """The results of an attempt: the lanes in which nothing is unknown go on."""
+        unconfirmed.take(places, results)
+        held = unconfirmed.lanes
+        self._busy.difference_update(lane for lane in batch.lanes if lane not in held)
+        batch.lanes = [lane for lane in batch.lanes if lane in held]
+        self._refusals.judge([call.messages[at] for call, at in places], results)
+
+    async def _send_again(self, batch: Batch, unconfirmed: Unconfirmed) -> None:
         backoff = Backoff()
         while unconfirmed:
+            places: Sequence[Place] = ()
             try:
+                check_cancelled()
                 await sleep(self._clock, backoff.next())
                 async with self._again:
                     places = unconfirmed.still_wanted()
                     if not places:
                         return
                     results = await self._attempt([call.messages[at] for call, at in places])
-            except BaseException:  # cancelled, it still owes each caller an answer
-                unconfirmed.give_up()
+            except BaseException as error:  # cancelled, it still owes each caller an answer
+                unconfirmed.give_up(places, error)
                 raise
-            unconfirmed.take(places, results)
+            self._take(batch, unconfirmed, places, results)
+            self._start_exchange()
 
 
 class Requests(Exchanges):
     """Those of one topic without order, where a request of the broker takes a few messages (`Adapter.per_request`).
 
-    An exchange is whole requests, up to `shares` at once: none waits for what was published with it, or to another
-    topic.
+    An exchange is whole requests, up to `shares` at once: none waits for what was published with it, or, while there
+    is room for what is published (`OUTSTANDING`), to another topic.
     """
 
     _patient = FAR
+    _slow_apart = 0
 
     def _enough(self, others: int) -> bool:
         worth = self.queued >= self._adapter.per_request or self.queued * GATHER >= self._under_way

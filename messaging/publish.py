@@ -55,6 +55,8 @@ class Publisher:
         self._outstanding = 0
         self._calls: Counter[str] = Counter()
         """Calls under way for each ordered topic."""
+        self._failed: dict[tuple[str, Key | None], dict[Call, int]] = {}
+        """Of each ordered topic and key: the calls whose callers do not know yet that a message failed, and which."""
         self._ended = asyncio.Event()
         """One of these has ended."""
         self._abandoned = 0
@@ -76,10 +78,13 @@ class Publisher:
         topic = call.ordered
         if topic is not None:
             self._calls[topic] += 1
-        if self._waiting or self._outstanding >= OUTSTANDING:
-            self._waiting[call] = None
-        else:
-            self._admit(call)
+            if self._failed:
+                self._fail_behind(call)
+        if call.missing:
+            if self._waiting or self._outstanding >= OUTSTANDING:
+                self._waiting[call] = None
+            else:
+                self._admit(call)
         if within is not None:
             self._deadlines.add(call, within)
         try:
@@ -88,11 +93,14 @@ class Publisher:
         finally:
             if within is not None:
                 self._deadlines.remove(call, within)
+            call.waited = False
             if call.exchanges is None:
-                self._waiting.pop(call)
+                self._waiting.pop(call, None)
             if call.missing:
                 self._abandon(call)
             if topic is not None:
+                if self._failed:
+                    self._forget(call)
                 self._calls[topic] -= 1
                 self._ended.set()
 
@@ -214,6 +222,7 @@ class Publisher:
             outgoing = call.messages[at]
             first.setdefault((outgoing.topic.name, outgoing.message.key), (call, at, error))
             lanes[outgoing.topic.name, outgoing.partition] = None
+            self._remember(call, at)
         queued = self._common.behind(lanes)
         waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
         for call, at in [*queued, *waiting]:
@@ -222,16 +231,41 @@ class Publisher:
             if found is not None and (found[0].number, found[1]) < (call.number, at):
                 former = found[0].messages[found[1]].message
                 self._finish(call, at, overtaking(outgoing.message, former, found[2]))
+                self._remember(call, at)
+
+    def _remember(self, call: Call, at: int) -> None:
+        """A message of an ordered topic failed: whoever publishes before its caller knows means to be behind it."""
+        if call.waited:
+            outgoing = call.messages[at]
+            self._failed.setdefault((outgoing.topic.name, outgoing.message.key), {}).setdefault(call, at)
+
+    def _forget(self, call: Call) -> None:
+        """Its caller knows."""
+        for key in {(one.topic.name, one.message.key) for one in call.messages}:
+            calls = self._failed.get(key)
+            if calls is not None and calls.pop(call, None) is not None and not calls:
+                del self._failed[key]
+
+    def _fail_behind(self, call: Call) -> None:
+        """What a new call has for keys of which a message failed that its caller does not know of."""
+        for at, outgoing in enumerate(call.messages):
+            calls = self._failed.get((outgoing.topic.name, outgoing.message.key))
+            if calls is not None:
+                former, number = next(iter(calls.items()))
+                error = cast("PublishError", former.results[number])
+                self._finish(call, at, overtaking(outgoing.message, former.messages[number].message, error))
+                self._remember(call, at)
 
     def _give_up(self, calls: Sequence[Call]) -> None:
         """Their time is over. All at once: for what is behind them, all that waits is looked at."""
         not_sent = 0
         failed: list[tuple[Call, int, PublishError]] = []
+        unanswered: dict[str, PublishError] = {}
         for call in sorted(calls, key=attrgetter("number")):
             for at in call.open:
                 sent = call.results[at] is not None
                 error = too_late(call.messages[at], call.within, sent=sent)
-                self._refusals.unanswered(call.messages[at].topic.name, error)
+                unanswered.setdefault(call.messages[at].topic.name, error)
                 self._finish(call, at, error)
                 if not sent:
                     not_sent += 1
@@ -240,6 +274,8 @@ class Publisher:
         if failed:
             self._fail_successors(failed)
         self._left(not_sent)
+        for topic, error in unanswered.items():
+            self._refusals.unanswered(topic, error)
 
     def _abandon(self, call: Call) -> None:
         """Nobody waits for these any more: what was not handed over is not sent."""

@@ -38,6 +38,12 @@ class Unconfirmed:
     def __len__(self) -> int:
         return len(self._errors)
 
+    @property
+    def lanes(self) -> set[Lane]:
+        """Where something is unknown."""
+        sent = (call.messages[at] for call, at in self._errors)
+        return {(outgoing.topic.name, outgoing.partition) for outgoing in sent}
+
     def take(self, places: Sequence[Place], results: Sequence[Result]) -> None:
         """The results of an attempt, the first or one with all that was still wanted."""
         self._errors = self._unknown(places, results)
@@ -87,6 +93,10 @@ class Unconfirmed:
         self._conclude(given_up)
         return wanted
 
-    def give_up(self) -> None:
-        """Nothing is sent again: conclude them as they are."""
+    def give_up(self, places: Sequence[Place], error: BaseException) -> None:
+        """Nothing is sent again; an attempt with these places was under way, and its fate is unknown."""
+        for place in places:
+            if not isinstance(self._errors[place], PublishUncertain):
+                call, at = place
+                self._errors[place] = uncertain(call.messages[at], error)
         self._conclude(list(self._errors.items()))

@@ -1,5 +1,6 @@
 import asyncio
 
+from messaging import exchanges
 from messaging.errors import PublishError
 from messaging.message import Receipt
 from messaging.publish import Publisher
@@ -20,6 +21,7 @@ def nothing_is_left(publisher):
         publisher._waiting
         or publisher._outstanding
         or publisher._topics
+        or publisher._failed
         or common._free
         or common._ordered
         or common._busy
@@ -27,6 +29,12 @@ def nothing_is_left(publisher):
         or common.outstanding
         or common.queued
     )
+
+
+def one_at_a_time(monkeypatch):
+    """One exchange at once, also beside one that is slow."""
+    monkeypatch.setattr(exchanges, "EXCHANGES", 1)
+    monkeypatch.setattr(exchanges.Exchanges, "_slow_apart", 0)
 
 
 class Desk:

@@ -1,5 +1,7 @@
 import asyncio
-from collections import defaultdict
+import gc
+import logging
+from collections import defaultdict, deque
 from itertools import chain
 
 import pytest
@@ -14,7 +16,7 @@ from messaging.message import Receipt
 from messaging.publish import Publisher
 from messaging.refusals import Refusals
 from messaging.testing import VirtualClock
-from tests.unit.publishing import Desk, nothing_is_left, requesting
+from tests.unit.publishing import Desk, nothing_is_left, one_at_a_time, requesting
 from tests.unit.scripted import later, outgoing
 
 
@@ -110,13 +112,49 @@ async def test_an_adapter_that_answers_too_little_leaves_no_call_waiting(desk):
     assert isinstance(result, PublishUncertain)
 
 
+async def test_any_sequence_is_an_answer(desk):
+    async def answer(messages):
+        desk.clock.touch()
+        return deque(Receipt(one.message.id) for one in messages)
+
+    desk.adapter.on_publish = answer
+
+    assert await desk.start(outgoing("1"), outgoing("2")) == [Receipt("1"), Receipt("2")]
+
+
+async def test_a_log_that_cannot_be_written_changes_no_result(desk):
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    late = [desk.start(outgoing(id), within=3) for id in "12"]
+    handler = logging.Handler()
+    handler.emit = full_disk
+    logging.getLogger("messaging").addHandler(handler)
+    try:
+        await desk.clock.settle()
+        await desk.clock.advance(4)
+        assert [type(call.result()[0]) for call in late] == [PublishUncertain, PublishUncertain]
+
+        desk.answers["4"] = PublishError("refused")
+        desk.gate.set()
+        assert await desk.start(outgoing("3"), outgoing("4")) == [Receipt("3"), desk.answers["4"]]
+    finally:
+        logging.getLogger("messaging").removeHandler(handler)
+
+    gc.collect()  # a task tells of its error as it goes
+    assert told and {type(error) for error in told} == {OSError}
+
+
+def full_disk(record):
+    raise OSError("no space left")
+
+
 async def test_publishing_nothing_returns_at_once(desk):
     assert await desk.publisher.publish([], None) == []
     assert desk.batches == []
 
 
 async def test_a_timeout_before_the_hand_over_means_not_sent(desk, monkeypatch):
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     await desk.started(outgoing("1"))
     second = await desk.started(outgoing("2"), within=5)
 
@@ -157,7 +195,7 @@ async def test_a_confirmation_that_comes_with_the_timeout_counts(desk):
 
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_a_cancelled_call_that_waits_is_not_sent(desk, monkeypatch, ordered):
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     await desk.started(outgoing("1", "a", ordered=ordered))
     second = await desk.started(outgoing("2", "a", ordered=ordered))
 
@@ -184,7 +222,7 @@ async def test_a_cancelled_call_does_not_disturb_the_batch_it_shares(desk):
 
 
 async def test_abandoned_messages_do_not_pile_up_behind_a_stuck_broker(desk, monkeypatch):
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     monkeypatch.setattr(publish, "PURGE_AFTER", 10)
     await desk.started(outgoing("1", "a", ordered=True))
 
@@ -269,7 +307,7 @@ async def test_many_callers_are_divided_so_that_the_broker_works_while_the_next_
 
 async def test_callers_without_order_do_not_keep_an_ordered_message_waiting(desk, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 2)
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
 
     async def again_and_again(name):
         for number in range(10):
@@ -285,7 +323,7 @@ async def test_callers_without_order_do_not_keep_an_ordered_message_waiting(desk
 
 async def test_a_partition_with_much_to_send_does_not_keep_the_others_waiting(desk, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 2)
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     much = desk.start(*(outgoing(str(number), "a", ordered=True) for number in range(6)))
     other = desk.start(outgoing("other", "b", ordered=True, partition=1))
 
@@ -296,7 +334,7 @@ async def test_a_partition_with_much_to_send_does_not_keep_the_others_waiting(de
 
 
 async def test_close_refuses_new_messages_and_sends_what_waits(desk, monkeypatch):
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     first = await desk.started(outgoing("1"))
     second = await desk.started(outgoing("2"))
     closing = asyncio.create_task(desk.publisher.close(10))
@@ -313,7 +351,7 @@ async def test_close_refuses_new_messages_and_sends_what_waits(desk, monkeypatch
 
 
 async def test_close_gives_up_at_its_deadline_and_leaves_no_call_waiting(desk, monkeypatch):
-    monkeypatch.setattr(module, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     sent = await desk.started(outgoing("1"))
     waiting = [await desk.started(outgoing(str(n), "a", ordered=n % 2 == 0)) for n in range(2, 4)]
     closing = asyncio.create_task(desk.publisher.close(10))
@@ -327,6 +365,29 @@ async def test_close_gives_up_at_its_deadline_and_leaves_no_call_waiting(desk, m
         assert "the bus was closed" in str(result)
         assert not isinstance(result, PublishUncertain)
     assert desk.publisher._outstanding == 0
+
+
+async def test_an_answer_that_comes_as_close_gives_up_lets_nothing_be_sent_any_more(desk, monkeypatch):
+    one_at_a_time(monkeypatch)
+
+    async def answer(messages):
+        try:
+            await desk.gate.wait()
+        except asyncio.CancelledError:  # as `asyncio.wait_for` of Python 3.11 loses it
+            desk.clock.touch()
+        return [Receipt(one.message.id) for one in messages]
+
+    desk.adapter.on_publish = answer
+    sent = await desk.started(outgoing("1"))
+    waiting = await desk.started(outgoing("2"))
+
+    closing = asyncio.create_task(desk.publisher.close(1))
+    await desk.clock.advance(2)
+    await closing
+
+    assert await sent == [Receipt("1")]
+    assert "the bus was closed" in str((await waiting)[0])
+    assert desk.batches == [["1"]]
 
 
 async def test_a_cancelled_close_leaves_nothing_under_way(desk):

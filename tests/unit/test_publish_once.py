@@ -135,6 +135,36 @@ async def test_closing_tells_what_is_uncertain(desk):
         await desk.start(once("2"))
 
 
+async def test_closing_during_an_attempt_says_of_nothing_in_it_that_it_was_not_sent(desk):
+    desk.answers = {"1": PublishUncertain("lost"), "2": PublishError("not sent: an earlier one failed")}
+    task = await desk.started(*(once(id, "a", ordered=True) for id in "12"))
+    desk.gate.clear()
+    await desk.clock.advance(10)
+    assert desk.batches == [["1", "2"], ["1", "2"]]
+
+    closing = asyncio.create_task(desk.publisher.close(1))
+    await desk.clock.advance(2)
+    await closing
+
+    assert [type(one) for one in await task] == [PublishUncertain, PublishUncertain]
+
+
+async def test_another_topic_goes_on_while_one_of_the_same_exchange_is_sent_again(desk):
+    desk.answers["1"] = PublishUncertain("lost")
+    lost = desk.start(once("1", "a", ordered=True, topic="lost"))
+    assert await desk.start(once("2", "a", ordered=True)) == [Receipt("2")]
+    assert desk.batches == [["1", "2"]]
+
+    assert await desk.start(once("3", "a", ordered=True)) == [Receipt("3")]
+
+    assert not lost.done()
+    behind = await desk.started(once("4", "a", ordered=True, topic="lost"))
+    del desk.answers["1"]
+    await desk.clock.advance(ONCE_FOR)
+    assert await asyncio.gather(lost, behind) == [[Receipt("1")], [Receipt("4")]]
+    assert desk.nothing_is_left()
+
+
 async def test_a_broker_that_cannot_store_once_is_refused_at_open():
     class Unable(MemoryAdapter):
         @property

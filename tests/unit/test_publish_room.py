@@ -6,7 +6,7 @@ from messaging import exchanges
 from messaging import publish as module
 from messaging.errors import PublishError, PublishUncertain
 from messaging.message import Receipt
-from tests.unit.publishing import Desk
+from tests.unit.publishing import Desk, one_at_a_time
 from tests.unit.scripted import outgoing
 
 
@@ -93,7 +93,7 @@ async def test_the_wait_for_room_is_part_of_the_timeout(desk, monkeypatch):
 
 async def test_a_bounded_call_that_found_room_keeps_the_rest_of_its_time(desk, monkeypatch):
     monkeypatch.setattr(module, "OUTSTANDING", 1)
-    monkeypatch.setattr(exchanges, "EXCHANGES", 1)
+    one_at_a_time(monkeypatch)
     first = await desk.started(outgoing("1"), within=None)
     second = await desk.started(outgoing("2"), within=10)
 

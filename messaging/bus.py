@@ -34,6 +34,7 @@ from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
 from messaging.sending import Sender, check_once
+from messaging.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -115,6 +116,7 @@ class Bus:
             middleware=tuple(publish_middleware),
             clock=clock,
             within=settings.publish_timeout,
+            turns=Turns(clock),
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from messaging.message import Duration, Message, Topic
     from messaging.prepare import Options, Preparation
     from messaging.routing import Broker, Routing
+    from messaging.turns import Turns
 
 _RECEIVED = frozenset((Receipt,))
 
@@ -47,6 +48,8 @@ class Sender:
     """Seconds for a call that does not say it."""
     waiting: Waiting = field(default_factory=Waiting)
     """Calls that wait for their topic."""
+    turns: Turns
+    """Calls that go through middleware."""
 
     async def send(
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
@@ -96,13 +99,15 @@ class Sender:
     async def _deliver_through(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
     ) -> Sequence[Receipt | PublishError]:
-        async def send(message: Message) -> Receipt:
-            (result,) = await self._deliver(spec, (message,), options, within)
-            if isinstance(result, PublishError):
-                raise result
-            return result
+        with self.turns.enter(spec.name, messages if spec.ordered else (), within) as turn:
 
-        return await publish_through(self.middleware, send, messages, ordered=spec.ordered)
+            async def send(message: Message) -> Receipt:
+                (result,) = await self._deliver(spec, (message,), options, turn.left(message))
+                if isinstance(result, PublishError):
+                    raise result
+                return result
+
+            return await publish_through(self.middleware, send, messages, turn if spec.ordered else None)
 
     async def _deliver(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float

@@ -13,7 +13,7 @@ from messaging.message import Message, Receipt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from messaging.message import Key
+    from messaging.turns import Turn
 
 PublishHandler: TypeAlias = Callable[[Message], Awaitable[Receipt]]
 """Publishes one message; raises PublishError."""
@@ -24,37 +24,32 @@ async def publish_through(
     middleware: Sequence[PublishMiddleware],
     send: PublishHandler,
     messages: Sequence[Message],
-    *,
-    ordered: bool,
+    turn: Turn | None,
 ) -> Sequence[Receipt | PublishError]:
     """Publish each through the middleware, outermost first; one result each, in order.
 
-    Messages of an ordered topic go one after the other, and one that fails fails its successors of the same key (7);
-    others go at once. An error that is no PublishError is raised when nothing is under way any more.
+    With a turn, they go one after the other, behind the calls before it, and one that fails fails its successors of
+    the same key (7); others go at once. An error that is no PublishError is raised when nothing is under way any more.
     """
     handler = send
     for one in reversed(middleware):
         handler = one(handler)
-    if ordered:
-        return await _in_order(handler, messages)
+    if turn is not None:
+        return [await _in_turn(handler, message, turn) for message in messages]
     results = await asyncio.gather(*(handler(message) for message in messages), return_exceptions=True)
     return [_result(result) for result in results]
 
 
-async def _in_order(handler: PublishHandler, messages: Sequence[Message]) -> Sequence[Receipt | PublishError]:
-    results: list[Receipt | PublishError] = []
-    failed: dict[Key | None, tuple[Message, PublishError]] = {}
-    for message in messages:
-        if message.key in failed:
-            result: Receipt | PublishError = overtaking(message, *failed[message.key])
-        else:
-            try:
-                result = await handler(message)
-            except PublishError as error:
-                result = error
-                failed[message.key] = message, error
-        results.append(result)
-    return results
+async def _in_turn(handler: PublishHandler, message: Message, turn: Turn) -> Receipt | PublishError:
+    try:
+        if (failed := await turn.begin(message)) is not None:
+            return overtaking(message, *failed)
+        receipt = await handler(message)
+    except Exception as error:
+        turn.fail(message, error)
+        return _result(error)
+    turn.published(message)
+    return receipt
 
 
 def _result(result: Receipt | BaseException) -> Receipt | PublishError:

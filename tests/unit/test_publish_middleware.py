@@ -11,6 +11,7 @@ from messaging import (
     Receipt,
     connect,
 )
+from messaging.clock import sleep
 from tests.unit.topics import bodies, jobs, orders, prices
 
 # middleware of publishing
@@ -168,3 +169,122 @@ async def test_an_error_of_middleware_is_raised_once_nothing_is_under_way_any_mo
             await bus.publish_many(jobs, ["a", "bad", "b"])
 
         assert under_way == []
+
+
+def waiting_for(gates):
+    """Middleware that waits for the gate of a body, where it has one."""
+
+    def middleware(next):
+        async def send(message):
+            if message.body in gates:
+                await gates[message.body].wait()
+            return await next(message)
+
+        return send
+
+    return middleware
+
+
+async def test_middleware_keeps_the_order_of_calls_for_one_key(clock):
+    gates = {b'"a0"': asyncio.Event()}
+    async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates)]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        first = asyncio.create_task(bus.publish_many(orders, ["a0", "b0", "a1"]))
+        await clock.settle()
+        second = asyncio.create_task(bus.publish(orders, "a2"))
+        other = await bus.publish(orders, "c0")
+        await clock.settle()
+        assert other
+        assert not second.done()
+
+        gates[b'"a0"'].set()
+        await asyncio.gather(first, second)
+
+        keyed = await bodies(bus, clock, orders)
+        assert [body for body in keyed if b"a" in body] == [b'"a0"', b'"a1"', b'"a2"']
+
+
+async def test_a_call_that_ends_early_lets_none_behind_it_overtake_those_before_it(clock):
+    gates = {b'"a0"': asyncio.Event()}
+    async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates)]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        first = asyncio.create_task(bus.publish(orders, "a0"))
+        await clock.settle()
+        cancelled = asyncio.create_task(bus.publish(orders, "a1"))
+        await clock.settle()
+        cancelled.cancel()
+        last = asyncio.create_task(bus.publish(orders, "a2"))
+        await clock.settle()
+        assert not last.done()
+
+        gates[b'"a0"'].set()
+        await asyncio.gather(first, last)
+
+        assert await bodies(bus, clock, orders) == [b'"a0"', b'"a2"']
+
+
+async def test_what_fails_in_one_call_holds_what_later_calls_have_for_its_key(clock):
+    gates = {b'"a0"': asyncio.Event()}
+
+    def refusing(next):
+        async def send(message):
+            if message.body == b'"a0"':
+                raise PublishError("busy")
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates), refusing]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        calls = []
+        for body in ("a0", "a1", "a2", "b0"):
+            calls.append(asyncio.create_task(bus.publish(orders, body)))
+            await clock.settle()
+
+        gates[b'"a0"'].set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [isinstance(result, PublishError) for result in results] == [True, True, True, False]
+        assert "published before it with the same key, failed: busy" in str(results[1])
+        assert await bus.publish(orders, "a3")
+        assert await bodies(bus, clock, orders) == [b'"b0"', b'"a3"']
+
+
+@pytest.mark.parametrize("topic", [orders, jobs])
+async def test_with_middleware_too_the_timeout_is_of_the_whole_call(clock, topic):
+    def slow(next):
+        async def send(message):
+            await sleep(clock, 0.2)
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[slow, slow]) as bus:
+        await bus.declare(topic, groups=["audit"])
+        call = asyncio.create_task(bus.publish_many(topic, ["a0", "a1", "a2"], timeout=0.3))
+        await clock.settle()
+        await clock.advance(0.5)
+
+        assert call.done()
+        with pytest.raises(PublishManyError, match=r"0\.3 s were over before its turn came"):
+            await call
+
+
+async def test_the_turn_of_a_call_is_waited_for_no_longer_than_its_timeout(clock):
+    gates = {b'"a0"': asyncio.Event()}
+    async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates)]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        first = asyncio.create_task(bus.publish(orders, "a0"))
+        await clock.settle()
+        late = asyncio.create_task(bus.publish(orders, "a1", timeout=1))
+        await clock.settle()
+        behind = asyncio.create_task(bus.publish(orders, "a2"))
+        await clock.advance(1)
+        with pytest.raises(PublishError, match="1 s were over before its turn came"):
+            await late
+
+        gates[b'"a0"'].set()
+        await first
+        with pytest.raises(PublishError, match="published before it with the same key, failed"):
+            await behind
+        assert await bodies(bus, clock, orders) == [b'"a0"']

@@ -78,17 +78,15 @@ class BulkPublisher(Publisher):
 
     async def _call(self) -> None:
         random = self.world.random
-        keys = self._keys
         if self._bulks.apart:
-            keys = [random.choice(keys)]
             await asyncio.sleep(random.choice(APART))
         if random.random() < SINGLE:
-            await self._once(*self._next(keys))
+            await self._once(*self._next())
         else:
-            await self._many([self._next(keys) for _ in range(random.randint(1, self._bulks.most))])
+            await self._many([self._next() for _ in range(random.randint(1, self._bulks.most))])
 
-    def _next(self, keys: Sequence[str | None]) -> tuple[str | None, int]:
-        key = self.world.random.choice(keys)
+    def _next(self) -> tuple[str | None, int]:
+        key = self.world.random.choice(self._keys)
         self._sequences[key] += 1
         return key, self._sequences[key]
 

@@ -61,13 +61,9 @@ class Bulks:
     impatience: float
     """How often a call has a short timeout, or is cancelled."""
     through: bool
-    """Whether there is publish middleware. With it, calls at once are in no order, and a timeout is each message's.
-    Such histories have neither.
-    """
+    """Whether there is publish middleware."""
     apart: bool
-    """Whether calls at once begin one after the other, each with messages of one key: what of a call has failed is not
-    known before all of it has ended, so that what is called meanwhile may overtake it.
-    """
+    """Whether calls at once begin one after the other, behind what is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,14 +215,13 @@ def _in_bulk(made: Scenario, random: Random) -> Scenario:
     """Often with what fails a part of a call, or leaves it without an answer: a broker that is out of reach."""
     if random.random() > IN_BULK:
         return made
-    through = random.random() < 0.2
     bulks = Bulks(
         publishers=random.choice((1, 1, 2)),
         calls=random.randint(1, 8),
-        at_once=1 if through else random.choice((1, 2, 4)),
+        at_once=random.choice((1, 2, 4)),
         most=random.choice((2, 6, 6, 12, 60)),
-        impatience=0.0 if through else random.choice((0.0, 0.1, 0.5)),
-        through=through,
+        impatience=random.choice((0.0, 0.1, 0.5)),
+        through=random.random() < 0.2,
         apart=random.random() < 0.4,
     )
     share = random.choice((0.0, 0.3, 0.8))

@@ -89,9 +89,8 @@ class Batch:
         """Whether any of them is stored once."""
 
 
-def too_late(outgoing: Outgoing, within: float | None, *, sent: bool) -> PublishError:
+def too_late(message: Message, within: float | None, *, sent: bool) -> PublishError:
     """The time of its caller is over."""
-    message = outgoing.message
     if sent:
         return PublishUncertain(
             f"Message {message.id} for {message.topic} was not confirmed within {within:g} s: "

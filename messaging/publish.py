@@ -264,7 +264,7 @@ class Publisher:
         for call in sorted(calls, key=attrgetter("number")):
             for at in call.open:
                 sent = call.results[at] is not None
-                error = too_late(call.messages[at], call.within, sent=sent)
+                error = too_late(call.messages[at].message, call.within, sent=sent)
                 unanswered.setdefault(call.messages[at].topic.name, error)
                 self._finish(call, at, error)
                 if not sent:

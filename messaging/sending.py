@@ -102,12 +102,12 @@ class Sender:
         with self.turns.enter(spec.name, messages if spec.ordered else (), within) as turn:
 
             async def send(message: Message) -> Receipt:
-                (result,) = await self._deliver(spec, (message,), options, turn.left(message))
+                (result,) = await self._deliver(spec, (message,), options, turn.hand_over(message))
                 if isinstance(result, PublishError):
                     raise result
                 return result
 
-            return await publish_through(self.middleware, send, messages, turn if spec.ordered else None)
+            return await publish_through(self.middleware, send, messages, turn, ordered=spec.ordered)
 
     async def _deliver(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from messaging.calls import unsent
+from messaging.calls import too_late
 from messaging.clock import timeout
 
 if TYPE_CHECKING:
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     from messaging.clock import Clock
     from messaging.errors import PublishError
-    from messaging.message import Key, Message
+    from messaging.message import Key, Message, Receipt
+    from messaging.middleware.publishing import PublishHandler
 
+GRACE = 0.1
+"""Seconds by which middleware may take longer than the call: the hand-over, which ends in time, knows what it sent."""
 Failed: TypeAlias = "tuple[Message, Exception]"
 """A message that was not published, and why: what is behind it of its key fails with it."""
 End: TypeAlias = "asyncio.Future[Failed | None]"
@@ -29,6 +32,8 @@ class Turns:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.last: dict[tuple[str, Key | None], End] = {}
+        self.failed: dict[tuple[str, Key | None], dict[Turn, Failed]] = {}
+        """The calls whose callers do not know yet that a message failed: whoever comes then is behind it."""
 
     def enter(self, topic: str, messages: Sequence[Message], within: float) -> Turn:
         """A call of `within` seconds, behind those that entered before it: use it as a context."""
@@ -36,15 +41,30 @@ class Turns:
 
 
 class Turn:
-    """One call. Whoever leaves before the end lets those behind go on after those before."""
+    """One call. Whoever leaves before the end lets those behind go on after those before.
 
-    __slots__ = ("_before", "_ends", "_failed", "_left", "_topic", "_turns", "_until", "_within")
+    Middleware that publishes to the key that it is called for waits for itself, until the time of the call is over.
+    """
+
+    __slots__ = (
+        "_before",
+        "_ends",
+        "_failed",
+        "_left",
+        "_sent",
+        "_topic",
+        "_turns",
+        "_until",
+        "_within",
+    )
 
     def __init__(self, turns: Turns, topic: str, messages: Sequence[Message], within: float) -> None:
         self._turns = turns
         self._topic = topic
         self._within = within
         self._until = turns.clock.monotonic() + within
+        self._sent = False
+        """Whether something was handed over."""
         self._left = Counter(message.key for message in messages)
         self._before = {key: turns.last.get((topic, key)) for key in self._left}
         self._failed: dict[Key | None, Failed] = {}
@@ -52,6 +72,8 @@ class Turn:
         loop = asyncio.get_running_loop()
         for key in self._left:
             self._ends[key] = turns.last[topic, key] = loop.create_future()
+            if calls := turns.failed.get((topic, key)):
+                self._hold(key, next(iter(calls.values())))
 
     def __enter__(self) -> Self:
         return self
@@ -59,27 +81,45 @@ class Turn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for key in list(self._ends):
-            self._end(key)
+        for key in self._failed:
+            calls = self._turns.failed[self._topic, key]
+            del calls[self]
+            if not calls:
+                del self._turns.failed[self._topic, key]
+        for key, end in self._ends.items():
+            if not end.done():
+                self._end(key)
 
-    def left(self, message: Message) -> float:
-        """The seconds that are left for it. Raises PublishError where there are none."""
+    def hand_over(self, message: Message) -> float:
+        """The seconds that are left for it now. Raises PublishError where there are none."""
         left = self._until - self._turns.clock.monotonic()
         if left <= 0:
-            raise self._late(message)
+            raise self._late(message, sent=False)
+        self._sent = True
         return left
+
+    async def through(self, handler: PublishHandler, message: Message) -> Receipt:
+        """Publish it through the middleware. Raises PublishError when the time of the call is over."""
+        until = self._until + GRACE
+        try:
+            async with timeout(self._turns.clock, max(0.0, until - self._turns.clock.monotonic())):
+                return await handler(message)
+        except TimeoutError:
+            if self._turns.clock.monotonic() < until:
+                raise  # the middleware's own
+            raise self._late(message, sent=self._sent) from None
 
     async def begin(self, message: Message) -> Failed | None:
         """Wait for the calls before this one; what failed before it, of its key. Raises PublishError in the end."""
         key = message.key
         if key not in self._failed and (before := self._before[key]) is not None:
             try:
-                async with timeout(self._turns.clock, self.left(message)):
+                async with timeout(self._turns.clock, max(0.0, self._until - self._turns.clock.monotonic())):
                     await asyncio.wait((before,))  # awaited itself, it would be cancelled with this one
             except TimeoutError:
-                raise self._late(message) from None
+                raise self._late(message, sent=False) from None
             if (failed := before.result()) is not None:
-                self._failed[key] = failed
+                self._hold(key, failed)
         return self._failed.get(key)
 
     def published(self, message: Message) -> None:
@@ -90,21 +130,27 @@ class Turn:
 
     def fail(self, message: Message, error: Exception) -> None:
         """It is not, nor is what is behind it of its key."""
-        self._failed[message.key] = message, error
+        self._hold(message.key, (message, error))
         self._end(message.key)
 
-    def _late(self, message: Message) -> PublishError:
-        return unsent(message, f"{self._within:g} s were over before its turn came")
+    def _hold(self, key: Key | None, failed: Failed) -> None:
+        self._failed[key] = failed
+        self._turns.failed.setdefault((self._topic, key), {})[self] = failed
+
+    def _late(self, message: Message, *, sent: bool) -> PublishError:
+        return too_late(message, self._within, sent=sent)
 
     def _end(self, key: Key | None) -> None:
-        end, before = self._ends.pop(key), self._before[key]
-        if before is None or before.done():
-            self._pass_on(key, end)
-        else:
-            before.add_done_callback(lambda _: self._pass_on(key, end))
-
-    def _pass_on(self, key: Key | None, end: End) -> None:
         before = self._before[key]
+        if before is None or before.done():
+            self._pass_on(key)
+        else:
+            before.add_done_callback(lambda _: self._pass_on(key))
+
+    def _pass_on(self, key: Key | None) -> None:
+        end, before = self._ends[key], self._before[key]
+        if end.done():  # what failed was followed by the end of the call, while both waited for those before
+            return
         end.set_result(self._failed.get(key) or (None if before is None else before.result()))
         if self._turns.last.get((self._topic, key)) is end:
             del self._turns.last[self._topic, key]

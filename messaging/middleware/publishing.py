@@ -24,19 +24,23 @@ async def publish_through(
     middleware: Sequence[PublishMiddleware],
     send: PublishHandler,
     messages: Sequence[Message],
-    turn: Turn | None,
+    turn: Turn,
+    *,
+    ordered: bool,
 ) -> Sequence[Receipt | PublishError]:
     """Publish each through the middleware, outermost first; one result each, in order.
 
-    With a turn, they go one after the other, behind the calls before it, and one that fails fails its successors of
-    the same key (7); others go at once. An error that is no PublishError is raised when nothing is under way any more.
+    Messages of an ordered topic go one after the other, behind the calls before this one, and one that fails fails its
+    successors of the same key (7); others go at once. An error that is no PublishError is raised when nothing is under
+    way any more.
     """
     handler = send
     for one in reversed(middleware):
         handler = one(handler)
-    if turn is not None:
+    if ordered:
         return [await _in_turn(handler, message, turn) for message in messages]
-    results = await asyncio.gather(*(handler(message) for message in messages), return_exceptions=True)
+    under_way = [turn.through(handler, message) for message in messages]
+    results = await asyncio.gather(*under_way, return_exceptions=True)
     return [_result(result) for result in results]
 
 
@@ -44,7 +48,7 @@ async def _in_turn(handler: PublishHandler, message: Message, turn: Turn) -> Rec
     try:
         if (failed := await turn.begin(message)) is not None:
             return overtaking(message, *failed)
-        receipt = await handler(message)
+        receipt = await turn.through(handler, message)
     except Exception as error:
         turn.fail(message, error)
         return _result(error)

@@ -8,6 +8,7 @@ from messaging import (
     App,
     PublishError,
     PublishManyError,
+    PublishUncertain,
     Receipt,
     connect,
 )
@@ -250,6 +251,32 @@ async def test_what_fails_in_one_call_holds_what_later_calls_have_for_its_key(cl
         assert await bodies(bus, clock, orders) == [b'"b0"', b'"a3"']
 
 
+async def test_what_is_published_before_a_caller_knows_of_a_failure_is_behind_it(clock):
+    gates = {b'"b0"': asyncio.Event()}
+
+    def refusing(next):
+        async def send(message):
+            if message.body == b'"a0"':
+                raise PublishError("busy")
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates), refusing]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        many = asyncio.create_task(bus.publish_many(orders, ["a0", "b0"]))
+        await clock.settle()
+        for body in ("a1", "a2"):
+            with pytest.raises(PublishError, match="published before it with the same key, failed: busy"):
+                await bus.publish(orders, body)
+
+        gates[b'"b0"'].set()
+        with pytest.raises(PublishManyError):
+            await many
+        assert await bus.publish(orders, "a3")
+        assert await bodies(bus, clock, orders) == [b'"b0"', b'"a3"']
+
+
 @pytest.mark.parametrize("topic", [orders, jobs])
 async def test_with_middleware_too_the_timeout_is_of_the_whole_call(clock, topic):
     def slow(next):
@@ -288,3 +315,33 @@ async def test_the_turn_of_a_call_is_waited_for_no_longer_than_its_timeout(clock
         with pytest.raises(PublishError, match="published before it with the same key, failed"):
             await behind
         assert await bodies(bus, clock, orders) == [b'"a0"']
+
+
+@pytest.mark.parametrize("topic", [orders, jobs])
+async def test_middleware_that_does_not_end_holds_a_call_no_longer_than_its_timeout(clock, topic):
+    def stubborn(next):
+        async def send(message):
+            while True:
+                try:
+                    return await next(message)
+                except PublishError:
+                    await sleep(clock, 0.01)
+
+        return send
+
+    def hanging(next):
+        async def send(message):
+            await (sleep(clock, 1000) if message.body == b'"a1"' else next(message))
+            raise PublishError("busy")
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[stubborn, hanging]) as bus:
+        await bus.declare(topic, groups=["audit"])
+        calls = [asyncio.create_task(bus.publish(topic, body, timeout=1)) for body in ("a1", "b0")]
+        await clock.settle()
+        await clock.advance(1.2)
+
+        assert all(call.done() for call in calls)
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in errors] == [PublishError, PublishUncertain]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 W = TypeVar("W")
 
+PAUSE = 1e-5
+"""Seconds between two looks, for each length: a look goes through all of them."""
+
 
 class Deadlines(Generic[W]):
     """Calls `late(waits)` for those that were not removed in time, with all that are late at once."""
@@ -71,6 +74,7 @@ class Deadlines(Generic[W]):
             if not queue:
                 del self._queues[within]
         if self._queues:
-            self._arm(min(next(iter(queue.values())) for queue in self._queues.values()))
+            soonest = min(next(iter(queue.values())) for queue in self._queues.values())
+            self._arm(max(soonest, now + PAUSE * len(self._queues)))
         if late:
             self._late(late)

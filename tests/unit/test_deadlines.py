@@ -1,4 +1,8 @@
+import asyncio
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from messaging.deadlines import Deadlines
 from messaging.testing import VirtualClock
@@ -68,3 +72,36 @@ async def test_closed_it_leaves_no_timer(clock, deadlines, late):
     await clock.advance(5)
 
     assert late == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50), st.booleans()), max_size=300))
+def test_each_is_late_once_and_in_time_unless_it_was_removed(plan):
+    async def tried():
+        clock = VirtualClock()
+        late, due = [], {}
+        deadlines = Deadlines(clock, lambda waits: late.extend((wait, clock.monotonic()) for wait in waits))
+        for wait, (at, within, removed) in enumerate(sorted(plan)):
+            await clock.advance(at - clock.monotonic())
+            deadlines.add(wait, within)
+            if removed:
+                deadlines.remove(wait, within)
+            else:
+                due[wait] = at + within
+        await clock.advance(1000)
+
+        assert dict(late) == due
+        assert len(late) == len(due)
+
+    asyncio.run(tried())
+
+
+async def test_thousands_that_may_take_each_another_time_are_looked_through_seldom(clock, late):
+    looks = []
+    deadlines = Deadlines(clock, lambda waits: (looks.append(1), late.extend(waits)))
+    for number in range(2000):
+        deadlines.add(number, 5 + number * 1e-4)
+
+    await clock.advance(6)
+
+    assert late == [*range(2000)]
+    assert len(looks) < 100

@@ -46,7 +46,7 @@ class SQSAdapter(Adapter):
 
     name: ClassVar[str] = "sqs"
     shares: ClassVar[int] = 6
-    """Full requests of 64 callers of one topic; two threads are left for all else."""
+    """Full requests of 64 callers of one topic."""
     per_request: ClassVar[int] = MOST
 
     def __init__(self, settings: SQSSettings, member: str) -> None:

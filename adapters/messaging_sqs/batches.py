@@ -14,6 +14,7 @@ from messaging_sqs.connection import DOUBTFUL, Interrupted, Service, Untaken, th
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from messaging.slots import Slots
     from messaging_sqs.connection import Connection
 
 MOST = 10
@@ -42,24 +43,30 @@ async def in_batches(
     most_bytes: int = 0,
     in_turn: bool = False,
     once: bool = False,
+    slots: Slots | None = None,
     **parameters: Any,
 ) -> list[Result]:
     """What the service says of each entry, in order: never an exception for one of them.
 
     `sizes` are the entries' bytes; together at most `most_bytes` in one call. `in_turn`: one call after the other.
-    `once`: of what nothing deduplicates, a call whose fate is unknown is not repeated.
+    `once`: of what nothing deduplicates, a call whose fate is unknown is not repeated. Each call takes one of `slots`.
     Cancelling leaves the calls that run to end by themselves.
     """
     results: list[Result] = [Interrupted("the service said nothing about this entry")] * len(entries)
 
     async def one(part: range) -> None:
         batch = [{**entries[at], "Id": str(at)} for at in part]
+        if slots is not None:
+            await slots.take(1)
         try:
             answer = await connection.call(service, operation, once=once, **parameters, **{field: batch})
         except MessagingError as error:
             for at in part:
                 results[at] = error
             return
+        finally:
+            if slots is not None:
+                slots.give_back(1)
         for success in answer.get("Successful", ()):
             results[int(success["Id"])] = success
         for failure in answer.get("Failed", ()):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import RawDelivery, Settlement
     from messaging.message import Message
+    from messaging.slots import Slots
     from messaging_sqs.connection import Connection
 
 logger = logging.getLogger("messaging")
@@ -42,8 +43,10 @@ LONGEST_DELAY = 900
 """Amazon SQS quotas, "Message delay": longer ones take several steps."""
 
 
-async def send(connection: Connection, url: str, copies: Sequence[Copy]) -> list[MessagingError | None]:
-    """Send these to one queue, confirmed; what went wrong with each, or None."""
+async def send(
+    connection: Connection, url: str, copies: Sequence[Copy], slots: Slots | None = None
+) -> list[MessagingError | None]:
+    """Send these to one queue, confirmed; what went wrong with each, or None. Each request takes one of `slots`."""
     fates = await in_batches(
         connection,
         "sqs",
@@ -52,6 +55,7 @@ async def send(connection: Connection, url: str, copies: Sequence[Copy]) -> list
         sizes=[entry.size for entry, _ in copies],
         most_bytes=connection.settings.batch_bytes,
         once=not is_fifo(url),
+        slots=slots,
         QueueUrl=url,
     )
     return [fate if isinstance(fate, MessagingError) else None for fate in fates]

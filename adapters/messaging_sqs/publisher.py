@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,6 +25,7 @@ from messaging.errors import (
 )
 from messaging.failed_keys import FailedKeys
 from messaging.message import Receipt
+from messaging.slots import Slots
 from messaging_sqs import copies
 from messaging_sqs.batches import MOST, in_batches
 from messaging_sqs.connection import Absent, Interrupted
@@ -53,6 +54,10 @@ class _Item:
     """What makes it one of a FIFO topic or queue."""
 
 
+SPARE = 2
+"""Threads that the requests of one topic leave to all else."""
+
+
 class Publisher:
     """Stores batches of messages, one result each."""
 
@@ -60,6 +65,9 @@ class Publisher:
         self._connection = connection
         self._topics = topics
         self._settings = connection.settings
+        most = max(1, self._settings.threads - SPARE)
+        self._slots: defaultdict[str, Slots] = defaultdict(lambda: Slots(most))
+        """Of each topic, for its requests under way: one that is slow or hangs must not take every thread."""
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Result]:
         """See `Adapter.publish`."""
@@ -176,6 +184,7 @@ class Publisher:
             sizes=[item.entry.size for item in items],
             most_bytes=SNS_DEFAULT_BYTES,
             once=not state.spec.ordered,
+            slots=self._slots[state.spec.name],
             TopicArn=state.arn,
         )
         kind = Receipt if state.routed else Unrouted
@@ -208,7 +217,7 @@ class Publisher:
 
     async def _to_queues(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
         """One send for each group's queue: not atomic, so what only some have is uncertain."""
-        fates = await asyncio.gather(*(self._to_queue(url, items) for url in state.queues))
+        fates = await asyncio.gather(*(self._to_queue(state, url, items) for url in state.queues))
         for number, item in enumerate(items):
             one = item.outgoing
             errors = [error for fate in fates if (error := fate[number]) is not None]
@@ -227,9 +236,11 @@ class Publisher:
                 interrupted = [error for error in errors if isinstance(error, Interrupted)]
                 results[item.at] = self._failed(state, item, (interrupted or errors)[0])
 
-    async def _to_queue(self, url: str, items: Sequence[_Item]) -> list[MessagingError | None]:
+    async def _to_queue(
+        self, state: TopicState, url: str, items: Sequence[_Item]
+    ) -> list[MessagingError | None]:
         parcels = [(item.entry, item.fifo if is_fifo(url) else _delay(item)) for item in items]
-        return await copies.send(self._connection, url, parcels)
+        return await copies.send(self._connection, url, parcels, self._slots[state.spec.name])
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
         if isinstance(error, Absent):

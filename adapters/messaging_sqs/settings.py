@@ -73,7 +73,7 @@ class SQSSettings(BaseModel):
     """How long a receive waits at an idle queue. A member that leaves waits for it: a cut one would hide messages."""
     pollers: int = Field(default=4, ge=1, le=16)
     """Receives under way at once, per subscription, while there is work."""
-    threads: int = Field(default=8, ge=1, le=64)
+    threads: int = Field(default=10, ge=1, le=64)
     """For all other calls."""
     connect_timeout: float = Field(default=5.0, gt=0)
     operation_timeout: float = Field(default=10.0, gt=0)

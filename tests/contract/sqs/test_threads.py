@@ -3,11 +3,14 @@
 import asyncio
 import threading
 
+import boto3
 import pytest
 
+from messaging.adapter import TopicSpec
 from messaging.errors import Closed, ConnectionFailed
+from messaging.message import Receipt
 from messaging_sqs.threads import Threads
-from tests.contract.bench import publish
+from tests.contract.bench import outgoing, publish
 from tests.contract.sqs.support import Bench
 
 
@@ -76,3 +79,31 @@ async def test_receives_that_wait_keep_no_publish_waiting(bench: Bench):
     for receive in waiting:
         receive.cancel()
     await asyncio.wait(waiting)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("fanout", ["sns", "client"])
+async def test_a_topic_whose_requests_hang_keeps_no_other_waiting(bench: Bench, fanout, ordered):
+    loop, hung, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def hang(request, **_: object) -> None:
+        if b"hanging" in request.body:
+            loop.call_soon_threadsafe(hung.set)
+            go_on.wait(30)
+
+    session = boto3.Session(region_name="us-east-1")
+    for operation in ("sns.PublishBatch", "sqs.SendMessageBatch"):
+        session.events.register(f"before-send.{operation}", hang)
+    adapter = await bench.adapter(session=session, fanout=fanout)
+    hanging, well = [
+        (await bench.group(adapter, TopicSpec(name, ordered=ordered))).topic for name in ("hanging", "well")
+    ]
+    many = [outgoing(hanging, f"{number}", key=f"{number}") for number in range(256)]
+    waiting = asyncio.create_task(adapter.publish(many))
+    try:
+        async with asyncio.timeout(10):
+            await hung.wait()
+            await publish(adapter, well, "one", key="one")
+    finally:
+        go_on.set()
+    assert {type(result) for result in await waiting} == {Receipt}

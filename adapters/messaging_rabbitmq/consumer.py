@@ -166,7 +166,7 @@ class Member(Consumer):
                 if claim.intake.gone:
                     results[index] = self._lease_lost(settlement.delivery)
                     continue
-                if type(settlement.outcome) is Ack:
+                if isinstance(settlement.outcome, Ack):
                     finished.setdefault(claim.intake, []).append(index)
                     continue
                 try:

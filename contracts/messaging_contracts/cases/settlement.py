@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from messaging import Ack, App, Delivery, Outcome, Reject, Release, Retry, RetryPolicy, fixed
@@ -12,6 +13,13 @@ from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
 
 QUICK = RetryPolicy(3, fixed(0.2))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Ack):
+    """A program's own kind of success."""
+
+    row: int = 0
 
 
 @proves("settlement")
@@ -23,6 +31,23 @@ async def what_was_handled_does_not_come_again(broker: BrokerUnderTest) -> None:
         await ledger.handled(20)
     ledger.assert_each_once([receipt.id for receipt in receipts])
     await broker.nothing_left(topic)
+
+
+@proves("settlement")
+async def a_subclass_of_ack_acknowledges(broker: BrokerUnderTest) -> None:
+    """What a handler answers with an Ack of its own is handled once, with and without order (1)."""
+
+    async def store(delivery: Delivery[Any]) -> Outcome | None:
+        return Stored(row=delivery.payload)
+
+    for topic in (broker.topic("loose"), broker.topic("strict", key=str, ordered=True)):
+        ledger = Ledger()
+        async with broker.running(broker.app(topic, ledger, then=store, retry=QUICK)):
+            receipts = await broker.bus.publish_many(topic, list(range(5)))
+            await ledger.handled(5)
+            await ledger.quiet()
+        ledger.assert_each_once([receipt.id for receipt in receipts])
+        await broker.nothing_left(topic)
 
 
 @proves("settlement")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 _OUTER_FRAMES = 5
 _INNER_FRAMES = 15
@@ -37,6 +37,13 @@ class ErrorInfo:
 
 def describe(error: BaseException) -> ErrorInfo:
     """Describe an exception and what caused it. Never raises, whatever the exception's own methods do."""
+    try:
+        return _described(error)
+    except Exception:  # its class, or a module that it passed through, can answer anything
+        return ErrorInfo(type=type(error).__name__, message=message_of(error))
+
+
+def _described(error: BaseException) -> ErrorInfo:
     leaves = tuple(leaf for leaf in leaves_of(error, _LEAVES) if leaf is not error)
     stack = "\ncaused by\n".join(_stack(link) for link in _chain(error))
     if leaves:
@@ -128,10 +135,19 @@ def _stack(error: BaseException) -> str:
                 lines.append(f"  ({left_out} frames left out)")
             continue
         code = frame.f_code
-        lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_qualname}')
-        if source := linecache.getline(code.co_filename, number, frame.f_globals).strip():
+        lines.append(f'  File "{code.co_filename}", line {number or "?"}, in {code.co_qualname}')
+        if source := _source(frame, number):
             lines.append(f"    {source}")
     return "\n".join([*lines, summary(error)])
+
+
+def _source(frame: FrameType, number: int | None) -> str:
+    if number is None:  # code that was made, not compiled
+        return ""
+    try:
+        return linecache.getline(frame.f_code.co_filename, number, frame.f_globals).strip()
+    except Exception:  # the loader of the module
+        return ""
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:

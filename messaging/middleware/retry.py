@@ -10,8 +10,8 @@ from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
-from messaging.message import OUTCOMES, Ack, Duration, Reject, Retry, seconds
-from messaging.stack import leaves_of, summary
+from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, seconds
+from messaging.stack import leaves_of, reason_of, summary
 
 if TYPE_CHECKING:
     from messaging.message import Delivery, Handler, Middleware, Outcome
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 OnExhausted: TypeAlias = Literal["dead_letter", "hold_key"]
 Random: TypeAlias = Callable[[], float]
 """A number in [0, 1)."""
+
+_WISH_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,8 @@ def retrying(
         else:
             after = _wish(outcome)
         if not isfinite(after):
-            text = f"{reason} (Retry(after={outcome.after!r}) asks for no delay that can be kept)"
+            wish = reason_of(outcome.after)[:_WISH_CHARACTERS]
+            text = f"{reason} (Retry(after={wish}) asks for no delay that can be kept)"
             return _from(origin, Reject(text, cause="delay_unsupported"))
         return _from(origin, Retry(reason, after=after))
 
@@ -152,13 +155,14 @@ def retrying(
         leaves = list(leaves_of(error))
         for leaf in leaves:
             if isinstance(leaf, Reject):
-                return _from(_origin(error, leaf), Reject(leaf.reason, cause=leaf.cause))
+                return _from(_origin(error, leaf), _rejected(leaf))
         for leaf in leaves:
             if not isinstance(leaf, Retry) and not policy.retries(leaf):
                 return _from(error, Reject(summary(leaf), cause="exception"))
         first = leaves[0]
-        reason = first.reason if isinstance(first, Retry) else summary(first)
-        wishes = [leaf for leaf in leaves if isinstance(leaf, Retry) and leaf.after is not None]
+        reason = _retried(first).reason if isinstance(first, Retry) else summary(first)
+        retries = [_retried(leaf) for leaf in leaves if isinstance(leaf, Retry)]
+        wishes = [retry for retry in retries if retry.after is not None]
         after = max(wishes, key=_wish).after if wishes else None
         return conclude(delivery, Retry(reason, after=after), _origin(error, first))
 
@@ -173,10 +177,16 @@ def retrying(
             if isinstance(outcome, Ack):
                 return outcome
             if isinstance(outcome, Retry):
-                return conclude(delivery, outcome, outcome.__cause__)
+                return conclude(delivery, _retried(outcome), outcome.__cause__)
+            if isinstance(outcome, Reject):
+                return _from(outcome.__cause__, _rejected(outcome))
             if not isinstance(outcome, OUTCOMES):  # pyright: ignore[reportUnnecessaryIsInstance]  a forgotten return
                 said = f"middleware returned {type(outcome).__name__}, which is no outcome: return what `next` returned"
                 return judge(delivery, TypeError(said))
+            if type(outcome) is not Release and not isfinite(_wish(outcome)):
+                return judge(
+                    delivery, ValueError(f"{type(outcome).__name__} asks for no delay that can be kept")
+                )
             return outcome
 
         return handle
@@ -198,11 +208,27 @@ def _origin(raised: BaseException, leaf: BaseException) -> BaseException:
     return raised
 
 
-def _wish(outcome: Retry) -> float:
-    """The delay that a Retry asks for, in seconds; infinite where it is no number."""
+def _retried(outcome: Retry) -> Retry:
+    """The same without what a subclass has made of it: attributes of other types, or that cannot be read."""
+    return Retry(reason_of(_read(outcome, "reason")), after=_read(outcome, "after"))
+
+
+def _rejected(outcome: Reject) -> Reject:
+    return Reject(reason_of(_read(outcome, "reason")), cause=reason_of(_read(outcome, "cause")))
+
+
+def _read(outcome: Outcome, name: str) -> Any:
     try:
-        after = seconds(outcome.after or 0.0)
-    except (TypeError, ValueError):
+        return getattr(outcome, name)
+    except Exception as error:  # a property of a subclass; what stands in its place tells so
+        return error
+
+
+def _wish(outcome: Retry | Release) -> float:
+    """The delay that is asked for, in seconds; infinite where it is no number."""
+    try:
+        after = float(seconds(outcome.after or 0.0))
+    except Exception:  # a number too large, or of a type that can do anything
         return inf
     return inf if isnan(after) else max(after, 0.0)
 

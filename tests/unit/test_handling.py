@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,8 @@ from messaging import (
     Ack,
     App,
     Delivery,
+    Reject,
+    Release,
     RemoteError,
     Retry,
     RetryPolicy,
@@ -50,6 +53,86 @@ async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
         await bus.publish_many(jobs, [str(number) for number in range(30)])
         await clock.advance(1)
         assert await bus.dead_letters(jobs, group="a").count() == 30
+
+
+class Sold(Reject):
+    """A Reject whose author forgot what a reason is."""
+
+    def __init__(self, reason: Any):
+        self.reason = reason
+
+
+class Unreadable(Reject):
+    @property
+    def reason(self):
+        return self.nothing  # type: ignore[attr-defined]
+
+    @reason.setter
+    def reason(self, value):
+        pass
+
+
+class Late(Release):
+    def __post_init__(self):
+        pass
+
+
+def fail_without_line_numbers():
+    def fail():
+        raise ValueError("made")
+
+    fail.__code__ = fail.__code__.replace(co_linetable=b"")
+    fail()
+
+
+def fail_where_no_source_can_be_read():
+    class Loader:
+        def get_source(self, name):
+            raise ZeroDivisionError
+
+    module: Any = {"__name__": "made", "__loader__": Loader()}
+    exec(compile("def fail(): raise ValueError('made')", "made.py", "exec"), module)
+    module["fail"]()
+
+
+def raising(outcome):
+    raise outcome
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda: Sold(None), ""),
+        (lambda: Sold({"sku": 1}), "{'sku': 1}"),
+        (lambda: Unreadable("x"), "AttributeError: 'Unreadable' object has no attribute 'nothing'"),
+        (lambda: raising(Unreadable("x")), "AttributeError: 'Unreadable' object has no attribute 'nothing'"),
+        (lambda: Retry("busy", after=10**400), "busy (Retry(after=1000"),
+        (
+            lambda: raising(Retry("busy", after=10**5000)),
+            "busy (Retry(after=(a int that cannot be read)) asks",
+        ),
+        (lambda: Late(after=10**400), "ValueError: Late asks for no delay"),
+        (fail_without_line_numbers, "ValueError: made"),
+        (fail_where_no_source_can_be_read, "ValueError: made"),
+    ],
+)
+async def test_whatever_ends_a_handling_ends_no_subscription(bus, clock, end, reason):
+    app, handled = App("a", retry=RetryPolicy(2, fixed(0.1))), []
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        handled.append(job)
+        return end() if job == "bad" else Ack()
+
+    async with app.running(bus):
+        await bus.publish_many(jobs, ["bad", "good"])
+        await clock.advance(1)
+        await bus.publish(jobs, "after")
+        await clock.advance(1)
+        letters = [letter.reason async for letter in bus.dead_letters(jobs, group="a").browse()]
+
+    assert [job for job in handled if job != "bad"] == ["good", "after"]
+    assert [text.startswith(reason) for text in letters] == [True]
 
 
 async def test_an_hour_of_a_synchronous_handlers_retries_takes_no_time(bus, clock):

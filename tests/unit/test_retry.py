@@ -193,7 +193,7 @@ class TestRetryAndReject:
         assert isinstance(outcome, Reject)
         assert (outcome.cause, outcome.reason) == ("max_attempts", "busy (attempt 3 of 3)")
 
-    @pytest.mark.parametrize("after", [inf, nan, "soon", object()])
+    @pytest.mark.parametrize("after", [inf, nan, "soon", object(), 10**400])
     async def test_a_delay_that_is_none_is_a_dead_letter_and_never_shortened(self, wrap, after):
         outcome = await run(wrap(Retry("busy", after=after)))
 

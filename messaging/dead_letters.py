@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
@@ -142,9 +142,9 @@ class DeadLetters:
         its id and topic stay. `rate` is in messages per second.
 
         Raises PublishManyError, after all were tried, when some could not be sent: those stay dead letters.
-        InvalidMessage for an edit that changes id or topic or cannot be carried, MessageTooLarge, whatever `edit`
-        and `where` raise, and ConnectionFailed end it at once; what was redriven before stays so, the rest stays
-        dead.
+        InvalidMessage for an edit that changes id or topic or cannot be carried, naming the attribute, MessageTooLarge,
+        whatever `edit` and `where` raise, and ConnectionFailed end it at once; what was redriven before stays so, the
+        rest stays dead.
         """
         if rate is not None and not (rate > 0 and isfinite(rate)):
             raise ConfigurationError(f"rate is {rate!r}; it must be a positive number of messages per second")
@@ -282,7 +282,8 @@ class DeadLetters:
 def _edited(message: Message, edit: Edit | None, most: int) -> Message:
     if edit is None:
         return message
-    edited = edit(message)
+    # With headers of its own: what changes them in place is seen, and changes no letter.
+    edited = edit(replace(message, headers=dict(message.headers)))
     if not isinstance(edited, Message):  # pyright: ignore[reportUnnecessaryIsInstance]  a forgotten return
         raise InvalidMessage(
             f"the edit of message {message.id} of {message.topic} returned a"
@@ -292,4 +293,4 @@ def _edited(message: Message, edit: Edit | None, most: int) -> Message:
         raise InvalidMessage(
             f"the edit of message {message.id} of {message.topic} changed its id or topic; both must stay"
         )
-    return message if edited is message else corrected(message, edited, most)
+    return message if edited == message else corrected(message, edited, most)

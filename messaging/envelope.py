@@ -317,8 +317,8 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     checked: dict[str, str] = {}
     total = 0
     for name, value in headers.items():
-        name_bytes = _check_text(name, f"header name {_short(name)}")
-        value_bytes = _check_text(value, f"value of header {_short(name)}")
+        name_bytes = check_text(name, f"header name {_short(name)}")
+        value_bytes = check_text(value, f"value of header {_short(name)}")
         if not name:
             raise InvalidMessage("a header has an empty name: give it one, or leave the header out")
         if name_bytes > MAX_HEADER_NAME:
@@ -345,14 +345,14 @@ def check_key(key: Key) -> Key:
     elif not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers may be untyped
         raise InvalidMessage(f"a key is a str or bytes, not {type(key).__name__}")
     if isinstance(key, str):
-        _check_text(key, "the key")
+        check_text(key, "the key")
     if len(key) > MAX_HEADERS:
         raise InvalidMessage(f"the key has {len(key)} characters; at most {MAX_HEADERS} fit")
     return key
 
 
-def _check_text(value: object, what: str) -> int:
-    """The number of UTF-8 bytes."""
+def check_text(value: object, what: str) -> int:
+    """The number of UTF-8 bytes. Raises InvalidMessage, naming `what`, for what not every broker carries as a text."""
     if not isinstance(value, str):
         raise InvalidMessage(f"{what} is no str but {type(value).__name__}: convert it")
     if "\0" in value:

@@ -5,6 +5,7 @@ Runs in the caller's task, so that one bad value fails one call, before anything
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from messaging.adapter import Outgoing
 from messaging.binding import current_delivery
 from messaging.delay import check_delay, due_after
-from messaging.envelope import check_headers
+from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
 from messaging.message import make_message, seconds
 from messaging.partition import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from messaging.adapter import Capabilities, TopicSpec
     from messaging.clock import Clock
@@ -33,6 +34,7 @@ _ATTRIBUTES = 512
 """Bytes: the attributes are short and of bounded length."""
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8."""
+_TEXTS = ("type", "source", "correlation_id", "causation_id")
 INHERITED = ("traceparent", "tracestate")
 """Headers that a message published by a handler takes from the message being handled (W3C Trace Context)."""
 
@@ -162,12 +164,41 @@ def corrected(former: Message, message: Message, most: int) -> Message:
     kind = message.content_type
     if kind != former.content_type and not _is_content_type(kind):
         raise InvalidMessage(f"{kind!r} is no content type for message {message.id} of {message.topic}")
-    if message.headers is not former.headers:
-        check_headers(message.headers)
+    for name in _TEXTS:
+        value = getattr(message, name)
+        if value is not None and value != getattr(former, name):
+            check_text(value, f"{name} of message {message.id} of {message.topic}")
+    headers = message.headers if message.headers == former.headers else _checked_headers(message)
     key = message.key if message.key == former.key else _checked_key(message.topic, message.key)
-    message = replace(message, key=key)
+    message = replace(
+        message,
+        key=key,
+        headers=headers,
+        time=_checked_time(message, "time"),
+        expires_at=_checked_time(message, "expires_at"),
+        not_before=_checked_time(message, "not_before"),
+    )
     _check_size(message, most)
     return message
+
+
+def _checked_time(message: Message, name: str) -> datetime | None:
+    """The time; without a zone it is UTC, as on the wire."""
+    value: object = getattr(message, name)
+    if value is None or isinstance(value, datetime):
+        return value if value is None or value.tzinfo is not None else value.replace(tzinfo=UTC)
+    raise InvalidMessage(
+        f"{name} of message {message.id} of {message.topic} is a {type(value).__name__}; it must be a datetime or None"
+    )
+
+
+def _checked_headers(message: Message) -> Mapping[str, str]:
+    if isinstance(message.headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        return check_headers(message.headers)
+    raise InvalidMessage(
+        f"headers of message {message.id} of {message.topic} is a {type(message.headers).__name__}; "
+        "it must be a mapping"
+    )
 
 
 def _is_content_type(value: object) -> bool:

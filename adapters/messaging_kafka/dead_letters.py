@@ -162,16 +162,19 @@ class KafkaDeadLetters(DeadLetterStore):
         """See `DeadLetterStore.redrive`."""
         where = f"{self._group.topic.name}/{self._group.name}"
         token = secrets.token_hex(8)
+        # Before the claim: nothing would come of one that a copy which cannot be made follows.
+        copies = [
+            await self._copy(message, letter.reference[1], failure) for letter, message, failure in letters
+        ]
         ours = await self._claim(token, [letter.reference[0] for letter, _, _ in letters])
         results: list[PublishError | Gone | None] = [None] * len(letters)
         parcels: list[Parcel] = []
         places: list[int] = []
-        for at, (letter, message, failure) in enumerate(letters):
-            offset, origin = letter.reference
-            if offset not in ours:
+        for at, (letter, _, _) in enumerate(letters):
+            if letter.reference[0] not in ours:
                 results[at] = GONE
                 continue
-            parcels.append(await self._copy(message, origin, failure))
+            parcels.append(copies[at])
             places.append(at)
         done: list[int] = []
         left: list[int] = []

@@ -230,6 +230,7 @@ async def test_redrive_can_correct_the_message(clock):
         lambda message: replace(message, key=5),
         lambda message: replace(message, content_type="x" * 500),
         lambda message: replace(message, content_type="caf\u00e9/json"),
+        lambda message: message.headers.update(a=5) or message,
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -242,6 +243,38 @@ async def test_an_edit_that_cannot_be_is_refused_before_anything_is_sent(clock, 
     assert store.sent == []
     assert len(store.letters) == 2
     assert store.open == 0
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("type", 5),
+        ("source", "\ud800"),
+        ("correlation_id", b"x"),
+        ("causation_id", "\x00"),
+        ("time", 0.0),
+        ("expires_at", "2090-01-01"),
+        ("not_before", 5),
+        ("headers", None),
+        ("headers", [("a", "b")]),
+    ],
+)
+async def test_an_edit_is_told_which_attribute_is_of_a_wrong_kind(clock, attribute, value):
+    store, letters = face(clock, [letter(1), letter(2)])
+
+    with pytest.raises(InvalidMessage, match=rf"{attribute} of message m1 of orders"):
+        await letters.redrive(edit=lambda message: replace(message, **{attribute: value}))
+
+    assert store.sent == []
+    assert len(store.letters) == 2
+
+
+async def test_a_time_that_an_edit_gives_without_a_zone_is_utc(clock):
+    store, letters = face(clock, [letter(1)])
+
+    await letters.redrive(edit=lambda message: replace(message, expires_at=datetime(2090, 1, 1)))
+
+    assert store.sent[0][0].expires_at == datetime(2090, 1, 1, tzinfo=UTC)
 
 
 def cut_letter(number):

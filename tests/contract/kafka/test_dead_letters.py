@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+from dataclasses import replace
+
+import pytest
 
 from messaging.adapter import DONE, GONE, StoredLetter, TopicSpec
 from messaging.message import Ack, Reject, Retry
@@ -102,6 +105,18 @@ async def test_a_claim_that_nothing_came_of_is_void_after_a_while(bench: Bench) 
     for held in (adapter._marks["orders", "billing"],):
         held._claims = {offset: (token, 0.0) for offset, (token, _) in held._claims.items()}
     assert await store.redrive([(letter, letter.message, None)]) == [None]
+
+
+async def test_a_copy_that_cannot_be_made_leaves_no_claim(bench: Bench) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b")
+    store = adapter.dead_letters(group)
+    one, two = await letters_of(store)
+    odd = replace(two.message, source="\ud800")
+
+    with pytest.raises(UnicodeEncodeError):
+        await store.redrive([(one, one.message, None), (two, odd, None)])
+
+    assert await store.redrive([(one, one.message, None), (two, two.message, None)]) == [None, None]
 
 
 async def test_a_redriven_message_comes_to_the_partition_of_its_key_in_this_group_only(bench: Bench) -> None:

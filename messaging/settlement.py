@@ -102,7 +102,7 @@ class Settler:
         if self._replies and not await self._send(taken, batch):
             return False
         # What is cancelled midway stays pending: settling twice is a no-op.
-        results: Sequence[Settled] = await self._settle(batch) if batch else ()
+        results = await self._try(batch) if batch else ()
         del self._pending[: len(taken)]  # others may have come meanwhile
         if results.count(DONE) == len(batch):
             self.error = None
@@ -121,6 +121,15 @@ class Settler:
             batch = [one for one in batch if one not in failed]
         self._settled(batch, results)
         return not failed
+
+    async def _try(self, batch: Sequence[Settlement]) -> Sequence[Settled]:
+        """What the broker says of each; an adapter may raise what no trying again has to heal (25)."""
+        try:
+            return await self._settle(batch)
+        except MessagingError as error:
+            if is_fatal(error):
+                raise
+            return [SettleError(error)] * len(batch)
 
     async def _send(self, taken: Sequence[Settlement], batch: Sequence[Settlement]) -> bool:
         """Send the replies of this batch; False when the broker was not reached: they are sent again, or given up

@@ -7,7 +7,15 @@ import pytest
 
 from messaging.adapter import DONE, SettleError, Settlement
 from messaging.codec import Codec
-from messaging.errors import ConnectionFailed, LeaseLost, MessageTooLarge, PublishError, RemoteError
+from messaging.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    LeaseLost,
+    MessageTooLarge,
+    PublishError,
+    RemoteError,
+    TopicNotFound,
+)
 from messaging.message import Ack, Message
 from messaging.requests import read_reply
 from messaging.settlement import BATCH, Settler
@@ -45,6 +53,8 @@ class Desk:
     async def settle(self, batch):
         self.log.append([one.delivery.message.id for one in batch])
         answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
         if self.gate is not None:
             await self.gate.wait()
         return answer or [DONE] * len(batch)
@@ -105,6 +115,36 @@ async def test_what_the_broker_did_not_take_is_settled_again_with_growing_waits(
 
     assert desk.log == [["a", "b"], ["a"], ["a"], ["a"]]
     assert desk.results == [("b", DONE), ("a", DONE)]
+
+
+async def test_what_an_adapter_raises_for_a_whole_batch_is_settled_again_unless_it_is_fatal(desk):
+    desk.answers = [ConnectionFailed("down"), PublishError("full")]
+    desk.add("a", "b")
+
+    await desk.clock.settle()
+    assert desk.settler.error == "down"
+    await desk.clock.advance(60)
+
+    assert desk.log == [["a", "b"]] * 3
+    assert desk.results == [("a", DONE), ("b", DONE)]
+    assert desk.settler.error is None
+
+    desk.answers = [LeaseLost("gone")]
+    desk.add("c")
+    await desk.clock.settle()
+    assert [(id, type(result)) for id, result in desk.results[2:]] == [("c", SettleError)]
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationFailed("no"), TopicNotFound("gone"), RuntimeError("a defect")]
+)
+async def test_a_settlement_that_no_trying_again_heals_ends_it(error):
+    desk = Desk()
+    desk.answers = [error]
+    desk.add("a")
+
+    with pytest.raises(type(error)):
+        await desk.settler.run()
 
 
 async def test_a_lost_delivery_is_told_and_not_settled_again(desk):

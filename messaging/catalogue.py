@@ -93,8 +93,12 @@ class Catalogue:
         native: str | None = None,
     ) -> GroupSpec:
         """A group of the topic; a `start` without a zone is UTC. Raises ConfigurationError for order that the topic
-        does not keep.
+        does not keep, and for a `start` that is none.
         """
+        if start not in ("latest", "earliest") and not isinstance(start, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+            raise ConfigurationError(
+                f'Group {name} of topic {topic.name} has start={start!r}; it takes "latest", "earliest" or a datetime'
+            )
         settings = self._settings.subscription(topic.name, name)
         wanted = ordered if settings.ordered is None else settings.ordered
         if wanted and not topic.ordered:

@@ -1,6 +1,6 @@
 import asyncio
 import logging
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
@@ -218,6 +218,14 @@ async def test_a_group_that_was_deleted_is_declared_anew(catalogue, adapter):
     await catalogue.declare([group, other], [])
 
     assert adapter.declared[1:] == [([], ["billing"], "declare")]
+
+
+@pytest.mark.parametrize("start", ["Latest", "now", "", "2026-07-01", 5, None, date(2026, 7, 1)])
+def test_a_start_that_is_none_is_refused_before_anything_is_declared(catalogue, adapter, start):
+    with pytest.raises(ConfigurationError, match='start=.*"latest", "earliest" or a datetime'):
+        catalogue.group(catalogue.spec(jobs), "billing", start=start)
+
+    assert adapter.declared == []
 
 
 def test_a_start_without_a_zone_is_utc_as_every_other_time(catalogue):

@@ -35,6 +35,11 @@ async def lag(bus, topic="jobs"):
     return next(group.lag for group in await bus.groups() if group.topic == topic)
 
 
+async def test_a_start_that_is_none_is_refused(bus):
+    with pytest.raises(ConfigurationError, match="start='Latest'"):
+        bus.consume(jobs, group="new", start="Latest")
+
+
 async def test_each_delivery_is_settled_by_hand(bus, clock):
     await bus.publish_many(jobs, ["a", "b"])
     async with bus.consume(jobs, group="audit") as pull:

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
@@ -391,6 +392,8 @@ async def begin(
 
     Raises UnsupportedCapability, TopicNotFound, ConfigurationError for an illegal number, PublishManyError.
     """
+    if not (isfinite(grace) and grace >= 0):
+        raise ConfigurationError(f"The grace is {grace:g} s; it must be finite, and 0 or more")
     if not kept_apart(adapter):
         reason = adapter.capabilities.generations.reason
         raise UnsupportedCapability(

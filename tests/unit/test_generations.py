@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import timedelta
 
 import pytest
 
@@ -185,6 +186,16 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
     monkeypatch.setattr(MemoryAdapter, "capabilities", poor)
     with pytest.raises(UnsupportedCapability, match="another name"):
         await bus.begin_generation(orders, partitions=3)
+
+
+@pytest.mark.parametrize("grace", [float("nan"), float("inf"), -5, timedelta(seconds=-1)])
+async def test_a_grace_that_cannot_be_waited_for_is_refused_before_anything_is_declared(bus, clock, grace):
+    await bus.declare(orders)
+
+    with pytest.raises(ConfigurationError, match="finite, and 0 or more"):
+        await change(bus, clock, orders, partitions=3, grace=grace)
+
+    assert len(await bus.adapter.generations(TopicSpec("orders"))) == 1
 
 
 async def test_a_member_leaves_though_the_broker_loses_its_cancellation(bus, clock, monkeypatch):

@@ -6,10 +6,12 @@ import asyncio
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
 from messaging.errors import Closed, ConfigurationError
 from messaging.generations import subscriber
+from messaging.lasting import lasting, this_task
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
 from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired, Plan, check, plan
@@ -307,12 +309,13 @@ class App:
 async def _run_all(dispatchers: Sequence[Dispatcher | Subscriber], bus: Bus) -> AsyncGenerator[None]:
     """Run these beside the body; the first error, of a subscription or of the body, ends all and is raised alone."""
     failed: list[BaseException] = []
+    me = this_task()
     try:
         async with asyncio.TaskGroup() as tasks:
             for dispatcher in dispatchers:
-                tasks.create_task(
-                    _run_one(dispatcher, bus, failed), name=f"messaging-{dispatcher.topic}/{dispatcher.group}"
-                )
+                name = f"messaging-{dispatcher.topic}/{dispatcher.group}"
+                running = partial(lasting, dispatcher.run, name, lambda: bool(failed) or me.cancelling() > 0)
+                tasks.create_task(_run_one(running, dispatcher, bus, failed), name=name)
             bus.dispatchers.extend(dispatchers)
             try:
                 yield
@@ -330,11 +333,16 @@ async def _run_all(dispatchers: Sequence[Dispatcher | Subscriber], bus: Bus) -> 
         raise failed[0]
 
 
-async def _run_one(dispatcher: Dispatcher | Subscriber, bus: Bus, failed: list[BaseException]) -> None:
+async def _run_one(
+    running: Callable[[], Awaitable[None]],
+    dispatcher: Dispatcher | Subscriber,
+    bus: Bus,
+    failed: list[BaseException],
+) -> None:
     name = dispatcher.topic, dispatcher.group
     bus.ended.pop(name, None)
     try:
-        await dispatcher.run()
+        await running()
     except BaseException as error:  # a cancellation too: `failed` has what came first
         failed.append(error)
         if isinstance(error, Exception):

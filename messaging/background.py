@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from messaging.lasting import cancelled
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
@@ -15,6 +17,7 @@ class Background:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
+        self._stopping = False
 
     def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """Run `work` until it ends or `stop`."""
@@ -24,7 +27,10 @@ class Background:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if not self._stopping:
+                self._failure = cancelled(task.get_name())
+        elif (error := task.exception()) is not None:
             self._failure = error
 
     def check(self) -> None:
@@ -34,6 +40,7 @@ class Background:
 
     async def stop(self) -> None:
         """Cancel all and wait for their end."""
+        self._stopping = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

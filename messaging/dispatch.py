@@ -21,6 +21,7 @@ from messaging.delay import bounded
 from messaging.errors import LeaseLost, MessagingError, is_fatal
 from messaging.health import SubscriptionHealth
 from messaging.lanes import Lanes
+from messaging.lasting import lasting, this_task
 from messaging.message import Ack, Reject, Release, Retry, seconds
 from messaging.settlement import Settler
 from messaging.workers import ABANDON_AFTER, Workers
@@ -95,14 +96,21 @@ class Dispatcher:
         Cancellation gives back, uncounted, what was not settled.
         """
         failed: BaseException | None = None
+        me = this_task()
+        parts = {
+            "messaging-settle": self._settler.run,
+            "messaging-leases": self._keep_leases,
+            "messaging-workers": self._workers.run,
+            "messaging-receive": self._receive,
+        }
         try:
             async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._settler.run(), name="messaging-settle"),
-                    tasks.create_task(self._keep_leases(), name="messaging-leases"),
-                    tasks.create_task(self._workers.run(), name="messaging-workers"),
+                *background, receiver = [
+                    tasks.create_task(
+                        lasting(part, name, lambda: self._draining or me.cancelling() > 0), name=name
+                    )
+                    for name, part in parts.items()
                 ]
-                receiver = tasks.create_task(self._receive(), name="messaging-receive")
                 await self._stop.wait()
                 await self._drain(receiver)
                 for task in background:

@@ -87,7 +87,9 @@ class Requester:
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         try:
             async with timeout(self._clock, within):
-                inbox = self._inbox or await self._open()
+                inbox = self._inbox
+                if inbox is None or self._task is None or self._task.cancelled():
+                    inbox = await self._open()
                 while self._failure is not None and self._ended is None:
                     await self._returned()
                 if self._ended is not None:
@@ -133,6 +135,7 @@ class Requester:
                     await inbox.close()
                     raise self._ended.with_traceback(None)  # as in `request`
                 self._inbox = inbox
+            if self._task is None or self._task.cancelled():  # by another part of the program
                 self._task = asyncio.create_task(self._receive(self._inbox), name="messaging-replies")
             return self._inbox
 

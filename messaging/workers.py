@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from messaging.apart import apart
 from messaging.backoff import Backoff
 from messaging.binding import current_delivery, still_leased
 from messaging.clock import sleep
@@ -19,7 +20,7 @@ from messaging.errors import DecodeError, LeaseLost, MessagingError, TopicNotFou
 from messaging.message import Delivery, Reject, Release, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from messaging.adapter import Consumer, RawDelivery
     from messaging.binding import Binding
@@ -210,11 +211,12 @@ class Workers:
                         outcome = given
                     else:
                         current_delivery.set(given)
-                        outcome = await binding.handler(given)
-            except asyncio.CancelledError:
+                        outcome = await apart(binding.handler(given))
+            except asyncio.CancelledError as error:
                 if self._over():
                     raise
-                outcome = Release()  # interrupted, or the handler's own doing: the worker lives on
+                # Interrupted, or cancelled by another part of the program: the worker lives on.
+                outcome = Release() if task.cancelling() else _unasked(error)
             except SystemExit:
                 self.exiting = self._isolation.exiting = True
                 raise
@@ -224,13 +226,11 @@ class Workers:
                     self._isolation.end_returned(self)
             if self._interrupted:
                 self._interrupted.discard(delivery)
-            while task.cancelling():
-                task.uncancel()
             self._conclude(delivery, outcome)
             run += 1
-            if run == BURST:
+            if run == BURST or task.cancelling():
                 run = 0
-                await asyncio.sleep(0)
+                await self._waited(asyncio.sleep(0))
 
     def _over(self) -> bool:
         """Whether nothing starts any more: cancelled, or its program exits."""
@@ -242,7 +242,21 @@ class Workers:
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._changed()
-        await waiter
+        await self._waited(waiter)
+
+    async def _waited(self, wait: Awaitable[None]) -> None:
+        """Wait. What cancelled the worker, while that was not to end, was meant for its handler, or is not its owner.
+
+        Before Python 3.13 the next wait raises what was asked for, whether or not it was taken back.
+        """
+        try:
+            await wait
+        except asyncio.CancelledError:
+            if self._over():
+                raise
+        task = asyncio.current_task()
+        while task is not None and task.cancelling() and not self._over():
+            task.uncancel()
 
     def _next(self) -> RawDelivery | None:
         """The next delivery to run; a suspect only when nothing else runs, and nothing elsewhere that came back."""
@@ -381,3 +395,10 @@ class Workers:
                 delivery.message.id,
                 extra={"message_id": delivery.message.id},
             )
+
+
+def _unasked(error: asyncio.CancelledError) -> Reject:
+    """What a codec or middleware raised outside the retry policy: released, it would come again for ever."""
+    rejected = Reject("waited for something that was cancelled", cause="exception")
+    rejected.__cause__ = error
+    return rejected

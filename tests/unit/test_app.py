@@ -19,7 +19,7 @@ from messaging import (
     Topic,
     connect,
 )
-from messaging.errors import AuthenticationFailed, UnsupportedCapability
+from messaging.errors import AuthenticationFailed, MessagingError, UnsupportedCapability
 from tests.unit.topics import jobs, orders, prices
 
 
@@ -435,3 +435,18 @@ async def test_an_outcome_that_makes_no_sense_is_a_failure_of_the_handler(bus, c
 
     assert await bus.dead_letters(jobs, group="a").count() == 2
     assert await bus.dead_letters(jobs, group="b").count() == 2
+
+
+async def test_a_subscription_that_another_part_of_the_program_cancels_ends_the_app_with_an_error(bus):
+    app = App("billing")
+    app.subscribe(orders)(lambda order: None)
+    ended = asyncio.Event()
+
+    with pytest.raises(MessagingError, match="messaging-orders/billing was cancelled by another part"):
+        async with app.running(bus):
+            await bus.clock.settle()
+            (task,) = (one for one in asyncio.all_tasks() if one.get_name() == "messaging-orders/billing")
+            task.cancel()
+            await ended.wait()
+
+    assert isinstance(bus.ended["orders", "billing"], MessagingError)

@@ -94,6 +94,19 @@ async def test_requests_that_begin_together_open_one_inbox(desk):
     assert desk.opened == 1
 
 
+async def test_replies_are_received_again_after_another_part_of_the_program_cancelled_that(desk):
+    lost = await desk.ask()
+    (task,) = (one for one in asyncio.all_tasks() if one.get_name() == "messaging-replies")
+    task.cancel()
+    await desk.clock.settle()
+
+    asked = await desk.ask()
+    await desk.reply(*desk.sent)
+
+    assert lost.done()
+    assert asked.done()
+
+
 async def test_a_request_without_a_reply_times_out_and_its_late_reply_is_counted(desk):
     task = await desk.ask()
     await desk.clock.advance(5)

@@ -15,6 +15,7 @@ from messaging.clock import Clock, sleep
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import Cause, Failure, parse, redriven
 from messaging.message import Message, Receipt
+from messaging.middleware.expiry import has_expired
 from messaging.prepare import corrected
 
 if TYPE_CHECKING:
@@ -136,12 +137,13 @@ class DeadLetters:
         against messages of the same key that were handled meanwhile is not restored: `dry_run=True` sends
         nothing, says so in the log, and returns how many would be sent. A crash between gives a duplicate,
         never a loss. A letter that holds the beginning of its message only (`failure.cut_from`) is refused unless
-        `edit` gives it a body.
+        `edit` gives it a body; one whose message has expired, and would be handled by nobody, unless `edit` gives it a
+        later `expires_at`, or None.
 
         `ids` and `where` choose; without them all that were there at the start. `edit` corrects a message;
         its id and topic stay. `rate` is in messages per second.
 
-        Raises PublishManyError, after all were tried, when some could not be sent: those stay dead letters.
+        Raises PublishManyError, after all were tried, when some were refused or could not be sent: those stay dead.
         InvalidMessage for an edit that changes id or topic or cannot be carried, naming the attribute, MessageTooLarge,
         whatever `edit` and `where` raise, and ConnectionFailed end it at once; what was redriven before stays so, the
         rest stays dead.
@@ -158,7 +160,7 @@ class DeadLetters:
                 async for page in pages:
                     messages = [_edited(stored.message, edit, self._most) for stored in page]
                     if dry_run:
-                        results += filter(None, map(self._incomplete, page, messages))
+                        results += filter(None, map(self._refusal, page, messages))
                     else:
                         if rate is not None and tried:
                             await sleep(self._clock, start + tried / rate - self._clock.monotonic())
@@ -198,7 +200,7 @@ class DeadLetters:
         refused: list[Receipt | PublishError] = []
         whole: list[tuple[StoredLetter, Message, str | None]] = []
         for stored, message in zip(page, messages, strict=True):
-            if (error := self._incomplete(stored, message)) is not None:
+            if (error := self._refusal(stored, message)) is not None:
                 refused.append(error)
             else:
                 whole.append((stored, message, redriven(stored.failure, now)))
@@ -209,14 +211,20 @@ class DeadLetters:
             if not isinstance(result, Gone)
         ]
 
-    def _incomplete(self, stored: StoredLetter, message: Message) -> InvalidMessage | None:
-        """Why the letter is not redriven: it holds the beginning of its message only (`messaging.oversize`)."""
+    def _refusal(self, stored: StoredLetter, message: Message) -> InvalidMessage | None:
+        """Why the letter is not redriven: nobody would handle the message, or its beginning only."""
         cut_from = parse(stored.failure).cut_from
-        if not cut_from or message.body != stored.message.body:
+        if cut_from and message.body == stored.message.body:  # see `messaging.oversize`
+            why = (
+                f"it holds {len(message.body)} of the {cut_from} bytes that its body had. Publish the original anew, "
+                f"or give it a body with `edit`"
+            )
+        elif message.expires_at is not None and has_expired(message, self._clock):
+            why = f"it expired at {message.expires_at.isoformat()}. Give it a later `expires_at`, or None, with `edit`"
+        else:
             return None
         return InvalidMessage(
-            f"dead letter {message.id} of {self._topic}/{self._group} was not redriven: it holds {len(message.body)} "
-            f"of the {cut_from} bytes that its body had. Publish the original anew, or give it a body with `edit`"
+            f"dead letter {message.id} of {self._topic}/{self._group} was not redriven: {why}"
         )
 
     async def _pages(
@@ -263,14 +271,15 @@ class DeadLetters:
     ) -> None:
         if not tried:
             return
+        refused = sum(isinstance(result, PublishError) for result in results)
         _log.info(
             "%s %d dead letters of %s/%s to its tail, %d refused; for the %d with a key, order against"
             " messages of the same key that were handled meanwhile is not restored",
             "would redrive" if dry_run else "redrove",
-            tried,
+            tried - refused,
             self._topic,
             self._group,
-            sum(isinstance(result, PublishError) for result in results),
+            refused,
             keyed,
             extra=self._extra(),
         )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -293,6 +293,34 @@ async def test_a_letter_that_was_cut_is_not_redriven_without_a_body(clock):
 
     assert await letters.redrive(edit=lambda message: replace(message, body=b"whole")) == 1
     assert store.sent[-1][0].body == b"whole"
+
+
+async def test_a_letter_whose_message_has_expired_is_not_redriven_unless_it_is_given_time(clock, caplog):
+    now = datetime.fromtimestamp(clock.time(), UTC)
+    soon, later = now + timedelta(seconds=60), now + timedelta(days=1)
+    store, letters = face(clock, [letter(1), expiring_letter(2, soon), expiring_letter(3, later)])
+    await clock.advance(60)
+
+    assert await letters.redrive(dry_run=True) == 2
+    with (
+        caplog.at_level(logging.INFO, "messaging"),
+        pytest.raises(PublishManyError, match="m2 .* expired at"),
+    ):
+        await letters.redrive()
+    assert [message.id for message, _ in store.sent] == ["m1", "m3"]
+    assert [stored.message.id for stored in store.letters] == ["m2"]
+    assert "redrove 2 dead letters of orders/billing to its tail, 1 refused" in caplog.text
+
+    with pytest.raises(PublishManyError):
+        await letters.redrive(edit=lambda message: replace(message, body=b"fixed"))
+    assert await letters.redrive(edit=lambda message: replace(message, expires_at=later), dry_run=True) == 1
+    assert await letters.redrive(edit=lambda message: replace(message, expires_at=None)) == 1
+    assert store.letters == []
+
+
+def expiring_letter(number, at):
+    whole = letter(number)
+    return replace(whole, message=replace(whole.message, expires_at=at))
 
 
 async def test_headers_of_another_program_are_redriven_as_they_are(clock):

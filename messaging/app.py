@@ -236,7 +236,8 @@ class App:
 
         At exit nothing new starts, what runs is finished within the drain timeout and settled, the rest goes back
         uncounted. A handler that ignores its cancellation then, or a synchronous one that goes on, is given ten
-        seconds more and left behind. A fatal error of a subscription cancels the body and is raised (semantics 25).
+        seconds more and left behind. Where the body raises or is cancelled, what runs is cancelled at once, and goes
+        back too. A fatal error of a subscription cancels the body and is raised (semantics 25).
         `provide` replaces what the lifespan would yield; `middleware` is added to every subscription's, innermost.
         Raises UnsupportedCapability or ConfigurationError before anything runs.
         """

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     )
     from typing import Any
 
+    from messaging.adapter import GroupSpec
+    from messaging.app import App
+    from messaging.bus import Bus
     from messaging.dead_letters import DeadLetters
 
 
@@ -38,7 +41,7 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
         command.add_argument("--namespace", help="else MESSAGING_NAMESPACE or messaging.toml")
         command.add_argument("--topic", required=True, help="the topic's name")
         command.add_argument("--group", required=True, help="the group's name")
-        command.add_argument("--app", help="module:app that describes the topic; else messaging.toml")
+        command.add_argument("--app", help="module:app that describes topic and group; else messaging.toml")
         if verb == "list":
             command.add_argument("--limit", type=int, help="at most so many")
         else:
@@ -59,11 +62,12 @@ def run(arguments: Namespace) -> None:
 
 async def perform(arguments: Namespace) -> None:
     """The same on the running loop."""
-    topic = _topic(arguments)
+    app = None if arguments.app is None else load_app(arguments.app)
     # Verified first: with other partitions than the broker's, a redrive would put messages where nobody looks.
     async with connect(arguments.url, namespace=arguments.namespace, topology="verify") as bus:
-        await bus.declare(topic, groups=[arguments.group])
-        letters = bus.dead_letters(topic, group=arguments.group)
+        topic, group = _described(bus, app, arguments)
+        await bus.catalogue.declare([group], [group.topic])
+        letters = bus.dead_letters(topic, group=group.name)
         if arguments.verb == "list":
             await _list(letters, arguments)
         elif arguments.verb == "redrive":
@@ -75,13 +79,18 @@ async def perform(arguments: Namespace) -> None:
             print(f"purged {await letters.purge(ids=arguments.ids)}")
 
 
-def _topic(arguments: Namespace) -> Topic[Any]:
-    if arguments.app is None:
-        return Topic(arguments.topic)
-    for definition in load_app(arguments.app).definitions:
-        if definition.topic.name == arguments.topic:
-            return definition.topic
-    raise ConfigurationError(f"{arguments.app} does not subscribe to {arguments.topic}")
+def _described(bus: Bus, app: App | None, arguments: Namespace) -> tuple[Topic[Any], GroupSpec]:
+    """The topic and the group as the app describes them: its group may have given the topic's order up."""
+    topic = Topic(arguments.topic)
+    if app is not None:
+        plans = [plan for plan in app.plans(bus) if plan.definition.topic.name == arguments.topic]
+        if not plans:
+            raise ConfigurationError(f"{arguments.app} does not subscribe to {arguments.topic}")
+        topic = plans[0].definition.topic
+        for plan in plans:
+            if plan.group.name == arguments.group:
+                return topic, plan.group
+    return topic, bus.catalogue.group(bus.catalogue.spec(topic), arguments.group)
 
 
 async def _list(letters: DeadLetters, arguments: Namespace) -> None:

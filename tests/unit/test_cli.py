@@ -1,4 +1,5 @@
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -212,6 +213,18 @@ async def test_dead_letters_are_listed_oldest_first(broker: str, capsys: pytest.
     assert total == "2 of 3"
 
 
+UNORDERED = """
+from messaging import App, Reject, Topic
+
+orders = Topic("orders", str, key=lambda text: text, ordered=True, partitions=2)
+app = App("shop")
+
+
+@app.subscribe(orders, group="billing", ordered=False)
+async def refuse(order: str) -> Reject:
+    return Reject("no customer")
+"""
+
 FORGED = "bad\r\nERROR forged line\x1b[2J"
 
 
@@ -283,6 +296,29 @@ def test_a_topic_is_described_by_an_app_and_verified(
     assert "TopicNotFound" in capsys.readouterr().err
     assert main([*call, "--topic", "others"]) == 1
     assert "does not subscribe to others" in capsys.readouterr().err
+
+
+async def test_the_dead_letters_of_a_group_without_its_topics_order_are_found_by_its_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unordered.py").write_text(UNORDERED)
+    monkeypatch.syspath_prepend(tmp_path)
+    program = importlib.import_module("unordered")
+    url = "memory://unordered"
+    async with connect(url) as bus:
+        async with program.app.running(bus), asyncio.timeout(10):
+            for order in ("a", "b"):
+                await bus.publish(program.orders, order, id=order)
+            while await bus.dead_letters(program.orders, group="billing").count() < 2:
+                await asyncio.sleep(0)
+
+        app = ("--app", "unordered:app")
+        await dead(url, "list", *app)
+        await dead(url, "redrive", "--id", "a", *app)
+        await dead(url, "purge", "--all", *app)
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[2:] == ["2 of 2", "redrove 1", "purged 1"]
 
 
 async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFixture[str]) -> None:

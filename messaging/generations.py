@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -388,7 +389,8 @@ async def begin(
 
     Its groups are declared on it before anything is written to it. Where both generations keep order, end marks
     follow behind the last messages of the former one after `grace` seconds: longer than any publisher takes to look
-    again and to have its publishes confirmed. Interrupted, call it again with the same: it goes on.
+    again and to have its publishes confirmed. Interrupted, call it again with the same: it goes on. Or begin the
+    next one: each former generation gets the marks that it lacks.
 
     Raises UnsupportedCapability, TopicNotFound, ConfigurationError for an illegal number, PublishManyError.
     """
@@ -421,16 +423,11 @@ async def begin(
             *(topic.name, wanted.generation, wanted.partitions, wanted.ordered),
             extra={"topic": topic.name, "generation": wanted.generation},
         )
-        former, new = last, wanted
-    elif len(kept) > 1:
-        former, new = kept[-2], last
-    else:
-        return last
-    if former.ordered and new.ordered:
-        await sleep(clock, grace)
-        await adapter.end_generation(former)
-        await _mark(adapter, former, await _unfinished(adapter, former))
-    return new
+        kept = [*kept, wanted]
+    await _end(
+        adapter, [one for one, next_one in pairwise(kept) if one.ordered and next_one.ordered], grace, clock
+    )
+    return kept[-1]
 
 
 async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None:
@@ -444,9 +441,19 @@ async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None
     await adapter.declare(Topology((wanted,), groups, "declare"))
 
 
+async def _end(adapter: Adapter, formers: Sequence[TopicSpec], grace: float, clock: Clock) -> None:
+    """Record that these have ended, and mark what is unfinished of each: earlier changes may have been interrupted."""
+    if not formers:
+        return
+    await sleep(clock, grace)
+    await adapter.declare(Topology(formers, mode="verify"))
+    for former in formers:
+        await adapter.end_generation(former)
+        await _mark(adapter, former, await _unfinished(adapter, former))
+
+
 async def _unfinished(adapter: Adapter, former: TopicSpec) -> set[int]:
     """The partitions for whose end some group waits."""
-    await adapter.declare(Topology(topics=(former,), mode="verify"))
     waiting: set[int] = set()
     for info in await adapter.groups():
         if (info.topic, info.generation) == (former.name, former.generation) and info.ordered is not False:

@@ -46,6 +46,14 @@ async def change(bus, clock, topic, **how):
     return changing.result()
 
 
+async def interrupted(bus, clock, topic, **how):
+    changing = asyncio.create_task(bus.begin_generation(topic, **how))
+    await clock.advance(1)
+    changing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await changing
+
+
 async def test_never_more_handlers_run_than_asked_for_on_two_generations(bus, clock):
     app, running, most = App("a"), 0, 0
 
@@ -186,6 +194,54 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
     monkeypatch.setattr(MemoryAdapter, "capabilities", poor)
     with pytest.raises(UnsupportedCapability, match="another name"):
         await bus.begin_generation(orders, partitions=3)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [[{"partitions": 5}], [{"ordered": False}], [{"partitions": 3}], [{"partitions": 5}, {"partitions": 5}]],
+    ids=["other partitions", "no order", "the same", "the next one twice"],
+)
+async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock, later):
+    app, seen = App("a"), []
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        await bus.publish(orders, "first")
+        await interrupted(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+        await bus.publish(orders, "second")
+        for again in later[1:]:
+            await interrupted(bus, clock, orders, **again)
+        await change(bus, clock, orders, **later[0])
+        await clock.advance(20)
+        await bus.publish(orders, "third")
+        await clock.advance(20)
+
+    assert sorted(seen) == ["first", "second", "third"]
+    assert {info.lag for info in await bus.groups()} == {0}
+
+
+async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_the_same_again(bus, clock):
+    app, seen = App("a"), []
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        await interrupted(bus, clock, orders, partitions=3)
+        await interrupted(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+        await bus.publish(orders, "waits")
+        await clock.advance(60)
+        stopped = list(seen)
+        await change(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+
+    assert (stopped, seen) == ([], ["waits"])
 
 
 @pytest.mark.parametrize("grace", [float("nan"), float("inf"), -5, timedelta(seconds=-1)])

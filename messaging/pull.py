@@ -67,10 +67,28 @@ class Pull(Generic[T]):
         self._arrived = asyncio.Event()
         self._dispatcher: Dispatcher | Subscriber | None = None
         self._task: asyncio.Task[None] | None = None
+        self._in_use = False
 
     async def __aenter__(self) -> Self:
-        """Declare the group and join it. Raises UnsupportedCapability where the broker cannot do what is asked."""
+        """Declare the group and join it.
+
+        Raises UnsupportedCapability where the broker cannot do what is asked, ConfigurationError while it is open.
+        """
         self._bus.check_open()
+        if self._in_use:
+            raise ConfigurationError(
+                f"This bus.consume() of {self._topic.name}/{self._group.name} is open already: call bus.consume() "
+                f"again for another member"
+            )
+        self._in_use = True
+        try:
+            await self._join()
+        except BaseException:
+            self._in_use = False
+            raise
+        return self
+
+    async def _join(self) -> None:
         broker = self._bus.broker(self._topic)
         capabilities = broker.capabilities
         wanted = {"order": self._group.ordered, "history": self._group.start != "latest"}
@@ -104,7 +122,6 @@ class Pull(Generic[T]):
         self._bus.dispatchers.append(self._dispatcher)
         self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
         self._task.add_done_callback(self._ended)
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,6 +134,7 @@ class Pull(Generic[T]):
         finally:
             self._task.cancel()  # where the wait was cancelled
             await asyncio.wait((self._task,))
+            self._in_use = False
         if error is None and not self._task.cancelled():
             self._task.result()
 

@@ -51,6 +51,21 @@ async def test_each_delivery_is_settled_by_hand(bus, clock):
     assert await bus.dead_letters(jobs, group="audit").count() == 1
 
 
+async def test_it_cannot_be_opened_while_it_is_open(bus, clock):
+    pull = bus.consume(jobs, group="audit")
+    first, second = await asyncio.gather(pull.__aenter__(), pull.__aenter__(), return_exceptions=True)
+    assert first is pull
+    assert isinstance(second, ConfigurationError)
+    with pytest.raises(ConfigurationError, match="open already"):
+        await pull.__aenter__()
+    await pull.__aexit__(None, None, None)
+
+    assert [group.members for group in await bus.groups() if group.topic == "jobs"] == [0]
+    await bus.publish(jobs, "a")
+    async with pull:
+        assert [one.payload for one in await taken(pull, clock)] == ["a"]
+
+
 async def test_what_is_not_settled_at_exit_goes_back_uncounted(bus, clock):
     await bus.publish(jobs, "a")
     async with bus.consume(jobs, group="audit") as pull:

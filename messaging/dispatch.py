@@ -124,7 +124,7 @@ class Dispatcher:
                 self._timer.cancel()
             try:
                 await self._workers.end()
-                await self._settler.flush()
+                await self._settler.flush(ABANDON_AFTER)
             finally:
                 # What is given back in peace is not counted; the crash guard has to see a message that ends processes.
                 if not self._workers.exiting:

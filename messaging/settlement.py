@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import DONE, SettleError, Settlement
 from messaging.backoff import Backoff
-from messaging.clock import check_cancelled, sleep
+from messaging.clock import check_cancelled, sleep, timeout
 from messaging.errors import LeaseLost, MessageTooLarge, MessagingError, is_fatal
 from messaging.requests import too_large
 
@@ -90,10 +90,18 @@ class Settler:
         finally:
             self._idle = None
 
-    async def flush(self) -> None:
-        """One attempt at what is left, after `run` has ended."""
-        while self._pending and await self._settle_batch():
-            pass
+    async def flush(self, within: float) -> None:
+        """One attempt at what is left, after `run` has ended. What takes longer is left to the broker to give back."""
+        try:
+            async with timeout(self._clock, within):
+                while self._pending and await self._settle_batch():
+                    pass
+        except TimeoutError:
+            logger.warning(
+                "%d deliveries could not be settled within %g s. They are delivered again.",
+                *(len(self._pending), within),
+                extra={"unsettled": len(self._pending)},
+            )
 
     async def _settle_batch(self) -> bool:
         """Settle what is there; False when the broker did not take all of it."""

@@ -118,6 +118,32 @@ async def test_a_drain_waits_for_a_settlement_that_is_slow_but_not_for_ever():
     assert stuck.counters.acked == 0
 
 
+async def test_a_settlement_that_hangs_stops_no_stop():
+    bench = Bench(acking, grace=30.0)
+    bench.consumer.on_settle = lambda settlements: asyncio.Event().wait()
+    bench.running_task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"), raw("2", "b"))
+    bench.dispatcher.stop()
+    await bench.clock.advance(60)
+
+    assert bench.task.done()
+    assert bench.task.exception() is None
+    assert bench.consumer.closed
+    assert bench.counters.acked == 0
+
+
+async def test_a_settlement_that_hangs_stops_no_cancellation():
+    bench = Bench(acking, grace=30.0)
+    bench.consumer.on_settle = lambda settlements: asyncio.Event().wait()
+    task = asyncio.create_task(bench.dispatcher.run())
+    await bench.put(raw("1"))
+    task.cancel()
+    await bench.clock.advance(10)
+
+    assert task.cancelled()
+    assert bench.consumer.closed
+
+
 async def test_cancelling_gives_back_what_was_not_settled():
     work = Work()
     bench = Bench(work)

@@ -275,7 +275,7 @@ async def test_what_was_cancelled_midway_is_left_to_flush(reply):
     task.cancel()
     await asyncio.wait((task,))
     desk.gate = None
-    await desk.settler.flush()
+    await desk.settler.flush(5)
 
     assert desk.log[len(before) :] == [*([("replies", ["re-a"])] if reply else []), ["a"]]
     assert desk.results == [("a", DONE)]
@@ -286,7 +286,7 @@ async def test_flush_settles_all_that_is_left_and_tries_once():
     desk.add(*(str(number) for number in range(BATCH + 2)))
     desk.answers = [None, [DOWN, DONE]]
 
-    await desk.settler.flush()
+    await desk.settler.flush(5)
 
     assert [len(batch) for batch in desk.log] == [BATCH, 2]
     assert len(desk.results) == BATCH + 1

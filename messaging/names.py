@@ -18,16 +18,22 @@ from string import ascii_letters, digits
 from messaging.errors import ConfigurationError
 
 _PORTABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+RESERVED = "messaging."
+"""So begin the types of the library's own messages: a topic's name is the type of what is published to it."""
 _HASH_DIGITS = 20
 _WORD = frozenset(ascii_letters + digits)
 
 
 def check_topic(name: str) -> str:
-    """The name, if it is portable: 1 to 200 of `[A-Za-z0-9._-]`, not starting with `.` or `-`.
+    """The name, if it is portable: 1 to 200 of `[A-Za-z0-9._-]`, not starting with `.`, `-` or `messaging.`.
 
     Raises ConfigurationError.
     """
-    return _check("topic", name)
+    if _check("topic", name).startswith(RESERVED):
+        raise ConfigurationError(
+            f"illegal topic name {name!r}: what begins with {RESERVED} is kept for the library's own messages"
+        )
+    return name
 
 
 def check_group(name: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from messaging import Endpoint, Topic
 from messaging.errors import ConfigurationError
 from messaging.names import NameRules, check_group, check_namespace, check_topic, physical
 
@@ -37,6 +38,16 @@ def test_portable_names_pass(check, name: str) -> None:
 def test_other_names_are_refused_by_name(check, name: object) -> None:
     with pytest.raises(ConfigurationError, match="illegal .* name"):
         check(name)
+
+
+@pytest.mark.parametrize("name", ["messaging.error", "messaging.generation.end", "messaging."])
+def test_a_topic_is_not_named_as_the_librarys_own_messages(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="kept for the library"):
+        Topic(name)
+    with pytest.raises(ConfigurationError, match="kept for the library"):
+        Endpoint(name, str, str)
+    assert [Topic(near).name for near in ("messaging", "messaging_error", "my.messaging.error")]
+    assert check_group(name) == name
 
 
 @RULES

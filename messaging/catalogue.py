@@ -62,7 +62,7 @@ class Catalogue:
         self._together: dict[str, Together[TopicSpec]] = {}
 
     def spec(self, topic: Topic[Any]) -> TopicSpec:
-        """The topic with the settings applied.
+        """The topic with the settings applied; of `untyped` as it is described, as soon as it is.
 
         Raises ConfigurationError when the program describes one topic in two ways.
         """
@@ -78,10 +78,24 @@ class Catalogue:
             raise ConfigurationError(
                 f"Topic {spec.name} has {spec.partitions} partitions; it needs one at least"
             )
-        known = self._topics.setdefault(topic.name, spec)
+        known = self._topics.get(spec.name)
+        if self._untyped.get(spec.name) is topic:
+            return known or spec
+        if known is None:
+            known = self._topics[spec.name] = spec
+            if spec.name in self._untyped:
+                self._describe(spec)
         if known != spec:
             raise ConfigurationError(f"Topic {spec.name} is described in two ways: {known} and {spec}")
         return known
+
+    def _describe(self, spec: TopicSpec) -> None:
+        """What was declared by a plain name is declared once more, as it is described now: the broker compares."""
+        if spec.name in self._kept:
+            self._again.add(spec.name)
+        self._groups = {
+            group for group in self._groups if group.topic.name != spec.name or group.topic == spec
+        }
 
     def group(
         self,
@@ -128,22 +142,10 @@ class Catalogue:
         return self.group(spec, name, ordered=ordered)
 
     def untyped(self, name: str) -> Topic[Any]:
-        """The topic of this name as a plain string names it: untyped payloads, otherwise as already described."""
+        """The topic of this name as a plain string names it: untyped payloads, otherwise as described (`spec`)."""
         topic = self._untyped.get(name)
         if topic is None:
-            known = self._topics.get(name)
-            topic = (
-                Topic(name)
-                if known is None
-                else Topic(
-                    name,
-                    ordered=known.ordered,
-                    partitions=known.partitions,
-                    retention=known.retention,
-                    native=known.native,
-                )
-            )
-            self._untyped[name] = topic
+            topic = self._untyped[name] = Topic(name)
         return topic
 
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
@@ -162,20 +164,25 @@ class Catalogue:
         spec = self.spec(topic)
         with self._using(spec.name):
             together = self._together.setdefault(spec.name, Together())
-            return await together.get(lambda: self._write_generation(spec))
+            return await together.get(lambda: self._write_generation(topic))
 
-    async def _write_generation(self, spec: TopicSpec) -> TopicSpec:
-        broker = self._routing.of(spec.name)
-        async with self._changing[spec.name]:  # once: who waits for it twice would be overtaken
-            self._leave_alone(spec.name)
-            if self._is_new(spec.name):
-                await self._declare(broker, {spec.name: spec}, ())
-            try:
-                return (await self._refresh(spec))[-1]
-            except PublishError:
-                raise
-            except MessagingError as error:
-                raise PublishError(f"nothing was published to topic {spec.name}: {error}") from error
+    async def _write_generation(self, topic: Topic[Any]) -> TopicSpec:
+        name = topic.name
+        broker = self._routing.of(name)
+        async with self._changing[name]:  # once: who waits for it twice would be overtaken
+            self._leave_alone(name)
+            while True:
+                spec = self.spec(topic)
+                if self._is_new(name):
+                    await self._declare(broker, {name: spec}, ())
+                try:
+                    kept = await self._refresh(spec)
+                except PublishError:
+                    raise
+                except MessagingError as error:
+                    raise PublishError(f"nothing was published to topic {name}: {error}") from error
+                if not self._is_new(name):  # else it was described meanwhile
+                    return kept[-1]
 
     @contextmanager
     def _using(self, topic: str) -> Generator[None]:
@@ -338,7 +345,8 @@ class Catalogue:
         for name, (kept, until) in looked.items():
             self._kept[name], self._known_until[name] = kept, until
             self._lost_since.pop(name, None)
-        self._again.difference_update(looked)
+            described = self._topics.get(name, topics[name]) == topics[name]
+            (self._again.discard if described else self._again.add)(name)
         self._groups.update(groups)
         if mode is not None:
             self._modes |= {(group.topic.name, group.name): mode for group in groups}

@@ -142,6 +142,41 @@ async def test_a_name_that_nobody_described_is_a_topic_as_it_comes(catalogue):
     assert (spec.ordered, spec.partitions) == (False, 8)
 
 
+async def test_a_guess_from_a_name_does_not_bar_the_topic_that_describes_it(catalogue, adapter):
+    untyped = catalogue.untyped("orders")
+    adapter.failing = [ConfigurationError("the broker's has 4 partitions")]
+    with pytest.raises(ConfigurationError, match="4 partitions"):
+        await catalogue.declare_topic(untyped)
+
+    described = await catalogue.declare_topic(orders)
+
+    assert (described.ordered, described.partitions) == (True, 4)
+    assert await catalogue.declare_topic(untyped) == described
+    assert catalogue.untyped("orders") is untyped
+
+
+async def test_what_was_declared_by_a_name_is_declared_again_as_it_is_described(catalogue, adapter):
+    guess = await catalogue.declare_topic(catalogue.untyped("orders"))
+    await catalogue.declare([catalogue.group(guess, "billing")], [])
+
+    described = catalogue.spec(orders)
+
+    assert catalogue.declared(orders) is None
+    assert await catalogue.declare_topic(orders) == described != guess
+    assert catalogue.known_group(orders, "billing", None).topic == described
+    assert [topics for topics, _, _ in adapter.declared] == [["orders"], [], ["orders"]]
+
+
+async def test_a_topic_described_while_its_name_is_declared_is_written_as_described(catalogue, adapter):
+    by_name = asyncio.create_task(catalogue.declare_topic(catalogue.untyped("orders")))
+    await asyncio.sleep(0)
+    described = catalogue.spec(orders)
+
+    assert await by_name == described
+    assert catalogue.declared(orders) == described
+    assert [topics for topics, _, _ in adapter.declared] == [["orders"], ["orders"]]
+
+
 # declaring
 
 

@@ -269,13 +269,13 @@ class Subscriber:
 
     async def _end_mark(self, spec: TopicSpec, raw: RawDelivery) -> Outcome | None:
         """What becomes of an end mark; None for a message that only looks like one."""
-        if raw.message.type != END or spec.generation >= self._kept[-1].generation:
+        if not _is_end(raw.message) or spec.generation >= self._kept[-1].generation:
             return None
         group = self._group(spec)
         if not group.ordered:
             return Ack()
         held = self._dispatchers[spec.generation].held(raw.partition)
-        if any(one.message.type != END for one in held):
+        if any(not _is_end(one.message) for one in held):
             return Release(after=LOOK_AGAIN)
         try:
             if not await self._adapter.finish(group, raw.partition):
@@ -284,6 +284,11 @@ class Subscriber:
             logger.debug("partition %d of %s was not finished: %s", raw.partition, self.topic, error)
             return Release(after=1.0)
         return Ack()
+
+
+def _is_end(message: Message) -> bool:
+    """Whether it is an end mark: a program's own message of that type has a body."""
+    return message.type == END and not message.body
 
 
 class _Limit:

@@ -142,6 +142,25 @@ async def test_an_end_mark_that_nobody_asked_for_is_a_message_like_any_other(bus
     assert seen == [END]
 
 
+async def test_a_message_with_the_type_of_an_end_mark_is_handled_in_a_former_generation_too(bus, clock):
+    app, seen = App("a"), []
+    old = TopicSpec("orders", ordered=True, partitions=2)
+    message = Message(id="1", topic="orders", body=b'"x"', content_type="application/json", type=END)
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        changing = asyncio.create_task(bus.begin_generation(orders, partitions=3))
+        await clock.advance(10)
+        await bus.adapter.publish([Outgoing(old, message, 0)])
+        await clock.advance(60)
+        await changing
+
+    assert seen == ["x"]
+
+
 async def test_a_group_that_gives_order_up_reads_both_generations_at_once(bus, clock):
     app, seen = App("a"), []
 

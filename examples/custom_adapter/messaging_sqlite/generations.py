@@ -92,7 +92,7 @@ class KeepsGenerations(Adapter):
         with self._database.transaction() as run:
             left = run(
                 "SELECT 1 FROM messages WHERE grp = ? AND partition = ? AND dead = 0"
-                " AND coalesce(json_extract(headers, ?), '') <> ?",
+                " AND (coalesce(json_extract(headers, ?), '') <> ? OR length(body) > 0)",
                 (number, partition, f'$."{PREFIX}type"', END),
             ).fetchone()
             if left is None:

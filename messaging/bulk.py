@@ -37,7 +37,7 @@ class Bulk:
         if {*map(type, payloads)} != {self._model}:
             return None
         try:
-            text = self._to_json([*zip(payloads, repeat(None))], warnings="error")
+            text = self._to_json([*zip(payloads, repeat(None))], by_alias=True, warnings="error")
         except Exception:
             return None
         bodies = text.split(_BETWEEN)

@@ -28,6 +28,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from messaging.bulk import AT_ONCE, Bulk
 from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
+from messaging.fields import check_fields
 from messaging.unions import check_unions
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Codec(Generic[T]):
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
+        check_fields(self._adapter.core_schema, self._expected)
         check_unions(self._adapter.core_schema, self._expected)
         self._classes = _classes(type)
         self._to_json = self._adapter.serializer.to_json
@@ -147,8 +149,8 @@ class Codec(Generic[T]):
             self._check(adapter, payload)
         try:
             if self._essence == JSON:
-                return self._to_json(payload, warnings="error"), self.content_type
-            plain = adapter.dump_python(payload, mode="json", warnings="error")
+                return self._to_json(payload, by_alias=True, warnings="error"), self.content_type
+            plain = adapter.dump_python(payload, mode="json", by_alias=True, warnings="error")
             return _write(self._essence, plain, self.content_type), self.content_type
         except InvalidMessage:
             raise

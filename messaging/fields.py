@@ -1,0 +1,131 @@
+"""What is written of a payload must be what is read of it: pydantic has other names, and none, for both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from messaging.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+Schema: TypeAlias = "Mapping[str, Any]"
+
+_STRUCTURES = {"model", "dataclass", "typed-dict"}
+_FIELDS = {"model-field", "dataclass-field", "typed-dict-field"}
+# Validators that may rename and add fields before these are read.
+_REWRITES = {"function-before", "function-wrap"}
+# Keys of a core schema that hold no schemas of what is on the wire, but perhaps values of the author's.
+_NO_SCHEMAS = {"config", "default", "expected", "metadata", "python_schema", "serialization", "strict_schema"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    owner: str
+    by_name: bool = False
+    by_alias: bool = True
+    rewritten: bool = False
+
+
+def check_fields(schema: Schema, expected: str) -> None:
+    """Raises ConfigurationError for a field whose value would be lost or replaced on its way.
+
+    That is one that is written under a name by which it is not read, one that is required and never written, and
+    a secret, which pydantic masks. `schema` is the core schema of the type, `expected` its name. Fields that
+    validators or serializers of the author's rewrite are the author's.
+    """
+    _visit(schema, _Place(expected))
+
+
+def written_name(name: str, field: Schema) -> str:
+    """Under which name a field is on the wire."""
+    return str(field.get("serialization_alias", name))
+
+
+def _visit(schema: Schema, place: _Place) -> None:
+    kind = schema["type"]
+    serializer = schema.get("serialization", {})
+    if _masks(serializer):
+        raise ConfigurationError(
+            f"{place.owner} is a secret, which pydantic writes as asterisks: carry it encrypted, or give the field a "
+            f"serializer that shows it"
+        )
+    if serializer.get("type") == "function-plain":
+        return
+    if kind in _STRUCTURES:
+        name = schema["cls"].__name__ if "cls" in schema else place.owner
+        place = _configured(replace(place, owner=name), schema.get("config"))
+        if serializer.get("type") == "function-wrap":
+            place = replace(place, rewritten=True)
+    elif kind in _REWRITES:
+        place = replace(place, rewritten=True)
+    for name, child in _children(schema):
+        if child["type"] in _FIELDS:
+            _check(child.get("name", name), child, place)
+        else:
+            _visit(child, place)
+
+
+def _configured(place: _Place, config: Schema | None) -> _Place:
+    if config is None:
+        return place
+    return replace(
+        place,
+        by_name=bool(config.get("validate_by_name", config.get("populate_by_name", False))),
+        by_alias=config.get("validate_by_alias") is not False,
+    )
+
+
+def _check(name: str, field: Schema, place: _Place) -> None:
+    inner = cast("Schema", field["schema"])
+    if field.get("serialization_exclude") is True:
+        required = inner["type"] != "default" and field.get("required", True)
+        if required and not place.rewritten:
+            raise ConfigurationError(
+                f"the field {name!r} of {place.owner} is required and excluded: what is published could be read by "
+                f"nobody; give it a default"
+            )
+        return
+    written, read = written_name(name, field), _read_names(name, field, place)
+    if written not in read and not place.rewritten:
+        known = " or ".join(map(repr, read)) or "no name"
+        raise ConfigurationError(
+            f"the field {name!r} of {place.owner} is written as {written!r} and read as {known}: give it one alias "
+            f"for both, or allow to read it by the other"
+        )
+    _visit(inner, replace(place, owner=f"the field {name!r} of {place.owner}", rewritten=False))
+
+
+def _read_names(name: str, field: Schema, place: _Place) -> list[str]:
+    alias = field.get("validation_alias")
+    if alias is None:
+        return [name]
+    paths: list[Any] = [[alias]] if isinstance(alias, str) else alias
+    if paths and not isinstance(paths[0], list):
+        paths = [paths]
+    names = [str(path[0]) for path in paths if len(path) == 1] if place.by_alias else []
+    return [*names, name] if place.by_name else names
+
+
+def _masks(serializer: Schema) -> bool:
+    function = serializer.get("function")
+    return getattr(function, "__module__", "") == "pydantic.types" and "_secret" in getattr(
+        function, "__name__", ""
+    )
+
+
+def _children(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """The schemas in this one, with the name or tag under which each is there."""
+    for key, value in schema.items():
+        if key in _NO_SCHEMAS:
+            continue
+        found: list[tuple[str, Any]] = [(key, value)]
+        if isinstance(value, list):
+            found = [(key, one) for one in cast("Iterable[Any]", value)]
+        elif isinstance(value, dict) and not isinstance(cast("Schema", value).get("type"), str):
+            found = list(cast("dict[str, Any]", value).items())
+        for name, one in found:
+            child: Any = cast("tuple[Any, str]", one)[0] if isinstance(one, tuple) else one
+            if isinstance(child, dict) and isinstance(cast("Schema", child).get("type"), str):
+                yield name, cast("Schema", child)

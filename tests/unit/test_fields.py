@@ -1,0 +1,170 @@
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretBytes,
+    SecretStr,
+    field_serializer,
+    model_validator,
+)
+from typing_extensions import TypedDict
+
+from messaging import codec as codec_module
+from messaging.codec import Codec, register
+from messaging.errors import ConfigurationError
+
+
+class Order(BaseModel):
+    order_id: int = Field(alias="orderId")
+
+
+class Defaulted(BaseModel):
+    order_id: int = Field(default=0, alias="orderId")
+
+
+class Either(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    order_id: int = Field(alias="orderId")
+
+
+class Chosen(BaseModel):
+    order_id: int = Field(validation_alias=AliasChoices("id", AliasPath("ids", 0)), serialization_alias="id")
+
+
+class Tree(BaseModel):
+    order_id: int = Field(alias="orderId")
+    under: "list[Tree]" = []
+
+
+class Dictionary(TypedDict):
+    order_id: Annotated[int, Field(validation_alias="orderId")]
+
+
+@pytest.fixture(autouse=True)
+def _another_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_module, "_formats", {})
+    register("application/x-plain", lambda plain: json.dumps(plain).encode(), json.loads)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-plain"])
+@pytest.mark.parametrize(
+    ("type_", "payload"),
+    [
+        (Order, Order(orderId=7)),
+        (Defaulted, Defaulted(orderId=7)),
+        (Either, Either(orderId=7)),
+        (Chosen, Chosen.model_validate({"id": 7})),
+        (Tree, Tree(orderId=1, under=[Tree(orderId=2)])),
+        (list[Order], [Order(orderId=7)]),
+    ],
+)
+def test_a_field_is_read_by_the_name_that_it_is_written_by(
+    type_: Any, payload: Any, content_type: str
+) -> None:
+    codec = Codec(type_, content_type=content_type)
+
+    assert codec.decode(*codec.encode(payload)) == payload
+    assert [codec.decode(*one) for one in codec.encode_all([payload] * 2)] == [payload] * 2
+
+
+def test_what_was_written_by_the_name_can_still_be_read_where_both_are_allowed() -> None:
+    codec = Codec(Either)
+
+    assert codec.encode(Either(orderId=7))[0] == b'{"orderId":7}'
+    assert codec.decode(b'{"order_id":7}', None) == Either(orderId=7)
+
+
+class ReadOnly(BaseModel):
+    order_id: int = Field(default=0, validation_alias="orderId")
+
+
+class WriteOnly(BaseModel):
+    order_id: int = Field(default=0, serialization_alias="orderId")
+
+
+class OtherChoices(BaseModel):
+    order_id: int = Field(validation_alias=AliasChoices("id", AliasPath("order_id", 0)))
+
+
+class Within(BaseModel):
+    orders: dict[str, list["Within | ReadOnly | None"]] = {}
+
+
+@dataclass
+class Line:
+    order_id: Annotated[int, Field(validation_alias="orderId")]
+
+
+@pytest.mark.parametrize(
+    ("type_", "owner"),
+    [
+        (ReadOnly, "ReadOnly"),
+        (WriteOnly, "WriteOnly"),
+        (OtherChoices, "OtherChoices"),
+        (list[ReadOnly], "ReadOnly"),
+        (Within, "ReadOnly"),
+        (Line, "Line"),
+        (Dictionary, "Dictionary"),
+    ],
+)
+def test_a_field_that_is_written_by_a_name_that_is_not_read_is_refused(type_: Any, owner: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"field 'order_id' of {owner} is written as .* and read as"):
+        Codec(type_)
+
+
+def test_what_a_validator_may_rename_is_its_authors() -> None:
+    class Renamed(BaseModel):
+        order_id: int = Field(serialization_alias="orderId")
+
+        @model_validator(mode="before")
+        @classmethod
+        def rename(cls, value: Any) -> Any:
+            return {"order_id": value["orderId"]} if "orderId" in value else value
+
+    codec = Codec(Renamed)
+
+    assert codec.decode(*codec.encode(Renamed(order_id=7))) == Renamed(order_id=7)
+
+
+def test_a_field_that_is_required_and_never_written_is_refused() -> None:
+    class Required(BaseModel):
+        note: str = Field(exclude=True)
+
+    class Local(BaseModel):
+        note: str = Field(default="", exclude=True)
+
+    with pytest.raises(ConfigurationError, match="field 'note' of Required is required and excluded"):
+        Codec(Required)
+    Codec(Local)
+
+
+def test_a_secret_that_would_arrive_as_asterisks_is_refused() -> None:
+    class Login(BaseModel):
+        password: SecretStr
+
+    class Keys(BaseModel):
+        keys: list[SecretBytes | None] = []
+
+    class Shown(BaseModel):
+        password: SecretStr
+
+        @field_serializer("password")
+        def show(self, value: SecretStr) -> str:
+            return value.get_secret_value()
+
+    with pytest.raises(ConfigurationError, match="field 'password' of Login is a secret"):
+        Codec(Login)
+    with pytest.raises(ConfigurationError, match="field 'keys' of Keys is a secret"):
+        Codec(Keys)
+    with pytest.raises(ConfigurationError, match="SecretStr is a secret"):
+        Codec(SecretStr)
+    codec = Codec(Shown)
+    assert codec.decode(*codec.encode(Shown(password=SecretStr("x")))).password.get_secret_value() == "x"

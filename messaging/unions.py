@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.errors import ConfigurationError
+from messaging.fields import written_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Schema: TypeAlias = "Mapping[str, Any]"
 Tags: TypeAlias = "Mapping[str, list[Any]]"
@@ -28,16 +30,31 @@ _COLLECTIONS = {
     "list": "items_schema",
     "set": "items_schema",
     "frozenset": "items_schema",
+    "generator": "items_schema",
     "dict": "values_schema",
 }
+_ARRAYS = {"list", "set", "frozenset", "generator", "tuple", "named-tuple", "call"}
+_STRUCTURES = {"model", "dataclass", "typed-dict"}
+# Of what is neither, all the rest is written as a string, or may be.
+_SCALARS = {"int": "number", "float": "number", "bool": "boolean", "none": "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    kind: str
+    name: str
+    root: type | None
+    """The RootModel that it is the root of: the rest of the wire does not say which."""
+    tags: Tags
 
 
 def check_unions(schema: Schema, expected: str) -> None:
-    """Raises ConfigurationError where members of a union that JSON writes as objects cannot be told apart.
+    """Raises ConfigurationError where members of a union that look the same in JSON cannot be told apart.
 
-    Told apart are members with a field of one name that is a Literal of each member's own, and the members of
-    a union with a pydantic Discriminator. `schema` is the core schema of the type, `expected` its name. Looks
-    into collections, not into models: the fields of a model are its author's.
+    Told apart are objects with a field of one name that is a Literal of each member's own, and the members of
+    a union with a pydantic Discriminator. Two arrays, and a RootModel beside what looks like its root, cannot be.
+    `schema` is the core schema of the type, `expected` its name. Looks into collections and RootModels, not into
+    other models: the fields of a model are its author's.
     """
     _Check(schema, expected).visit(schema)
 
@@ -62,56 +79,91 @@ class _Check:
             if schema["schema_ref"] not in self._visited:
                 self._visited.add(schema["schema_ref"])
                 self.visit(self._definitions[schema["schema_ref"]])
-        elif kind == "union":
-            self._check(schema)
+        elif kind in {"union", "tagged-union"}:
+            if kind == "union":
+                self._check(schema)
+            for choice in _choices(schema):
+                self.visit(choice)
+        elif kind == "model" and schema.get("root_model"):
+            self.visit(schema["schema"])
 
     def _check(self, union: Schema) -> None:
-        members = self._objects(union)
-        if len(members) < 2:
-            return
-        for tag in members[0][1]:
-            values = [value for _, tags in members for value in tags.get(tag, ())]
-            if all(tag in tags for _, tags in members) and len(values) == len(set(values)):
-                return
-        names = ", ".join(name for name, _ in members)
-        raise ConfigurationError(
-            f"the members of the union {self._expected} cannot be told apart ({names}): give each a field of "
-            f'one name with a Literal of its own, as `kind: Literal["placed"] = "placed"`, '
-            f"or the union a pydantic Discriminator"
+        members = list(self._members(union, None, frozenset()))
+        objects = [member for member in members if member.kind == "object"]
+        if len(objects) > 1 and not _tagged(objects):
+            raise self._refusal(
+                objects,
+                'give each a field of one name with a Literal of its own, as `kind: Literal["placed"] = "placed"`, '
+                "or the union a pydantic Discriminator",
+            )
+        arrays = [member for member in members if member.kind == "array"]
+        if len(arrays) > 1:
+            raise self._refusal(arrays, "give each a model of its own that has it as a field")
+        for kind in {member.kind for member in members} - {"object", "array"}:
+            same = [member for member in members if member.kind == kind]
+            if len({member.root for member in same}) > 1:
+                raise self._refusal(same, "give each a model of its own that has it as a field")
+
+    def _refusal(self, members: Iterable[_Member], advice: str) -> ConfigurationError:
+        names = ", ".join(member.root.__name__ if member.root else member.name for member in members)
+        return ConfigurationError(
+            f"the members of the union {self._expected} cannot be told apart ({names}): {advice}"
         )
 
-    def _objects(self, schema: Schema) -> list[tuple[str, Tags]]:
-        """The members that JSON writes as objects, each with its fields of type Literal."""
+    def _members(self, schema: Schema, root: type | None, within: frozenset[str]) -> Iterator[_Member]:
+        """The members, those of unions within this one included; a nullable one is null, too."""
         kind = schema["type"]
         if kind in _TRANSPARENT:
-            return self._objects(schema[_TRANSPARENT[kind]])
-        if kind == "definition-ref":
-            return self._objects(self._definitions[schema["schema_ref"]])
-        if kind == "union":
-            choices = cast("Iterable[Schema | tuple[Schema, str]]", schema["choices"])
-            schemas = [choice[0] if isinstance(choice, tuple) else choice for choice in choices]
-            return [found for member in schemas for found in self._objects(member)]
-        if kind == "tagged-union":
-            tagged = cast("Mapping[str, Schema]", schema["choices"])
-            return [found for member in tagged.values() for found in self._objects(member)]
-        if kind in {"model", "dataclass", "typed-dict"}:
-            if schema.get("root_model"):
-                return self._objects(schema["schema"])
-            return [(schema["cls"].__name__ if "cls" in schema else "TypedDict", self._tags(schema))]
-        return [("dict", {})] if kind == "dict" else []
-
-    def _tags(self, schema: Schema) -> Tags:
-        while schema["type"] in {"model", "dataclass"} or schema["type"] in _TRANSPARENT:
-            schema = schema["schema"]
-        if schema["type"] == "dataclass-args":
-            fields = {field["name"]: field for field in cast("Iterable[Schema]", schema["fields"])}
+            if kind == "nullable":
+                yield _Member("null", "None", root, {})
+            yield from self._members(schema[_TRANSPARENT[kind]], root, within)
+        elif kind == "definition-ref":
+            ref = schema["schema_ref"]
+            if ref not in within:  # a type that is a member of itself
+                yield from self._members(self._definitions[ref], root, within | {ref})
+        elif kind in {"union", "tagged-union"}:
+            for choice in _choices(schema):
+                yield from self._members(choice, root, within)
+        elif schema.get("root_model"):
+            yield from self._members(schema["schema"], root or schema["cls"], within)
+        elif kind in _STRUCTURES or kind == "dict":
+            name = schema["cls"].__name__ if "cls" in schema else "dict" if kind == "dict" else "TypedDict"
+            yield _Member("object", name, root, _tags(schema))
+        elif kind in _ARRAYS:
+            yield _Member("array", schema["cls"].__name__ if "cls" in schema else kind, root, {})
         else:
-            fields = dict(cast("Mapping[str, Schema]", schema.get("fields", {})))
-        tags: dict[str, list[Any]] = {}
-        for name, field in fields.items():
-            inner = cast("Schema", field["schema"])
-            while inner["type"] in _TRANSPARENT:
-                inner = inner[_TRANSPARENT[inner["type"]]]
-            if inner["type"] == "literal":
-                tags[name] = inner["expected"]
-        return tags
+            yield _Member(_SCALARS.get(kind, "string"), kind, root, {})
+
+
+def _choices(union: Schema) -> list[Schema]:
+    if union["type"] == "tagged-union":
+        return list(cast("Mapping[str, Schema]", union["choices"]).values())
+    choices = cast("Iterable[Schema | tuple[Schema, str]]", union["choices"])
+    return [choice[0] if isinstance(choice, tuple) else choice for choice in choices]
+
+
+def _tagged(members: list[_Member]) -> bool:
+    for tag in members[0].tags:
+        values = [value for member in members for value in member.tags.get(tag, ())]
+        if all(tag in member.tags for member in members) and len(values) == len(set(values)):
+            return True
+    return False
+
+
+def _tags(schema: Schema) -> Tags:
+    """The fields of type Literal that are always written, by the name that they are written by."""
+    while schema["type"] in {"model", "dataclass"} or schema["type"] in _TRANSPARENT:
+        schema = schema["schema"]
+    if schema["type"] == "dataclass-args":
+        fields = {field["name"]: field for field in cast("Iterable[Schema]", schema["fields"])}
+    else:
+        fields = dict(cast("Mapping[str, Schema]", schema.get("fields", {})))
+    tags: dict[str, list[Any]] = {}
+    for name, field in fields.items():
+        inner = cast("Schema", field["schema"])
+        while inner["type"] in _TRANSPARENT and inner["type"] != "nullable":
+            inner = inner[_TRANSPARENT[inner["type"]]]
+        written = not field.get("serialization_exclude") and field.get("required", True)
+        if inner["type"] == "literal" and written:
+            tags[written_name(name, field)] = inner["expected"]
+    return tags

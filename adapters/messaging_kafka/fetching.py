@@ -14,7 +14,7 @@ from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from messaging.errors import MessagingError, TopicNotFound
+from messaging.errors import ConnectionFailed, MessagingError, TopicNotFound
 from messaging_kafka import library
 from messaging_kafka.brokers import GONE
 from messaging_kafka.connection import check, translate
@@ -375,12 +375,17 @@ class Fetcher:
 
 
 async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> AsyncIterator[Any]:
-    """The records of a partition from `start` to before `end`, without a group. Raises ConnectionFailed."""
+    """The records of a partition from `start` to before `end`, without a group.
+
+    Raises ConnectionFailed, also where the broker answers with nothing for the time of an operation: less is never
+    taken for all.
+    """
     source = Source(place, start)
     link = brokers.link
     what = f"reading partition {place.partition} of {place.topic}"
     until = time.monotonic() + link.settings.operation_timeout
     while source.asked < end:
+        before = source.asked
         with link.translated(what):
             await brokers.find_leaders([place])
             node = brokers.leader(place)
@@ -402,14 +407,14 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
                 raise error
             source.answered(rest[-1], _aborted(response, rest))
             records = source.read(1 << 30)
-        if records:
-            until = time.monotonic() + link.settings.operation_timeout
-        elif time.monotonic() > until:
-            return
+        if source.asked == before and time.monotonic() > until:
+            raise ConnectionFailed(f"{what}: the broker answered with nothing from {before} on, of {end}")
         for record in records:
             if record.offset >= end:
                 return
             yield record
+        if source.asked > before:  # counted from here: what is made of the records may take longer
+            until = time.monotonic() + link.settings.operation_timeout
 
 
 def _aborted(response: Any, fields: Sequence[Any]) -> Any:

@@ -9,7 +9,7 @@ from messaging.adapter import DONE, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack
 from messaging_kafka.brokers import Committed, NewTopic
-from messaging_kafka.fetching import Fetcher, Source
+from messaging_kafka.fetching import Fetcher, Source, read_between
 from messaging_kafka.library import Place
 from tests.contract.bench import Recorder, ack, ids, nothing, publish, receive, settle
 from tests.contract.kafka.support import Bench, brokers_of, owned
@@ -189,3 +189,17 @@ async def test_a_reader_with_nothing_to_read_is_left_alone(bench: Bench) -> None
 
     await nothing(consumer, during=1.2)
     assert consumer.status().connected
+
+
+async def test_a_broker_that_answers_with_nothing_is_no_end_of_what_is_there(bench: Bench) -> None:
+    adapter = await bench.adapter(operation_timeout=0.5)
+    group = await bench.group(adapter, TopicSpec("orders", partitions=1))
+    await publish(adapter, group.topic, "1")
+    where = Place(adapter._session.names.topic(group.topic), 0)
+    found: list[int] = []
+
+    with pytest.raises(ConnectionFailed, match="answered with nothing"):
+        async for record in read_between(brokers_of(adapter), where, 0, 2):
+            found.append(record.offset)  # noqa: PERF401 - what came before the error counts
+
+    assert found == [0]

@@ -7,6 +7,7 @@ URL names the part that is wrong, and quotes nothing of it but the name of an op
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -21,6 +22,23 @@ ESCAPED = (
 """What an error about a URL ends with: an unescaped character is the usual reason."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\[\]%/\\@:]+")
+
+
+def check_host(host: str, where: str) -> str:
+    """A host's name or address, without the brackets of IPv6. Raises ConfigurationError for what can be none."""
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    try:
+        if bracketed or ":" in bare:
+            IPv6Address(bare)
+        elif not _HOST.fullmatch(bare):
+            raise ValueError(bare)
+        else:
+            bare.encode("idna")  # as it is looked up
+    except ValueError:  # UnicodeError is one
+        raise ConfigurationError(f"{where} has an illegal host; {ESCAPED}") from None
+    return bare
 
 
 def read_query(query: str, known: Collection[str], where: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from messaging.errors import ConfigurationError
-from messaging.urls import ESCAPED, read_query
+from messaging.urls import ESCAPED, check_host, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,5 +151,6 @@ def _hosts(text: str) -> tuple[str, ...]:
             host, port = item, str(DEFAULT_PORT)
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"the Kafka URL has a part that is no host and port; {ESCAPED}")
+        check_host(host, "the Kafka URL")
         hosts.append(f"{host}:{port}")
     return tuple(hosts)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from messaging.errors import ConfigurationError
-from messaging.urls import ESCAPED, read_query
+from messaging.urls import ESCAPED, check_host, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +95,7 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
     values: dict[str, Any] = _checked_options(context.options)
     values |= read_query(parts.query, _KNOWN, "the RabbitMQ URL")
     values |= {
-        "host": parts.hostname or "localhost",
+        "host": _host(parts.netloc),
         "port": port or DEFAULT_PORTS[parts.scheme],
         "tls": parts.scheme == "amqps",
         "virtual_host": unquote(parts.path[1:]) or "/",
@@ -113,6 +113,15 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
             for one in error.errors(include_input=False, include_url=False)
         )
         raise ConfigurationError(f"RabbitMQ settings: {wrong}") from None
+
+
+def _host(location: str) -> str:
+    # Not `hostname`, which leaves out what is written behind a bracket.
+    location = location.rpartition("@")[2]
+    host, colon, _ = location.rpartition(":")
+    if not colon or location.endswith("]"):
+        host = location
+    return check_host(host or "localhost", "the RabbitMQ URL").lower()
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

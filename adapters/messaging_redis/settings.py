@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from messaging.errors import ConfigurationError
 from messaging.names import check_namespace
-from messaging.urls import ESCAPED, read_query
+from messaging.urls import ESCAPED, check_host, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -177,7 +177,7 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
         host, colon, port = item.rpartition(":")
         if not colon or item.endswith("]"):
             host, port = item, str(default_port)
-        host = unquote(host.removeprefix("[").removesuffix("]")) or "localhost"
+        host = check_host(unquote(host) or "localhost", "the Redis URL")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"the Redis URL has a port that is no port number; {ESCAPED}")
         hosts.append((host, int(port)))

@@ -27,7 +27,7 @@ def load(name: str, what: str, example: str) -> object:
     None when the module has no such attribute. Raises ConfigurationError when there is no such module.
     """
     module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
+    if not (module and colon and attribute) or module.startswith("."):
         raise ConfigurationError(f"{what} is named as module:attribute, for instance {example}, not {name!r}")
     folder = str(Path.cwd())
     if folder not in sys.path:

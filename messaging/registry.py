@@ -29,7 +29,12 @@ _EXTRAS = {
     "kafka": "kafka",
     "sqs": "sqs",
 }
-_SECRET = re.compile(r"pas|pw|jaas|secret|token|key|cred|auth|sig", re.IGNORECASE)
+_WORDS = "pas|pw|jaas|secret|token|key|cred|auth|sig"
+# Each letter as it is, or percent-encoded: a name is decoded before it is read.
+_SECRET = re.compile(
+    re.sub("[a-z]", lambda one: f"(?:{one[0]}|%{ord(one[0]):02x}|%{ord(one[0].upper()):02x})", _WORDS),
+    re.IGNORECASE,
+)
 _PARAMETER = re.compile(
     rf"([?&#;][^=?&#;@]*(?:{_SECRET.pattern})[^=?&#;@]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
     re.IGNORECASE | re.DOTALL,

@@ -201,6 +201,8 @@ def test_the_memory_adapter_and_store_are_installed() -> None:
         ("redis://host?password=secret&db=1", "redis://host?password=***&db=1"),
         ("redis://host?db=1&sentinel_password=secret", "redis://host?db=1&sentinel_password=***"),
         ("sqs://eu?aws_secret_access_key=secret", "sqs://eu?aws_secret_access_key=***"),
+        ("redis://host?p%61ssword=secret&db=1", "redis://host?p%61ssword=***&db=1"),
+        ("redis://host?%50%41%53%53word=secret", "redis://host?%50%41%53%53word=***"),
         ("host?api_token=secret", "host?api_token=***"),
         ("user:secret@host", "user:***@host"),
     ],

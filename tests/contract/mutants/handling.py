@@ -97,6 +97,18 @@ def swallows_cancellation():
         yield
 
 
+@killed_by("a_subclass_of_ack_acknowledges")
+def gives_back_what_a_subclass_of_ack_acknowledges():
+    conclude = Dispatcher._conclude
+
+    def mutated(self, delivery, outcome):
+        own = isinstance(outcome, Ack) and type(outcome) is not Ack
+        conclude(self, delivery, Release() if own else outcome)
+
+    with patched(Dispatcher, _conclude=mutated):
+        yield
+
+
 @killed_by("two_apps_of_one_bus_end_separately")
 def ends_all_apps_of_a_bus_together():
     stop, make, made = Dispatcher.stop, Dispatcher.__init__, []

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from messaging.backoff import Backoff
 from messaging.calls import UNDER_WAY, Batch, uncertain
 from messaging.clock import check_cancelled, sleep
 from messaging.deadlines import Deadlines
+from messaging.lasting import this_task
 from messaging.unconfirmed import Unconfirmed
 
 if TYPE_CHECKING:
@@ -160,14 +161,11 @@ class Exchanges:
     def _lose_patience(self, batches: Sequence[Batch]) -> None:
         """What waits need not be worth an exchange beside these any more."""
         for batch in batches:
-            self._under_way -= batch.gathering
-            batch.gathering = 0
+            self._stop_gathering(batch)
             self._slow += 1
         self._start_exchange()
 
     def _stop_gathering(self, batch: Batch) -> None:
-        if not batch.gathering:
-            self._slow -= 1
         self._under_way -= batch.gathering
         batch.gathering = 0
 
@@ -247,7 +245,7 @@ class Exchanges:
                     self._busy.difference_update(batch.lanes)
         finally:
             # At once: what is published before the callbacks of this task run must find room for an exchange.
-            self.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self.tasks.discard(this_task())
             self._start_exchange()  # ended by an error, it leaves what gathered behind it to another
             if self._ended is not None and not self.tasks:
                 self._ended()
@@ -263,6 +261,8 @@ class Exchanges:
             raise
         finally:
             self._patience.remove(batch, self._patient)
+            if not batch.gathering:
+                self._slow -= 1
             self._stop_gathering(batch)
         if batch.once:
             await self._conclude_once(batch, results)

@@ -30,8 +30,7 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            granted = turn.done() and not turn.cancelled()
-            self.give_back(wanted if granted else 0)
+            self.give_back(0 if turn.cancelled() else wanted)
             raise
 
     def give_back(self, number: int) -> None:

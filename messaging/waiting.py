@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Self
 
 from messaging.calls import overtaking
+from messaging.lasting import this_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +59,8 @@ class Waiter:
         self._interrupted = False
 
     async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None, "a call waits in a task"
-        self._task, self._cancelling = task, task.cancelling()
+        self._task = this_task()
+        self._cancelling = self._task.cancelling()
         for message in self._messages:
             self._waiting.by_key.setdefault((self._topic, message.key), {})[self] = None
         return self

@@ -224,16 +224,17 @@ async def test_a_call_that_ends_early_lets_none_behind_it_overtake_those_before_
         assert await bodies(bus, clock, orders) == [b'"a0"', b'"a2"']
 
 
+def refusing(next):
+    async def send(message):
+        if message.body == b'"a0"':
+            raise PublishError("busy")
+        return await next(message)
+
+    return send
+
+
 async def test_what_fails_in_one_call_holds_what_later_calls_have_for_its_key(clock):
     gates = {b'"a0"': asyncio.Event()}
-
-    def refusing(next):
-        async def send(message):
-            if message.body == b'"a0"':
-                raise PublishError("busy")
-            return await next(message)
-
-        return send
 
     async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates), refusing]) as bus:
         await bus.declare(orders, groups=["audit"])
@@ -253,14 +254,6 @@ async def test_what_fails_in_one_call_holds_what_later_calls_have_for_its_key(cl
 
 async def test_what_is_published_before_a_caller_knows_of_a_failure_is_behind_it(clock):
     gates = {b'"b0"': asyncio.Event()}
-
-    def refusing(next):
-        async def send(message):
-            if message.body == b'"a0"':
-                raise PublishError("busy")
-            return await next(message)
-
-        return send
 
     async with connect("memory://", clock=clock, publish_middleware=[waiting_for(gates), refusing]) as bus:
         await bus.declare(orders, groups=["audit"])

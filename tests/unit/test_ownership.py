@@ -6,6 +6,7 @@ from messaging.errors import (
     LeaseLost,
 )
 from messaging.message import Ack, Release, Retry
+from messaging.workers import ABANDON_AFTER
 from tests.unit.scripted import Bench, Work, acking, raw
 
 # leases
@@ -230,6 +231,29 @@ async def test_a_revocation_cancels_at_its_deadline_and_gives_back():
         assert work.cancelled == ["1"]
         assert bench.consumer.settled == [("1", Release())]
         work.finish("2")
+
+
+async def test_what_is_held_back_by_a_settlement_that_is_answered_after_the_hand_over_does_not_run_again():
+    work, answered = Work(), asyncio.Event()
+
+    async def slow(settlements):
+        await answered.wait()
+        return [Hold(until=bench.clock.monotonic()) for _ in settlements]
+
+    async with Bench(work).running() as bench:
+        bench.consumer.on_settle = slow
+        await bench.put(raw("1", "a", partition=1))
+        work.finish("1", Release(after=1))
+        revoking = asyncio.create_task(bench.dispatcher.on_revoke({1}, 30))
+        await bench.clock.advance(30 + ABANDON_AFTER)
+        assert revoking.done()
+        assert bench.counters.lost == 1
+
+        answered.set()
+        await bench.clock.advance(60)
+
+        assert work.started == ["1"], "another member has its partition"
+        assert bench.health.held == 0
 
 
 async def test_a_revocation_takes_back_suspects_and_lets_the_others_go_on():

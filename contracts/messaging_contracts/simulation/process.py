@@ -80,7 +80,7 @@ class Process:
             cut=self._living(inner.cut),
             lapse=self._living(inner.lapse),
             drained=lambda: self.drained,
-            unstored=lambda: self.store.completing,
+            unstored=lambda: {*self.store.completing, *self.store.unclear},
             in_hand=self.in_hand.keys(),
             requested=world.requested,
             problem=world.problem,

@@ -68,6 +68,8 @@ class FaultyStore(IdempotencyStore):
         """What this member was last given, by message."""
         self.completing: dict[str, None] = {}
         """Handled, and being stored as done."""
+        self.unclear: dict[str, None] = {}
+        """Not done: the store is being told, or could not be."""
 
     @classmethod
     def from_url(cls, url: str, *, clock: Clock) -> IdempotencyStore:
@@ -119,12 +121,14 @@ class FaultyStore(IdempotencyStore):
 
     async def clear(self, key: str, fence: int) -> None:
         id = self._id_of(key)
+        self.unclear[id] = None
         with self._missing(id):
             await self._there(id)
             await self._inner.clear(key, fence)
             if self._owned.get(id) == fence:
                 del self._owned[id]
             await self._back(id)
+        self.unclear.pop(id, None)
 
     def _id_of(self, key: str) -> str:
         """How the history calls the message: by the last part of what names it in its scope, its group."""

@@ -339,10 +339,8 @@ class Dispatcher:
                 if delivery in mine:
                     self._workers.interrupt(delivery)
             await self._until(lambda: mine.isdisjoint(self._lanes.started), deadline + ABANDON_AFTER)
-            # The next owner has them: no settlement that is answered later brings them back here.
-            self._forget_lost(
-                [one for one in mine if one in self._lanes.started], "the partition was handed over"
-            )
+            # The next owner has these: no settlement that is answered later brings them back here.
+            self._forget_lost(mine & self._lanes.started, "the partition was handed over")
         finally:
             for partition, fence in ending.items():
                 if self._revoked.get(partition) == fence:

@@ -71,9 +71,9 @@ class FaultyAdapter(Adapter):
         requested: Requested,
         problem: Callable[[str], object],
     ) -> None:
-        """`drained` is whether the process leaves and may interrupt what it runs, `unstored` what the store was not told
-        the end of, `in_hand` what it works on by hand, which nobody can interrupt. `problem` is told what no checker
-        sees.
+        """`drained` is whether the process leaves and may interrupt what it runs, `unstored` what the store was not
+        told the end of, `in_hand` what it works on by hand, which nobody can interrupt. `problem` is told what no
+        checker sees.
         """
         self.inner = inner
         self.faults = faults

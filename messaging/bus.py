@@ -432,14 +432,13 @@ class Bus:
         Raises UnsupportedCapability, TopicNotFound, ConfigurationError, PublishError, ConnectionFailed.
         """
         self.check_open()
-        usual = self.settings.publish_timeout + 2 * self.settings.generation_interval
         name = topic if isinstance(topic, str) else topic.name
         return await begin(
             self._routing.of(name).adapter,
             TopicSpec(name),
             partitions=partitions,
             ordered=ordered,
-            grace=usual if grace is None else seconds(grace),
+            grace=self.settings.generation_grace if grace is None else seconds(grace),
             clock=self.clock,
         )
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
     from messaging.message import Delivery, Outcome
+    from messaging.settings import Settings
 
 logger = logging.getLogger("messaging")
 
@@ -75,23 +76,26 @@ def subscriber(bus: Bus, binding: Binding) -> Dispatcher | Subscriber:
     adapter = bus.broker(topic.name).adapter
     if topic.native is not None or not kept_apart(adapter):
         return Dispatcher(adapter, binding, bus.clock)
-    return Subscriber(adapter, bus.catalogue, binding, bus.clock, bus.settings.generation_interval)
+    return Subscriber(adapter, bus.catalogue, binding, bus.clock, bus.settings)
 
 
 class Subscriber:
     """Runs one subscription on every generation of its topic; to the outside it is one dispatcher."""
 
     def __init__(
-        self, adapter: Adapter, catalogue: Catalogue, binding: Binding, clock: Clock, interval: float
+        self, adapter: Adapter, catalogue: Catalogue, binding: Binding, clock: Clock, settings: Settings
     ) -> None:
         self._adapter = adapter
         self._catalogue = catalogue
         self._binding = binding
         self._clock = clock
-        self._interval = interval
+        self._interval = settings.generation_interval
+        self._grace = settings.generation_grace
         self._dispatchers: dict[int, Dispatcher] = {}
         self._waits: Counter[int] = Counter()
         """Looks for which this program has waited for each former generation."""
+        self._not_ended: dict[int, float] = {}
+        """Since when each former generation is waited for whose end is not on record."""
         self._limit = _Limit(binding.subscription.concurrency)
         self._gone: str | None = None
         """What the broker has lost and does not have again."""
@@ -150,7 +154,20 @@ class Subscriber:
             parked_full=any(state.parked_full for state in states),
             gone=self._gone is not None,
             unsettled=any(state.unsettled for state in states),
+            stuck=self._interrupted,
             last_error=self._gone or next((state.last_error for state in states if state.last_error), None),
+        )
+
+    @property
+    def _interrupted(self) -> str | None:
+        """Why a generation is not read, where whoever began it should have ended the former one by now."""
+        latest = self._clock.monotonic() - self._grace
+        late = [number for number, since in self._not_ended.items() if since < latest]
+        if not late:
+            return None
+        return (
+            f"{self.topic}/{self.group} does not read what is behind generation {late[0]}, which was not ended: if its "
+            f"change was interrupted, begin the same generation again"
         )
 
     @property
@@ -236,6 +253,7 @@ class Subscriber:
                 if len(finished) < former.partitions:
                     await self._mark_again(former, finished)
                     return False
+                self._not_ended.pop(former.generation, None)
         except MessagingError as error:
             logger.debug("what is finished of %s could not be read: %s", self.topic, error)
             return False
@@ -246,8 +264,10 @@ class Subscriber:
         self._waits[former.generation] += 1
         if self._waits[former.generation] == PATIENCE:
             if await self._adapter.ended(former):
+                self._not_ended.pop(former.generation, None)
                 await _mark(self._adapter, former, set(range(former.partitions)) - set(finished))
             else:
+                self._not_ended.setdefault(former.generation, self._clock.monotonic())
                 self._waits[former.generation] = 0
 
     def _dispatcher(self, spec: TopicSpec) -> Dispatcher:

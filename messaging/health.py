@@ -47,7 +47,7 @@ class SubscriptionHealth:
     store: str | None = None
     """Why its idempotency store does not answer: nothing is handled meanwhile."""
     stuck: str | None = None
-    """Why messages wait that the broker hands to no member of the group, where it can tell."""
+    """Why messages wait that no member of the group gets, where that can be told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def assess(
                 lag=group.lag,
                 oldest=group.oldest,
                 dead_letters=group.dead_letters,
-                stuck=group.stuck,
+                stuck=health.stuck or group.stuck,
             )
         subscriptions.append(health)
     states = [

@@ -234,6 +234,11 @@ class Settings(BaseSettings):
         """Until `load` says more, what is given is given by code."""
         self._origins = origins_of([Layer(self.model_dump(exclude_unset=True), {(): CODE})])
 
+    @property
+    def generation_grace(self) -> float:
+        """Seconds that a program takes at most to notice a new generation and have its publishes confirmed."""
+        return self.publish_timeout + 2 * self.generation_interval
+
     def topic(self, name: str) -> TopicSettings:
         """What is set for this topic."""
         return self.topics.get(name) or TopicSettings()

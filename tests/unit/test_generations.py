@@ -215,6 +215,33 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
         await bus.begin_generation(orders, partitions=3)
 
 
+async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(bus, clock):
+    app, seen = App("a"), []
+
+    @app.subscribe(orders)
+    async def charge(order: str) -> None:
+        seen.append(order)
+
+    async with app.running(bus):
+        await interrupted(bus, clock, orders, partitions=3)
+        await bus.publish(orders, "waits")
+        await clock.advance(bus.settings.generation_grace)
+        assert (await bus.health()).status == "green", "a change takes that long"
+
+        await clock.advance(30)
+        health = await bus.health()
+        assert health.status == "yellow"
+        assert health.last_error == (
+            "orders/a does not read what is behind generation 1, which was not ended: if its change was interrupted, "
+            "begin the same generation again"
+        )
+
+        await change(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+        assert (await bus.health()).status == "green"
+        assert seen == ["waits"]
+
+
 @pytest.mark.parametrize(
     "later",
     [[{"partitions": 5}], [{"ordered": False}], [{"partitions": 3}], [{"partitions": 5}, {"partitions": 5}]],

@@ -106,6 +106,7 @@ class Codec(Generic[T]):
         "_classes",
         "_essence",
         "_expected",
+        "_floats",
         "_from_json",
         "_many",
         "_to_json",
@@ -131,12 +132,14 @@ class Codec(Generic[T]):
         self._adapter: TypeAdapter[Any] | None = None
         self._classes: tuple[Any, ...] = ()
         self._many: Bulk | None = None
+        self._floats = False
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
         check_fields(self._adapter.core_schema, self._expected)
         check_unions(self._adapter.core_schema, self._expected)
         self._classes = _classes(type)
+        self._floats = "'type': 'float'" in repr(self._adapter.core_schema)
         self._to_json = self._adapter.serializer.to_json
         self._from_json = self._adapter.validator.validate_json
 
@@ -149,7 +152,10 @@ class Codec(Generic[T]):
             self._check(adapter, payload)
         try:
             if self._essence == JSON:
-                return self._to_json(payload, by_alias=True, warnings="error"), self.content_type
+                body = self._to_json(payload, by_alias=True, warnings="error")
+                if self._floats:
+                    self._check_finite(body)
+                return body, self.content_type
             plain = adapter.dump_python(payload, mode="json", by_alias=True, warnings="error")
             return _write(self._essence, plain, self.content_type), self.content_type
         except InvalidMessage:
@@ -168,8 +174,11 @@ class Codec(Generic[T]):
             bodies = bulk.encode(some)
             if bodies is None:
                 encoded += [self.encode(payload) for payload in some]
-            else:
-                encoded += zip(bodies, repeat(self.content_type))
+                continue
+            if self._floats:
+                for body in bodies:
+                    self._check_finite(body)
+            encoded += zip(bodies, repeat(self.content_type))
         return encoded
 
     def decode(self, body: bytes, content_type: str | None) -> T:
@@ -235,6 +244,18 @@ class Codec(Generic[T]):
         except Exception as error:
             raise InvalidMessage(
                 f"a payload of type {_name(type(payload))} is not {content_type}: {_brief(error)}"
+            ) from error
+
+    def _check_finite(self, body: bytes) -> None:
+        """NaN and infinity, which JSON does not have, are written as null: that is read by few."""
+        if b"null" not in body:
+            return
+        try:
+            self._from_json(body)
+        except Exception as error:
+            raise InvalidMessage(
+                f"a payload of type {self._expected} cannot be read again as JSON, where NaN and infinity are null: "
+                f"{_brief(error)}"
             ) from error
 
     def _check(self, adapter: TypeAdapter[Any], payload: object) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
@@ -161,6 +162,37 @@ def test_a_field_of_another_type_is_refused_without_showing_its_value() -> None:
         Codec(Line).encode(Line("a", "secret"))  # pyright: ignore[reportArgumentType]
 
     assert "secret" not in str(raised.value)
+
+
+class Reading(BaseModel):
+    value: float
+    note: str | None = None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_have_is_refused_alone_and_among_others(value: float) -> None:
+    codec = Codec(Reading)
+    with pytest.raises(
+        InvalidMessage, match="Reading cannot be read again.*NaN.*value: Input should be a valid number"
+    ):
+        codec.encode(Reading(value=value))
+    with pytest.raises(InvalidMessage, match="Reading cannot be read again"):
+        codec.encode_all([Reading(value=1.0), Reading(value=value)])
+    with pytest.raises(InvalidMessage, match="float cannot be read again"):
+        Codec(float).encode(value)
+
+    assert codec.encode_all([Reading(value=1.0)]) == [(b'{"value":1.0,"note":null}', "application/json")]
+
+
+def test_a_number_that_json_does_not_have_travels_where_its_model_writes_it() -> None:
+    class Precise(BaseModel):
+        model_config = ConfigDict(ser_json_inf_nan="constants")
+        value: float
+        note: str | None = None
+
+    codec = Codec(Precise)
+
+    assert codec.decode(*codec.encode(Precise(value=float("inf")))) == Precise(value=float("inf"))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ logger = logging.getLogger("messaging")
 END = "messaging.generation.end"
 """The `type` of an end mark."""
 PATIENCE = 3
-"""Looks for which a group may wait for a former generation before end marks are published once more."""
+"""Looks for which a group may wait for end marks before they are published once more; each time for twice as many."""
 LOOK_AGAIN = 0.1
 """Seconds for which an end mark waits while something before it is not finished."""
 
@@ -204,6 +204,7 @@ class Subscriber:
             else:
                 return
             del self._dispatchers[spec.generation]
+            del self._waits[spec.generation]  # its end marks are lost with the rest
             dispatcher = self._dispatcher(spec)
             self._gone = None
 
@@ -260,24 +261,24 @@ class Subscriber:
         return True
 
     async def _mark_again(self, former: TopicSpec, finished: Collection[int]) -> None:
-        """A group that began after the end marks, or lost them, would wait for them for ever."""
-        self._waits[former.generation] += 1
-        if self._waits[former.generation] == PATIENCE:
+        """A group that began after the end marks, or loses them, waits for ever; one that is slow gets few too many."""
+        waits = self._waits[former.generation] + 1
+        if waits % PATIENCE == 0 and (waits // PATIENCE).bit_count() == 1:
             if await self._adapter.ended(former):
                 self._not_ended.pop(former.generation, None)
                 await _mark(self._adapter, former, set(range(former.partitions)) - set(finished))
             else:
                 self._not_ended.setdefault(former.generation, self._clock.monotonic())
-                self._waits[former.generation] = 0
+                waits = 0
+        self._waits[former.generation] = waits  # not counted where the broker could not be asked
 
     def _dispatcher(self, spec: TopicSpec) -> Dispatcher:
         binding = self._binding
+        handler = binding.handler
         if self._dispatchers:
-            handler = self._limit.around(binding.handler)
+            handler = self._limit.around(handler)
             for known in self._dispatchers.values():
                 known.binding.handler = handler
-        else:
-            handler = binding.handler
         made = replace(
             binding,
             subscription=replace(binding.subscription, group=self._group(spec)),

@@ -19,6 +19,7 @@ from messaging import (
     connect,
 )
 from messaging.adapter import Capability, Outgoing, TopicSpec, Topology
+from messaging.errors import ConnectionFailed, TopologyLost
 from messaging.generations import END
 from messaging.message import Message
 from messaging.testing import VirtualClock
@@ -288,6 +289,76 @@ async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_th
         await clock.advance(20)
 
     assert (stopped, seen) == ([], ["waits"])
+
+
+@pytest.mark.parametrize("call", ["ended", "publish"])
+async def test_a_late_group_goes_on_where_the_broker_was_away_when_it_looked(bus, clock, monkeypatch, call):
+    app, seen = App("late"), []
+    app.subscribe(orders)(seen.append)
+    await bus.declare(orders, groups=["first"])
+    await change(bus, clock, orders, partitions=5)
+    await bus.publish(orders, "before")
+    answer, refused = getattr(bus.adapter, call), [ConnectionFailed("refused")]
+
+    async def away_at_first(given):
+        if refused:
+            raise refused.pop()
+        return await answer(given)
+
+    async with app.running(bus):
+        await bus.publish(orders, "after")
+        monkeypatch.setattr(bus.adapter, call, away_at_first)
+        await clock.advance(60)
+
+    assert (refused, seen) == ([], ["after"])
+
+
+async def test_a_group_goes_on_where_its_end_marks_grew_too_old_before_it_came_to_them(bus, clock):
+    brief = Topic("brief", str, key=lambda text: text, ordered=True, partitions=1, retention=300)
+    app, slow, seen = App("a"), asyncio.Event(), []
+
+    @app.subscribe(brief, concurrency=1, prefetch=1)
+    async def charge(order: str) -> None:
+        if order == "slow":
+            await slow.wait()
+        seen.append(order)
+
+    async with app.running(bus):
+        await bus.publish_many(brief, ["slow", "dropped"])
+        await change(bus, clock, brief, partitions=5)
+        await clock.advance(600)
+        slow.set()
+        await clock.advance(600)
+        await bus.publish(brief, "new")
+        await clock.advance(60)
+
+    assert seen == ["slow", "new"]
+
+
+async def test_a_group_goes_on_where_what_held_its_end_marks_was_deleted(bus, clock):
+    app, slow, seen = App("a"), asyncio.Event(), []
+
+    @app.subscribe(orders, concurrency=1, prefetch=1)
+    async def charge(order: str) -> None:
+        if order == "slow":
+            await slow.wait()
+        seen.append(order)
+
+    async def gone(*_):
+        raise TopologyLost("the queue of orders/a was deleted")
+
+    async with app.running(bus):
+        await bus.publish_many(orders, ["slow", "lost"])
+        await change(bus, clock, orders, partitions=5)
+        await clock.advance(60)
+        await bus.publish(orders, "new")
+        log = bus.adapter.native.topics["topic:orders"]
+        log.groups["a"].cursors[:] = [partition.end for partition in log.partitions]
+        bus.dispatchers[0]._dispatchers[1]._consumer.receive = gone
+        slow.set()
+        await clock.advance(60)
+
+    assert seen[-1] == "new"
 
 
 @pytest.mark.parametrize("grace", [float("nan"), float("inf"), -5, timedelta(seconds=-1)])

@@ -25,15 +25,18 @@ class _Place:
     owner: str
     by_name: bool = False
     by_alias: bool = True
+    closed: bool = False
+    """Whether fields of other names are refused."""
     rewritten: bool = False
 
 
 def check_fields(schema: Schema, expected: str) -> None:
     """Raises ConfigurationError for a field whose value would be lost or replaced on its way.
 
-    That is one that is written under a name by which it is not read, one that is required and never written, and
-    a secret, which pydantic masks. `schema` is the core schema of the type, `expected` its name. Fields that
-    validators or serializers of the author's rewrite are the author's.
+    That is one that is written under a name by which it is not read, one that is required and never written, one that
+    is computed where nothing else may be read, a `Json`, and a secret, which pydantic masks. `schema` is the core
+    schema of the type, `expected` its name. Fields that validators or serializers of the author's rewrite are the
+    author's.
     """
     _visit(schema, _Place(expected))
 
@@ -60,11 +63,27 @@ def _visit(schema: Schema, place: _Place) -> None:
             place = replace(place, rewritten=True)
     elif kind in _REWRITES:
         place = replace(place, rewritten=True)
+    if not place.rewritten:
+        _check_read(schema, place)
     for name, child in _children(schema):
         if child["type"] in _FIELDS:
             _check(child.get("name", name), child, place)
-        else:
+        elif not (kind == "union" and child["type"] == "json"):  # another member may read what it holds
             _visit(child, place)
+
+
+def _check_read(schema: Schema, place: _Place) -> None:
+    """Refuse what pydantic writes, and reads never or in another form."""
+    if computed := place.closed and schema.get("computed_fields"):
+        raise ConfigurationError(
+            f"{place.owner} forbids extra fields, and its computed field {computed[0]['property_name']!r} is one: what "
+            f"is published could be read by nobody; let it ignore them"
+        )
+    if schema["type"] == "json" and "serialization" not in schema:
+        raise ConfigurationError(
+            f"{place.owner} is a Json, which pydantic reads as text and writes as what that holds: what is published "
+            f"could be read by nobody; give it the type of what it holds"
+        )
 
 
 def _configured(place: _Place, config: Schema | None) -> _Place:
@@ -74,6 +93,7 @@ def _configured(place: _Place, config: Schema | None) -> _Place:
         place,
         by_name=bool(config.get("validate_by_name", config.get("populate_by_name", False))),
         by_alias=config.get("validate_by_alias") is not False,
+        closed=config.get("extra_fields_behavior") == "forbid",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.errors import ConfigurationError
@@ -46,6 +46,8 @@ class _Member:
     root: type | None
     """The RootModel that it is the root of: the rest of the wire does not say which."""
     tags: Tags
+    discriminated: int | None = None
+    """The union whose Discriminator tells it from the other members of that."""
 
 
 def check_unions(schema: Schema, expected: str) -> None:
@@ -90,18 +92,18 @@ class _Check:
     def _check(self, union: Schema) -> None:
         members = list(self._members(union, None, frozenset()))
         objects = [member for member in members if member.kind == "object"]
-        if len(objects) > 1 and not _tagged(objects):
+        if not (_alone(objects) or _tagged(objects)):
             raise self._refusal(
                 objects,
                 'give each a field of one name with a Literal of its own, as `kind: Literal["placed"] = "placed"`, '
                 "or the union a pydantic Discriminator",
             )
         arrays = [member for member in members if member.kind == "array"]
-        if len(arrays) > 1:
+        if not _alone(arrays):
             raise self._refusal(arrays, "give each a model of its own that has it as a field")
         for kind in {member.kind for member in members} - {"object", "array"}:
             same = [member for member in members if member.kind == kind]
-            if len({member.root for member in same}) > 1:
+            if len({member.root for member in same}) > 1 and not _alone(same):
                 raise self._refusal(same, "give each a model of its own that has it as a field")
 
     def _refusal(self, members: Iterable[_Member], advice: str) -> ConfigurationError:
@@ -121,9 +123,13 @@ class _Check:
             ref = schema["schema_ref"]
             if ref not in within:  # a type that is a member of itself
                 yield from self._members(self._definitions[ref], root, within | {ref})
-        elif kind in {"union", "tagged-union"}:
+        elif kind == "union":
             for choice in _choices(schema):
                 yield from self._members(choice, root, within)
+        elif kind == "tagged-union":
+            for choice in _choices(schema):
+                for member in self._members(choice, root, within):
+                    yield replace(member, discriminated=id(schema))
         elif schema.get("root_model"):
             yield from self._members(schema["schema"], root or schema["cls"], within)
         elif kind in _STRUCTURES or kind == "dict":
@@ -140,6 +146,11 @@ def _choices(union: Schema) -> list[Schema]:
         return list(cast("Mapping[str, Schema]", union["choices"]).values())
     choices = cast("Iterable[Schema | tuple[Schema, str]]", union["choices"])
     return [choice[0] if isinstance(choice, tuple) else choice for choice in choices]
+
+
+def _alone(members: list[_Member]) -> bool:
+    """Whether there are no two, or a Discriminator tells them apart."""
+    return len(members) < 2 or len({member.discriminated or id(member) for member in members}) == 1
 
 
 def _tagged(members: list[_Member]) -> bool:

@@ -9,8 +9,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Json,
     SecretBytes,
     SecretStr,
+    computed_field,
     field_serializer,
     model_validator,
 )
@@ -144,6 +146,73 @@ def test_a_field_that_is_required_and_never_written_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="field 'note' of Required is required and excluded"):
         Codec(Required)
     Codec(Local)
+
+
+class Total(BaseModel):
+    cents: int
+
+    @computed_field
+    def euros(self) -> float:
+        return self.cents / 100
+
+
+class ClosedTotal(Total):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Told(ClosedTotal):
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out(cls, value: Any) -> Any:
+        return {"cents": value["cents"]}
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    total: Total | Told
+
+
+def test_a_computed_field_is_refused_where_no_other_field_may_be_read() -> None:
+    class Around(BaseModel):
+        totals: list[ClosedTotal] = []
+
+    for type_ in (ClosedTotal, Around):
+        with pytest.raises(
+            ConfigurationError, match="ClosedTotal forbids extra fields, .* field 'euros' is one"
+        ):
+            Codec(type_)
+
+
+@pytest.mark.parametrize("payload", [Total(cents=5), Told(cents=5), Closed(total=Total(cents=5))])
+def test_a_computed_field_is_written_where_it_can_be_read(payload: BaseModel) -> None:
+    codec = Codec(type(payload))
+    body, content_type = codec.encode(payload)
+
+    assert b'"euros":0.05' in body
+    assert codec.decode(body, content_type) == payload
+
+
+def test_a_json_text_is_refused_unless_something_reads_what_it_is_written_as() -> None:
+    class Raw(BaseModel):
+        lines: Json[list[int]] | None = None
+
+    class Both(BaseModel):
+        lines: Json[list[int]] | list[int]
+
+    class Written(BaseModel):
+        lines: Json[list[int]]
+
+        @field_serializer("lines")
+        def write(self, lines: list[int]) -> str:
+            return json.dumps(lines)
+
+    with pytest.raises(ConfigurationError, match="field 'lines' of Raw is a Json"):
+        Codec(Raw)
+    for type_ in (Both, Written):
+        codec: Codec[Any] = Codec(type_)
+        payload = type_.model_validate({"lines": "[1]"})
+        assert codec.decode(*codec.encode(payload)) == payload
 
 
 def test_a_secret_that_would_arrive_as_asterisks_is_refused() -> None:

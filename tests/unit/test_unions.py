@@ -1,7 +1,7 @@
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import pytest
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, Discriminator, Field, RootModel, Tag
 from typing_extensions import TypedDict
 
 from messaging.codec import Codec
@@ -72,6 +72,25 @@ class Either(RootModel[Price | Cost]):
     pass
 
 
+def which(value: Any) -> str | None:
+    """What a payload, or the JSON of one, is."""
+    if isinstance(value, list):
+        return "texts" if value and isinstance(value[0], str) else "numbers"
+    if isinstance(value, dict):
+        return "euro" if "amount" in value else "cent"
+    return {Price: "euro", Cent: "cent"}.get(type(value))
+
+
+class Cent(BaseModel):
+    cents: int
+
+
+Money = Annotated[Annotated[Price, Tag("euro")] | Annotated[Cent, Tag("cent")], Discriminator(which)]
+Rows = Annotated[
+    Annotated[list[int], Tag("numbers")] | Annotated[list[str], Tag("texts")], Discriminator(which)
+]
+
+
 class X(NamedTuple):
     x: int
 
@@ -99,6 +118,9 @@ class Y(NamedTuple):
         Name | str,
         Either,
         X | Y,
+        Money | Cost,
+        Rows | list[bool],
+        Annotated[Annotated[Price | Cost, Tag("euro")] | Annotated[Cent, Tag("cent")], Discriminator(which)],
     ],
 )
 def test_members_that_look_the_same_are_refused(type_: Any) -> None:
@@ -116,6 +138,9 @@ def test_members_that_look_the_same_are_refused(type_: Any) -> None:
         (Name | Price | int, Name("x")),
         (Numbers | Name, Numbers([1])),
         (X | Price | None, X(1)),
+        (Money | int, Cent(cents=1)),
+        (Money | list[Money] | None, [Price(amount=1)]),
+        (Rows | Money, ["a"]),
     ],
 )
 def test_the_member_that_is_read_is_the_one_that_was_written(type_: Any, payload: Any) -> None:

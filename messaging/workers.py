@@ -41,6 +41,8 @@ BURST = 128
 """Messages after which a worker lets others run, as handlers that wait for nothing never do: results go out, and more
 comes in, while it goes on.
 """
+CANCELLED_AGAIN = 1.0
+"""Seconds until a message comes again whose handler was cancelled, not by us: that may happen each time."""
 ABANDON_AFTER = 5.0
 """Seconds given to a handler that was cancelled, before it is left behind."""
 
@@ -216,7 +218,7 @@ class Workers:
                 if self._over():
                     raise
                 # Interrupted, or cancelled by another part of the program: the worker lives on.
-                outcome = Release() if task.cancelling() else _unasked(error)
+                outcome = self._cancelled(delivery) if task.cancelling() else _unasked(error)
             except SystemExit:
                 self.exiting = self._isolation.exiting = True
                 raise
@@ -231,6 +233,18 @@ class Workers:
             if run == BURST or task.cancelling():
                 run = 0
                 await self._waited(asyncio.sleep(0))
+
+    def _cancelled(self, delivery: RawDelivery) -> Release:
+        """What becomes of a message whose handler's task was cancelled, by us or by another part of the program."""
+        if delivery in self._interrupted:
+            return Release()
+        logger.warning(
+            "Handler %s was cancelled by itself or another part of this program, which ends no handler: message %s "
+            "comes again in %g s",
+            *(self._binding.handler_name, delivery.message.id, CANCELLED_AGAIN),
+            extra={"message_id": delivery.message.id},
+        )
+        return Release(after=CANCELLED_AGAIN)
 
     def _over(self) -> bool:
         """Whether nothing starts any more: cancelled, or its program exits."""

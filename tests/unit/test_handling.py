@@ -55,6 +55,26 @@ async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
         assert await bus.dead_letters(jobs, group="a").count() == 30
 
 
+async def test_a_handler_that_is_cancelled_each_time_neither_spins_nor_does_so_in_silence(bus, clock, caplog):
+    app, calls = App("a"), 0
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        nonlocal calls
+        calls += 1
+        own = asyncio.current_task()
+        assert own is not None
+        own.cancel()
+        await asyncio.sleep(0)
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.advance(9.5)
+
+    assert calls == 10
+    assert "handle was cancelled by itself or another part of this program" in caplog.text
+
+
 class Sold(Reject):
     """A Reject whose author forgot what a reason is."""
 

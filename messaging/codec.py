@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import lru_cache
 from itertools import repeat
 from types import UnionType
@@ -17,6 +17,7 @@ from typing import (
     Annotated,
     Any,
     Generic,
+    NamedTuple,
     TypeAlias,
     Union,
     cast,
@@ -56,8 +57,7 @@ Encode: TypeAlias = Callable[[Any], bytes]
 Decode: TypeAlias = Callable[[bytes], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(NamedTuple):
     encode: Encode
     decode: Decode
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from messaging.errors import ConfigurationError
 
@@ -20,8 +19,7 @@ _REWRITES = {"function-before", "function-wrap"}
 _NO_SCHEMAS = {"config", "default", "expected", "metadata", "python_schema", "serialization", "strict_schema"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     owner: str
     by_name: bool = False
     by_alias: bool = True
@@ -58,11 +56,11 @@ def _visit(schema: Schema, place: _Place) -> None:
         return
     if kind in _STRUCTURES:
         name = schema["cls"].__name__ if "cls" in schema else place.owner
-        place = _configured(replace(place, owner=name), schema.get("config"))
+        place = _configured(place._replace(owner=name), schema.get("config"))
         if serializer.get("type") == "function-wrap":
-            place = replace(place, rewritten=True)
+            place = place._replace(rewritten=True)
     elif kind in _REWRITES:
-        place = replace(place, rewritten=True)
+        place = place._replace(rewritten=True)
     if not place.rewritten:
         _check_read(schema, place)
     for name, child in _children(schema):
@@ -89,8 +87,7 @@ def _check_read(schema: Schema, place: _Place) -> None:
 def _configured(place: _Place, config: Schema | None) -> _Place:
     if config is None:
         return place
-    return replace(
-        place,
+    return place._replace(
         by_name=bool(config.get("validate_by_name", config.get("populate_by_name", False))),
         by_alias=config.get("validate_by_alias") is not False,
         closed=config.get("extra_fields_behavior") == "forbid",
@@ -114,7 +111,7 @@ def _check(name: str, field: Schema, place: _Place) -> None:
             f"the field {name!r} of {place.owner} is written as {written!r} and read as {known}: give it one alias "
             f"for both, or allow to read it by the other"
         )
-    _visit(inner, replace(place, owner=f"the field {name!r} of {place.owner}", rewritten=False))
+    _visit(inner, place._replace(owner=f"the field {name!r} of {place.owner}", rewritten=False))
 
 
 def _read_names(name: str, field: Schema, place: _Place) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -31,16 +32,18 @@ _EXTRAS = {
 }
 _WORDS = "pas|pw|jaas|secret|token|key|cred|auth|sig"
 # Each letter as it is, or percent-encoded: a name is decoded before it is read.
-_SECRET = re.compile(
-    re.sub("[a-z]", lambda one: f"(?:{one[0]}|%{ord(one[0]):02x}|%{ord(one[0].upper()):02x})", _WORDS),
-    re.IGNORECASE,
-)
-_PARAMETER = re.compile(
-    rf"([?&#;][^=?&#;@]*(?:{_SECRET.pattern})[^=?&#;@]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
-    re.IGNORECASE | re.DOTALL,
-)
-"""A secret goes on to the next parameter: it may have unescaped characters."""
+_SECRET = re.sub("[a-z]", lambda one: f"(?:{one[0]}|%{ord(one[0]):02x}|%{ord(one[0].upper()):02x})", _WORDS)
 _HOSTS = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")
+
+
+@cache
+def _parameter() -> re.Pattern[str]:
+    """A secret goes on to the next parameter: it may have unescaped characters."""
+    # Slow to compile, and most programs show no URL that has a parameter.
+    return re.compile(
+        rf"([?&#;][^=?&#;@]*(?:{_SECRET})[^=?&#;@]*)=.*?(?=[&;][a-z][a-z0-9_.-]*=|$)",
+        re.IGNORECASE | re.DOTALL,
+    )
 
 
 def redact(url: str) -> str:
@@ -52,7 +55,7 @@ def redact(url: str) -> str:
         found = url.find(mark, start)
         end = end if found < 0 else min(end, found)
     authority, rest = url[start:end], url[end:]
-    shown = _PARAMETER.sub(r"\1=***", rest)
+    shown = _parameter().sub(r"\1=***", rest) if "=" in rest else rest
     if "@" in rest:
         # A password that holds an unescaped / or ? or #: rather hide too much than half of it.
         whole = shown.count("@") == rest.count("@")  # else a parameter's secret has one, too
@@ -69,7 +72,7 @@ def redact(url: str) -> str:
 
 def is_secret(option: str) -> bool:
     """Whether an option of this name may hold a credential."""
-    return _SECRET.search(option) is not None
+    return re.search(_SECRET, option, re.IGNORECASE) is not None
 
 
 def split_namespace(url: str) -> tuple[str, str | None]:

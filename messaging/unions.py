@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from messaging.errors import ConfigurationError
 from messaging.fields import written_name
@@ -39,8 +38,7 @@ _STRUCTURES = {"model", "dataclass", "typed-dict"}
 _SCALARS = {"int": "number", "float": "number", "bool": "boolean", "none": "null"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(NamedTuple):
     kind: str
     name: str
     root: type | None
@@ -129,7 +127,7 @@ class _Check:
         elif kind == "tagged-union":
             for choice in _choices(schema):
                 for member in self._members(choice, root, within):
-                    yield replace(member, discriminated=id(schema))
+                    yield member._replace(discriminated=id(schema))
         elif schema.get("root_model"):
             yield from self._members(schema["schema"], root or schema["cls"], within)
         elif kind in _STRUCTURES or kind == "dict":

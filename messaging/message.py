@@ -12,7 +12,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from messaging.codec import Codec
 from messaging.names import check_topic
-from messaging.stack import reason_of
+from messaging.texts import reason_of
 
 T = TypeVar("T", default=Any)
 Q = TypeVar("Q", default=Any)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from string import ascii_letters, digits
 
 from messaging.errors import ConfigurationError
@@ -128,6 +127,8 @@ def physical(
         name = f"{rules.prefix}{separator}{name}"
     if len(name) <= rules.maximum:
         return name
+    from hashlib import sha256  # few names are that long
+
     # After three separators an uncut name holds the digits of a generation, never a letter.
     end = f"{separator * 3}h{sha256(name.encode()).hexdigest()[:_HASH_DIGITS]}"
     return name[: rules.maximum - len(end)] + end

@@ -22,7 +22,7 @@ from messaging.errors import (
 )
 from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
-from messaging.stack import message_of, summary
+from messaging.texts import message_of, summary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
 from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, seconds
-from messaging.stack import leaves_of, reason_of, summary
+from messaging.texts import leaves_of, reason_of, summary
 
 if TYPE_CHECKING:
     from messaging.message import Delivery, Handler, Middleware, Outcome

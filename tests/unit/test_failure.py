@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from messaging.failure import LIMIT, Failure, oversize, parse, record, redriven
 from messaging.message import Message
-from messaging.stack import clip, describe, leaves_of, summary
+from messaging.stack import clip, describe
+from messaging.texts import leaves_of, summary
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -1,7 +1,8 @@
 """One interface to RabbitMQ, Kafka, SQS/SNS, Redis Streams and memory, with one set of promises."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from messaging.lending import lent as _lent
 from messaging.logs import set_up as _set_up
 
 if TYPE_CHECKING:
@@ -49,41 +50,25 @@ if TYPE_CHECKING:
 
 _set_up()
 
-_HOMES = {
-    "adapter": "Capabilities",
-    "app": "App",
-    "bus": "Bus connect",
-    "dead_letters": "DeadLetter DeadLetters",
-    "errors": (
-        "AuthenticationFailed Closed ConfigurationError ConnectionFailed DecodeError "
-        "IdempotencyConflict InvalidMessage LeaseLost MessageTooLarge MessagingError MissingExtra "
-        "NoGroup PublishError PublishManyError PublishUncertain RemoteError RequestTimeout "
-        "TopicNotFound UnsupportedCapability"
-    ),
-    "health": "Health",
-    "message": "Ack Delivery Endpoint Handler Message Outcome Receipt Reject Release Retry Topic",
-    "middleware.retry": "RetryPolicy exponential fixed",
-    "settings": "Settings",
-}
-"""Each module with the names that it lends to the package."""
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    """A name is loaded with its first use: who needs only `Topic` does not wait for what runs an app."""
-    from importlib import import_module
-
-    module = _HOME.get(name)
-    try:
-        found = import_module(f"{__name__}.{module or name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    if module is None:
-        return found
-    globals()[name] = value = getattr(found, name)
-    return value
+__getattr__ = _lent(
+    __name__,
+    {
+        "adapter": "Capabilities",
+        "app": "App",
+        "bus": "Bus connect",
+        "dead_letters": "DeadLetter DeadLetters",
+        "errors": (
+            "AuthenticationFailed Closed ConfigurationError ConnectionFailed DecodeError "
+            "IdempotencyConflict InvalidMessage LeaseLost MessageTooLarge MessagingError MissingExtra "
+            "NoGroup PublishError PublishManyError PublishUncertain RemoteError RequestTimeout "
+            "TopicNotFound UnsupportedCapability"
+        ),
+        "health": "Health",
+        "message": "Ack Delivery Endpoint Handler Message Outcome Receipt Reject Release Retry Topic",
+        "middleware.retry": "RetryPolicy exponential fixed",
+        "settings": "Settings",
+    },
+)
 
 
 def __dir__() -> list[str]:

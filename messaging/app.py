@@ -9,12 +9,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
+from messaging.definition import Defaults, Definition, OnExhausted, OnExpired
 from messaging.errors import Closed, ConfigurationError
-from messaging.generations import subscriber
 from messaging.lasting import lasting, this_task
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
-from messaging.subscription import Defaults, Definition, OnExhausted, OnExpired, Plan, check, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from messaging.dispatch import Dispatcher
     from messaging.generations import Subscriber
     from messaging.message import Duration, Endpoint, Message, Middleware, Outcome, Topic
+    from messaging.subscription import Plan
     from messaging.testing.harness import AppTest
 
 M = TypeVar("M")
@@ -206,6 +206,8 @@ class App:
         return [made for app in self._family() for made in app._own_plans(bus)]  # noqa: SLF001
 
     def _own_plans(self, bus: Bus) -> list[Plan]:
+        from messaging.subscription import plan
+
         return [plan(definition, defaults, bus) for definition, defaults in self._definitions]
 
     def _members(self) -> list[App]:
@@ -241,6 +243,9 @@ class App:
         `provide` replaces what the lifespan would yield; `middleware` is added to every subscription's, innermost.
         Raises UnsupportedCapability or ConfigurationError before anything runs.
         """
+        from messaging.generations import subscriber  # what only publishes never loads what consumes
+        from messaging.subscription import check
+
         bus.check_open()
         family = self._family()
         check(self.plans(bus), bus)

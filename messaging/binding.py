@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
 REMEMBERED = 30.0
 """Seconds for which a store counts as away that is asked no more: what is released comes again sooner."""
-
-current_delivery: ContextVar[Delivery[Any] | None] = ContextVar("current_delivery", default=None)
-still_leased: ContextVar[Callable[[], bool]] = ContextVar("still_leased", default=lambda: True)
-"""Tells whether the lease of what this worker runs has not ended: for who has waited and is about to start it (9)."""
 
 
 @dataclass(slots=True)

@@ -9,13 +9,11 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import Start, TopicSpec, TopologyMode
-from messaging.catalogue import Catalogue
+from messaging.catalogue import Catalogue, kept_apart, merged
 from messaging.clock import Clock, SystemClock, timeout
-from messaging.dead_letters import DeadLetters
 from messaging.errors import (
     Closed,
     ConfigurationError,
@@ -24,8 +22,6 @@ from messaging.errors import (
     PublishError,
     PublishManyError,
 )
-from messaging.generations import KeptLetters, Subscriber, begin, kept_apart, merged
-from messaging.health import Health, assess
 from messaging.ids import new_id
 from messaging.isolation import Isolation
 from messaging.message import Endpoint, Q, R, Receipt, T, Topic, seconds
@@ -43,7 +39,10 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Adapter, Capabilities, DeadLetterStore, GroupInfo
     from messaging.app import App
+    from messaging.dead_letters import DeadLetters
     from messaging.dispatch import Dispatcher
+    from messaging.generations import Subscriber
+    from messaging.health import Health
     from messaging.message import Duration, Key
     from messaging.middleware.publishing import PublishMiddleware
     from messaging.pull import Pull
@@ -310,7 +309,6 @@ class Bus:
         `publish` raises where the request was not sent, or may not have been. A cancelled one leaves nothing behind.
         """
         self.check_open()
-        topic = endpoint.topic
         within = self.settings.request_timeout if timeout is None else checked_timeout(timeout)
         asked = self.clock.monotonic()
 
@@ -323,7 +321,7 @@ class Bus:
                 reply_to=reply_to,
                 correlation_id=correlation_id,
             )
-            (result,) = await self._publish(topic, (payload,), options, within)
+            (result,) = await self._publish(endpoint.topic, (payload,), options, within)
             if isinstance(result, PublishError):
                 raise result
 
@@ -377,6 +375,8 @@ class Bus:
         self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
     ) -> DeadLetters:
         """The dead letters of one group. `ordered=False` is for a group that gives up its topic's order."""
+        from messaging.dead_letters import DeadLetters, KeptLetters
+
         self.check_open()
         spec = self._catalogue.known_group(self._known(topic), group, ordered)
         broker = self._routing.of(spec.topic.name)
@@ -431,6 +431,8 @@ class Bus:
 
         Raises UnsupportedCapability, TopicNotFound, ConfigurationError, PublishError, ConnectionFailed.
         """
+        from messaging.generations import begin
+
         self.check_open()
         name = topic if isinstance(topic, str) else topic.name
         return await begin(
@@ -476,14 +478,13 @@ class Bus:
 
     async def health(self) -> Health:
         """Raises nothing but Closed, on another event loop; never waits for longer than about a second."""
+        from messaging.health import assess
+
         self.check_loop()
         brokers = self._routing.brokers
         found = await asyncio.gather(*(broker.adapter.health() for broker in brokers))
         return assess(
-            {
-                broker: replace(health, groups=merged(health.groups))
-                for broker, health in zip(brokers, found, strict=True)
-            },
+            dict(zip(brokers, found, strict=True)),
             [(self.broker(dispatcher.topic), dispatcher) for dispatcher in self.dispatchers],
             late_replies=sum(broker.requester.late for broker in brokers),
             fatal=next(iter(self.ended.values()), None),

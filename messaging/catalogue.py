@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.backoff import LEFT_ALONE
 from messaging.errors import ConfigurationError, MessagingError, PublishError, TopicNotFound
-from messaging.generations import kept_apart
 from messaging.message import Topic
 from messaging.names import check_group
 from messaging.together import Together
@@ -22,12 +21,17 @@ from messaging.together import Together
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
 
-    from messaging.adapter import Start, TopologyMode
+    from messaging.adapter import Adapter, GroupInfo, Start, TopologyMode
     from messaging.clock import Clock
     from messaging.routing import Broker, Routing
     from messaging.settings import Settings
 
 logger = logging.getLogger("messaging")
+
+
+def kept_apart(adapter: Adapter) -> bool:
+    """Whether this broker can change a topic."""
+    return adapter.capabilities.generations.level != "unsupported"
 
 
 class Catalogue:
@@ -369,3 +373,26 @@ class Catalogue:
                 topic,
                 extra={"topic": topic},
             )
+
+
+def merged(infos: Sequence[GroupInfo]) -> list[GroupInfo]:
+    """One for each group: its generations together."""
+    found: dict[tuple[str, str], GroupInfo] = {}
+    for info in infos:
+        known = found.get((info.topic, info.group))
+        if known is not None:
+            ages = [age for age in (known.oldest, info.oldest) if age is not None]
+            info = replace(  # noqa: PLW2901  what is known of the group so far
+                info,
+                lag=_sum(known.lag, info.lag),
+                members=None if known.members is None else max(known.members, info.members or 0),
+                dead_letters=_sum(known.dead_letters, info.dead_letters),
+                oldest=max(ages) if ages else None,
+                stuck=known.stuck or info.stuck,
+            )
+        found[info.topic, info.group] = info
+    return list(found.values())
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other

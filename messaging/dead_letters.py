@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
 
-from messaging.adapter import Gone
+from messaging.adapter import DeadLetterStore, Gone, StoredLetter
 from messaging.clock import Clock, sleep
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import Cause, Failure, parse, redriven
@@ -19,7 +19,9 @@ from messaging.middleware.expiry import has_expired
 from messaging.prepare import corrected
 
 if TYPE_CHECKING:
-    from messaging.adapter import DeadLetterStore, StoredLetter
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
     from messaging.stack import ErrorInfo
 
 _log = logging.getLogger("messaging")
@@ -303,3 +305,54 @@ def _edited(message: Message, edit: Edit | None, most: int) -> Message:
             f"the edit of message {message.id} of {message.topic} changed its id or topic; both must stay"
         )
     return message if edited == message else corrected(message, edited, most)
+
+
+class KeptLetters(DeadLetterStore):
+    """The dead letters of a group, of all generations of its topic, the oldest generation first."""
+
+    def __init__(self, stores: Callable[[], Awaitable[Sequence[DeadLetterStore]]]) -> None:
+        self._stores = stores
+
+    async def count(self) -> int:
+        return sum([await store.count() for store in await self._stores()])
+
+    def scan(self) -> AbstractAsyncContextManager[AsyncIterator[StoredLetter]]:
+        return self._scan()
+
+    @asynccontextmanager
+    async def _scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
+        async with AsyncExitStack() as stack:
+            scans = [(store, await stack.enter_async_context(store.scan())) for store in await self._stores()]
+            yield _letters(scans)
+
+    async def redrive(
+        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
+    ) -> Sequence[PublishError | Gone | None]:
+        results: dict[int, PublishError | Gone | None] = {}
+        for store, indices in _by_store([letter for letter, _, _ in letters]).items():
+            items = [(letters[index][0].reference[1], *letters[index][1:]) for index in indices]
+            results.update(zip(indices, await store.redrive(items), strict=True))
+        return [results[index] for index in range(len(letters))]
+
+    async def purge(self, letters: Sequence[StoredLetter]) -> int:
+        return sum(
+            [
+                await store.purge([letters[index].reference[1] for index in indices])
+                for store, indices in _by_store(letters).items()
+            ]
+        )
+
+
+async def _letters(
+    scans: Sequence[tuple[DeadLetterStore, AsyncIterator[StoredLetter]]],
+) -> AsyncIterator[StoredLetter]:
+    for store, letters in scans:
+        async for letter in letters:
+            yield StoredLetter(letter.message, letter.failure, (store, letter))
+
+
+def _by_store(letters: Sequence[StoredLetter]) -> dict[DeadLetterStore, list[int]]:
+    found: dict[DeadLetterStore, list[int]] = {}
+    for index, letter in enumerate(letters):
+        found.setdefault(letter.reference[0], []).append(index)
+    return found

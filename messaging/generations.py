@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from messaging.adapter import DeadLetterStore, GroupInfo, GroupSpec, Outgoing, StoredLetter, Topology
+from messaging.adapter import GroupSpec, Outgoing, Topology
 from messaging.backoff import LEFT_ALONE, Backoff
+from messaging.catalogue import kept_apart
 from messaging.clock import check_cancelled, sleep, timeout
 from messaging.dispatch import Dispatcher
 from messaging.errors import (
@@ -36,18 +36,9 @@ from messaging.ids import new_id
 from messaging.message import Ack, Message, Release
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        AsyncIterator,
-        Awaitable,
-        Callable,
-        Collection,
-        Iterable,
-        Sequence,
-    )
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
-    from messaging.adapter import Adapter, Gone, RawDelivery, TopicSpec
+    from messaging.adapter import Adapter, RawDelivery, TopicSpec
     from messaging.binding import Binding
     from messaging.bus import Bus
     from messaging.catalogue import Catalogue
@@ -63,11 +54,6 @@ PATIENCE = 3
 """Looks for which a group may wait for end marks before they are published once more; each time for twice as many."""
 LOOK_AGAIN = 0.1
 """Seconds for which an end mark waits while something before it is not finished."""
-
-
-def kept_apart(adapter: Adapter) -> bool:
-    """Whether this broker can change a topic."""
-    return adapter.capabilities.generations.level != "unsupported"
 
 
 def subscriber(bus: Bus, binding: Binding) -> Dispatcher | Subscriber:
@@ -326,80 +312,6 @@ class _Limit:
                 return await handler(delivery)
 
         return handle
-
-
-class KeptLetters(DeadLetterStore):
-    """The dead letters of a group, of all generations of its topic, the oldest generation first."""
-
-    def __init__(self, stores: Callable[[], Awaitable[Sequence[DeadLetterStore]]]) -> None:
-        self._stores = stores
-
-    async def count(self) -> int:
-        return sum([await store.count() for store in await self._stores()])
-
-    def scan(self) -> AbstractAsyncContextManager[AsyncIterator[StoredLetter]]:
-        return self._scan()
-
-    @asynccontextmanager
-    async def _scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
-        async with AsyncExitStack() as stack:
-            scans = [(store, await stack.enter_async_context(store.scan())) for store in await self._stores()]
-            yield _letters(scans)
-
-    async def redrive(
-        self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
-    ) -> Sequence[PublishError | Gone | None]:
-        results: dict[int, PublishError | Gone | None] = {}
-        for store, indices in _by_store([letter for letter, _, _ in letters]).items():
-            items = [(letters[index][0].reference[1], *letters[index][1:]) for index in indices]
-            results.update(zip(indices, await store.redrive(items), strict=True))
-        return [results[index] for index in range(len(letters))]
-
-    async def purge(self, letters: Sequence[StoredLetter]) -> int:
-        return sum(
-            [
-                await store.purge([letters[index].reference[1] for index in indices])
-                for store, indices in _by_store(letters).items()
-            ]
-        )
-
-
-async def _letters(
-    scans: Sequence[tuple[DeadLetterStore, AsyncIterator[StoredLetter]]],
-) -> AsyncIterator[StoredLetter]:
-    for store, letters in scans:
-        async for letter in letters:
-            yield StoredLetter(letter.message, letter.failure, (store, letter))
-
-
-def _by_store(letters: Sequence[StoredLetter]) -> dict[DeadLetterStore, list[int]]:
-    found: dict[DeadLetterStore, list[int]] = {}
-    for index, letter in enumerate(letters):
-        found.setdefault(letter.reference[0], []).append(index)
-    return found
-
-
-def merged(infos: Sequence[GroupInfo]) -> list[GroupInfo]:
-    """One for each group: its generations together."""
-    found: dict[tuple[str, str], GroupInfo] = {}
-    for info in infos:
-        known = found.get((info.topic, info.group))
-        if known is not None:
-            ages = [age for age in (known.oldest, info.oldest) if age is not None]
-            info = replace(  # noqa: PLW2901  what is known of the group so far
-                info,
-                lag=_sum(known.lag, info.lag),
-                members=None if known.members is None else max(known.members, info.members or 0),
-                dead_letters=_sum(known.dead_letters, info.dead_letters),
-                oldest=max(ages) if ages else None,
-                stuck=known.stuck or info.stuck,
-            )
-        found[info.topic, info.group] = info
-    return list(found.values())
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other
 
 
 async def begin(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from messaging.catalogue import merged
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -88,7 +90,7 @@ def assess(
     fatal: BaseException | None,
 ) -> Health:
     """Put together what the brokers answer and what this process knows; each dispatcher with its broker."""
-    groups = [(broker, group) for broker, found in brokers.items() for group in found.groups]
+    groups = [(broker, group) for broker, found in brokers.items() for group in merged(found.groups)]
     known = {(broker, group.topic, group.group): group for broker, group in groups}
     subscriptions: list[SubscriptionHealth] = []
     for broker, dispatcher in dispatchers:

@@ -13,7 +13,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Outgoing
-from messaging.binding import current_delivery
+from messaging.current import current_delivery
 from messaging.delay import check_delay, due_after
 from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge

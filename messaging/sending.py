@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _RECEIVED = frozenset((Receipt,))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sender:
     """Publishes for one bus."""
 

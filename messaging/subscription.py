@@ -1,4 +1,4 @@
-"""One subscription of an app: what the code says, what the settings make of it, and the chain of its handler.
+"""One subscription of an app as it runs: what the settings make of its definition, and the chain of its handler.
 
 The chain, outermost first: retrying, expiring, idempotent, timing_out, the app's and the subscription's own
 middleware, the handler.
@@ -10,12 +10,12 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Subscription
 from messaging.binding import Binding, Counters, StoreState
 from messaging.errors import ConfigurationError, UnsupportedCapability
-from messaging.message import OUTCOMES, Ack, Endpoint, Message, Topic, seconds
+from messaging.message import OUTCOMES, Ack, seconds
 from messaging.middleware.expiry import expiring
 from messaging.middleware.idempotency import idempotent
 from messaging.middleware.retry import Delay, RetryPolicy, retrying
@@ -27,48 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
-    from messaging.adapter import GroupSpec, Start, TopologyMode
+    from messaging.adapter import GroupSpec, TopologyMode
     from messaging.bus import Bus
-    from messaging.message import Delivery, Duration, Handler, Middleware, Outcome
+    from messaging.definition import Defaults, Definition, OnExhausted, OnExpired
+    from messaging.message import Delivery, Endpoint, Handler, Message, Middleware, Outcome
     from messaging.settings import AppSettings, SubscriptionSettings
 
 logger = logging.getLogger("messaging")
-
-OnExpired = Literal["drop", "dead_letter"]
-OnExhausted = Literal["dead_letter", "hold_key"]
 
 CONCURRENCY = 16
 DONE_FOR = 24 * 3600.0
 """Seconds for which an idempotency key stays done."""
 PROGRESS_LEASE = 30.0
 """Seconds after which an idempotency key in progress may be taken over, unless its owner extends it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """What the code says. None where it leaves a choice to the app, the settings or the default."""
-
-    app: str
-    topic: Topic[Any]
-    group: str
-    function: Callable[..., Any]
-    endpoint: Endpoint[Any, Any] | None = None
-    concurrency: int | None = None
-    prefetch: int | None = None
-    ordered: bool | None = None
-    retry: RetryPolicy | None = None
-    timeout: Duration | None = None
-    idempotent: bool | Callable[[Message], str] | None = None
-    start: Start | None = None
-    on_expired: OnExpired | None = None
-    on_exhausted: OnExhausted | None = None
-    middleware: Sequence[Middleware] = ()
-    native: str | None = None
-    topology: TopologyMode | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.topic.name}/{self.group}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,18 +169,6 @@ class Plan:
         for middleware in reversed([*chain, *self.middleware]):
             handler = middleware(handler)
         return handler
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What an app says for all its subscriptions."""
-
-    retry: RetryPolicy
-    middleware: Sequence[Middleware] = ()
-    concurrency: int | None = None
-    prefetch: int | None = None
-    timeout: Duration | None = None
-    idempotent: bool | Callable[[Message], str] = False
 
 
 def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.apart import apart
 from messaging.backoff import Backoff
-from messaging.binding import current_delivery, still_leased
 from messaging.clock import sleep
+from messaging.current import current_delivery, still_leased
 from messaging.delay import FirstSeen, judge_early
 from messaging.errors import DecodeError, LeaseLost, MessagingError, TopicNotFound, is_fatal
 from messaging.message import Delivery, Reject, Release, seconds

@@ -7,8 +7,9 @@ import logging
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
-from messaging.binding import StoreState, still_leased
+from messaging.binding import StoreState
 from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
+from messaging.current import still_leased
 from messaging.errors import IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
 from messaging.middleware.expiry import has_expired

@@ -130,6 +130,23 @@ def test_the_import_loads_no_broker_library_no_adapter_and_no_settings():
     assert "pytest" not in loaded
 
 
+def test_what_only_publishes_loads_nothing_that_consumes_browses_or_probes():
+    loaded = loaded_after("from messaging import App, Topic, connect; connect('memory://')")
+
+    assert not loaded & {
+        f"messaging.{name}" for name in ("dispatch", "subscription", "dead_letters", "health")
+    }
+
+
+def test_the_middleware_can_be_listed_before_it_is_used_and_is_loaded_by_name():
+    loaded = loaded_after(
+        "from messaging import middleware; assert set(middleware.__all__) <= set(dir(middleware)); middleware.retrying"
+    )
+
+    assert "messaging.middleware.retry" in loaded
+    assert "messaging.middleware.idempotency" not in loaded
+
+
 def test_an_adapter_is_loaded_when_its_url_is_named_and_no_other():
     loaded = loaded_after("import messaging; messaging.connect('memory://')")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from messaging.adapter import Capability, TopicSpec
-from messaging.binding import current_delivery
+from messaging.current import current_delivery
 from messaging.errors import InvalidMessage, MessageTooLarge, UnsupportedCapability
 from messaging.message import Delivery, Message, Topic
 from messaging.prepare import Options, Preparation

@@ -5,7 +5,7 @@ import pytest
 
 from messaging import workers as module
 from messaging.adapter import DONE, Hold, Lease
-from messaging.binding import current_delivery
+from messaging.current import current_delivery
 from messaging.errors import MessagingError
 from messaging.isolation import Isolation
 from messaging.message import Ack, Reject, Release, Retry

@@ -268,9 +268,12 @@ class Member(Consumer):
         given_back = [settlements[index].delivery for index, _ in hidden]
         for delivery in given_back:
             await self.unmark(delivery)  # before it can come back
-        errors, refusals = await asyncio.gather(
-            self._remove(finished), self._hide(given_back, [seconds for _, seconds in hidden])
-        )
+        if hidden:
+            errors, refusals = await asyncio.gather(
+                self._remove(finished), self._hide(given_back, [seconds for _, seconds in hidden])
+            )
+        else:
+            errors, refusals = await self._remove(finished), []
         for delivery in finished:
             if delivery.token.done:
                 await self.unmark(delivery)  # after it is gone: one that a crash leaves here stays marked

@@ -16,7 +16,9 @@ import time
 import zlib
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
+from json.encoder import encode_basestring_ascii as _quoted
 from string import ascii_letters, digits, punctuation
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,13 +27,17 @@ from messaging.delay import CLOCKS
 from messaging.envelope import (
     ATTEMPT,
     FAILURE,
+    FORMAT_VERSION,
     NOT_BEFORE,
     REPLY_TO,
+    SPEC_VERSION,
     decode,
     encode,
     recorded_attempt,
     recorded_seconds,
     text,
+    usual,
+    utc_text,
 )
 from messaging.partition import partition_of
 from messaging_sqs.settings import KIB, MIB
@@ -81,11 +87,12 @@ SYSTEM_ATTRIBUTES = (
 )
 
 _NATIVE_CONTENT_TYPES = ("content-type", "contenttype", "content_type")
+_SIMPLE = bytes((*b"\t\n", *range(0x20, 0x7F)))
+"""Of ASCII, what XML keeps as it is: nearly all there is in most bodies, and told apart in one step."""
 _TEXT = re.compile("[\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 _OVERHEAD = len(ATTRIBUTE) + len("String")
 _GROUP_ID = frozenset(ascii_letters + digits + punctuation)
 _HASHED = "sha256:"
-_written = json.JSONEncoder(separators=(",", ":")).encode
 _unique = secrets.token_hex(8)
 _numbers = count(1)
 
@@ -126,29 +133,29 @@ def pack(
     compressed: bool = False,
 ) -> Entry:
     """The message with these control headers."""
-    headers = encode(message, prefix=PREFIX)
-    if message.type is None:
-        del headers[PREFIX + "type"]
+    more: dict[str, str] = {}
     if message.content_type is not None:
-        headers[CONTENT_TYPE] = message.content_type
+        more[CONTENT_TYPE] = message.content_type
     if reply_to is not None:
-        headers[REPLY_TO] = reply_to
+        more[REPLY_TO] = reply_to
     if control:
-        headers.update(control)
+        more.update(control)
     body, length = (None, 0) if compressed else _as_text(message.body)
     if not message.body:
         body, length = NOTHING, len(NOTHING)
-        headers[ENCODING] = EMPTY
+        more[ENCODING] = EMPTY
     elif body is None:
         body = b64encode(zlib.compress(message.body) if compressed else message.body).decode()
         length = len(body)
-        headers[ENCODING] = DEFLATE if compressed else BASE64
-    attribute = _written(headers)
+        more[ENCODING] = DEFLATE if compressed else BASE64
+    attribute = _attribute(message, more)
     return Entry(body, attribute, length + _OVERHEAD + len(attribute))
 
 
 def _as_text(body: bytes) -> tuple[str | None, int]:
     """The body as text that arrives as it was sent, if it is such; a carriage return is lost by XML."""
+    if body.isascii() and not body.translate(None, _SIMPLE):
+        return body.decode(), len(body)
     try:
         written = body.decode()
     except UnicodeDecodeError:
@@ -156,6 +163,40 @@ def _as_text(body: bytes) -> tuple[str | None, int]:
     if not written or not (written.isprintable() or _TEXT.fullmatch(written)):
         return None, 0
     return written, len(body)
+
+
+def _attribute(message: Message, more: Mapping[str, str]) -> str:
+    """The JSON of the message's headers and these; most have the usual attributes, written here at once."""
+    at_once = usual(message)
+    if at_once is None or message.correlation_id is not None or message.causation_id is not None:
+        headers = encode(message, prefix=PREFIX)
+        if message.type is None:
+            del headers[PREFIX + "type"]
+        return f"{{{_fields({**headers, **more})}}}"
+    time, key = at_once
+    kind = None if message.type is None else message.type or message.topic
+    written = f'{_BEFORE_ID}{_quoted(message.id)}{_after_id(kind, message.source)}{utc_text(time)}"'
+    if key is not None:
+        written = f"{written}{_BEFORE_KEY}{_quoted(key)}"
+    return f"{written},{_fields(more)}}}" if more else f"{written}}}"
+
+
+def _fields(headers: Mapping[str, str]) -> str:
+    return ",".join([f"{_quoted(name)}:{_quoted(value)}" for name, value in headers.items()])
+
+
+_BEFORE_ID = (
+    f'{{"{PREFIX}specversion":"{SPEC_VERSION}","{PREFIX}messagingformat":"{FORMAT_VERSION}","{PREFIX}id":'
+)
+_BEFORE_KEY = f',"{PREFIX}partitionkey":'
+
+
+@lru_cache(maxsize=256)
+def _after_id(kind: str | None, source: str | None) -> str:
+    """What a program writes alike into all messages of a topic."""
+    kept = {f"{PREFIX}type": kind, f"{PREFIX}source": source}
+    fields = _fields({name: value for name, value in kept.items() if value is not None})
+    return f',{fields},"{PREFIX}time":"' if fields else f',"{PREFIX}time":"'
 
 
 def unique() -> str:

@@ -217,12 +217,16 @@ class Publisher:
 
     async def _to_queues(self, state: TopicState, items: Sequence[_Item], results: list[Result]) -> None:
         """One send for each group's queue: not atomic, so what only some have is uncertain."""
-        fates = await asyncio.gather(*(self._to_queue(state, url, items) for url in state.queues))
+        if len(state.queues) == 1:
+            # In this task: another one costs two more turns of the loop, each of which waits for busy threads.
+            fates = [await self._to_queue(state, state.queues[0], items)]
+        else:
+            fates = await asyncio.gather(*(self._to_queue(state, url, items) for url in state.queues))
+        kind = Receipt if state.routed else Unrouted
         for number, item in enumerate(items):
             one = item.outgoing
             errors = [error for fate in fates if (error := fate[number]) is not None]
             if not errors:
-                kind = Receipt if state.routed else Unrouted
                 results[item.at] = kind(one.message.id, one.partition)
             elif len(errors) < len(fates):
                 uncertain = PublishUncertain(
@@ -239,7 +243,8 @@ class Publisher:
     async def _to_queue(
         self, state: TopicState, url: str, items: Sequence[_Item]
     ) -> list[MessagingError | None]:
-        parcels = [(item.entry, item.fifo if is_fifo(url) else _delay(item)) for item in items]
+        fifo = is_fifo(url)
+        parcels = [(item.entry, item.fifo if fifo else _delay(item)) for item in items]
         return await copies.send(self._connection, url, parcels, self._slots[state.spec.name])
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:

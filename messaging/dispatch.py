@@ -24,6 +24,7 @@ from messaging.lanes import Lanes
 from messaging.lasting import lasting, this_task
 from messaging.message import Ack, Reject, Release, Retry, seconds
 from messaging.settlement import Settler
+from messaging.shielded import to_its_end
 from messaging.workers import ABANDON_AFTER, Workers
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Dispatcher:
             finally:
                 # What is given back in peace is not counted; the crash guard has to see a message that ends processes.
                 if not self._workers.exiting:
-                    await self._consumer.close()
+                    await to_its_end(self._consumer.close(), ABANDON_AFTER)
         if failed is not None:
             raise failed
 
@@ -171,8 +172,7 @@ class Dispatcher:
                 await self._wait_to_reconnect(error, backoff)
                 continue
             if not self.receiving:
-                self.receiving = True
-                self.last_error = None
+                self.receiving, self.last_error = True, None
                 backoff.reset()
             self._take_in(deliveries)
 

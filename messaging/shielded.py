@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 T = TypeVar("T")
 
@@ -19,6 +22,20 @@ async def shielded(task: asyncio.Future[T]) -> T:
     return task.result()
 
 
-def _read(task: asyncio.Future[T]) -> None:
+async def to_its_end(work: Coroutine[Any, Any, None], within: float) -> None:
+    """Do it. Where the caller is cancelled, it has `within` seconds more to end, before the cancellation is raised."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_read)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        await asyncio.wait((task,), timeout=within)
+        raise
+    finally:
+        task.cancel()
+    task.result()
+
+
+def _read(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()

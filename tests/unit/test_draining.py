@@ -2,12 +2,15 @@ import asyncio
 
 import pytest
 
+from messaging import App
 from messaging.adapter import DONE, SettleError
 from messaging.errors import (
     ConnectionFailed,
 )
 from messaging.message import Ack, Release, Retry
+from messaging_memory.consumer import MemoryConsumer
 from tests.unit.scripted import Bench, Work, acking, later, raw
+from tests.unit.topics import jobs
 
 DOWN = SettleError(ConnectionFailed("down"))
 
@@ -180,3 +183,30 @@ async def test_a_cancellation_at_any_moment_of_a_drain_closes_the_consumer(round
 
 
 # a random life
+
+
+async def test_a_stop_that_is_cancelled_gives_back_what_it_holds(bus, clock, monkeypatch):
+    app, leave, leaving, left = App("a"), MemoryConsumer.close, asyncio.Event(), asyncio.Event()
+
+    async def leave_slowly(self):
+        leaving.set()
+        await left.wait()
+        await leave(self)
+
+    @app.subscribe(jobs)
+    async def handle(job: str): ...
+
+    async def run():
+        async with app.running(bus):
+            await clock.settle()
+
+    monkeypatch.setattr(MemoryConsumer, "close", leave_slowly)
+    running = asyncio.create_task(run())
+    await leaving.wait()
+    running.cancel()
+    await clock.settle()
+    left.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert [info.members for info in await bus.groups()] == [0]

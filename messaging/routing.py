@@ -135,10 +135,14 @@ class Routing:
 
     async def close(self, within: float) -> None:
         """Close all, each within `within` seconds and some more, all at once."""
-        results = await asyncio.gather(
-            *(broker.close(within) for broker in self.brokers), return_exceptions=True
-        )
-        for result in results:
+        closing = asyncio.gather(*(broker.close(within) for broker in self.brokers), return_exceptions=True)
+        try:
+            await asyncio.sleep(0)  # cancelled before they begin, they would close nothing
+        except asyncio.CancelledError:
+            closing.cancel()
+            await closing
+            raise
+        for result in await closing:
             if isinstance(result, BaseException):
                 raise result
 

@@ -381,3 +381,24 @@ async def test_a_request_has_the_settings_time_unless_it_says_another(clock):
 async def test_a_request_that_nobody_could_answer_fails_at_once(bus):
     with pytest.raises(NoGroup):
         await bus.request(prices, "p1")
+
+
+async def test_a_bus_whose_close_is_cancelled_as_it_begins_is_closed():
+    bus, opened, leave = connect("memory://"), asyncio.Event(), asyncio.Event()
+
+    async def use():
+        async with bus:
+            opened.set()
+            await leave.wait()
+
+    using = asyncio.create_task(use())
+    await opened.wait()
+    adapter = bus.adapter
+    leave.set()
+    await asyncio.sleep(0)
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+
+    with pytest.raises(Closed):
+        await adapter.groups()

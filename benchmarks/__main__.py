@@ -95,7 +95,6 @@ def url_of(broker: str) -> str:
 
 
 def _show(path: Path, results: Sequence[Result]) -> None:
-    ours = results[0]
     print(f"{path.name}: {path.what}")
     for result in results:
         if result.failure:
@@ -106,7 +105,7 @@ def _show(path: Path, results: Sequence[Result]) -> None:
             if path.latency
             else f"{result.rate:12,.0f}/s"
         )
-        compared = "" if result.contender.name == OURS else f"   ratio {ratio(path, ours, result):6.2f}"
+        compared = "" if result.contender.name == OURS else f"   ratio {ratio(path, results, result):6.2f}"
         print(
             f"    {result.contender.name:34}{figure}{compared}   duplicates {result.duplicates}", flush=True
         )

@@ -12,6 +12,8 @@ Run: TypeAlias = Callable[[str, int], Awaitable[Measured]]
 """One round: the broker's URL and the number of messages."""
 
 OURS = "messaging"
+BYTES = "messaging, bytes"
+"""The library with bytes for a payload, as raw clients have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Contender:
     """Of the path's messages: slow contenders get fewer, so that a round takes as long for each."""
     target: float | None = None
     """What the library's speed must be, in parts of this contender's."""
+    like: str = OURS
+    """The row of the library that it is compared with: the one that carries what it carries."""
 
 
 @dataclass(frozen=True, slots=True)

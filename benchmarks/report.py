@@ -96,27 +96,27 @@ def _head(rounds: int, seconds: float, loop: str) -> str:
 Written by `make bench` or `make bench-full` on {when}: {rounds} rounds in {seconds / 60:.0f} minutes, contenders in
 turn within each round, medians of the rounds. Messages are {size} of JSON; durable, confirmed, acknowledged after the
 handler; {loop}; one process on {where}, brokers on the same machine. The library runs with its default middleware and a
-typed payload, peers with a typed payload where they have one, raw clients with bytes. Consumption is timed over the
-middle half of the messages, and every message must be handled. *Ratio* is the library's speed in parts of that
-contender's; for latencies, the library's median latency in parts of that contender's.
+typed payload, and once more with bytes where a raw client does; peers with a typed payload where they have one.
+Consumption is timed over the middle half of the messages, and every message must be handled. *Ratio* is the library's
+speed in parts of that contender's: with bytes where it has bytes, and the typed one's beside it; for latencies, the
+library's median latency in parts of that contender's.
 """
 
 
 def _section(path: Path, results: Sequence[Result]) -> str:
-    (ours,) = (result for result in results if result.contender.name == OURS)
     lines = [f"## {path.name}", "", f"{path.what[0].upper()}{path.what[1:]}.", ""]
     unit = "p50, ms | p99, ms" if path.latency else "messages/s | lowest to highest"
     lines += [
         f"| contender | {unit} | ratio | to reach | reached | duplicates |",
         "|---|---:|---:|---:|---:|---|---:|",
     ]
-    lines += [_line(path, ours, result) for result in results]
+    lines += [_line(path, results, result) for result in results]
     if path.limit:
         lines += ["", f"What limits it: {path.limit}."]
     return "\n".join([*lines, ""])
 
 
-def _line(path: Path, ours: Result, result: Result) -> str:
+def _line(path: Path, results: Sequence[Result], result: Result) -> str:
     contender = result.contender
     if result.failure or not result.rounds:
         return f"| {contender.name} | failed: {result.failure} | | | | | |"
@@ -126,14 +126,16 @@ def _line(path: Path, ours: Result, result: Result) -> str:
         low, high = result.spread
         figures = f"{result.rate:,.0f} | {low:,.0f} to {high:,.0f}"
     found, goal, reached = "", "", ""
-    if result is not ours:
-        found = f"{ratio(path, ours, result):.2f}"
+    if contender.name != OURS:
+        found = f"{ratio(path, results, result):.2f}"
+        if contender.like != OURS:
+            found += f" (typed {ratio(path, results, result, OURS):.2f})"
         if contender.target is not None:
             goal = f"{'≤' if path.latency else '≥'} {contender.target:.3g}"
-            reached = "yes" if reaches(path, ours, result) else "no"
+            reached = "yes" if reaches(path, results, result) else "no"
     elif path.rate is not None:
         goal = f"≥ {path.rate:,.0f}/s"
-        reached = "yes" if ours.rate >= path.rate else "no"
+        reached = "yes" if result.rate >= path.rate else "no"
     return f"| {contender.name} | {figures} | {found} | {goal} | {reached} | {result.duplicates} |"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks.path import OURS
+from benchmarks.path import BYTES, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def _round(path: Path, url: str, result: Result, *, scale: float, loop: Loop, co
     try:
         measured = loop(_bounded(contender, url, messages))
     except Exception as error:
-        if contender.name == OURS:
+        if contender.name in {OURS, BYTES}:
             raise
         result.failure = _told(error)
     else:
@@ -118,30 +118,39 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
-def ratio(path: Path, ours: Result, other: Result) -> float:
-    """The library's rate in parts of the other's; for latencies, the library's p50 in parts of the other's."""
+def ratio(path: Path, results: Sequence[Result], other: Result, like: str | None = None) -> float:
+    """The library's rate in parts of the other's; for latencies, the library's p50 in parts of the other's.
+
+    The library's row is the one that is like the other, or the one that is named.
+    """
+    ours = row(results, like or other.contender.like)
     return ours.latency(50) / other.latency(50) if path.latency else ours.rate / other.rate
 
 
-def reaches(path: Path, ours: Result, other: Result) -> bool:
+def row(results: Sequence[Result], name: str) -> Result:
+    """What this contender showed."""
+    (found,) = (result for result in results if result.contender.name == name)
+    return found
+
+
+def reaches(path: Path, results: Sequence[Result], other: Result) -> bool:
     """Whether the target against this contender is reached; there must be one."""
-    target, found = other.contender.target or 0.0, ratio(path, ours, other)
+    target, found = other.contender.target or 0.0, ratio(path, results, other)
     return found <= target if path.latency else found >= target
 
 
 def misses(path: Path, results: Sequence[Result]) -> list[str]:
     """The targets that were not reached, one a line."""
-    (ours,) = (result for result in results if result.contender.name == OURS)
     missed: list[str] = []
-    if path.rate is not None and ours.rate < path.rate:
-        missed.append(f"{path.name}: {ours.rate:,.0f}/s of {path.rate:,.0f}/s")
+    if path.rate is not None and (rate := row(results, OURS).rate) < path.rate:
+        missed.append(f"{path.name}: {rate:,.0f}/s of {path.rate:,.0f}/s")
     for other in results:
         target = other.contender.target
         if target is None or other.failure:
             continue
-        if not reaches(path, ours, other):
+        if not reaches(path, results, other):
             missed.append(
-                f"{path.name}: {ratio(path, ours, other):.2f} x {other.contender.name} instead of "
+                f"{path.name}: {ratio(path, results, other):.2f} x {other.contender.name} instead of "
                 f"{'<=' if path.latency else '>='} {target:.3g}"
             )
     return missed

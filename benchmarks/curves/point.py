@@ -22,7 +22,7 @@ import uvloop
 from benchmarks.curves.member import WITHIN, Members, Work
 from benchmarks.measure import Tally, peak
 from benchmarks.paths.ours import counting, fill
-from benchmarks.payload import Order, fresh
+from benchmarks.payload import Order, fresh, order
 from messaging import App, Topic, connect
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def _stored_first(
     async with connect(url) as bus:
         await bus.declare(app)
         for number, topic in enumerate(several):
-            await fill(bus, topic, each, first=number * each)
+            await fill(bus, topic, each, order, first=number * each)
         async with app.running(bus):
             measured = await tally.measured(WITHIN)
         for topic in several:
@@ -117,7 +117,7 @@ async def _published_meanwhile(
         await running.count()
         begun = time.perf_counter()
         for topic in several:
-            await fill(bus, topic, each)
+            await fill(bus, topic, each, order)
         published = each * len(several)
         elapsed = await running.handled(warmed_up + published) - begun
         told = await running.ended()
@@ -134,7 +134,9 @@ async def _warm_up(bus: Bus, several: Sequence[Topic[Order]], running: Members, 
     async with asyncio.timeout(WITHIN):
         while not running.all_handled():
             for topic in several:
-                await fill(bus, topic, each, first=messages)  # other keys each time, for other partitions
+                await fill(
+                    bus, topic, each, order, first=messages
+                )  # other keys each time, for other partitions
             messages += each * len(several)
             await running.handled(messages)
     return messages

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Incomplete, Measured, Tally, publishing
-from benchmarks.path import OURS, Contender, Path
+from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
 from benchmarks.payload import Order, body, fresh, number_of, order
 
@@ -162,8 +162,9 @@ PATHS = (
         20_000,
         (
             Contender(OURS, ours.publish),
-            Contender("aiokafka send_and_wait", send_and_wait, target=1.5),
-            Contender("aiokafka send, futures", send_futures, target=0.8),
+            Contender(BYTES, ours.publish_bytes),
+            Contender("aiokafka send_and_wait", send_and_wait, target=1.5, like=BYTES),
+            Contender("aiokafka send, futures", send_futures, target=0.8, like=BYTES),
             Contender("FastStream", faststream_publish, share=0.5),
         ),
         limit="the typed payload, and a call with a future of its own: half of the library's time, which is as much "
@@ -176,7 +177,8 @@ PATHS = (
         20_000,
         (
             Contender(OURS, ours.consume),
-            Contender("aiokafka getmany and commit", getmany_and_commit, target=0.6),
+            Contender(BYTES, ours.consume_bytes),
+            Contender("aiokafka getmany and commit", getmany_and_commit, target=0.6, like=BYTES),
             Contender("FastStream, an ack per message", faststream_consume, share=0.01, target=100),
         ),
         least=10_000,  # several times what one fetch brings
@@ -190,7 +192,8 @@ PATHS = (
         1_000,
         (
             Contender(OURS, ours.publish_one_by_one),
-            Contender("aiokafka send_and_wait", send_and_wait_one_by_one, target=0.95),
+            Contender(BYTES, ours.publish_bytes_one_by_one),
+            Contender("aiokafka send_and_wait", send_and_wait_one_by_one, target=0.95, like=BYTES),
         ),
         limit="the round trip; most of the processor's time is that of aiokafka's connection, which both have",
     ),

@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 from benchmarks.measure import Measured, Tally
-from benchmarks.path import OURS, Contender, Path
+from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
-from benchmarks.payload import Order, body, fresh, number_of, order
-from messaging import App, Topic, connect
+from benchmarks.payload import Order, fresh, order
 
 
 async def faststream(_: str, messages: int) -> Measured:
@@ -24,23 +23,6 @@ async def faststream(_: str, messages: int) -> Measured:
     async with TestRabbitBroker(broker):
         for number in range(messages):
             await broker.publish(order(number), queue)
-        return await tally.measured()
-
-
-async def bodies(url: str, messages: int) -> Measured:
-    """The same path with bytes, which nothing encodes or validates."""
-    topic: Topic[bytes] = Topic(fresh("bodies"), bytes)
-    tally = Tally(messages)
-    app = App("bench", concurrency=64, prefetch=1024)
-
-    @app.subscribe(topic)
-    async def handle(body: bytes) -> None:
-        tally.handled(number_of(body))
-
-    payloads = [body(number) for number in range(messages)]
-    async with connect(url) as bus, app.running(bus):
-        for start in range(0, messages, ours.BATCH):
-            await bus.publish_many(topic, payloads[start : start + ours.BATCH])
         return await tally.measured()
 
 
@@ -75,7 +57,7 @@ PATHS = (
         60_000,
         (
             Contender(OURS, ours.through),
-            Contender("messaging, bytes", bodies),
+            Contender(BYTES, ours.bytes_through),
             Contender("asyncio.Queue by hand", by_hand),
             Contender("FastStream test broker", faststream, share=0.08, target=30),
         ),

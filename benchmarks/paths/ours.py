@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.measure import HANDLER, Incomplete, Measured, Tally, asking, handling, publishing
 from benchmarks.path import OURS, Contender, Path
-from benchmarks.payload import Order, fresh, order
+from benchmarks.payload import Order, body, fresh, number_of, order
 from messaging import App, Bus, Endpoint, Topic, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 BATCH = 1000
 
@@ -16,20 +22,35 @@ def topic(*, ordered: bool = False) -> Topic[Order]:
     return Topic(fresh("orders"), Order, key=lambda order: order.customer, ordered=ordered)
 
 
+def bodies() -> Topic[bytes]:
+    """What nothing encodes or validates."""
+    return Topic(fresh("bodies"), bytes)
+
+
 async def publish(url: str, messages: int, *, callers: int = 256) -> Measured:
-    orders = topic()
-    async with connect(url) as bus:
-        await bus.declare(orders, groups=["bench"])
-        payloads = [order(number) for number in range(messages)]
-        measured = await publishing(
-            lambda number: bus.publish(orders, payloads[number]), messages, callers=callers
-        )
-        await bus.delete_group(orders, "bench")
-        return measured
+    return await _publish(url, topic(), [order(number) for number in range(messages)], callers)
+
+
+async def publish_bytes(url: str, messages: int, *, callers: int = 256) -> Measured:
+    return await _publish(url, bodies(), [body(number) for number in range(messages)], callers)
 
 
 async def publish_one_by_one(url: str, messages: int) -> Measured:
     return await publish(url, messages, callers=1)
+
+
+async def publish_bytes_one_by_one(url: str, messages: int) -> Measured:
+    return await publish_bytes(url, messages, callers=1)
+
+
+async def _publish(url: str, topic: Topic[T], payloads: Sequence[T], callers: int) -> Measured:
+    async with connect(url) as bus:
+        await bus.declare(topic, groups=["bench"])
+        measured = await publishing(
+            lambda number: bus.publish(topic, payloads[number]), len(payloads), callers=callers
+        )
+        await bus.delete_group(topic, "bench")
+        return measured
 
 
 def counting(orders: Topic[Order], tally: Tally, app: App | None = None) -> App:
@@ -43,14 +64,27 @@ def counting(orders: Topic[Order], tally: Tally, app: App | None = None) -> App:
     return app
 
 
-async def stored_first(url: str, app: App, orders: Topic[Order], tally: Tally, messages: int) -> Measured:
+def counting_bytes(topic: Topic[bytes], tally: Tally) -> App:
+    """The same of bytes: the handler reads the number as a raw client does."""
+    app = App("bench", concurrency=64, prefetch=1024)
+
+    @app.subscribe(topic)
+    async def handle(body: bytes) -> None:
+        tally.handled(number_of(body))
+
+    return app
+
+
+async def stored_first(
+    url: str, app: App, topic: Topic[T], tally: Tally, messages: int, make: Callable[[int], T]
+) -> Measured:
     """What it takes to handle what is all there before."""
     async with connect(url) as bus:
         await bus.declare(app)
-        await fill(bus, orders, messages)
+        await fill(bus, topic, messages, make)
         async with app.running(bus):
             measured = await tally.measured()
-        await bus.delete_group(orders, "bench")
+        await bus.delete_group(topic, "bench")
         return measured
 
 
@@ -58,15 +92,33 @@ async def consume(url: str, messages: int) -> Measured:
     """Handled one by one, acknowledged after the handler: 64 workers, the default middleware, typed payloads."""
     orders, tally = topic(), Tally(messages)
     app = counting(orders, tally)
-    return await stored_first(url, app, orders, tally, messages)
+    return await stored_first(url, app, orders, tally, messages, order)
+
+
+async def consume_bytes(url: str, messages: int) -> Measured:
+    """The same of bytes."""
+    topic, tally = bodies(), Tally(messages)
+    return await stored_first(url, counting_bytes(topic, tally), topic, tally, messages, body)
 
 
 async def through(url: str, messages: int) -> Measured:
     """Published in batches while it is consumed."""
     orders, tally = topic(), Tally(messages)
-    app = counting(orders, tally)
+    return await _through(url, counting(orders, tally), orders, tally, messages, order)
+
+
+async def bytes_through(url: str, messages: int) -> Measured:
+    """The same of bytes."""
+    topic, tally = bodies(), Tally(messages)
+    payloads = [body(number) for number in range(messages)]
+    return await _through(url, counting_bytes(topic, tally), topic, tally, messages, payloads.__getitem__)
+
+
+async def _through(
+    url: str, app: App, topic: Topic[T], tally: Tally, messages: int, make: Callable[[int], T]
+) -> Measured:
     async with connect(url) as bus, app.running(bus):
-        await fill(bus, orders, messages)
+        await fill(bus, topic, messages, make)
         return await tally.measured()
 
 
@@ -84,7 +136,7 @@ async def ordered(url: str, messages: int) -> Measured:
         await asyncio.sleep(HANDLER)
         tally.handled(order.number)
 
-    return await stored_first(url, app, orders, tally, messages)
+    return await stored_first(url, app, orders, tally, messages, order)
 
 
 async def serial(_: str, messages: int) -> Measured:
@@ -110,11 +162,11 @@ async def request(url: str, requests: int, *, callers: int = 1) -> Measured:
         )
 
 
-async def fill(bus: Bus, orders: Topic[Order], messages: int, *, first: int = 0) -> None:
+async def fill(bus: Bus, topic: Topic[T], messages: int, make: Callable[[int], T], *, first: int = 0) -> None:
     """Publish so many, numbered from `first`."""
     end = first + messages
     for start in range(first, end, BATCH):
-        await bus.publish_many(orders, [order(number) for number in range(start, min(start + BATCH, end))])
+        await bus.publish_many(topic, [make(number) for number in range(start, min(start + BATCH, end))])
 
 
 def in_order(name: str, broker: str, target: float) -> Path:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Measured, Tally, asking, publishing
-from benchmarks.path import OURS, Contender, Path
+from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
 from benchmarks.paths.frames import prepared_frames
 from benchmarks.payload import Order, body, fresh, number_of, order
@@ -226,7 +226,8 @@ PATHS = (
         6_000,
         (
             Contender(OURS, ours.publish),
-            Contender("aio-pika", aio_pika_publish, target=2.5),
+            Contender(BYTES, ours.publish_bytes),
+            Contender("aio-pika", aio_pika_publish, target=2.5, like=BYTES),
             Contender("FastStream", faststream_publish, share=0.5, target=4),
             Contender("kombu, one at a time", kombu_publish, share=0.2),
             Contender("plain socket, frames made beforehand", prepared_frames),
@@ -242,7 +243,8 @@ PATHS = (
         8_000,
         (
             Contender(OURS, ours.consume),
-            Contender("aio-pika, an ack per message", aio_pika_consume, target=1.3),
+            Contender(BYTES, ours.consume_bytes),
+            Contender("aio-pika, an ack per message", aio_pika_consume, target=1.3, like=BYTES),
             Contender("FastStream", faststream_consume, share=0.5, target=2),
             Contender("kombu", kombu_consume, share=0.2),
         ),
@@ -257,7 +259,8 @@ PATHS = (
         800,
         (
             Contender(OURS, ours.publish_one_by_one),
-            Contender("aio-pika", aio_pika_one_by_one, target=0.95),
+            Contender(BYTES, ours.publish_bytes_one_by_one),
+            Contender("aio-pika", aio_pika_one_by_one, target=0.95, like=BYTES),
             Contender("plain socket, frames made beforehand", partial(prepared_frames, window=1)),
         ),
         limit="the broker: the last row has the same frames from a plain socket, at some 300 us of its processor for "

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Measured, Tally, asking, publishing
-from benchmarks.path import OURS, Contender, Path
+from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
 from benchmarks.payload import Order, body, fresh, number_of, order
 
@@ -205,8 +205,9 @@ PATHS = (
         20_000,
         (
             Contender(OURS, ours.publish),
-            Contender("redis-py one by one", one_by_one, share=0.3, target=5),
-            Contender("redis-py pipelines of 256", pipelines, target=0.9),
+            Contender(BYTES, ours.publish_bytes),
+            Contender("redis-py one by one", one_by_one, share=0.3, target=5, like=BYTES),
+            Contender("redis-py pipelines of 256", pipelines, target=0.9, like=BYTES),
             Contender("taskiq", taskiq_publish, share=0.2),
             Contender("FastStream", faststream_publish, share=0.2),
         ),
@@ -220,7 +221,8 @@ PATHS = (
         20_000,
         (
             Contender(OURS, ours.consume),
-            Contender("redis-py, batches of 256", read_and_ack, target=0.4),
+            Contender(BYTES, ours.consume_bytes),
+            Contender("redis-py, batches of 256", read_and_ack, target=0.4, like=BYTES),
             Contender("taskiq", taskiq_consume, share=0.2, target=10),
             Contender("FastStream", faststream_consume, share=0.2),
         ),
@@ -235,7 +237,8 @@ PATHS = (
         5_000,
         (
             Contender(OURS, ours.publish_one_by_one),
-            Contender("redis-py", one_by_one, target=0.95),
+            Contender(BYTES, ours.publish_bytes_one_by_one),
+            Contender("redis-py", one_by_one, target=0.95, like=BYTES),
         ),
         limit="the processor, whose caches each wait leaves cold: what runs takes three times what it takes in a "
         "loop. Half of the time is the portable layer's, a quarter the publisher's with the entry; the exchange is "

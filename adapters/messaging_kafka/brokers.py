@@ -386,12 +386,22 @@ class Brokers:
                 found[name] = [member[0] for member in members]
 
     async def delete_group(self, group: str) -> None:
-        """Delete a consumer group with its positions, its members put out first; absent is no error."""
-        for member in (await self.members([group])).get(group, ()):
-            with self._link.translated(f"putting a member out of group {group}"):
-                await self._link.to_coordinator(group, library.LeaveGroup(group, member))
-        with self._link.translated(f"deleting group {group}"):
-            await self._when_loaded(group, partial(self._delete_group, group))
+        """Delete a consumer group with its positions, its members put out first; absent is no error.
+
+        A member that does not know yet that its group is gone may join again in between: it is put out, too.
+        """
+        until = time.monotonic() + self._link.settings.operation_timeout
+        while True:
+            for member in (await self.members([group])).get(group, ()):
+                with self._link.translated(f"putting a member out of group {group}"):
+                    await self._link.to_coordinator(group, library.LeaveGroup(group, member))
+            with self._link.translated(f"deleting group {group}"):
+                try:
+                    return await self._when_loaded(group, partial(self._delete_group, group))
+                except Errors.NonEmptyGroup:
+                    if time.monotonic() >= until:
+                        raise
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def _delete_group(self, group: str) -> None:
         response = await self._link.to_coordinator(group, library.DeleteGroups([group]))

@@ -196,6 +196,29 @@ async def test_a_position_that_the_broker_has_forgotten_is_an_error_and_no_jump(
         await bench.consumer(adapter, group).receive(1, 0.1)
 
 
+async def test_a_group_is_deleted_though_a_member_joins_just_after_its_members_were_put_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, TOPIC, "one")
+    await receive(consumer, 1)
+    brokers, looked = brokers_of(adapter), list[Sequence[str]]()
+    members = brokers.members
+
+    async def before_it_joined(groups: Sequence[str]) -> dict[str, list[str]]:
+        looked.append(groups)
+        return {} if len(looked) == 1 else await members(groups)
+
+    monkeypatch.setattr(brokers, "members", before_it_joined)
+
+    await adapter.delete_group(group)
+
+    assert len(looked) > 1, "the broker took the member for one of a group that may be deleted"
+    assert await brokers.committed(adapter._session.names.group(group)) == {}
+
+
 async def test_what_another_program_wrote_into_the_registry_stops_nobody(bench: Bench) -> None:
     adapter = await bench.adapter()
     await bench.group(adapter, TOPIC)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Schema: TypeAlias = "Mapping[str, Any]"
 
-_STRUCTURES = {"model", "dataclass", "typed-dict"}
+STRUCTURES = {"model", "dataclass", "typed-dict"}
 _FIELDS = {"model-field", "dataclass-field", "typed-dict-field"}
 # Validators that may rename and add fields before these are read.
 _REWRITES = {"function-before", "function-wrap"}
@@ -54,7 +54,7 @@ def _visit(schema: Schema, place: _Place) -> None:
         )
     if serializer.get("type") == "function-plain":
         return
-    if kind in _STRUCTURES:
+    if kind in STRUCTURES:
         name = schema["cls"].__name__ if "cls" in schema else place.owner
         place = _configured(place._replace(owner=name), schema.get("config"))
         if serializer.get("type") == "function-wrap":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from messaging.errors import ConfigurationError
-from messaging.fields import written_name
+from messaging.fields import STRUCTURES, written_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +33,6 @@ _COLLECTIONS = {
     "dict": "values_schema",
 }
 _ARRAYS = {"list", "set", "frozenset", "generator", "tuple", "named-tuple", "call"}
-_STRUCTURES = {"model", "dataclass", "typed-dict"}
 # Of what is neither, all the rest is written as a string, or may be.
 _SCALARS = {"int": "number", "float": "number", "bool": "boolean", "none": "null"}
 
@@ -130,7 +129,7 @@ class _Check:
                     yield member._replace(discriminated=id(schema))
         elif schema.get("root_model"):
             yield from self._members(schema["schema"], root or schema["cls"], within)
-        elif kind in _STRUCTURES or kind == "dict":
+        elif kind in STRUCTURES or kind == "dict":
             name = schema["cls"].__name__ if "cls" in schema else "dict" if kind == "dict" else "TypedDict"
             yield _Member("object", name, root, _tags(schema))
         elif kind in _ARRAYS:

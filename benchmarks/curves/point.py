@@ -134,9 +134,8 @@ async def _warm_up(bus: Bus, several: Sequence[Topic[Order]], running: Members, 
     async with asyncio.timeout(WITHIN):
         while not running.all_handled():
             for topic in several:
-                await fill(
-                    bus, topic, each, order, first=messages
-                )  # other keys each time, for other partitions
+                # Other keys each time, for other partitions.
+                await fill(bus, topic, each, order, first=messages)
             messages += each * len(several)
             await running.handled(messages)
     return messages

@@ -40,6 +40,17 @@ async def bus(clock):
         yield opened
 
 
+def collecting():
+    """An app with a group on the topic with order, and what that group has handled."""
+    app, seen = App("a"), []
+
+    @app.subscribe(orders)
+    async def handle(order: str) -> None:
+        seen.append(order)
+
+    return app, seen
+
+
 async def change(bus, clock, topic, **how):
     changing = asyncio.create_task(bus.begin_generation(topic, **how))
     while not changing.done():
@@ -178,11 +189,7 @@ async def test_a_group_that_gives_order_up_reads_both_generations_at_once(bus, c
 
 
 async def test_a_topic_that_gave_order_up_and_keeps_it_again_is_read_on(bus, clock):
-    app, seen = App("a"), []
-
-    @app.subscribe(orders)
-    async def take(order: str) -> None:
-        seen.append(order)
+    app, seen = collecting()
 
     async with app.running(bus):
         await change(bus, clock, orders, ordered=False)
@@ -217,11 +224,7 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
 
 
 async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(bus, clock):
-    app, seen = App("a"), []
-
-    @app.subscribe(orders)
-    async def charge(order: str) -> None:
-        seen.append(order)
+    app, seen = collecting()
 
     async with app.running(bus):
         await interrupted(bus, clock, orders, partitions=3)
@@ -249,11 +252,7 @@ async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(b
     ids=["other partitions", "no order", "the same", "the next one twice"],
 )
 async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock, later):
-    app, seen = App("a"), []
-
-    @app.subscribe(orders)
-    async def charge(order: str) -> None:
-        seen.append(order)
+    app, seen = collecting()
 
     async with app.running(bus):
         await bus.publish(orders, "first")
@@ -272,11 +271,7 @@ async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock
 
 
 async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_the_same_again(bus, clock):
-    app, seen = App("a"), []
-
-    @app.subscribe(orders)
-    async def charge(order: str) -> None:
-        seen.append(order)
+    app, seen = collecting()
 
     async with app.running(bus):
         await interrupted(bus, clock, orders, partitions=3)

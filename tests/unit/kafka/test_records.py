@@ -1,20 +1,13 @@
 """The headers of a record: what most messages have alike is encoded once, and the rest is what it always is."""
 
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from datetime import timedelta, timezone
 
 import pytest
 
 from messaging.envelope import encode
 from messaging.message import Message
 from messaging_kafka.records import encode_headers
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-def message(**more: Any) -> Message:
-    fields: dict[str, Any] = {"id": "m1", "topic": "orders", "body": b"{}", "time": NOON}
-    return Message(**fields | more)
+from tests.unit.messages import NOON, message
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,14 @@
 
 import json
 from base64 import b64decode
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from datetime import timedelta, timezone
 
 import pytest
 
 from messaging.envelope import encode
 from messaging.message import Message
 from messaging_sqs.entries import pack
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-def message(**more: Any) -> Message:
-    fields: dict[str, Any] = {"id": "m1", "topic": "orders", "body": b"{}", "time": NOON}
-    return Message(**fields | more)
+from tests.unit.messages import NOON, message
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class PartitionedConsumer(Consumer):
         self._woken = False
         """Something was there to read when the reader last waited."""
         self._next_look = 0.0
+        self._asked = False
+        """A heartbeat was sent: the server may know us, though a cancelled call never had its answer."""
         self._joined = False
         self._closed = False
 
@@ -85,6 +87,7 @@ class PartitionedConsumer(Consumer):
         self._background.check()
         until = time.monotonic() + wait
         if not self._joined or self._partitions.error is not None:
+            self._asked = True
             await self._partitions.beat()
             if not self._joined:
                 self._joined = True
@@ -357,7 +360,7 @@ class PartitionedConsumer(Consumer):
                 await asyncio.wait((reading,))
             if not reading.cancelled():
                 reading.exception()
-        if not self._joined:
+        if not self._asked:
             return
         try:
             await self._settler.give_back(list(self._partitions.owned.values()))

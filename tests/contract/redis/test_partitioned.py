@@ -101,6 +101,24 @@ async def test_a_killed_member_is_replaced_within_its_lease_in_order_and_counted
     assert all(delivery.returns == (delivery.message.id in returned) for delivery in got)
 
 
+async def test_a_member_cancelled_while_it_joins_keeps_no_partition_from_others(bench):
+    adapter = await bench.adapter(partition_lease=60)
+    group = await bench.group(adapter, ordered=True)
+    await bench.publish(adapter, group.topic, 20, keys=8)
+    for turns in range(60):
+        cut_off = bench.consumer(adapter, group)
+        joining = asyncio.create_task(cut_off.receive(0, 0.1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        joining.cancel()
+        await asyncio.wait((joining,))
+        await cut_off.close()
+
+    got = await bench.drain(bench.consumer(adapter, group), 20, within=5)
+
+    assert len(got) == 20
+
+
 async def test_the_settlement_of_a_member_that_lost_its_partition_is_refused(bench, new_owner):
     adapter = await bench.adapter(**SHORT)
     group = await bench.group(adapter, ordered=True)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_QUIET = logging.NullHandler()
+"""Makes the logger quiet by default, and tells of the errors of other handlers."""
 
 
 def one_line(text: str) -> str:
@@ -24,8 +31,27 @@ class _OneLine(logging.Filter):
         return True
 
 
+def _harmless(handle: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:
+    """`handle`, but an error of a program's filter or handler goes to `logging.Handler.handleError`.
+
+    That prints it to `sys.stderr` unless `logging.raiseExceptions` is off. Whoever logged goes on: no consumer,
+    settlement or publish ends of its log. Handlers after the broken one miss the record. What is no Exception, such
+    as SystemExit, passes.
+    """
+
+    def guarded(record: logging.LogRecord) -> None:
+        try:
+            handle(record)
+        except Exception:
+            with suppress(Exception):  # there may be no stderr to print it to
+                _QUIET.handleError(record)
+
+    return guarded
+
+
 def set_up() -> None:
-    """Once, when the package is imported."""
+    """Once, when the package is imported; the adapters log by the same logger."""
     logger = logging.getLogger("messaging")
-    logger.addHandler(logging.NullHandler())
+    logger.addHandler(_QUIET)
     logger.addFilter(_OneLine())
+    logger.handle = _harmless(logger.handle)  # type: ignore[assignment, method-assign]  # whatever its class is

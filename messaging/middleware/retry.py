@@ -10,6 +10,7 @@ from math import inf, isfinite, isnan
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
+from messaging.lasting import this_task
 from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, seconds
 from messaging.texts import leaves_of, reason_of, summary
 
@@ -132,7 +133,8 @@ def retrying(
     retried rejects the message; else it is retried, after the longest `after` of its leaves.
     `on_exhausted="hold_key"` goes on retrying for ever, with the policy's longest delay, instead of skipping
     the message (11). Anything else that is raised or returned is a failure: one message never ends its subscription.
-    Only cancellation and the end of the process (KeyboardInterrupt, SystemExit, GeneratorExit) pass untouched.
+    Only cancellation and the end of the process (KeyboardInterrupt, SystemExit, GeneratorExit) pass untouched. A
+    group with a cancellation in it is one where somebody cancels the task, else a failure like any other.
     """
 
     def conclude(delivery: Delivery[Any], outcome: Retry, origin: BaseException | None) -> Outcome:
@@ -173,6 +175,8 @@ def retrying(
             except BaseException as error:  # a handler may raise any, and groups of them
                 if _ends_more_than_the_handler(error):
                     raise
+                if _cancelled_with_others(error):
+                    raise CancelledError from error
                 return judge(delivery, error)
             if isinstance(outcome, Ack):
                 return outcome
@@ -195,8 +199,16 @@ def retrying(
 
 
 def _ends_more_than_the_handler(error: BaseException) -> bool:
-    ends = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
-    return not isinstance(error, Exception) and any(isinstance(leaf, ends) for leaf in leaves_of(error))
+    return isinstance(error, CancelledError) or _holds(error, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+def _cancelled_with_others(error: BaseException) -> bool:
+    """Whether it is a group with this task's cancellation in it; one that nobody asked for is a failure."""
+    return _holds(error, CancelledError) and this_task().cancelling() > 0
+
+
+def _holds(error: BaseException, *kinds: type[BaseException]) -> bool:
+    return not isinstance(error, Exception) and any(isinstance(leaf, kinds) for leaf in leaves_of(error))
 
 
 def _origin(raised: BaseException, leaf: BaseException) -> BaseException:

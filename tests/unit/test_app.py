@@ -309,6 +309,7 @@ async def forgetful(delivery):
     [
         Fatal("f"),
         BaseExceptionGroup("g", [Fatal("f"), ValueError("v")]),
+        BaseExceptionGroup("g", [asyncio.CancelledError(), ValueError("v")]),
         Retry(ValueError("x")),
         Reject(ValueError("x")),
         Reject(None),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -55,7 +55,10 @@ async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
         assert await bus.dead_letters(jobs, group="a").count() == 30
 
 
-async def test_a_handler_that_is_cancelled_each_time_neither_spins_nor_does_so_in_silence(bus, clock, caplog):
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "in a group"])
+async def test_a_handler_that_is_cancelled_each_time_neither_spins_nor_does_so_in_silence(
+    bus, clock, caplog, grouped
+):
     app, calls = App("a"), 0
 
     @app.subscribe(jobs)
@@ -65,7 +68,10 @@ async def test_a_handler_that_is_cancelled_each_time_neither_spins_nor_does_so_i
         own = asyncio.current_task()
         assert own is not None
         own.cancel()
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            raise BaseExceptionGroup("g", [error, ValueError("v")]) if grouped else error from None
 
     async with app.running(bus):
         await bus.publish(jobs, "x")
@@ -73,6 +79,40 @@ async def test_a_handler_that_is_cancelled_each_time_neither_spins_nor_does_so_i
 
     assert calls == 10
     assert "handle was cancelled by itself or another part of this program" in caplog.text
+
+
+async def test_a_handler_that_stops_with_its_cancellation_in_a_group_is_given_back_uncounted(bus, clock):
+    app = App("a")
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            raise BaseExceptionGroup("g", [error]) from None
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x")
+        await clock.settle()
+        living = asyncio.create_task(clock.advance(60))  # the time that it is given to finish
+    await living
+
+    assert [(group.lag, group.dead_letters) for group in await bus.groups()] == [(1, 0)]
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+async def test_the_end_of_the_program_in_a_group_beside_a_cancellation_ends_the_app(bus, clock, end):
+    app = App("a")
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        raise BaseExceptionGroup("g", [asyncio.CancelledError(), end()])
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with app.running(bus):
+            await bus.publish(jobs, "x")
+            await clock.advance(60)
+    assert raised.value.subgroup(end)
 
 
 class Sold(Reject):

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
 
 T = TypeVar("T")
 
@@ -34,6 +34,19 @@ async def to_its_end(work: Coroutine[Any, Any, None], within: float) -> None:
     finally:
         task.cancel()
     task.result()
+
+
+async def given_up(tasks: Collection[asyncio.Task[Any]], within: float) -> None:
+    """Wait for these for so many seconds, then cancel what still runs, and wait for its end."""
+    waited_for = list(tasks)
+    if not waited_for:
+        return
+    try:
+        await asyncio.wait(waited_for, timeout=within)
+    finally:
+        for task in waited_for:
+            task.cancel()
+        await asyncio.wait(waited_for)
 
 
 def _read(task: asyncio.Future[Any]) -> None:

@@ -29,7 +29,7 @@ from messaging.errors import (
 )
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.oversize import cut
-from messaging.shielded import shielded
+from messaging.shielded import given_up, shielded
 from messaging_kafka import tiers
 from messaging_kafka.records import COPY_ROOM, ORIGIN, WAIT, attempts, copy, parcel
 
@@ -75,14 +75,7 @@ class Settler:
     async def close(self) -> None:
         """Wait until what is being written is marked as done, for as long as a confirmation may take."""
         tasks = {*self._moves, *([self._writing] if self._writing else [])}
-        if not tasks:
-            return
-        try:
-            await asyncio.wait(tasks, timeout=self._session.settings.confirm_timeout)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        await given_up(tasks, self._session.settings.confirm_timeout)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """One result each, in order. Cancelled, it still marks what was copied: that is never copied twice."""

@@ -27,8 +27,9 @@ from messaging.errors import (
     TopicNotFound,
     TopologyLost,
 )
+from messaging.lasting import this_task
 from messaging.message import Ack, Reject, Release, Retry
-from messaging.shielded import shielded
+from messaging.shielded import given_up, shielded
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.frames import Parcel
 from messaging_rabbitmq.ingress import IngressRelay
@@ -128,12 +129,20 @@ class Member(Consumer):
 
     def _check_open(self) -> None:
         if self.closed:
-            raise Closed(f"this consumer of {self.group.topic.name}/{self.group.name} is closed")
+            raise self._is_closed()
+
+    def _is_closed(self) -> Closed:
+        return Closed(f"this consumer of {self.group.topic.name}/{self.group.name} is closed")
 
     # --- settle ------------------------------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
-        return await self.finish(self._settle(settlements))
+        try:
+            return await self.finish(self._settle(settlements))
+        except asyncio.CancelledError:
+            if not self.closed or this_task().cancelling():
+                raise
+            return [SettleError(self._is_closed())] * len(settlements)  # `close` waited no longer
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
@@ -238,6 +247,7 @@ class Member(Consumer):
     # --- leave -------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
+        """See `Consumer.close`. What is being settled is waited for as long as a confirm; then it comes again."""
         if self.closed:
             return
         self.closed = True
@@ -245,8 +255,7 @@ class Member(Consumer):
         try:
             await self._relay.close()
         finally:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await given_up(self._tasks, self.session.settings.confirm_timeout)
             await self.leave()
 
     @abstractmethod

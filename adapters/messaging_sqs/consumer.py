@@ -13,15 +13,10 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
-from messaging.errors import (
-    Closed,
-    LeaseLost,
-    MessagingError,
-    TopicNotFound,
-    TopologyLost,
-)
+from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
+from messaging.lasting import this_task
 from messaging.message import Ack
-from messaging.shielded import shielded
+from messaging.shielded import given_up, shielded
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import Refused, in_batches
@@ -166,13 +161,21 @@ class Member(Consumer):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Closed(f"this member of {self.where} is closed: make a new one")
+            raise self._is_closed()
+
+    def _is_closed(self) -> Closed:
+        return Closed(f"this member of {self.where} is closed: make a new one")
 
     # --- settle ------------------------------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """See `Consumer.settle`."""
-        return await shielded(self._own(self._settle(settlements)))
+        try:
+            return await shielded(self._own(self._settle(settlements)))
+        except asyncio.CancelledError:
+            if not self._closed or this_task().cancelling():
+                raise
+            return [SettleError(self._is_closed())] * len(settlements)  # `close` waited no longer
 
     def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run it to its end even if whoever asks is cancelled: a copy and its removal belong together."""
@@ -456,7 +459,7 @@ class Member(Consumer):
         return ConsumerStatus(connected=self._connected and not self._closed)
 
     async def close(self) -> None:
-        """See `Consumer.close`. Waits for the polls that are under way, so that they strand nothing."""
+        """See `Consumer.close`. Waits for the polls and the settlements that are under way, both bounded."""
         if self._closed:
             return
         self._closed = True
@@ -467,8 +470,7 @@ class Member(Consumer):
             if self._tending is not None:
                 self._tending.cancel()
                 await asyncio.wait((self._tending,))
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await given_up(self._tasks, self.connection.settings.settle_timeout)
             await self._leave()
 
     async def _leave(self) -> None:

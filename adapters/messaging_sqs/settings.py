@@ -89,6 +89,11 @@ class SQSSettings(BaseModel):
     groups_refresh: float = Field(default=5.0, ge=0, le=60)
     """How old a publisher's knowledge of a topic's groups may be; with `fanout=client`, a new group waits for it."""
 
+    @property
+    def settle_timeout(self) -> float:
+        """How long a member that leaves waits for what is being settled: a copy is stored, then its message removed."""
+        return 2 * self.operation_timeout
+
     @field_validator("namespace")
     @classmethod
     def _portable(cls, namespace: str | None) -> str | None:

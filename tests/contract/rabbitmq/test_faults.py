@@ -386,6 +386,31 @@ async def test_closing_is_quick_without_a_broker(bench: Bench) -> None:
     assert time.monotonic() - started < 12
 
 
+async def test_closing_does_not_wait_for_all_that_the_broker_does_not_confirm_and_it_comes_again(
+    bench: Bench,
+) -> None:
+    proxy, adapter = await proxied(bench, confirm_timeout=1.0)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    names = [f"{number:02}" for number in range(60)]
+    await publish(adapter, group.topic, *names)
+    held = await receive(consumer, len(names))
+    proxy.stall()
+    settling = [asyncio.create_task(settle(consumer, [one], Retry(), failure="{}")) for one in held]
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(
+        20
+    ):  # one confirmation and the end of two channels; one after the other they take 60 s
+        await consumer.close()
+        results = [one for (one,) in await asyncio.gather(*settling)]
+    proxy.cut()
+
+    assert {type(one) for one in results} == {SettleError}
+    again = await receive(bench.consumer(await bench.adapter(), group), len(names))
+    assert (sorted(ids(again)), {one.attempt for one in again}) == (names, {1})
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Bench, ordered: bool) -> None:
     proxy, adapter = await proxied(bench, heartbeat=2)

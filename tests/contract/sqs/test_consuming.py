@@ -57,6 +57,31 @@ async def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(any_bench:
     assert delivery.attempt == 1
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_member_does_not_wait_for_ever_for_a_settlement_when_it_leaves(
+    bench: Bench, monkeypatch, ordered
+):
+    adapter = await bench.adapter(operation_timeout=1)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
+    await publish(adapter, group.topic, "one", key="k" if ordered else None)
+    leaving = bench.consumer(adapter, group)
+    held = await receive(leaving, 1)
+
+    async def say_nothing(call, parameters):
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "delete_message_batch", say_nothing)
+        settling = asyncio.create_task(settle(leaving, held, Ack()))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(15):
+            await leaving.close()
+            (result,) = await settling
+
+    assert isinstance(result, SettleError)
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["one"]
+
+
 async def test_no_more_is_asked_for_than_there_is_room(any_bench: Bench):
     adapter = await any_bench.adapter(pollers=4)
     group = await any_bench.group(adapter)

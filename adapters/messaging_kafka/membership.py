@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Lease
@@ -40,6 +41,7 @@ _MARGIN = 5.0
 """Seconds that an answer to a join may take beyond the broker's own bounds."""
 
 _LOST = (Errors.UnknownMemberIdError, Errors.IllegalGenerationError)
+_numbers = count(1)
 _UNANSWERED = (
     Errors.KafkaConnectionError,
     Errors.NodeNotReadyError,
@@ -73,7 +75,9 @@ class Membership:
         self._link = brokers.link
         self._settings = brokers.link.settings
         self._group = group
-        self._channel = f"group {group}"
+        # A connection of its own: Kafka answers in turn, and a join keeps what is sent behind it waiting, also the
+        # heartbeats of another member of the same program.
+        self._channel = f"group {group} {next(_numbers)}"
         self._topics = list(topics)
         self._kinds = kinds
         self._places = places
@@ -330,7 +334,6 @@ class Membership:
         return assignor.decode_share(assignment.user_data)
 
     async def _to_group(self, request: Any, within: float) -> Any:
-        # A connection of its own: Kafka answers in turn, and a join keeps what is sent behind it waiting.
         return await self._link.to_coordinator(self._group, request, channel=self._channel, within=within)
 
     async def _waited(self, request: Any, within: float) -> Any:

@@ -38,6 +38,19 @@ async def test_who_waits_for_a_silent_member_loses_nothing(bench: Bench) -> None
     await ack(search, others)
 
 
+async def test_two_members_of_one_program_share_a_group(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TOPIC)
+    first, second = bench.consumer(adapter, group), bench.consumer(adapter, group)
+
+    await asyncio.gather(owned(first, 1), owned(second, 1))
+
+    for partition in range(2):
+        await publish(adapter, TOPIC, f"{partition}", partition=partition)
+    await ack(first, await receive(first, 1))
+    await ack(second, await receive(second, 1))
+
+
 async def test_a_commit_between_a_join_and_its_share_is_made_again(bench: Bench) -> None:
     first, second = await two_members(bench)
     held = await receive(first, 2)

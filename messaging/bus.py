@@ -30,6 +30,7 @@ from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
 from messaging.sending import Sender, check_once
+from messaging.texts import plain
 from messaging.turns import Turns
 
 if TYPE_CHECKING:
@@ -492,7 +493,7 @@ class Bus:
 
     def _known(self, topic: Topic[Any] | str) -> Topic[Any]:
         if isinstance(topic, str):
-            return self._catalogue.untyped(topic)
+            return self._catalogue.untyped(plain(topic))
         if not isinstance(topic, Topic):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
             raise InvalidMessage(f"{topic!r} is no topic to publish to: it takes a Topic or a topic's name")
         return topic

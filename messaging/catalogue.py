@@ -117,6 +117,7 @@ class Catalogue:
             raise ConfigurationError(
                 f'Group {name} of topic {topic.name} has start={start!r}; it takes "latest", "earliest" or a datetime'
             )
+        name = check_group(name)
         settings = self._settings.subscription(topic.name, name)
         wanted = ordered if settings.ordered is None else settings.ordered
         if wanted and not topic.ordered:
@@ -127,7 +128,7 @@ class Catalogue:
             self._unordered.add((topic.name, name))
         return GroupSpec(
             topic=topic,
-            name=check_group(name),
+            name=name,
             ordered=topic.ordered if wanted is None else wanted,
             # Without a zone, `timestamp()` takes the machine's own, which every other time of ours does not.
             start=start.replace(tzinfo=UTC)

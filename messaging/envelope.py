@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from messaging.errors import InvalidMessage
 from messaging.message import Key, Message, make_message
+from messaging.texts import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -334,7 +335,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise InvalidMessage(
                 f"the headers exceed {MAX_HEADERS} bytes at {_short(name)}: put large values into the payload"
             )
-        checked[name] = value
+        checked[plain(name)] = plain(value)
     return checked
 
 

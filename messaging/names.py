@@ -15,6 +15,7 @@ from functools import lru_cache
 from string import ascii_letters, digits
 
 from messaging.errors import ConfigurationError
+from messaging.texts import plain
 
 _PORTABLE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 RESERVED = "messaging."
@@ -28,7 +29,8 @@ def check_topic(name: str) -> str:
 
     Raises ConfigurationError.
     """
-    if _check("topic", name).startswith(RESERVED):
+    name = _check("topic", name)
+    if name.startswith(RESERVED):
         raise ConfigurationError(
             f"illegal topic name {name!r}: what begins with {RESERVED} is kept for the library's own messages"
         )
@@ -53,7 +55,7 @@ def check_namespace(name: str) -> str:
 
 def _check(what: str, name: object) -> str:
     if isinstance(name, str) and _PORTABLE.fullmatch(name):
-        return name
+        return plain(name)
     shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
     raise ConfigurationError(
         f"illegal {what} name {shown}: a name has 1 to 200 of the characters A-Z a-z 0-9 . _ - "

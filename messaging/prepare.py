@@ -18,8 +18,9 @@ from messaging.delay import check_delay, due_after
 from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
-from messaging.message import make_message, seconds
+from messaging.message import Message, make_message, seconds
 from messaging.partition import partition_of
+from messaging.texts import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Capabilities, TopicSpec
     from messaging.clock import Clock
     from messaging.codec import Codec
-    from messaging.message import Duration, Key, Message, Topic
+    from messaging.message import Duration, Key, Topic
 
 _LONGEST_CONTENT_TYPE = 255
 _ATTRIBUTES = 512
@@ -152,7 +153,7 @@ def _encoded(codec: Codec[Any], payloads: Iterable[Any]) -> Iterable[tuple[Any, 
 
 
 def corrected(former: Message, message: Message, most: int) -> Message:
-    """The message as a program has changed it, with its key in its one form.
+    """The message as a program has changed it, with its texts and its key in their one form.
 
     Raises InvalidMessage for a change that no broker carries, MessageTooLarge beyond `most` bytes. What was not
     changed is let through: another program may have sent it.
@@ -164,14 +165,18 @@ def corrected(former: Message, message: Message, most: int) -> Message:
     kind = message.content_type
     if kind != former.content_type and not _is_content_type(kind):
         raise InvalidMessage(f"{kind!r} is no content type for message {message.id} of {message.topic}")
+    texts: dict[str, Any] = {"content_type": None if kind is None else plain(kind)}
     for name in _TEXTS:
-        value = getattr(message, name)
+        texts[name] = value = getattr(message, name)
         if value is not None and value != getattr(former, name):
             check_text(value, f"{name} of message {message.id} of {message.topic}")
-    headers = message.headers if message.headers == former.headers else _checked_headers(message)
-    key = message.key if message.key == former.key else _checked_key(message.topic, message.key)
+            texts[name] = plain(value)
+    # What is equal may still be of another type.
+    headers = former.headers if message.headers == former.headers else _checked_headers(message)
+    key = former.key if message.key == former.key else _checked_key(message.topic, message.key)
     message = replace(
         message,
+        **texts,
         key=key,
         headers=headers,
         time=_checked_time(message, "time"),
@@ -180,6 +185,26 @@ def corrected(former: Message, message: Message, most: int) -> Message:
     )
     _check_size(message, most)
     return message
+
+
+def passed_on(former: Mapping[str, Message], topic: str, message: Message, most: int) -> Message:
+    """What publish middleware passes on; `former` are the messages that it was given, by id. Raises as `corrected`."""
+    if not isinstance(message, Message):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        raise InvalidMessage(
+            f"publish middleware passed on a {type(message).__name__} for topic {topic}; it takes a Message"
+        )
+    if message.topic != topic:
+        raise InvalidMessage(
+            f"publish middleware changed the topic of message {message.id} from {topic} to {message.topic}: "
+            "publish to the other topic instead"
+        )
+    given = former.get(message.id)
+    if message == given:
+        return message
+    if given is None:
+        message = replace(message, id=_checked_id(message.id))
+        given = Message(id=message.id, topic=topic, body=b"")
+    return corrected(given, message, most)
 
 
 def _checked_time(message: Message, name: str) -> datetime | None:
@@ -237,11 +262,11 @@ def _checked_id(value: str) -> str:
         raise InvalidMessage(f"The message id {value!r} is a {type(value).__name__}; it must be a str")
     if not value or len(value) > 255 or not value.isprintable():
         raise InvalidMessage(f"{value!r} is no message id: 1 to 255 printable characters")
-    return value
+    return plain(value)
 
 
 def _checked_key(topic: str, key: Key | None) -> Key | None:
-    """The key as every broker gives it back: bytes that are UTF-8 are a str."""
+    """The key as every broker gives it back: bytes that are UTF-8 are a str, a member of an Enum is its text."""
     if key is None:
         return None
     if not isinstance(key, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
@@ -251,7 +276,8 @@ def _checked_key(topic: str, key: Key | None) -> Key | None:
     try:
         if isinstance(key, str):
             key.encode()
-            return key
+            return plain(key)
+        key = bytes(key)
         return key.decode()
     except UnicodeEncodeError:
         raise InvalidMessage(f"The key {key!r} for {topic} cannot be encoded as UTF-8") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Unrouted
@@ -17,7 +17,7 @@ from messaging.errors import (
 )
 from messaging.message import Receipt
 from messaging.middleware.publishing import PublishMiddleware, publish_through
-from messaging.prepare import checked_timeout
+from messaging.prepare import checked_timeout, passed_on
 from messaging.refusals import SILENT
 from messaging.waiting import Waiting
 
@@ -99,9 +99,13 @@ class Sender:
     async def _deliver_through(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
     ) -> Sequence[Receipt | PublishError]:
+        # With headers of their own: what middleware changes in place is seen.
+        given = {message.id: replace(message, headers=dict(message.headers)) for message in messages}
+        most = self.routing.of(spec.name).bounds.max_message_bytes
         with self.turns.enter(spec.name, messages if spec.ordered else (), within) as turn:
 
             async def send(message: Message) -> Receipt:
+                message = passed_on(given, spec.name, message, most)
                 (result,) = await self._deliver(spec, (message,), options, turn.hand_over(message))
                 if isinstance(result, PublishError):
                     raise result

@@ -1,4 +1,6 @@
-"""What an exception says in a line, and the leaves of a group; `messaging.stack` has all that is recorded of one."""
+"""Texts that others give: plain ones, and what an exception says in a line; `messaging.stack` has all that is
+recorded of one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,11 @@ if TYPE_CHECKING:
 
 _MESSAGE_CHARACTERS = 4000
 _SUMMARY_CHARACTERS = 300
+
+
+def plain(text: str) -> str:
+    """The text as a str itself: a member of `class Color(str, Enum)` is a str, but has another length and hash."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def summary(error: BaseException) -> str:

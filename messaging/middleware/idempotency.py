@@ -14,6 +14,7 @@ from messaging.errors import IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
 from messaging.middleware.expiry import has_expired
 from messaging.store import Completed, IdempotencyStore, InProgress
+from messaging.texts import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -109,7 +110,7 @@ def _checked_key(value: object) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the idempotency key {value!r} is no text that UTF-8 can carry") from None
-    return value
+    return plain(value)
 
 
 class _Entry:

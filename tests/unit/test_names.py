@@ -1,3 +1,4 @@
+from enum import Enum
 from string import ascii_letters, digits
 
 import pytest
@@ -85,6 +86,14 @@ def test_names_that_differ_only_at_the_end_differ_after_truncation(rules: NameRu
     assert physical(rules, "queue", topic=long, group=long + "b") != physical(
         rules, "queue", topic=long, group=long + "c"
     )
+
+
+def test_a_member_of_an_enum_is_the_name_that_it_stands_for() -> None:
+    class Names(str, Enum):  # noqa: UP042  as programs have it that are older than StrEnum
+        ORDERS = "orders"
+
+    assert [type(check(Names.ORDERS)) for check in (check_topic, check_group, check_namespace)] == [str] * 3
+    assert check_topic(Names.ORDERS) == "orders"
 
 
 def test_generation_one_adds_nothing_and_names_are_readable() -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,25 @@ def test_an_id_that_no_broker_carries_is_refused(preparation, id):
 @pytest.mark.parametrize(("key", "carried"), [("é", "é"), (b"abc", "abc"), (b"\xff", b"\xff"), ("", "")])
 def test_a_key_is_what_every_broker_gives_back(preparation, key, carried):
     assert prepared(preparation, key=key).key == carried
+
+
+class Region(str, Enum):  # noqa: UP042  as programs have it that are older than StrEnum
+    NORTH = "north"
+
+
+class Raw(bytes):
+    pass
+
+
+@pytest.mark.parametrize(("key", "carried"), [(Region.NORTH, "north"), (Raw(b"\xff"), b"\xff")])
+def test_what_is_a_str_or_bytes_only_by_inheritance_is_carried_as_one(preparation, key, carried):
+    message = prepared(
+        preparation, key=key, id=Region.NORTH, headers={"region": Region.NORTH, Region.NORTH: ""}
+    )
+
+    texts = message.key, message.id, message.headers["region"], *message.headers
+    assert texts == (carried, "north", "north", "region", "north")
+    assert {type(text) for text in texts} <= {str, type(carried)}
 
 
 @pytest.mark.parametrize("key", ["\ud800", untyped])

@@ -6,6 +6,7 @@ import pytest
 
 from messaging import (
     App,
+    InvalidMessage,
     PublishError,
     PublishManyError,
     PublishUncertain,
@@ -40,6 +41,65 @@ async def test_publish_middleware_sees_each_message_outermost_first(clock):
             seen = [(await anext(pull)).headers["seen"] for _ in range(3)]
 
     assert seen == ["ab"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"headers": {"n": 5}}, "int"),
+        ({"headers": {"messaging-attempt": "7"}}, "reserved"),
+        ({"headers": None}, "headers"),
+        ({"body": "text"}, "bytes"),
+        ({"key": 5}, "key"),
+        ({"id": "a\nb"}, "id"),
+        ({"id": 5}, "id"),
+        ({"type": 5}, "type"),
+        ({"topic": "others"}, "topic"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+    ],
+)
+async def test_what_publish_middleware_changes_is_checked_as_what_is_published(clock, change, told):
+    def changing(next):
+        return lambda message: next(replace(message, **change) if message.body == b'"b"' else message)
+
+    async with connect("memory://", clock=clock, publish_middleware=[changing]) as bus:
+        await bus.declare(jobs, groups=["audit"])
+        with pytest.raises(PublishManyError) as caught:
+            await bus.publish_many(jobs, ["a", "b", "c"])
+
+    published, refused, behind = caught.value.results
+    assert (type(published), type(refused), type(behind)) == (Receipt, InvalidMessage, Receipt)
+    assert told in str(refused)
+
+
+async def test_what_publish_middleware_changes_in_place_is_checked(clock):
+    def tracing(next):
+        async def send(message):
+            message.headers["traceparent"] = 5
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[tracing]) as bus:
+        with pytest.raises(InvalidMessage, match="traceparent"):
+            await bus.publish(jobs, "a")
+
+
+async def test_publish_middleware_passes_on_a_message(clock):
+    def forgetful(next):
+        return lambda message: next(None)
+
+    async with connect("memory://", clock=clock, publish_middleware=[forgetful]) as bus:
+        with pytest.raises(InvalidMessage, match="NoneType"):
+            await bus.publish(jobs, "a")
+
+
+async def test_publish_middleware_may_give_another_id(clock):
+    def renaming(next):
+        return lambda message: next(replace(message, id="mine", headers={"a": "b"}))
+
+    async with connect("memory://", clock=clock, publish_middleware=[renaming]) as bus:
+        assert (await bus.publish(jobs, "a")).id == "mine"
 
 
 async def test_publish_middleware_sees_requests_too(clock):

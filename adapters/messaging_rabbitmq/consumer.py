@@ -188,6 +188,7 @@ class Member(Consumer):
                     copied.append(index)
                 elif isinstance(plan, Hold):
                     results[index] = plan
+                    claim.held_until = plan.until
                 elif plan == "acknowledge":
                     finished.setdefault(claim.intake, []).append(index)
                 else:
@@ -406,7 +407,17 @@ class SharedConsumer(Member):
         raise ConnectionFailed(f"message {delivery.message.id} could not be isolated: {error}") from error
 
     def status(self) -> ConsumerStatus:
-        return ConsumerStatus(connected=self._is_member())
+        return ConsumerStatus(connected=self._is_member(), full=self._full())
+
+    def _full(self) -> Collection[int]:
+        """The partitions of what is held here for its delay, where the channel's limit lets nothing more in."""
+        intake, now = self._intake, self.session.clock.monotonic()
+        if intake is None or intake.gone:
+            return ()
+        ours = intake.handed_out()
+        if len(ours) < intake.prefetch or any(one.token.held_until <= now for one in ours):
+            return ()
+        return {one.partition for one in ours}
 
     async def leave(self) -> None:
         suspects = self._suspects

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 class Claim:
     """The token of a delivery: where it is to be settled."""
 
-    __slots__ = ("done", "intake", "tag")
+    __slots__ = ("done", "held_until", "intake", "tag")
 
     def __init__(self, intake: Intake, tag: int) -> None:
         self.intake = intake
         self.tag = tag
         self.done = False
+        self.held_until = 0.0
+        """Its delay is waited for here, by the monotonic clock."""
 
 
 class Intake:
@@ -51,6 +53,8 @@ class Intake:
         """Unique for this channel: with the delivery tag, the only position that RabbitMQ gives a message."""
         self.gone = False
         """The channel is gone: nothing of it can be settled."""
+        self.prefetch = 0
+        """How many unsettled messages the broker lets this channel have."""
         self._outstanding: dict[int, RawDelivery | None] = {}
         self._arrived = arrived
         self._lost = lost
@@ -63,13 +67,14 @@ class Intake:
         """Consume. Raises TopicNotFound when the queue does not exist."""
         self._channel = channel = await link.channel(buffer=1024)
         self._lease = link.lease
+        self.prefetch = min(prefetch, 65535)
         opened = False
         try:
             with translated(f"consuming queue {self.queue}", link.address):
                 channel.on_consumer_cancel_callbacks.add(self._cancelled)
                 when_closed(channel, lambda: self._closed("its channel was closed"))
                 self._arrivals = take_arrivals(channel, self._put)
-                await channel.basic_qos(prefetch_count=min(prefetch, 65535))
+                await channel.basic_qos(prefetch_count=self.prefetch)
                 try:
                     await channel.basic_consume(self.queue, callback_of(self._put))
                 except ChannelNotFoundEntity as error:

@@ -122,16 +122,16 @@ def encode(message: Message, *, prefix: str) -> dict[str, str]:
 def usual(message: Message) -> tuple[datetime, str | None] | None:
     """Time and key of a message that an adapter may write without `encode`; None for any other.
 
-    Most are such: a time in UTC, no key or a text, and of the rest at most `id`, `topic`, `body`, `content_type`,
-    `type`, `source`, `correlation_id` and `causation_id`, which the adapter must all write.
+    Most are such: times in UTC, no key or a text, and of the rest at most `id`, `topic`, `body`, `content_type`,
+    `type`, `source`, `expires_at`, `correlation_id` and `causation_id`, which the adapter must all write.
     """
-    time, key = message.time, message.key
+    time, key, expires = message.time, message.key, message.expires_at
     if (
         time is None
         or time.tzinfo is not UTC
         or message.headers
         or isinstance(key, bytes)
-        or message.expires_at is not None
+        or (expires is not None and expires.tzinfo is not UTC)
         or message.not_before is not None
     ):
         return None
@@ -416,8 +416,6 @@ _latest = [(datetime(1970, 1, 1, tzinfo=UTC), "1970-01-01T00:00:00")]
 
 
 def _format_time(time: datetime) -> str:
-    if time.tzinfo is UTC:
-        return utc_text(time)
     if time.tzinfo is None:
         return time.replace(tzinfo=UTC).isoformat()
     try:

@@ -47,8 +47,8 @@ RECORD_OVERHEAD = 512
 COPY_ROOM = 256 * 1024
 """Bytes that a copy may be larger than its original: failure record and control headers."""
 
-_ID, _TIME, _KEY, _CORRELATION, _CAUSATION = (
-    PREFIX + name for name in ("id", "time", "partitionkey", "correlationid", "causationid")
+_ID, _TIME, _KEY, _EXPIRES, _CORRELATION, _CAUSATION = (
+    PREFIX + name for name in ("id", "time", "partitionkey", "expirytime", "correlationid", "causationid")
 )
 _PLAIN = Plain(PREFIX, str, (CONTENT_TYPE, REPLY_TO))
 
@@ -82,6 +82,8 @@ def encode_headers(message: Message, control: Mapping[str, str] | None = None) -
         headers = [*before, (_ID, message.id.encode()), *between, (_TIME, utc_text(time).encode())]
         if key is not None:
             headers.append((_KEY, key.encode()))
+        if message.expires_at is not None:
+            headers.append((_EXPIRES, message.expires_at.isoformat().encode()))
         if message.correlation_id is not None:
             headers.append((_CORRELATION, message.correlation_id.encode()))
         if message.causation_id is not None:

@@ -53,6 +53,9 @@ def usual_content(message: Message, message_id: str, reply_to: str | None, mode:
     table = f"{before}{_COUNT[len(id)]}{id}{between}{_COUNT[len(at)]}{at}"
     if key is not None:
         table += f"{_KEY}{_COUNT[len(key)]}{key}"
+    if message.expires_at is not None:
+        expires = message.expires_at.isoformat()
+        table += f"{_EXPIRES}{_COUNT[len(expires)]}{expires}"
     if correlation_id is not None:
         table += f"{_CORRELATION}{_COUNT[len(correlation_id)]}{correlation_id}"
         if correlation_id:
@@ -101,4 +104,6 @@ def _name(attribute: str) -> str:
     return f"{_COUNT[len(name)]}{name}S\0\0\0"
 
 
-_KEY, _CORRELATION, _CAUSATION = map(_name, ("partitionkey", "correlationid", "causationid"))
+_KEY, _EXPIRES, _CORRELATION, _CAUSATION = map(
+    _name, ("partitionkey", "expirytime", "correlationid", "causationid")
+)

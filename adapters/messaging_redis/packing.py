@@ -33,6 +33,10 @@ def pack_addition(stream: str, message: Message, reply_to: str | None = None) ->
     if key is not None:
         rest = f"{rest}{_KEY}{len(key)}\r\n{key}\r\n"
         count += 2
+    if message.expires_at is not None:
+        expires = message.expires_at.isoformat()
+        rest = f"{rest}{_EXPIRES}{len(expires)}\r\n{expires}\r\n"
+        count += 2
     correlation_id, causation_id = message.correlation_id, message.causation_id
     if correlation_id is not None or causation_id is not None or reply_to is not None:
         for name, value in (
@@ -77,9 +81,10 @@ def _name(field: str) -> str:
     return f"{_packed(field)}$"
 
 
-_KEY, _CORRELATION, _CAUSATION, _REPLY_TO = map(
-    _name, (f"{PREFIX}partitionkey", f"{PREFIX}correlationid", f"{PREFIX}causationid", REPLY_TO)
+_KEY, _EXPIRES, _CORRELATION, _CAUSATION = (
+    _name(PREFIX + attribute) for attribute in ("partitionkey", "expirytime", "correlationid", "causationid")
 )
+_REPLY_TO = _name(REPLY_TO)
 
 
 def _pack_each(stream: str, fields: Fields) -> bytes:

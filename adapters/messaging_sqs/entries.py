@@ -168,7 +168,8 @@ def _as_text(body: bytes) -> tuple[str | None, int]:
 def _attribute(message: Message, more: Mapping[str, str]) -> str:
     """The JSON of the message's headers and these; most have the usual attributes, written here at once."""
     at_once = usual(message)
-    if at_once is None or message.correlation_id is not None or message.causation_id is not None:
+    rare = (message.expires_at, message.correlation_id, message.causation_id)
+    if at_once is None or rare != (None, None, None):
         headers = encode(message, prefix=PREFIX)
         if message.type is None:
             del headers[PREFIX + "type"]

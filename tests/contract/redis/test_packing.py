@@ -35,6 +35,9 @@ def message(**more):
         message(headers={"tenant": "ü", "traceparent": "00-1"}),
         message(time=None),
         message(time=NOON.astimezone(timezone(timedelta(hours=2)))),
+        message(expires_at=NOON, key="c1", correlation_id="r1"),
+        message(expires_at=NOON.replace(microsecond=50)),
+        message(expires_at=NOON.replace(tzinfo=None)),
         message(expires_at=NOON, not_before=NOON),
     ],
 )

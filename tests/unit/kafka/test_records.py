@@ -28,6 +28,7 @@ from tests.unit.messages import NOON, message
         message(headers={"content-type": "mine"}),
         message(time=None),
         message(time=NOON.astimezone(timezone(timedelta(hours=2)))),
+        message(expires_at=NOON, key="c1", correlation_id="r1"),
         message(expires_at=NOON, not_before=NOON),
     ],
 )

@@ -31,6 +31,7 @@ USUAL = [
     message(source="shop", type="placed", key="c1", correlation_id="r1", causation_id="m0"),
     message(content_type=None, body=b""),
     message(key="", correlation_id="", source=""),
+    message(key="c1", expires_at=NOON.replace(microsecond=7), correlation_id="r1"),
     message(id="i" * 127, key="k" * 127, correlation_id="r" * 127),
 ]
 OTHERS = [

@@ -40,7 +40,7 @@ INHERITED = ("traceparent", "tracestate")
 """Headers that a message published by a handler takes from the message being handled (W3C Trace Context)."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Options:
     """What the caller of `publish` may say about one message."""
 

@@ -176,7 +176,10 @@ class Publisher:
                     ((call, at), result) for at, result in zip(places, results[start:end], strict=True)
                 ]
             elif call.missing:  # else it was given up as a whole
-                call.results[places[0] : places[-1] + 1] = results[start:end]
+                if len(call.results) == 1:
+                    call.results[0] = results[start]
+                else:
+                    call.results[places[0] : places[-1] + 1] = results[start:end]
                 self._count_finished(call, len(places))
             start = end
         if ordered:

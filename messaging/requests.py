@@ -163,6 +163,9 @@ class Requester:
                 self._go_on()
             for reply in replies:
                 self._take_in(reply)
+            # Who was answered goes on, and what it asks then is sent, before replies are fetched again.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def _pause(self, delay: float) -> None:
         """Wait so long before the next attempt, or until a request wants it."""

@@ -69,6 +69,7 @@ class SharedConsumer(Consumer):
         }
         self._partitions = {f"m{p}": p for p in range(len(keys.topic.streams))}
         self._sources: list[str] = list(self._streams)
+        self._names = {stream.encode(): source for source, stream in self._streams.items()}
         self._settler = SharedSettler(
             connection, keys, self._streams, consumer=self._name, where=self._where, delayed=self._put_aside
         )
@@ -142,6 +143,7 @@ class SharedConsumer(Consumer):
         self._background.start(self._tend(), name="messaging-redis-tend")
 
     async def _read(self, limit: int) -> list[RawDelivery]:
+        await asyncio.sleep(0)  # what the former read brought is handled, and answered, first
         try:
             if self._recover:
                 recovered = await self._recover_lost(limit)
@@ -180,11 +182,10 @@ class SharedConsumer(Consumer):
         command += [self._streams[source] for source in sources]
         command += [">"] * len(sources)
         reply = await self._call(command, wait=self._block)
-        names = {self._streams[source]: source for source in sources}
         found = [
             delivery
             for key, entries in stream_pairs(reply)
-            for delivery in self._first(names[key.decode()], entries, lease)
+            for delivery in self._first(self._names[key], entries, lease)
         ]
         if len(found) > limit:
             await self._settler.give_back(found[limit:])

@@ -110,11 +110,13 @@ class Requester:
         """Fail what still waits and leave the inbox."""
         self._ended = Closed("The bus was closed before the reply came")
         self._fail(self._ended)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-        if self._inbox is not None:
-            await self._inbox.close()
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait((self._task,))
+        finally:  # cancelled, too: the inbox reads by itself until it is closed
+            if self._inbox is not None:
+                await self._inbox.close()
 
     async def _returned(self) -> None:
         """Wait until replies arrive again. Raises what the next attempt to receive them fails with."""

@@ -16,6 +16,7 @@ from messaging.errors import (
     MissingExtra,
     TopicNotFound,
 )
+from messaging.shielded import to_its_end
 from messaging.tls import client_context
 from messaging_kafka import library
 from messaging_kafka.library import Errors, KafkaError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from messaging_kafka.settings import KafkaSettings
 
 CLOSE_TIMEOUT = 2.0
+BOOTSTRAP_END = 0.2
+"""Seconds that a broker which answers needs, at most, to tell of itself."""
 COORDINATOR_PAUSE = 0.05
 RETRY_PAUSE_MS = 500
 """Between aiokafka's own attempts to read the cluster's metadata."""
@@ -131,7 +134,8 @@ class Link:
         )
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
-                await client.bootstrap()
+                # Where it is cut off, aiokafka forgets to close a connection: it may end.
+                await to_its_end(client.bootstrap(), BOOTSTRAP_END)
             if self._tokens is not None and not client.cluster.brokers():
                 # What was refused shows by the next request only, and aiokafka does not look there.
                 raise Errors.SaslAuthenticationFailed("the token was refused")

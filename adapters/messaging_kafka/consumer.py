@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from messaging.adapter import Consumer, ConsumerStatus, RawDelivery
 from messaging.background import Background
-from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost, is_fatal
+from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
 from messaging_kafka.connection import translate
 from messaging_kafka.fetching import Fetcher
 from messaging_kafka.library import KafkaError
@@ -142,9 +142,8 @@ class KafkaConsumer(Consumer):
     async def _join(self, partitions: Partitions) -> None:
         try:
             await partitions.membership.begin()
-        except MessagingError as error:
-            if is_fatal(error):  # the others would wait for it for as long as its session
-                await partitions.membership.leave()
+        except BaseException:  # cancelled, too: the others would wait for it for as long as its session
+            await partitions.membership.leave()
             raise
 
     async def _prepare(self) -> Partitions:

@@ -157,11 +157,14 @@ class Fetcher:
         self._room = asyncio.Event()
         self._again = asyncio.Event()
         self._again.set()
+        self._closed = False
         self.error: MessagingError | None = None
         """Why nothing comes at the moment; cleared by `retry`."""
 
     def add(self, sources: Iterable[Source]) -> None:
-        """Read these too."""
+        """Read these too; nothing once it is closed."""
+        if self._closed:
+            return
         for source in sources:
             self._sources[source.place] = source
         if self._finding is None:
@@ -203,13 +206,18 @@ class Fetcher:
     async def restart(self, error: MessagingError) -> None:
         """Ask anew, by new connections, for the leaders too; what was fetched stays. The reader is told `error`."""
         sources = list(self._sources.values())
-        await self.close()
+        await self._stop()
         for source in sources:
             self._brokers.forget_leader(source.place)
         self.tell(error)
         self.add(sources)
 
     async def close(self) -> None:
+        """Read no more. A share that is still being taken may add sources after it."""
+        self._closed = True
+        await self._stop()
+
+    async def _stop(self) -> None:
         tasks = [*self._polls.values(), *([self._finding] if self._finding else [])]
         self._polls.clear()
         self._finding = None

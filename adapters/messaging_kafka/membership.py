@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Lease
 from messaging.errors import ConnectionFailed, LeaseLost, MessagingError, is_fatal
+from messaging.shielded import shielded
 from messaging_kafka import assignor, library
 from messaging_kafka.assignor import Claim, Share
 from messaging_kafka.connection import check, translate
@@ -86,6 +87,8 @@ class Membership:
         self._lost = lost
         self._claim = claim
         self._member = ""
+        self._asking: asyncio.Task[Any] | None = None
+        """The request that makes us a member: until it is answered, nobody knows of which name."""
         self._joined_generation = -1
         self._rejoin = asyncio.Event()
         self._settled = asyncio.Event()
@@ -338,6 +341,11 @@ class Membership:
 
     async def _waited(self, request: Any, within: float) -> Any:
         """The answer to what the whole group is waited for with: for a silent member, as long as its session."""
+        if not self._member:
+            self._asking = asyncio.create_task(self._to_group(request, within), name="messaging-kafka-join")
+            response = await shielded(self._asking)
+            self._asking = None
+            return response
         if not self.joined:
             return await self._to_group(request, within)
         answer = asyncio.create_task(self._to_group(request, within), name="messaging-kafka-join")
@@ -432,10 +440,11 @@ class Membership:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+        await self._learn_name()
         self._link.drop_channel(self._channel)
-        if not self.joined:
+        if not self._member:
             return
-        member, self.generation = self._member, -1
+        member, self._member, self.generation = self._member, "", -1
         try:
             await self._link.to_coordinator(
                 self._group, library.LeaveGroup(self._group, member), within=LEAVE_TIMEOUT
@@ -447,3 +456,16 @@ class Membership:
                 error,
                 self._settings.session,
             )
+
+    async def _learn_name(self) -> None:
+        """Of a join that was cut off: Kafka has a member then that it waits for, and that cannot leave without it."""
+        asking, self._asking = self._asking, None
+        if asking is None:
+            return
+        try:
+            await asyncio.wait((asking,), timeout=LEAVE_TIMEOUT)
+            if asking.done() and not asking.cancelled() and asking.exception() is None:
+                self._member = asking.result().member_id
+        finally:
+            asking.cancel()
+            await asyncio.wait((asking,))

@@ -284,6 +284,17 @@ async def test_closing_fails_what_waits_and_closes_the_inbox(desk):
     assert desk.inbox.closed == 1
 
 
+async def test_a_close_that_is_cancelled_closes_the_inbox_all_the_same(desk):
+    waiting = await desk.ask()
+    closing = asyncio.create_task(desk.requester.close())
+    await asyncio.sleep(0)
+
+    closing.cancel()
+    await asyncio.wait((closing, waiting))
+
+    assert desk.inbox.closed == 1
+
+
 def opening_slowly(desk):
     """Its inbox opens with this event."""
     opened = asyncio.Event()

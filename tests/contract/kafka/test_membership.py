@@ -84,6 +84,21 @@ async def test_who_leaves_between_a_join_and_its_share_brings_no_message_nearer_
     assert [one.returns for one in await receive(second, 2)] == [0, 0]
 
 
+async def test_a_member_cancelled_while_it_joins_holds_up_no_other(bench: Bench) -> None:
+    adapter = await bench.adapter(session=30)
+    group = await bench.group(adapter, TOPIC)
+    for turns in range(0, 600, 15):
+        cut_off = bench.consumer(adapter, group)
+        joining = asyncio.create_task(cut_off.receive(1, 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        joining.cancel()
+        await asyncio.wait((joining,))
+        await cut_off.close()
+
+    assert await owned(bench.consumer(adapter, group), 2, within=10)
+
+
 async def two_members(bench: Bench) -> tuple[KafkaConsumer, KafkaConsumer]:
     """The first owns two partitions with a message each; the second has not joined."""
     adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)

@@ -71,19 +71,20 @@ class App:
         )
         self._definitions: list[tuple[Definition, Defaults]] = []
         self._included: list[App] = []
-        self._bus: Bus | None = None
+        self._buses: list[Bus] = []
+        """Where it runs, once for each time."""
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
 
     @property
     def bus(self) -> Bus:
-        """The running bus. Raises Closed when the app does not run."""
-        if self._bus is None:
+        """The running bus, the latest of several. Raises Closed when the app does not run."""
+        if not self._buses:
             raise Closed(
                 f"{self!r} is not running: app.bus is there inside app.running(bus) or app.serve(bus)"
             )
-        return self._bus
+        return self._buses[-1]
 
     # --- recording -----------------------------------------------------------------------------------------------
 
@@ -254,7 +255,8 @@ class App:
             executor = ThreadPoolExecutor(THREADS, thread_name_prefix=f"messaging-{self.name}")
             stack.callback(executor.shutdown, wait=False)
             for app in family:
-                stack.callback(app._leave)  # noqa: SLF001
+                app._buses.append(bus)  # noqa: SLF001
+                stack.callback(app._buses.remove, bus)  # noqa: SLF001
             dispatchers: list[Dispatcher | Subscriber] = []
             for app in family:
                 provided = await app._resources(bus, stack, provide)  # noqa: SLF001
@@ -262,7 +264,6 @@ class App:
                     subscriber(bus, made.within(middleware).bind(bus, [bus, *provided], executor))
                     for made in app._own_plans(bus)  # noqa: SLF001
                 ]
-                app._bus = bus  # noqa: SLF001
             async with _run_all(dispatchers, bus):
                 yield self
 
@@ -294,9 +295,6 @@ class App:
         from messaging.testing.harness import app_test
 
         return app_test(self, provide=provide)
-
-    def _leave(self) -> None:
-        self._bus = None
 
     async def _resources(
         self, bus: Bus, stack: AsyncExitStack, provide: Sequence[object] | None

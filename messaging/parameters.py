@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import inspect
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from messaging.errors import ConfigurationError
 from messaging.message import OUTCOMES, Ack, Delivery
@@ -113,10 +114,18 @@ def concluded(result: Any) -> Outcome:
 
 
 def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict[str, Any]:
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters:
+    plain = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise ConfigurationError(
-            f"Handler {name_of(function)} takes no payload: give it one parameter at least"
+            f"Handler {name_of(function)} is a generator, whose body nobody would run: it must return, not yield"
+        )
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind in {
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    }:
+        raise ConfigurationError(
+            f"Handler {name_of(function)} takes no payload: its first parameter must be positional"
         )
     arguments: dict[str, Any] = {}
     for parameter in parameters[1:]:
@@ -136,9 +145,10 @@ def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict
 def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: Sequence[object]) -> Any:
     """What fills the parameter, or `Parameter.empty` where its default does."""
     wanted = _evaluated(function, parameter.annotation)
-    if wanted is Delivery or get_origin(wanted) is Delivery or _names_delivery(wanted):
+    kinds = _kinds(wanted)
+    if any(kind is Delivery or get_origin(kind) is Delivery or _names_delivery(kind) for kind in kinds):
         return _DELIVERY
-    matching = [value for value in provided if _is_a(value, wanted)]
+    matching = [value for value in provided if any(_is_a(value, kind) for kind in kinds)]
     if len(matching) == 1:
         return matching[0]
     if len(matching) > 1:
@@ -151,6 +161,18 @@ def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: 
     raise ConfigurationError(
         f"Parameter {parameter.name!r} of handler {name_of(function)} cannot be filled: {reason}"
     )
+
+
+def _kinds(wanted: Any) -> Sequence[Any]:
+    """What an annotation allows: `Db | None` and `Annotated[Db, ...]` ask for a Db."""
+    origin = get_origin(wanted)
+    if origin is Annotated:
+        return _kinds(get_args(wanted)[0])
+    if origin is Union or origin is UnionType:
+        return [kind for one in get_args(wanted) for kind in _kinds(one)]
+    if isinstance(wanted, str):
+        return [name.strip() for name in wanted.split("|")]
+    return [wanted]
 
 
 def _evaluated(function: Callable[..., Any], annotation: Any) -> Any:

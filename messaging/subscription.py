@@ -18,7 +18,7 @@ from messaging.errors import ConfigurationError, UnsupportedCapability
 from messaging.message import OUTCOMES, Ack, seconds
 from messaging.middleware.expiry import expiring
 from messaging.middleware.idempotency import idempotent
-from messaging.middleware.retry import Delay, RetryPolicy, retrying
+from messaging.middleware.retry import Delay, RetryPolicy, is_count, retrying
 from messaging.middleware.timeout import timing_out
 from messaging.parameters import bind, concluded, name_of
 from messaging.requests import Answer, answering
@@ -168,6 +168,11 @@ class Plan:
             chain.append(_answered)
         for middleware in reversed([*chain, *self.middleware]):
             handler = middleware(handler)
+            if not callable(handler):  # pyright: ignore[reportUnnecessaryComparison]  a forgotten return
+                raise ConfigurationError(
+                    f"Middleware {name_of(middleware)} of {self.definition.name} returned a "
+                    f"{type(handler).__name__}: it must return a handler"
+                )
         return handler
 
 
@@ -211,8 +216,12 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
         topology=definition.topology,
     )
     for name, value in (("concurrency", made.concurrency), ("prefetch", made.prefetch)):
-        if value < 1:
-            raise ConfigurationError(f"The {name} of {definition.name} is {value}; it must be 1 or more")
+        if not (is_count(value) and value >= 1):
+            raise ConfigurationError(f"The {name} of {definition.name} is {value!r}; it must be 1 or more")
+    if made.timeout is not None and not 0 < made.timeout < inf:
+        raise ConfigurationError(
+            f"The timeout of {definition.name} is {made.timeout:g} s; it must be more than 0, or None for no bound"
+        )
     return made
 
 

@@ -79,6 +79,11 @@ def exponential(
     return Delay(seconds(initial), multiplier, seconds(maximum), jitter)
 
 
+def is_count(value: object) -> bool:
+    """Whether it is a whole number: untyped code brings texts and fractions."""
+    return isinstance(value, int)
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often a message is tried, counting the first time, how long between, and which errors deserve it.
@@ -95,8 +100,10 @@ class RetryPolicy:
     reject_on: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigurationError(f"attempts is {self.attempts!r}; a message is tried at least once")
+        if not (is_count(self.attempts) and self.attempts >= 1):
+            raise ConfigurationError(
+                f"attempts is {self.attempts!r}; a message is tried a whole number of times, once at least"
+            )
         for name in ("retry_on", "reject_on"):
             object.__setattr__(self, name, _classes(name, getattr(self, name)))
 

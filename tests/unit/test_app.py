@@ -98,6 +98,17 @@ async def test_the_bus_is_there_while_the_app_runs(bus):
         _ = app.bus
 
 
+async def test_an_app_that_runs_on_two_buses_has_one_until_the_last_stops(bus, clock):
+    app = App("billing")
+    async with app.running(bus):
+        async with connect("memory://", clock=clock) as other, app.running(other):
+            assert app.bus is other
+        assert app.bus is bus
+
+    with pytest.raises(Closed):
+        _ = app.bus
+
+
 async def test_a_start_that_fails_leaves_no_app_running(bus):
     @asynccontextmanager
     async def broken(bus):

@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import pytest
 
@@ -81,6 +81,27 @@ async def test_a_subclass_is_what_is_asked_for(bound):
     await bound(handle, replica)(a_delivery())
 
     assert seen == [replica]
+
+
+async def test_one_of_several_kinds_is_what_is_asked_for(bound):
+    """The default of `Db | None = None` is for tests and other callers."""
+    db, seen = Db(), []
+
+    async def handle(
+        order,
+        union: Db | None = None,
+        optional: Optional[Db] = None,  # noqa: UP045  as older programs have it
+        text: "Db | None" = None,
+        unseen: "unseen.Db | None" = None,  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        annotated: Annotated[Db | None, "of the shop"] = None,
+        delivery: Delivery[str] | None = None,
+    ):
+        seen.append((union, optional, text, unseen, annotated, delivery))
+
+    delivery = a_delivery()
+    await bound(handle, db)(delivery)
+
+    assert seen == [(db, db, db, db, db, delivery)]
 
 
 async def test_a_default_stands_where_nothing_is_provided(bound):
@@ -182,8 +203,25 @@ async def test_an_annotation_that_is_no_class_cannot_be_filled(bound):
 async def test_a_handler_takes_a_payload(bound):
     async def nothing(): ...
 
-    with pytest.raises(ConfigurationError, match="nothing takes no payload"):
-        bound(nothing)
+    async def by_keyword(*, order): ...
+
+    async def by_keywords(**orders): ...
+
+    for function in (nothing, by_keyword, by_keywords):
+        with pytest.raises(ConfigurationError, match=f"{function.__name__} takes no payload"):
+            bound(function)
+
+
+async def test_a_generator_is_no_handler(bound):
+    async def yields(order):
+        yield order
+
+    def yields_too(order):
+        yield order
+
+    for function in (yields, yields_too):
+        with pytest.raises(ConfigurationError, match="is a generator"):
+            bound(function)
 
 
 async def test_only_the_payload_may_be_positional_only(bound):

@@ -110,6 +110,12 @@ def test_an_impossible_policy_is_refused_when_it_is_made(make):
 # the policy
 
 
+@pytest.mark.parametrize("attempts", [0, -1, 2.5, float("inf"), float("nan"), "3"])
+def test_attempts_that_are_no_count_are_refused(attempts):
+    with pytest.raises(ConfigurationError, match="attempts is"):
+        RetryPolicy(attempts)
+
+
 def test_a_policy_has_three_attempts_by_default_and_takes_its_arguments_by_position():
     assert RetryPolicy() == RetryPolicy(3, exponential(0.2, maximum=30))
 

@@ -2,7 +2,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -192,6 +192,19 @@ async def test_a_number_below_one_is_refused_by_name(name):
         planned(jobs, None, None, **{name: 0})
 
 
+@pytest.mark.parametrize(("name", "value"), [("concurrency", 2.5), ("prefetch", "3")])
+async def test_what_is_no_whole_number_is_refused_by_name(name, value):
+    with pytest.raises(ConfigurationError, match=f"The {name} of jobs/billing is {value!r}"):
+        planned(jobs, None, None, **{name: value})
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), timedelta(0)])
+async def test_a_timeout_that_is_no_time_is_refused_by_name(timeout):
+    """Of 0 seconds, every handler that waits for something would fail."""
+    with pytest.raises(ConfigurationError, match="The timeout of jobs/billing is"):
+        planned(jobs, None, None, timeout=timeout)
+
+
 async def test_a_responder_runs_once_whatever_its_app_says():
     app = App("billing", retry=RetryPolicy(7))
     app.respond(prices)(answer)
@@ -357,6 +370,21 @@ async def test_middleware_runs_outermost_first_the_apps_before_the_subscriptions
         await chain(Delivery("x"))
 
     assert order == ["app 1", "app 2", "subscription", "given at the start", "handler"]
+
+
+async def test_middleware_that_returns_no_handler_is_refused_by_name():
+    def forgetful(next):
+        async def handle(delivery):
+            return await next(delivery)
+
+    app = App("billing", middleware=[cast("Any", forgetful)])
+    app.subscribe(jobs)(handle)
+    bus = bus_with()
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(ConfigurationError, match=r"forgetful of jobs/billing returned a NoneType"),
+    ):
+        plan_of(app, bus).bind(bus, [], executor)
 
 
 async def test_an_idempotent_responder_sends_its_stored_reply_again():

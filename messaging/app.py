@@ -9,9 +9,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
-from messaging.definition import Defaults, Definition, OnExhausted, OnExpired
+from messaging.definition import Defaults, Definition, OnExhausted, OnExpired, check_kind
 from messaging.errors import Closed, ConfigurationError
 from messaging.lasting import lasting, this_task
+from messaging.message import Endpoint, Topic
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from messaging.bus import Bus
     from messaging.dispatch import Dispatcher
     from messaging.generations import Subscriber
-    from messaging.message import Duration, Endpoint, Message, Middleware, Outcome, Topic
+    from messaging.message import Duration, Message, Middleware, Outcome
     from messaging.subscription import Plan
     from messaging.testing.harness import AppTest
 
@@ -62,7 +63,8 @@ class App:
         self.name = check_group(name)
         self._lifespan = lifespan
         self._defaults = Defaults(
-            retry=retry or RetryPolicy(),
+            app=name,
+            retry=RetryPolicy() if retry is None else retry,
             middleware=tuple(middleware),
             concurrency=concurrency,
             prefetch=prefetch,
@@ -113,7 +115,12 @@ class App:
         message's id, or a function from message to key. `start` is where a new group begins; a time without a zone
         is UTC. `native` names an existing queue or group of the broker;
         `topology` says, for this group alone, whether it is declared, verified or taken as it is.
+
+        Raises ConfigurationError for an argument that means nothing.
         """
+        check_kind(
+            topic, Topic, f'{self!r}.subscribe() takes a Topic: @app.subscribe(Topic("orders", Order))'
+        )
 
         def record(function: Callable[Concatenate[M, P], Result]) -> Callable[Concatenate[M, P], Result]:
             self._record(
@@ -157,7 +164,14 @@ class App:
 
         It runs once for each request, without dead letters; what it raises reaches the requester as RemoteError
         (22). An idempotent responder stores its reply and sends it again.
+
+        Raises ConfigurationError for an argument that means nothing.
         """
+        check_kind(
+            endpoint,
+            Endpoint,
+            f'{self!r}.respond() takes an Endpoint: @app.respond(Endpoint("prices", Ask, Price))',
+        )
 
         def record(
             function: Callable[Concatenate[M, P], Awaitable[A] | A],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from messaging.errors import ConfigurationError
+from messaging.middleware.retry import RetryPolicy
+from messaging.topology import TopologyMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from messaging.message import Duration, Endpoint, Message, Middleware, Topic
-    from messaging.middleware.retry import RetryPolicy
-    from messaging.topology import Start, TopologyMode
+    from messaging.topology import Start
 
 OnExpired = Literal["drop", "dead_letter"]
 OnExhausted = Literal["dead_letter", "hold_key"]
@@ -38,6 +41,16 @@ class Definition:
     native: str | None = None
     topology: TopologyMode | None = None
 
+    def __post_init__(self) -> None:
+        if self.retry is not None:
+            check_kind(self.retry, RetryPolicy, f"retry of {self.name} takes a RetryPolicy")
+        for name, allowed in (
+            ("on_expired", OnExpired),
+            ("on_exhausted", OnExhausted),
+            ("topology", TopologyMode),
+        ):
+            _check_choice(name, getattr(self, name), get_args(allowed), self.name)
+
     @property
     def name(self) -> str:
         return f"{self.topic.name}/{self.group}"
@@ -47,9 +60,28 @@ class Definition:
 class Defaults:
     """What an app says for all its subscriptions."""
 
+    app: str
     retry: RetryPolicy
     middleware: Sequence[Middleware] = ()
     concurrency: int | None = None
     prefetch: int | None = None
     timeout: Duration | None = None
     idempotent: bool | Callable[[Message], str] = False
+
+    def __post_init__(self) -> None:
+        check_kind(self.retry, RetryPolicy, f"retry of app {self.app} takes a RetryPolicy")
+
+
+# Whoever has no type checker is told here; what passed would retry for ever, or end the app at its start.
+
+
+def check_kind(given: object, kind: type, told: str) -> None:
+    """Raises ConfigurationError with this text, and what was given, unless it is of this kind."""
+    if not isinstance(given, kind):
+        raise ConfigurationError(f"{told}, not {given!r}")
+
+
+def _check_choice(name: str, given: object, allowed: Sequence[str], of: str) -> None:
+    if given is not None and given not in allowed:
+        *first, last = (f'"{one}"' for one in allowed)
+        raise ConfigurationError(f"{name}={given!r} of {of}: it takes {', '.join(first)} or {last}")

@@ -104,6 +104,7 @@ class RetryPolicy:
             raise ConfigurationError(
                 f"attempts is {self.attempts!r}; a message is tried a whole number of times, once at least"
             )
+        _check_delay(self.delay)
         for name in ("retry_on", "reject_on"):
             object.__setattr__(self, name, _classes(name, getattr(self, name)))
 
@@ -256,6 +257,13 @@ def _from(origin: BaseException | None, outcome: Outcome) -> Outcome:
     if isinstance(outcome, BaseException):
         outcome.__cause__ = origin
     return outcome
+
+
+def _check_delay(given: object) -> None:
+    if not isinstance(given, Delay):
+        raise ConfigurationError(
+            f"the delay of a retry policy is {given!r}; say fixed({given!r}) or exponential({given!r})"
+        )
 
 
 def _classes(name: str, value: object) -> tuple[type[Exception], ...]:

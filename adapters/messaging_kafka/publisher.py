@@ -122,7 +122,7 @@ class Publisher:
         if one.mandatory and not state.routed:
             raise NoGroup(
                 f"message {message.id} was not published: no group subscribes to topic {one.topic.name}. "
-                f"Declare one, or publish without mandatory=True."
+                f"Run the app that handles it, or declare its group."
             )
         partition = one.partition
         if state.partitions != one.topic.partitions:

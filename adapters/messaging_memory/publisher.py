@@ -98,7 +98,8 @@ def _check(topic: TopicLog, outgoing: Outgoing, failed: FailedKeys) -> None:
         )
     if outgoing.mandatory and not topic.groups:
         raise NoGroup(
-            f"message {message.id} was not published: no group takes topic {outgoing.topic.name}; declare one"
+            f"message {message.id} was not published: no group subscribes to topic {outgoing.topic.name}. "
+            f"Run the app that handles it, or declare its group."
         )
 
 

@@ -318,7 +318,7 @@ def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:
     if one.mandatory:
         return NoGroup(
             f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "
-            f"Declare one, or publish without mandatory=True."
+            f"Run the app that handles it, or declare its group."
         )
     return Unrouted(one.message.id, one.partition)
 

@@ -160,8 +160,8 @@ class Publisher:
             await self._look(state)
             if not state.routed:
                 raise NoGroup(
-                    f"message {outgoing.message.id}: no group subscribes to topic {outgoing.topic.name!r} on "
-                    f"Redis; start or declare one"
+                    f"message {outgoing.message.id} was not published: no group subscribes to topic "
+                    f"{outgoing.topic.name}. Run the app that handles it, or declare its group."
                 )
         return state
 

@@ -115,8 +115,8 @@ class Topics:
         stored = await self._connection.run(DECLARE_TOPIC, [state.keys.record], [int(create), *pairs])
         if stored[0] is None:
             raise TopicNotFound(
-                f"topic {spec.name!r} does not exist on Redis ({state.keys.record}), and topology is "
-                f"{state.mode!r}: declare it first, or use topology='declare'"
+                f"topic {spec.name!r} does not exist on Redis ({state.keys.record}), and is not "
+                f"created here: run its app, or call bus.declare, where topology is 'declare'"
             )
         _compare_topic(spec, wanted, stored)
         state.found = True
@@ -126,8 +126,8 @@ class Topics:
         stored, lost = await self._make_group(group, keys, create=mode == "declare")
         if stored is None:
             raise TopicNotFound(
-                f"group {group.name!r} of topic {group.topic.name!r} does not exist on Redis, and topology is "
-                f"{mode!r}: declare it first, or use topology='declare'"
+                f"group {group.name!r} of topic {group.topic.name!r} does not exist on Redis, and is not "
+                f"created here: run its app, or call bus.declare, where topology is 'declare'"
             )
         _compare_group(group, stored)
         if lost:

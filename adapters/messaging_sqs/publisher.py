@@ -297,7 +297,7 @@ def _without_group(message: Message, *, blind: bool) -> PublishError:
         )
     return NoGroup(
         f"message {message.id} was not published: no group subscribes to topic {message.topic}. "
-        f"Declare one, or publish without mandatory=True."
+        f"Run the app that handles it, or declare its group."
     )
 
 

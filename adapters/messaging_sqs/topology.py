@@ -197,8 +197,8 @@ class Topics:
                     compare(spec, await self.queues.topic_tags(other), ordered=is_fifo(other))
             if state.mode != "declare":
                 raise TopicNotFound(
-                    f"topic {spec.name!r} does not exist at {self._connection.address}, and topology is "
-                    f"{state.mode!r}: declare it first, or use topology='declare'"
+                    f"topic {spec.name!r} does not exist at {self._connection.address}, and is not "
+                    f"created here: run its app, or call bus.declare, where topology is 'declare'"
                 )
             if state.arn is None:
                 await self.queues.create(self.names.record(spec), wanted)

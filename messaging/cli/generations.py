@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,18 @@ async def perform(arguments: Namespace) -> None:
     """The same on the running loop."""
     async with connect(arguments.url, namespace=arguments.namespace) as bus:
         if arguments.verb == "begin":
+            grace = bus.settings.generation_grace if arguments.grace is None else arguments.grace
+            print(
+                f"where order is kept this takes {grace:g} s, until every program has noticed; "
+                f"interrupted, it goes on when it is called again",
+                file=sys.stderr,
+                flush=True,
+            )
             await bus.begin_generation(
                 arguments.topic,
                 partitions=arguments.partitions,
                 ordered=arguments.ordered,
-                grace=arguments.grace,
+                grace=grace,
             )
         await _list(bus, arguments.topic)
 

@@ -343,7 +343,9 @@ async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFix
         await generations.perform(parser().parse_args(begin))
         await generations.perform(parser().parse_args(begin))
 
-        shown = capsys.readouterr().out.splitlines()
+        printed = capsys.readouterr()
+        assert "takes 0.01 s, until every program has noticed" in printed.err
+        shown = printed.out.splitlines()
         assert shown[: len(shown) // 2] == [
             "generation 1: 2 partitions, ordered=True",
             "  billing: 3 waiting, end marks included; 0 of 2 partitions handled to their end",

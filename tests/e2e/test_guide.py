@@ -1,0 +1,112 @@
+"""The guide is true: its files run as they stand there, its tables have the defaults of the code."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from messaging import App
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+FILES = dict(re.findall(r"^`([\w.]+)`\n\n```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL))
+INI = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Path:
+    for name, text in {**FILES, "pytest.ini": INI}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_every_python_block_is_a_file_that_is_tested():
+    assert GUIDE.count("```python\n") == len(FILES)
+    assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py"}
+
+
+def test_the_files_pass_strict_type_checks(python, service):
+    run = python(["-m", "mypy", "--strict", "--cache-dir", "mypy", *sorted(FILES)], cwd=service)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_service_is_tested_without_a_broker(python, service):
+    run = python(["-m", "pytest", "-q", "-W", "error"], cwd=service)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "3 passed" in run.stdout
+
+
+def test_consuming_by_hand_prints_what_the_guide_says(python, service):
+    run = python(["by_hand.py"], cwd=service)
+
+    assert run.stdout == "Invoice(number='d', cents=700)\n", run.stderr
+
+
+def test_the_table_has_each_argument_of_subscribe():
+    told = re.search(r"^\| argument of `subscribe`.*?\n\n", GUIDE, re.MULTILINE | re.DOTALL)
+    assert told is not None
+    rows = [row.split("|")[1] for row in told[0].splitlines()[2:] if row]
+
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == (
+        set(inspect.signature(App.subscribe).parameters) - {"self", "topic"}
+    )
+
+
+@pytest.mark.parametrize(
+    "broker_url",
+    [
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+    ],
+    indirect=True,
+)
+def test_the_service_tells_its_health_and_ends_in_peace(service, broker_url, redis_url):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    separator = "&" if urlsplit(broker_url).query else "?"
+    environment = {
+        **os.environ,
+        "MESSAGING_URL": f"{broker_url}{separator}namespace=guide-{uuid.uuid4().hex[:8]}",
+        "MESSAGING_STORE": redis_url,
+        "HEALTH_PORT": str(port),
+    }
+    with subprocess.Popen([sys.executable, "stock.py"], cwd=service, env=environment) as process:
+        try:
+            health = _green(f"http://127.0.0.1:{port}")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=40) == 0
+        finally:
+            process.kill()
+
+    assert {one["topic"] for one in health["subscriptions"]} == {"stock.moves", "invoices", "stock.level"}
+
+
+def _green(url: str) -> dict[str, list[dict[str, str]]]:
+    """What the program tells of itself as soon as all is well."""
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                health = json.load(answer)
+            if health["status"] == "green":
+                return health
+            told = health
+        except OSError as error:
+            told = error
+        assert time.monotonic() < deadline, told
+        time.sleep(0.1)

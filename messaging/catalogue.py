@@ -82,6 +82,10 @@ class Catalogue:
             raise ConfigurationError(
                 f"Topic {spec.name} has {spec.partitions} partitions; it needs one at least"
             )
+        if spec.retention is not None and not 0 < spec.retention < inf:
+            raise ConfigurationError(
+                f"Topic {spec.name} has a retention of {spec.retention:g} s; it must be above 0, or None for no bound"
+            )
         known = self._topics.get(spec.name)
         if self._untyped.get(spec.name) is topic:
             return known or spec

@@ -99,6 +99,12 @@ async def test_a_topic_needs_a_partition(catalogue, partitions):
         catalogue.spec(Topic("none", partitions=partitions))
 
 
+@pytest.mark.parametrize("retention", [0, -1, timedelta(0), float("nan"), float("inf")])
+async def test_a_retention_that_keeps_nothing_or_has_no_end_is_refused(catalogue, retention):
+    with pytest.raises(ConfigurationError, match="Topic jobs has a retention of"):
+        catalogue.spec(Topic("jobs", str, retention=retention))
+
+
 async def test_a_group_has_its_topics_order_unless_it_gives_it_up(catalogue):
     spec = catalogue.spec(orders)
 

@@ -124,6 +124,19 @@ async def receive(consumer: Consumer, number: int, within: float = 10.0) -> list
     return deliveries
 
 
+async def handled(consumer: Consumer, number: int) -> list[RawDelivery]:
+    """So many deliveries, each acknowledged before the next is asked for.
+
+    A FIFO queue to which they came one by one gives the next of a key to a later call only then.
+    """
+    deliveries: list[RawDelivery] = []
+    while len(deliveries) < number:
+        taken = await receive(consumer, 1)
+        await ack(consumer, taken)
+        deliveries += taken
+    return deliveries
+
+
 async def nothing(consumer: Consumer, during: float = 0.4) -> None:
     assert not await consumer.receive(10, during)
 

@@ -39,7 +39,11 @@ async def clean(bench: Bench) -> None:
 
 
 async def stored(adapter: SQSAdapter, group: GroupSpec, number: int) -> None:
-    """Wait until so many messages are in the group's queue: SNS confirms before it delivers."""
+    """Wait until so many messages are in the group's queue: SNS confirms before it delivers.
+
+    So a test that needs several of one key at once gets them: of those that come one by one, the queue would give the
+    next only after an acknowledgement (`handled`).
+    """
     url = await adapter._topics.queue_url(group)
     async with asyncio.timeout(10):
         while (

@@ -6,7 +6,7 @@ from messaging.adapter import Done, TopicSpec, Topology
 from messaging.errors import LeaseLost, TopicNotFound, TopologyLost
 from messaging.message import Reject
 from messaging_sqs import lost_letters
-from tests.contract.bench import ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.bench import handled, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.sqs.support import Bench, intercept
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -74,12 +74,7 @@ async def test_a_topic_that_is_made_anew_reaches_the_groups_it_had(bench: Bench,
     assert isinstance(gone, TopicNotFound)
     assert not health.connected
     assert topic.name in (health.error or "")
-    consumer, found = bench.consumer(adapter, group), list[str]()
-    while len(found) < 2:
-        deliveries = await receive(consumer, 1)
-        await ack(consumer, deliveries)  # the queue gives the next of a key to a later call only then
-        found += ids(deliveries)
-    assert set(found) == {"before", "after"}
+    assert set(ids(await handled(bench.consumer(adapter, group), 2))) == {"before", "after"}
     assert (await adapter.health()).connected
 
 

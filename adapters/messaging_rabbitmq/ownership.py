@@ -13,12 +13,14 @@ import logging
 import math
 import random
 import time
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
-from messaging.errors import TopicNotFound
+from messaging.errors import MessagingError, TopicNotFound
+from messaging.shielded import given_up, shielded
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ UNOWNED = 10.0
 longer than `TAKING`. Should an owner live all the same, the queue still has a single active consumer.
 """
 
+CLAIM_TIMEOUT = 2.0
+"""Seconds that a member that leaves waits for the answer to its last claim."""
+
 
 class Seat:
     """One member's seat in its group, on one channel."""
@@ -51,6 +56,8 @@ class Seat:
         self._channel: AbstractChannel | None = None
         self._connection: Any = None
         self._locks: dict[int, str] = {}
+        self._asking: asyncio.Task[bool] | None = None
+        """A lock that is asked for: it may be granted to a claim that was cancelled."""
         self._refused: dict[int, list[float]] = {}
         """Since when each lock of a partition is refused while nobody consumes the partition."""
         self._first = random.randrange(self._partitions)
@@ -99,7 +106,8 @@ class Seat:
             lock = self._session.names.own(self._group, partition, spare)
             if lock in self._session.claimed:
                 return False
-            if await self._ask(partition, lock):
+            self._asking = asyncio.create_task(self._ask(partition, lock), name="messaging-rabbitmq-claim")
+            if await shielded(self._asking):
                 return True
             now = self._session.clock.monotonic()
             if spare == len(refused):
@@ -149,8 +157,12 @@ class Seat:
             self._session.claimed.discard(lock)
 
     async def leave(self) -> None:
-        """Be a member no more. Every partition has been unlocked before, or its connection is gone."""
-        self.forget()
+        """Be a member no more. What is still locked was claimed by what was cancelled, or its connection is gone."""
+        if self._asking is not None:
+            await given_up((self._asking,), CLAIM_TIMEOUT)
+        for partition in list(self._locks):
+            with suppress(MessagingError):  # it goes with its connection, or others take it after `UNOWNED`
+                await self.unlock(partition)
         if self._channel is not None:
             await close_channel(self._channel)
 

@@ -256,6 +256,22 @@ async def test_a_member_that_leaves_while_it_hands_over_leaves_no_lock_behind(be
         await two.close()
 
 
+async def test_a_member_cancelled_while_it_claims_leaves_no_lock_behind(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    for turns in range(0, 240, 3):
+        cut_off = bench.consumer(adapter, group)
+        joining = asyncio.create_task(cut_off.receive(1, 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        joining.cancel()
+        await asyncio.wait((joining,))
+        await cut_off.close()
+
+    async with asyncio.timeout(5):  # sooner than `UNOWNED`
+        await owns(bench.consumer(other, group), 4)
+
+
 @pytest.mark.parametrize("known", [False, True])
 async def test_nothing_of_a_key_is_sent_behind_a_message_that_the_broker_refused(
     bench: Bench, known: bool

@@ -22,7 +22,7 @@ from messaging.refusals import SILENT
 from messaging.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
     from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
@@ -51,21 +51,27 @@ class Sender:
     turns: Turns
     """Calls that go through middleware."""
 
-    async def send(
+    def send(
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
-    ) -> Sequence[Receipt | PublishError]:
+    ) -> Awaitable[Sequence[Receipt | PublishError]]:
         """One result each, in order. Raises InvalidMessage and MessageTooLarge before anything is sent."""
         messages = self.preparation.messages(topic, payloads, options)
         remaining = self.within if within is None else checked_timeout(within)
         spec = self.catalogue.declared(topic)
-        failed: Mapping[int, PublishError] = {}
         if spec is None:
-            start = self.clock.monotonic()
-            spec, failed = await self._declare_within(topic, messages, remaining)
-            remaining = max(0.0, remaining - (self.clock.monotonic() - start))
-            messages = [message for at, message in enumerate(messages) if at not in failed]
-        hand_over = self._deliver_through if self.middleware else self._deliver
-        results = await hand_over(spec, messages, options, remaining)
+            return self._declare_and_deliver(topic, messages, options, remaining)
+        deliver = self._deliver_through if self.middleware else self._deliver
+        return deliver(spec, messages, options, remaining)
+
+    async def _declare_and_deliver(
+        self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: float
+    ) -> Sequence[Receipt | PublishError]:
+        start = self.clock.monotonic()
+        spec, failed = await self._declare_within(topic, messages, within)
+        remaining = max(0.0, within - (self.clock.monotonic() - start))
+        messages = [message for at, message in enumerate(messages) if at not in failed]
+        deliver = self._deliver_through if self.middleware else self._deliver
+        results = await deliver(spec, messages, options, remaining)
         if not failed:
             return results
         others = iter(results)

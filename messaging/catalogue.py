@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
+MOST_PARTITIONS = 10_000
+"""Of one topic. A program that owns an ordered group keeps something for each of them."""
+
 
 def kept_apart(adapter: Adapter) -> bool:
     """Whether this broker can change a topic."""
@@ -78,9 +81,11 @@ class Catalogue:
             retention=topic.retention if settings.retention is None else settings.retention,
             native=topic.native if settings.native is None else settings.native,
         )
-        if spec.partitions < 1:
+        # What untyped code passes may be anything.
+        if type(spec.partitions) is not int or not 1 <= spec.partitions <= MOST_PARTITIONS:
             raise ConfigurationError(
-                f"Topic {spec.name} has {spec.partitions} partitions; it needs one at least"
+                f"Topic {spec.name} has {spec.partitions!r} partitions; it takes 1 to {MOST_PARTITIONS}, each of which "
+                f"is a stream or a queue of its own on some broker"
             )
         if spec.retention is not None and not 0 < spec.retention < inf:
             raise ConfigurationError(

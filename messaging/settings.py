@@ -30,7 +30,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from messaging.errors import ConfigurationError
+from messaging.envelope import check_text
+from messaging.errors import ConfigurationError, InvalidMessage
 from messaging.names import check_group, check_namespace, check_topic
 from messaging.registry import is_secret, redact, scheme_of
 from messaging.sources import (
@@ -164,6 +165,16 @@ class Settings(BaseSettings):
         """`load` merges the layers itself, so that each value keeps its origin."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str | None) -> str | None:
+        if source is not None:
+            try:
+                check_text(source, "it")
+            except InvalidMessage as error:
+                raise ValueError(str(error)) from None
+        return source
 
     @field_validator("namespace")
     @classmethod

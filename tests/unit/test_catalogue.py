@@ -93,8 +93,8 @@ async def test_the_same_description_twice_is_one_topic_whatever_its_payload(cata
     assert catalogue.spec(jobs) is catalogue.spec(Topic("jobs", bytes, content_type="application/x-job"))
 
 
-@pytest.mark.parametrize("partitions", [0, -1])
-async def test_a_topic_needs_a_partition(catalogue, partitions):
+@pytest.mark.parametrize("partitions", [0, -1, 10**9, 2.5, True])
+async def test_a_topic_has_a_sensible_number_of_partitions(catalogue, partitions):
     with pytest.raises(ConfigurationError, match=f"Topic none has {partitions} partitions"):
         catalogue.spec(Topic("none", partitions=partitions))
 

@@ -392,3 +392,9 @@ def test_a_variable_cannot_spell_the_name_of_a_route(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ConfigurationError, match="put JSON into MESSAGING__ROUTES"):
         Settings.load()
+
+
+@pytest.mark.parametrize("source", ["a\0b", "\ud800"])
+def test_a_source_that_no_broker_carries_is_refused_at_start(source):
+    with pytest.raises(ConfigurationError, match="source"):
+        Settings.load(source=source)

@@ -141,6 +141,16 @@ async def nothing(consumer: Consumer, during: float = 0.4) -> None:
     assert not await consumer.receive(10, during)
 
 
+async def cut_off(consumer: Consumer, turns: int) -> None:
+    """Begin to receive, be cancelled after so many turns of the event loop, and close."""
+    receiving = asyncio.create_task(consumer.receive(1, 1))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    receiving.cancel()
+    await asyncio.wait((receiving,))
+    await consumer.close()
+
+
 async def ack(consumer: Consumer, deliveries: Sequence[RawDelivery]) -> None:
     await settle(consumer, deliveries, Ack())
 

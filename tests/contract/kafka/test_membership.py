@@ -6,7 +6,7 @@ from messaging.adapter import DONE, TopicSpec
 from messaging.message import Ack
 from messaging_kafka import library
 from messaging_kafka.consumer import KafkaConsumer
-from tests.contract.bench import Recorder, ack, ids, publish, receive, settle
+from tests.contract.bench import Recorder, ack, cut_off, ids, publish, receive, settle
 from tests.contract.kafka.support import QUICK, Bench, membership, owned
 
 TOPIC = TopicSpec("orders", ordered=True, partitions=2)
@@ -88,13 +88,7 @@ async def test_a_member_cancelled_while_it_joins_holds_up_no_other(bench: Bench)
     adapter = await bench.adapter(session=30)
     group = await bench.group(adapter, TOPIC)
     for turns in range(0, 600, 15):
-        cut_off = bench.consumer(adapter, group)
-        joining = asyncio.create_task(cut_off.receive(1, 1))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        joining.cancel()
-        await asyncio.wait((joining,))
-        await cut_off.close()
+        await cut_off(bench.consumer(adapter, group), turns)
 
     assert await owned(bench.consumer(adapter, group), 2, within=10)
 

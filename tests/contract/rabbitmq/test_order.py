@@ -9,7 +9,7 @@ import pytest
 from messaging.adapter import Consumer, Done, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain
 from messaging.message import Ack, Receipt, Reject, Release, Retry
-from tests.contract.bench import Recorder, ack, ids, nothing, outgoing, publish, receive, settle
+from tests.contract.bench import Recorder, ack, cut_off, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=4)
@@ -260,13 +260,7 @@ async def test_a_member_cancelled_while_it_claims_leaves_no_lock_behind(bench: B
     adapter, other = await bench.adapter(), await bench.adapter()
     group = await bench.group(adapter, ORDERED)
     for turns in range(0, 240, 3):
-        cut_off = bench.consumer(adapter, group)
-        joining = asyncio.create_task(cut_off.receive(1, 1))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        joining.cancel()
-        await asyncio.wait((joining,))
-        await cut_off.close()
+        await cut_off(bench.consumer(adapter, group), turns)
 
     async with asyncio.timeout(5):  # sooner than `UNOWNED`
         await owns(bench.consumer(other, group), 4)

@@ -9,6 +9,7 @@ from messaging.adapter import Done, Hold, SettleError, Settlement
 from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_redis.scripts import FENCED_READ
+from tests.contract.bench import cut_off
 
 SHORT = {"partition_lease": 0.6, "block": 0.1}
 
@@ -106,13 +107,7 @@ async def test_a_member_cancelled_while_it_joins_keeps_no_partition_from_others(
     group = await bench.group(adapter, ordered=True)
     await bench.publish(adapter, group.topic, 20, keys=8)
     for turns in range(60):
-        cut_off = bench.consumer(adapter, group)
-        joining = asyncio.create_task(cut_off.receive(0, 0.1))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        joining.cancel()
-        await asyncio.wait((joining,))
-        await cut_off.close()
+        await cut_off(bench.consumer(adapter, group), turns)
 
     got = await bench.drain(bench.consumer(adapter, group), 20, within=5)
 

@@ -78,7 +78,7 @@ def is_secret(option: str) -> bool:
 def split_namespace(url: str) -> tuple[str, str | None]:
     """The URL without its `?namespace=`, and that namespace: the one option that every broker knows (17).
 
-    Raises ConfigurationError for an illegal name.
+    Raises ConfigurationError for an illegal name, and for two of them.
     """
     base, question, query = url.partition("?")
     options = query.split("&")
@@ -89,6 +89,8 @@ def split_namespace(url: str) -> tuple[str, str | None]:
     namespace = unquote(found[-1].partition("=")[2])
     if "@" in namespace:  # it may be the end of a password
         raise ConfigurationError(f"the URL's namespace has an @, which no name has; {ESCAPED}")
+    if len(found) > 1:
+        raise ConfigurationError("the URL has the option 'namespace' twice")
     return f"{base}?{rest}" if rest else base, check_namespace(namespace)
 
 

@@ -44,13 +44,17 @@ def check_host(host: str, where: str) -> str:
 def read_query(query: str, known: Collection[str], where: str) -> dict[str, str]:
     """The options of a URL's query.
 
-    Raises ConfigurationError for one that is not in `known`. It names the option, unless that may be a piece of a
-    password: what stands before an unescaped `@`, or is no `name=value`.
+    Raises ConfigurationError for one that is not in `known`, or that is given twice. It names the option, unless that
+    may be a piece of a password: what stands before an unescaped `@`, or is no `name=value`.
     """
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    given = parse_qsl(query, keep_blank_values=True)
+    options = dict(given)
     for name in options:
         if name not in known:
             is_name = "@" not in query and f"{name}=" in query and _NAME.fullmatch(name)
             shown = f"an unknown option {name!r}" if is_name else "an unknown option"
             raise ConfigurationError(f"{where} has {shown}; known are {', '.join(known)}; {ESCAPED}")
+    twice = next((name for name in options if sum(name == other for other, _ in given) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{where} has the option {twice!r} twice")
     return options

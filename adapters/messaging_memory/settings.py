@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from messaging.errors import ConfigurationError
 from messaging.urls import read_query
@@ -41,10 +41,6 @@ class Settings:
                     f"unknown option {option!r} of the memory broker; it knows {', '.join(known)}"
                 )
         values: dict[str, Any] = {**options, **read_query(query, known, "the memory URL")}
-        given = [option for option, _ in parse_qsl(query, keep_blank_values=True)]
-        doubled = {option for option in given if given.count(option) > 1}
-        if doubled:
-            raise ConfigurationError(f"option {min(doubled)!r} is given twice in the memory URL")
         settings: dict[str, Any] = {"name": name}
         if "lease" in values:
             settings["lease"] = _number("lease", values["lease"])

@@ -134,8 +134,18 @@ def _parse(url: str) -> dict[str, Any]:
     if "#" in rest:
         raise ConfigurationError(f"the Redis URL has a fragment (#...): {ESCAPED}")
     location, _, query = rest.partition("?")
-    values: dict[str, Any] = {"mode": mode, "tls": tls}
-    values |= read_query(query, _KNOWN, "the Redis URL")
+    options = read_query(query, _KNOWN, "the Redis URL")
+    values = {"mode": mode, "tls": tls, **_read_location(location, mode)}
+    if twice := sorted(options.keys() & values.keys()):
+        raise ConfigurationError(f"the Redis URL says {twice[0]!r} twice: before its ? and as an option")
+    values |= options
+    if mode == "cluster" and str(values.get("db", "0")) != "0":
+        raise ConfigurationError("a Redis Cluster has database 0 only")
+    return values
+
+
+def _read_location(location: str, mode: Mode) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     credentials, at, location = location.rpartition("@")
     if at:
         user, colon, password = credentials.partition(":")
@@ -167,8 +177,6 @@ def _read_path(values: dict[str, Any], mode: Mode, parts: list[str]) -> None:
         if not parts[0].isdecimal() or len(parts) > 1:
             raise ConfigurationError(f"the path of a Redis URL is a database number; {ESCAPED}")
         values["db"] = parts[0]
-    if mode == "cluster" and str(values.get("db", "0")) != "0":
-        raise ConfigurationError("a Redis Cluster has database 0 only")
 
 
 def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:

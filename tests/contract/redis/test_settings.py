@@ -79,6 +79,22 @@ def test_what_is_unknown_or_illegal_is_refused_by_name(url):
         RedisSettings.from_url(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("redis://h/1?db=3", "db"),
+        ("redis+sentinel://h/mymaster/1?db=1", "db"),
+        ("redis://user:geheim@h?password=geheim", "password"),
+        ("redis://h?lease=geheim&lease=geheim", "lease"),
+    ],
+)
+def test_what_a_url_says_twice_is_refused_by_name_and_without_its_value(url, name):
+    with pytest.raises(ConfigurationError, match=f"'{name}' twice") as caught:
+        RedisSettings.from_url(url)
+
+    assert "geheim" not in str(caught.value)
+
+
 def test_a_refused_option_does_not_show_the_password():
     with pytest.raises(ConfigurationError) as caught:
         RedisSettings.from_url("redis://user:geheim@h?leese=3")

@@ -240,7 +240,7 @@ class Bus:
         the fate unknown, never the connection broken.
         """
         options = Options(key, headers, id, delay, expires, mandatory)  # names cost twice as much
-        (result,) = await self._publish(self._known(topic), (payload,), options, timeout)
+        (result,) = await self._publish(topic, (payload,), options, timeout)
         if isinstance(result, PublishError):
             raise result
         return result
@@ -280,16 +280,20 @@ class Bus:
         when some were not published.
         """
         options = Options(delay=delay, mandatory=mandatory)
-        results = await self._publish(self._known(topic), payloads, options, timeout)
+        results = await self._publish(topic, payloads, options, timeout)
         receipts = [result for result in results if not isinstance(result, PublishError)]
         if len(receipts) < len(results):
             raise PublishManyError(results)
         return receipts
 
     def _publish(
-        self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None
+        self, topic: Topic[Any] | str, payloads: Iterable[Any], options: Options, within: Duration | None
     ) -> Awaitable[Sequence[Receipt | PublishError]]:
-        self.check_open()
+        # What `check_open` asks, for every message: without a call.
+        if self._state != "open" or self._loop is not asyncio.get_running_loop():
+            self.check_open()
+        if not isinstance(topic, Topic):
+            topic = self._known(topic)
         return self._sender.send(topic, payloads, options, within)
 
     # --- request -----------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ Place: TypeAlias = "tuple[Call, int]"
 UNDER_WAY = PublishUncertain("it is under way")
 """In the results of a call: handed to the adapter, not confirmed yet."""
 ABANDONED = PublishError("nobody waits for it any more")
+ONLY = (0,)
+"""The places of a call with one message, of a topic without order."""
 
 
 class Call:
@@ -77,9 +79,10 @@ class Call:
 class Batch:
     """What goes in one exchange: places in calls, in the order of the messages."""
 
-    __slots__ = ("gathering", "lanes", "messages", "once", "parts")
+    __slots__ = ("exchanges", "gathering", "lanes", "messages", "once", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, exchanges: Exchanges) -> None:
+        self.exchanges = exchanges
         self.messages: list[Outgoing] = []
         self.parts: list[tuple[Call, Sequence[int]]] = []
         self.lanes: list[Lane] = []

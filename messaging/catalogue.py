@@ -67,6 +67,8 @@ class Catalogue:
         self._first_uses: Counter[str] = Counter()
         """Topics by who waits to hear that they are declared."""
         self._together: dict[str, Together[TopicSpec]] = {}
+        for broker in routing.brokers:
+            broker.refusals.unrouted, broker.refusals.lost = self._warn_unrouted, self._lose
 
     def spec(self, topic: Topic[Any]) -> TopicSpec:
         """The topic with the settings applied; of `untyped` as it is described, as soon as it is.
@@ -165,9 +167,13 @@ class Catalogue:
     def declared(self, topic: Topic[Any]) -> TopicSpec | None:
         """The generation to write to, if this bus knows it and nobody waits in `declare_topic`."""
         name = topic.name
-        if name in self._first_uses or name in self._lost_since or self._is_new(name):
+        kept = self._kept.get(name)
+        if kept is None or self._clock.monotonic() >= self._known_until[name]:
             return None
-        return self._kept[name][-1] if self._clock.monotonic() < self._known_until[name] else None
+        if not (self._first_uses or self._lost_since or self._again):  # as it is mostly, of any topic
+            return kept[-1]
+        unsettled = name in self._first_uses or name in self._lost_since or name in self._again
+        return None if unsettled else kept[-1]
 
     def _is_new(self, topic: str) -> bool:
         """Whether it has to be declared, for the first time or once more."""
@@ -317,7 +323,7 @@ class Catalogue:
         await self.declare([group], [group.topic], mode, again=True)
         return True
 
-    def lost(self, topic: str) -> None:
+    def _lose(self, topic: str) -> None:
         """The broker has no such topic any more: the first publish after `LEFT_ALONE` seconds declares it anew."""
         self._lost_since.setdefault(topic, self._clock.monotonic())
 
@@ -373,7 +379,7 @@ class Catalogue:
             if (known.topic.name, known.name) != (group.topic.name, group.name)
         }
 
-    def warn_unrouted(self, topic: str) -> None:
+    def _warn_unrouted(self, topic: str) -> None:
         """Say once that nobody gets what is published to this topic."""
         if topic not in self._warned:
             self._warned.add(topic)

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 from messaging.backoff import Backoff
-from messaging.calls import UNDER_WAY, Batch, uncertain
+from messaging.calls import ONLY, UNDER_WAY, Batch, uncertain
 from messaging.clock import check_cancelled, sleep
 from messaging.deadlines import Deadlines
 from messaging.lasting import this_task
@@ -44,10 +44,6 @@ PATIENCE = 0.05
 """Seconds under way after which nothing gathers behind an exchange: it may hang, and concern another topic."""
 FAR = 0.25
 """The same of requests: a service that is reached by those takes 10 to 60 ms for one, and longer now and then."""
-
-
-_ONLY = (0,)
-"""The places of a call with one message."""
 
 
 class Exchanges:
@@ -181,7 +177,7 @@ class Exchanges:
         return min(BATCH, max(SMALL, -(-self.outstanding // self._adapter.shares)))
 
     def _next_batch(self) -> Batch:
-        batch = Batch()
+        batch = Batch(self)
         share = self._share()
         if self._ordered:
             self._take_free(batch, share // 2)  # neither kind takes all of every exchange
@@ -191,27 +187,32 @@ class Exchanges:
         return batch
 
     def _take_free(self, batch: Batch, share: int) -> None:
-        free, messages = self._free, batch.messages
-        while free and (room := share - len(messages)) > 0:
+        free, messages, parts = self._free, batch.messages, batch.parts
+        room = share - len(messages)
+        while free and room > 0:
             call = free[0]
-            start, end = call.next, len(call.messages)
-            if call.missing == 0:  # given up meanwhile
+            if not call.missing:  # given up meanwhile
                 free.popleft()
                 continue
+            if call.once:
+                batch.once = True
+            if len(call.messages) == 1:  # as most have: slices cost more
+                free.popleft()
+                call.results[0] = UNDER_WAY
+                messages.append(call.messages[0])
+                parts.append((call, ONLY))
+                room -= 1
+                continue
+            start, end = call.next, len(call.messages)
             if end - start <= room:
                 free.popleft()
             else:
                 end = start + room
             call.next = end
-            if len(call.messages) == 1:  # as most have: slices cost more
-                messages.append(call.messages[0])
-                call.results[0] = UNDER_WAY
-                batch.parts.append((call, _ONLY))
-            else:
-                messages += call.messages[start:end]
-                call.results[start:end] = [UNDER_WAY] * (end - start)
-                batch.parts.append((call, range(start, end)))
-            batch.once = batch.once or call.once
+            messages += call.messages[start:end]
+            call.results[start:end] = [UNDER_WAY] * (end - start)
+            parts.append((call, range(start, end)))
+            room -= end - start
 
     def _take_ordered(self, batch: Batch, share: int) -> None:
         """Lanes until the share is full. What is left of a lane waits for the batch: so only the first is divided."""

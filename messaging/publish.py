@@ -11,9 +11,9 @@ from collections import Counter, OrderedDict
 from functools import partial
 from itertools import chain, count
 from operator import attrgetter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from messaging.calls import ABANDONED, UNDER_WAY, Call, overtaking, too_late, unsent
+from messaging.calls import ABANDONED, ONLY, UNDER_WAY, Call, overtaking, too_late, unsent
 from messaging.clock import timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError
@@ -89,7 +89,8 @@ class Publisher:
             self._deadlines.add(call, within)
         try:
             await call.done
-            return cast("list[Result]", call.results)
+            results: list[Any] = call.results
+            return results
         finally:
             if within is not None:
                 self._deadlines.remove(call, within)
@@ -168,20 +169,28 @@ class Publisher:
     def _confirm(self, batch: Batch, results: Sequence[Result]) -> None:
         """The results of a batch, all of which are known."""
         ordered: list[tuple[Place, Result]] = []
-        start = 0
+        start = finished = 0
         for call, places in batch.parts:
+            if places is ONLY:  # as most are
+                if call.missing:
+                    call.results[0] = results[start]
+                    call.missing = 0
+                    finished += 1
+                    call.end()
+                start += 1
+                continue
             end = start + len(places)
             if call.ordered is not None:
                 ordered += [
                     ((call, at), result) for at, result in zip(places, results[start:end], strict=True)
                 ]
             elif call.missing:  # else it was given up as a whole
-                if len(call.results) == 1:
-                    call.results[0] = results[start]
-                else:
-                    call.results[places[0] : places[-1] + 1] = results[start:end]
+                call.results[places[0] : places[-1] + 1] = results[start:end]
                 self._count_finished(call, len(places))
             start = end
+        if finished:
+            self._outstanding -= finished
+            batch.exchanges.outstanding -= finished
         if ordered:
             self._conclude(ordered)
         elif self._waiting:

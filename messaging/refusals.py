@@ -13,7 +13,7 @@ from messaging.errors import InvalidMessage, NoGroup, PublishError, TopicNotFoun
 from messaging.message import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from messaging.adapter import Outgoing
     from messaging.clock import Clock
@@ -26,7 +26,7 @@ REMEMBERED = 60.0
 """Seconds for which a topic that is seldom published to is told of while the broker takes messages of others."""
 _THE_CALLERS = (InvalidMessage, NoGroup, TopicNotFound)
 """A broker that works answers so to what should not have been asked."""
-_TAKEN = frozenset((Receipt, Unrouted))
+_STORED = frozenset((Receipt,))
 
 
 class Refusals:
@@ -40,6 +40,10 @@ class Refusals:
         self._under_way = 0
         self._quiet_since = 0.0
         """While something is under way: since when nothing has been answered."""
+        self.unrouted: Callable[[str], object] = _ignore
+        """Told of a topic whose messages reach nobody."""
+        self.lost: Callable[[str], object] = _ignore
+        """Told of a topic that the broker does not have any more."""
 
     def begin(self) -> None:
         """An exchange with the broker begins."""
@@ -55,15 +59,19 @@ class Refusals:
 
     def judge(self, messages: Sequence[Outgoing], results: Sequence[Receipt | PublishError]) -> None:
         """The results of one exchange."""
-        if not self._standing and _TAKEN.issuperset(map(type, results)):
+        if not self._standing and _STORED.issuperset(map(type, results)):
             return
         refused: dict[str, PublishError] = {}
         taken: set[str] = set()
         for one, result in zip(messages, results, strict=True):
             if isinstance(result, PublishError):
                 refused.setdefault(one.topic.name, result)
+                if isinstance(result, TopicNotFound):
+                    self.lost(one.topic.name)
             else:
                 taken.add(one.topic.name)
+                if isinstance(result, Unrouted):
+                    self.unrouted(one.topic.name)
         if taken:
             self._confirmed(taken - refused.keys())
         for topic, error in refused.items():
@@ -107,3 +115,7 @@ class Refusals:
         for topic, (_, at) in list(self._standing.items()):
             if topic in topics or at < forgotten:
                 del self._standing[topic]
+
+
+def _ignore(topic: str) -> None:
+    """Nobody asked to be told."""

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from messaging.adapter import Unrouted
 from messaging.clock import timeout
 from messaging.errors import (
     ConnectionFailed,
     MessagingError,
     PublishError,
-    TopicNotFound,
     UnsupportedCapability,
     is_fatal,
 )
-from messaging.message import Receipt
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout, passed_on
 from messaging.refusals import SILENT
@@ -27,12 +24,10 @@ if TYPE_CHECKING:
     from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
-    from messaging.message import Duration, Message, Topic
+    from messaging.message import Duration, Message, Receipt, Topic
     from messaging.prepare import Options, Preparation
     from messaging.routing import Broker, Routing
     from messaging.turns import Turns
-
-_RECEIVED = frozenset((Receipt,))
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -119,22 +114,14 @@ class Sender:
 
             return await publish_through(self.middleware, send, messages, turn, ordered=spec.ordered)
 
-    async def _deliver(
+    def _deliver(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float
-    ) -> Sequence[Receipt | PublishError]:
+    ) -> Awaitable[Sequence[Receipt | PublishError]]:
         broker = self.routing.of(spec.name)
         if self.preparation.once and options.reply_to is None:
             check_once(broker, broker.adapter.publishes_once(spec), f"topic {spec.name}")
         outgoing = self.preparation.outgoing(spec, messages, options, broker.bounds)
-        results = await broker.publisher.publish(outgoing, within)
-        if _RECEIVED.issuperset(map(type, results)):
-            return results
-        for result in results:
-            if isinstance(result, Unrouted):
-                self.catalogue.warn_unrouted(spec.name)
-            elif isinstance(result, TopicNotFound):
-                self.catalogue.lost(spec.name)
-        return results
+        return broker.publisher.publish(outgoing, within)
 
 
 def check_once(broker: Broker, capability: Capability, what: str) -> None:

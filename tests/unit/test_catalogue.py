@@ -5,11 +5,12 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 
 from messaging import ConfigurationError, Settings, Topic
+from messaging.adapter import Unrouted
 from messaging.catalogue import Catalogue
 from messaging.errors import ConnectionFailed
 from messaging.routing import Broker, Routing
 from messaging.testing import VirtualClock
-from tests.unit.scripted import ScriptedAdapter
+from tests.unit.scripted import ScriptedAdapter, outgoing
 
 orders = Topic("orders", str, key=str, ordered=True, partitions=4, retention=timedelta(hours=1))
 jobs = Topic("jobs", str)
@@ -46,6 +47,10 @@ class OneBroker(Routing):
 
     def __init__(self, adapter):
         self.broker = Broker("scripted", "scripted://", None, adapter, adapter.clock)
+
+    @property
+    def brokers(self):
+        return (self.broker,)
 
     def of(self, topic):
         return self.broker
@@ -276,10 +281,12 @@ def test_a_start_without_a_zone_is_utc_as_every_other_time(catalogue):
     assert catalogue.group(spec, "billing", start=eastern).start.isoformat() == "2026-07-01T12:00:00+09:00"
 
 
-async def test_that_nobody_gets_a_topics_messages_is_told_once(catalogue, caplog):
+async def test_that_nobody_gets_a_topics_messages_is_told_once(adapter, caplog):
+    routing = OneBroker(adapter)
+    Catalogue(routing, Settings(), VirtualClock())
     with caplog.at_level(logging.WARNING, "messaging"):
         for topic in ("jobs", "orders", "jobs"):
-            catalogue.warn_unrouted(topic)
+            routing.broker.refusals.judge([outgoing(topic=topic)], [Unrouted("m")])
 
     assert [record.topic for record in caplog.records] == ["jobs", "orders"]  # type: ignore[attr-defined]
     assert "Topic jobs has no group" in caplog.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -431,12 +431,13 @@ class KafkaConsumer(Consumer):
         if self._closed:
             return
         self._closed = True
-        await self._background.stop()
-        await self._fetcher.close()
-        if self._settler is not None:
-            await self._settler.close()
-        if self._partitions is not None:
-            await self._partitions.leave()
+        async with AsyncExitStack() as parts:  # each is ended, though the end of another is cut off
+            if self._partitions is not None:
+                parts.push_async_callback(self._partitions.leave)
+            if self._settler is not None:
+                parts.push_async_callback(self._settler.close)
+            parts.push_async_callback(self._fetcher.close)
+            await self._background.stop()
 
 
 def _from(units: list[Unit], turn: int) -> list[Unit]:

@@ -205,12 +205,11 @@ class Fetcher:
 
     async def restart(self, error: MessagingError) -> None:
         """Ask anew, by new connections, for the leaders too; what was fetched stays. The reader is told `error`."""
-        sources = list(self._sources.values())
         await self._stop()
-        for source in sources:
-            self._brokers.forget_leader(source.place)
+        for place in self._sources:
+            self._brokers.forget_leader(place)
         self.tell(error)
-        self.add(sources)
+        self.add(())
 
     async def close(self) -> None:
         """Read no more. A share that is still being taken may add sources after it."""

@@ -440,8 +440,10 @@ class Membership:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
-        await self._learn_name()
-        self._link.drop_channel(self._channel)
+        try:
+            await self._learn_name()
+        finally:
+            self._link.drop_channel(self._channel)
         if not self._member:
             return
         member, self._member, self.generation = self._member, "", -1

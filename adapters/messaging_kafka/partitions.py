@@ -376,9 +376,10 @@ class Partitions:
                 str(error) or "no answer in time",
                 extra={"topic": self._group.topic.name, "group": self._group.name},
             )
-        for unit in list(self.owned.values()):
-            self._remove(unit)
-        await self.membership.leave()
+        finally:  # cut off, too: a member that nobody reads for would keep its partitions from others
+            for unit in list(self.owned.values()):
+                self._remove(unit)
+            await self.membership.leave()
 
     async def _last_commit(self) -> None:
         """Commit all that is owned, again while the group changes or moves; soon given up where nobody answers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
@@ -253,11 +253,10 @@ class Member(Consumer):
             return
         self.closed = True
         self.wake()
-        try:
+        async with AsyncExitStack() as parts:  # each is ended, though the end of another is cut off
+            parts.push_async_callback(self.leave)
+            parts.push_async_callback(given_up, self._tasks, self.session.settings.confirm_timeout)
             await self._relay.close()
-        finally:
-            await given_up(self._tasks, self.session.settings.confirm_timeout)
-            await self.leave()
 
     @abstractmethod
     async def leave(self) -> None:
@@ -421,11 +420,12 @@ class SharedConsumer(Member):
 
     async def leave(self) -> None:
         suspects = self._suspects
-        if suspects is not None and not suspects.gone:
-            # This process lives: what it gives back is no longer suspect of killing it.
-            while suspects.waiting:
-                self._received(suspects, suspects.waiting.popleft())
-            await self._settle([Settlement(one, Release()) for one in suspects.handed_out()])
-        for intake in (self._intake, suspects):
-            if intake is not None:
-                await intake.close()
+        async with AsyncExitStack() as intakes:
+            for intake in (suspects, self._intake):
+                if intake is not None:
+                    intakes.push_async_callback(intake.close)
+            if suspects is not None and not suspects.gone:
+                # This process lives: what it gives back is no longer suspect of killing it.
+                while suspects.waiting:
+                    self._received(suspects, suspects.waiting.popleft())
+                await self._settle([Settlement(one, Release()) for one in suspects.handed_out()])

@@ -319,9 +319,11 @@ class PartitionedConsumer(Member):
                     await self._close(owned, graceful=not owned.intake.gone)
                 if self._seat is not None:
                     await self._seat.leave()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             # A lock that could not be deleted would keep others from the partition: it goes with the connection.
             self.session.consuming.abort()
+            if not isinstance(error, TimeoutError):
+                raise
         finally:
             if self._seat is not None:
                 self._seat.forget()

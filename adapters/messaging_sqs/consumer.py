@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from abc import abstractmethod
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
@@ -464,14 +465,12 @@ class Member(Consumer):
             return
         self._closed = True
         self._changed()
-        try:
-            await self._polls.close()
-        finally:
+        async with AsyncExitStack() as parts:  # each is ended, though the end of another is cut off
+            parts.push_async_callback(self._leave)
+            parts.push_async_callback(given_up, self._tasks, self.connection.settings.settle_timeout)
             if self._tending is not None:
-                self._tending.cancel()
-                await asyncio.wait((self._tending,))
-            await given_up(self._tasks, self.connection.settings.settle_timeout)
-            await self._leave()
+                parts.push_async_callback(given_up, (self._tending,), 0)
+            await self._polls.close()
 
     async def _leave(self) -> None:
         now = time.monotonic()

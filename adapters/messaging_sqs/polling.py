@@ -81,7 +81,11 @@ class Polls:
         """Wait for what is under way; what it brings still goes to `take`. Bounded; a second call is a no-op."""
         if self._running:
             bound = self._connection.settings.poll_wait + _LEAVE_MARGIN
-            await asyncio.wait(self._running, timeout=bound)
+            try:
+                await asyncio.wait(self._running, timeout=bound)
+            except asyncio.CancelledError:
+                await self.abandon()
+                raise
         await self.abandon()
 
     async def _poll(self, url: str, number: int) -> None:

@@ -44,6 +44,23 @@ async def test_what_lies_below_a_position_that_the_log_never_reached_is_handled(
     await nothing(bench.consumer(adapter, group))
 
 
+async def test_what_is_given_up_while_a_reader_starts_again_is_read_no_more(bench: Bench) -> None:
+    adapter = await bench.adapter()
+    await bench.group(adapter, ONE)
+    place = Place(adapter._session.names.topic(ONE), 0)
+    fetcher = Fetcher(brokers_of(adapter), "orders/billing", lambda: None)
+    fetcher.add([Source(place, 0)])
+
+    starting = asyncio.create_task(fetcher.restart(ConnectionFailed("it stood still")))
+    await asyncio.sleep(0)
+    fetcher.remove([place])
+    await starting
+    fetcher.retry()
+
+    assert fetcher.asking() == []
+    await fetcher.close()
+
+
 async def test_a_topic_that_is_made_anew_under_a_member_is_read_from_its_beginning(bench: Bench) -> None:
     adapter = await bench.adapter()
     group = await bench.group(adapter, ONE)

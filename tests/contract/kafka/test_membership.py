@@ -141,3 +141,20 @@ async def fall_silent(consumer: KafkaConsumer) -> None:
     assert task is not None
     task.cancel()
     await asyncio.wait((task,))
+
+
+async def test_a_close_that_is_cut_off_at_any_step_keeps_no_partition_from_others(bench: Bench) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    group = await bench.group(adapter, TOPIC)
+    for steps in range(1, 40, 3):
+        leaving = bench.consumer(adapter, group)
+        await owned(leaving, 2)
+        closing = asyncio.create_task(leaving.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait((closing,))
+
+        taking_over = bench.consumer(other, group)
+        await owned(taking_over, 2, within=5)
+        await taking_over.close()

@@ -11,10 +11,10 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from messaging.adapter import DONE, Consumer, GroupSpec, RawDelivery, Subscription, TopicSpec, Topology
-from messaging.message import Ack
+from messaging.message import Ack, Retry
 from messaging_rabbitmq import RabbitMQAdapter
 from messaging_rabbitmq.registry import Entries
-from tests.contract.bench import Recorder, nothing, outgoing, publish, receive, settle
+from tests.contract.bench import Recorder, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 STEPS = range(4)
@@ -182,3 +182,25 @@ async def test_the_cancellation_is_not_lost(bench: Bench, cancelled_in_between):
     looking = await cancelled_in_between(look())
 
     assert looking.cancelled() or not looking.cancelling()  # it may have ended before
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_close_that_is_cut_off_at_any_step_keeps_nothing_from_others(bench: Bench, ordered: bool):
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
+    await publish(adapter, group.topic, "m1", partition=0)
+
+    for steps in range(1, 60, 2):
+        leaving = bench.consumer(adapter, group)
+        held = await receive(leaving, 1)
+        settling = asyncio.create_task(settle(leaving, held, Retry()))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(leaving.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait((closing, settling))
+
+        taking_over = bench.consumer(other, group)
+        assert {*ids(await receive(taking_over, 1, within=5))} == {"m1"}
+        await taking_over.close()

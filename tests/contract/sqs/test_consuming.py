@@ -82,6 +82,32 @@ async def test_a_member_does_not_wait_for_ever_for_a_settlement_when_it_leaves(
     assert ids(await receive(bench.consumer(adapter, group), 1)) == ["one"]
 
 
+async def test_a_member_whose_close_is_cut_off_gives_back_what_it_has(bench: Bench, monkeypatch):
+    adapter = await bench.adapter(lease=60)
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    leaving = bench.consumer(adapter, group)
+    held = await receive(leaving, 1)
+    await leaving._polls.abandon()
+    under_way = asyncio.Event()
+
+    async def say_nothing(call, parameters):
+        under_way.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "delete_message_batch", say_nothing)
+        settling = asyncio.create_task(settle(leaving, held, Ack()))
+        await under_way.wait()
+        closing = asyncio.create_task(leaving.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait((closing, settling))
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["one"]
+
+
 async def test_no_more_is_asked_for_than_there_is_room(any_bench: Bench):
     adapter = await any_bench.adapter(pollers=4)
     group = await any_bench.group(adapter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from messaging.lasting import lasting, this_task
 from messaging.message import Endpoint, Topic
 from messaging.middleware.retry import RetryPolicy
 from messaging.names import check_group
+from messaging.signals import stop_asked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -258,9 +258,11 @@ class App:
         `provide` replaces what the lifespan would yield; `middleware` is added to every subscription's, innermost.
         Raises UnsupportedCapability or ConfigurationError before anything runs.
         """
+        from messaging.bus import Bus
         from messaging.generations import subscriber  # what only publishes never loads what consumes
         from messaging.subscription import check
 
+        check_kind(bus, Bus, f"{self!r}.running() takes a Bus: async with connect() as bus, app.running(bus)")
         bus.check_open()
         family = self._family()
         check(self.plans(bus), bus)
@@ -284,25 +286,15 @@ class App:
     async def serve(self, bus: Bus) -> None:
         """Open the bus and run until SIGTERM or SIGINT, then drain. A second signal ends the process as usual.
 
-        Raises what ends a subscription for good.
+        Several apps of one loop may be served at once: a signal is for all.
+        Raises what ends a subscription for good, and ConfigurationError outside the main thread.
         """
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
+        from messaging.bus import Bus
 
-        def ask_to_stop() -> None:
-            stop.set()
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-        for number in signals:
-            loop.add_signal_handler(number, ask_to_stop)
-        try:
+        check_kind(bus, Bus, f"{self!r}.serve() takes a Bus: app.serve(connect())")
+        with stop_asked() as stop:
             async with bus, self.running(bus):
                 await stop.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
 
     def test(self, *, provide: Sequence[object] | None = None) -> AbstractAsyncContextManager[AppTest]:
         """Run this app in memory, on a virtual clock, on production's code path: see `messaging.testing`."""

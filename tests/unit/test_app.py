@@ -1,6 +1,4 @@
 import asyncio
-import os
-import signal
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
@@ -405,29 +403,6 @@ def test_a_program_that_exits_starts_nothing_more_and_ends_in_peace(swallows):
     with pytest.raises(SystemExit) as raised:
         asyncio.run(main())
     assert (raised.value.code, started, left) == (3, ["first"], ["the program"])
-
-
-# serve
-
-
-async def test_serve_drains_at_a_signal():
-    app, handled = App("a"), []
-
-    @app.subscribe(jobs)
-    async def handle(job: str):
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(0)
-        handled.append(job)
-
-    bus = connect("memory://")
-    serving = asyncio.create_task(app.serve(bus))
-    while not bus.dispatchers:
-        await asyncio.sleep(0)
-    await bus.publish(jobs, "x")
-    await serving
-
-    assert handled == ["x"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 async def test_an_outcome_that_makes_no_sense_is_a_failure_of_the_handler(bus, clock):

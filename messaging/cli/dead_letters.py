@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from argparse import ArgumentTypeError
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from messaging.adapter import TopicSpec, Topology
 from messaging.bus import connect
 from messaging.cli.program import load_app
 from messaging.errors import ConfigurationError
@@ -41,9 +43,11 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
         command.add_argument("--namespace", help="else MESSAGING_NAMESPACE or messaging.toml")
         command.add_argument("--topic", required=True, help="the topic's name")
         command.add_argument("--group", required=True, help="the group's name")
-        command.add_argument("--app", help="module:app that describes topic and group; else messaging.toml")
+        command.add_argument(
+            "--app", help="module:app that describes topic and group; else the broker's record"
+        )
         if verb == "list":
-            command.add_argument("--limit", type=int, help="at most so many")
+            command.add_argument("--limit", type=_number_above_0, help="at most so many")
         else:
             command.add_argument(
                 "--id", action="append", dest="ids", help="only this message; may be repeated"
@@ -53,10 +57,18 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
         command.set_defaults(run=run, verb=verb)
 
 
+def _number_above_0(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
 def run(arguments: Namespace) -> None:
     """Connect, do it, say what was done. Raises whatever the bus raises."""
     if arguments.verb != "list" and bool(arguments.ids) == arguments.all:
-        raise ConfigurationError(f"say which to {arguments.verb}: --id ID, as often as needed, or --all")
+        raise ConfigurationError(
+            f"say which to {arguments.verb}: either --id ID, as often as needed, or --all"
+        )
     asyncio.run(perform(arguments))
 
 
@@ -65,7 +77,7 @@ async def perform(arguments: Namespace) -> None:
     app = None if arguments.app is None else load_app(arguments.app)
     # Verified first: with other partitions than the broker's, a redrive would put messages where nobody looks.
     async with connect(arguments.url, namespace=arguments.namespace, topology="verify") as bus:
-        topic, group = _described(bus, app, arguments)
+        topic, group = await _recorded(bus, arguments) if app is None else _described(bus, app, arguments)
         await bus.catalogue.declare([group], [group.topic])
         letters = bus.dead_letters(topic, group=group.name)
         if arguments.verb == "list":
@@ -79,18 +91,31 @@ async def perform(arguments: Namespace) -> None:
             print(f"purged {await letters.purge(ids=arguments.ids)}")
 
 
-def _described(bus: Bus, app: App | None, arguments: Namespace) -> tuple[Topic[Any], GroupSpec]:
+def _described(bus: Bus, app: App, arguments: Namespace) -> tuple[Topic[Any], GroupSpec]:
     """The topic and the group as the app describes them: its group may have given the topic's order up."""
-    topic = Topic(arguments.topic)
-    if app is not None:
-        plans = [plan for plan in app.plans(bus) if plan.definition.topic.name == arguments.topic]
-        if not plans:
-            raise ConfigurationError(f"{arguments.app} does not subscribe to {arguments.topic}")
-        topic = plans[0].definition.topic
-        for plan in plans:
-            if plan.group.name == arguments.group:
-                return topic, plan.group
+    plans = [plan for plan in app.plans(bus) if plan.definition.topic.name == arguments.topic]
+    if not plans:
+        raise ConfigurationError(f"{arguments.app} does not subscribe to {arguments.topic}")
+    topic = plans[0].definition.topic
+    for plan in plans:
+        if plan.group.name == arguments.group:
+            return topic, plan.group
     return topic, bus.catalogue.group(bus.catalogue.spec(topic), arguments.group)
+
+
+async def _recorded(bus: Bus, arguments: Namespace) -> tuple[Topic[Any], GroupSpec]:
+    """The topic and the group as their broker has them on record: no program is there to say otherwise."""
+    adapter, name = bus.broker(arguments.topic).adapter, arguments.topic
+    kept = await adapter.generations(TopicSpec(name))
+    topic, ordered = Topic(name), None
+    if kept:
+        await adapter.declare(Topology(kept, mode="verify"))
+        topic = Topic(name, ordered=kept[-1].ordered, partitions=kept[-1].partitions)
+        known = [
+            info for info in await adapter.groups() if (info.topic, info.group) == (name, arguments.group)
+        ]
+        ordered = False if any(info.ordered is False for info in known) else None
+    return topic, bus.catalogue.group(bus.catalogue.spec(topic), arguments.group, ordered=ordered)
 
 
 async def _list(letters: DeadLetters, arguments: Namespace) -> None:

@@ -314,11 +314,39 @@ async def test_the_dead_letters_of_a_group_without_its_topics_order_are_found_by
 
         app = ("--app", "unordered:app")
         await dead(url, "list", *app)
+        await dead(url, "list")
         await dead(url, "redrive", "--id", "a", *app)
-        await dead(url, "purge", "--all", *app)
+        await dead(url, "purge", "--all")
 
     shown = capsys.readouterr().out.splitlines()
-    assert shown[2:] == ["2 of 2", "redrove 1", "purged 1"]
+    assert shown[2:3] + shown[5:] == ["2 of 2", "2 of 2", "redrove 1", "purged 1"]
+
+
+async def test_an_ordered_topic_needs_no_app_to_describe_it(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "memory://undescribed"
+    orders = Topic("orders", str, key=lambda text: text, ordered=True, partitions=3)
+    app = App("billing", retry=RetryPolicy(1))
+
+    @app.subscribe(orders)
+    async def refuse(order: str) -> Reject:
+        return Reject("no")
+
+    async with connect(url) as bus:
+        async with app.running(bus), asyncio.timeout(10):
+            await bus.publish(orders, "x", id="x")
+            while await bus.dead_letters(orders, group="billing").count() < 1:
+                await asyncio.sleep(0)
+        for call in (["list"], ["redrive", "--all"]):
+            await dead(url, *call)
+
+    assert capsys.readouterr().out.splitlines()[1:] == ["1 of 1", "redrove 1"]
+
+
+def test_a_limit_that_shows_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for limit in ("0", "-1", "x"):
+        with pytest.raises(SystemExit):
+            main(["dead-letters", "list", "--topic", "a", "--group", "b", "--limit", limit])
+        assert f"--limit: '{limit}' is no number above 0" in capsys.readouterr().err
 
 
 async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFixture[str]) -> None:

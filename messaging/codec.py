@@ -267,6 +267,12 @@ class Codec(Generic[T]):
             raise self._refusal(payload, error) from error
 
     def _refusal(self, payload: object, error: Exception) -> InvalidMessage:
+        if isinstance(payload, self._classes) and "invalid utf-8" in str(error):
+            return InvalidMessage(
+                f"a payload of type {self._expected} has bytes in a field that are no UTF-8, and JSON has only text: "
+                f'carry them as base64, by ser_json_bytes="base64" and val_json_bytes="base64" in the model_config of '
+                f"a model, or the __pydantic_config__ of a dataclass"
+            )
         return InvalidMessage(
             f"expected a payload of type {self._expected}, got {_name(type(payload))}: {_brief(error)}"
         )

@@ -26,15 +26,17 @@ class _Place(NamedTuple):
     closed: bool = False
     """Whether fields of other names are refused."""
     rewritten: bool = False
+    bytes_written: str = "utf8"
+    bytes_read: str = "utf8"
 
 
 def check_fields(schema: Schema, expected: str) -> None:
     """Raises ConfigurationError for a field whose value would be lost or replaced on its way.
 
     That is one that is written under a name by which it is not read, one that is required and never written, one that
-    is computed where nothing else may be read, a `Json`, and a secret, which pydantic masks. `schema` is the core
-    schema of the type, `expected` its name. Fields that validators or serializers of the author's rewrite are the
-    author's.
+    is computed where nothing else may be read, a `Json`, bytes that are written in another form than they are read, and
+    a secret, which pydantic masks. `schema` is the core schema of the type, `expected` its name. Fields that validators
+    or serializers of the author's rewrite are the author's.
     """
     _visit(schema, _Place(expected))
 
@@ -82,6 +84,15 @@ def _check_read(schema: Schema, place: _Place) -> None:
             f"{place.owner} is a Json, which pydantic reads as text and writes as what that holds: what is published "
             f"could be read by nobody; give it the type of what it holds"
         )
+    if (
+        schema["type"] == "bytes"
+        and place.bytes_written != place.bytes_read
+        and "serialization" not in schema
+    ):
+        raise ConfigurationError(
+            f"{place.owner} is bytes, which are written as {place.bytes_written} and read as {place.bytes_read}: give "
+            f"ser_json_bytes and val_json_bytes of the configuration one value"
+        )
 
 
 def _configured(place: _Place, config: Schema | None) -> _Place:
@@ -91,6 +102,8 @@ def _configured(place: _Place, config: Schema | None) -> _Place:
         by_name=bool(config.get("validate_by_name", config.get("populate_by_name", False))),
         by_alias=config.get("validate_by_alias") is not False,
         closed=config.get("extra_fields_behavior") == "forbid",
+        bytes_written=config.get("ser_json_bytes", "utf8"),
+        bytes_read=config.get("val_json_bytes", "utf8"),
     )
 
 

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from messaging import codec as codec_module
 from messaging.codec import Codec, register
-from messaging.errors import ConfigurationError
+from messaging.errors import ConfigurationError, InvalidMessage
 
 
 class Order(BaseModel):
@@ -237,3 +237,42 @@ def test_a_secret_that_would_arrive_as_asterisks_is_refused() -> None:
         Codec(SecretStr)
     codec = Codec(Shown)
     assert codec.decode(*codec.encode(Shown(password=SecretStr("x")))).password.get_secret_value() == "x"
+
+
+@dataclass
+class Scan:
+    __pydantic_config__ = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    image: bytes
+
+
+class Written(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="base64")
+
+    image: bytes
+
+
+class Read(BaseModel):
+    model_config = ConfigDict(val_json_bytes="hex")
+
+    images: list[bytes] = []
+
+
+@pytest.mark.parametrize("type_", [Written, Read, list[Written]])
+def test_bytes_that_would_arrive_in_another_form_are_refused(type_: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"give ser_json_bytes and val_json_bytes .* one value"):
+        Codec(type_)
+
+
+def test_bytes_of_one_form_arrive_as_they_are() -> None:
+    codec = Codec(Scan)
+
+    assert codec.decode(*codec.encode(Scan(b"\xff\x00"))) == Scan(b"\xff\x00")
+
+
+def test_bytes_that_json_cannot_hold_are_refused_with_the_way_out() -> None:
+    class Image(BaseModel):
+        image: bytes
+
+    with pytest.raises(InvalidMessage, match=r'Image has bytes in a field .* val_json_bytes="base64"'):
+        Codec(Image).encode(Image(image=b"\xff"))

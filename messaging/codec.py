@@ -51,6 +51,7 @@ _UNEXPECTED = re.compile(
     r"- .*?\[(?:field_name='(?P<field>[^']*)', )?input_value=.*?, input_type=(?P<type>\w+)\])",
     re.DOTALL,
 )
+_BYTES = (bytes, bytearray)
 _UTF8 = {"utf-8", "utf8", "us-ascii", "ascii"}
 
 Encode: TypeAlias = Callable[[Any], bytes]
@@ -226,13 +227,15 @@ class Codec(Generic[T]):
 
     def _encode_untyped(self, payload: Any) -> tuple[bytes, str]:
         if self.type is bytes:
-            if not isinstance(payload, bytes | bytearray):
-                raise InvalidMessage(f"expected a payload of type bytes, got {_name(type(payload))}")
-            return bytes(payload), self.content_type
+            if type(payload) is not bytes:
+                if not isinstance(payload, _BYTES):
+                    raise InvalidMessage(f"expected a payload of type bytes, got {_name(type(payload))}")
+                payload = bytes(payload)
+            return payload, self.content_type
         essence = self._essence
         content_type = self.content_type
         if not essence:
-            if isinstance(payload, bytes | bytearray):
+            if isinstance(payload, _BYTES):
                 essence, content_type = OCTETS, OCTETS
             elif isinstance(payload, str):
                 essence, content_type = TEXT, UTF8_TEXT
@@ -291,7 +294,7 @@ def _write(essence: str, payload: Any, content_type: str) -> bytes:
             )
         return payload.encode(parse_content_type(content_type)[1])
     if essence == OCTETS:
-        if not isinstance(payload, bytes | bytearray):
+        if not isinstance(payload, _BYTES):
             raise InvalidMessage(
                 f"expected a payload of type bytes for {content_type}, got {_name(type(payload))}"
             )

@@ -401,18 +401,25 @@ def parse_time(written: str) -> datetime | None:
 
 
 def utc_text(time: datetime) -> str:
-    """`isoformat` of a time in UTC, for less than half: most are of the same second as the one before."""
-    second, written = _latest[0]
+    """`isoformat` of a time in UTC, for less than half: most are of the same second as the one before, or that time."""
+    former, text = _latest[0]
+    if time is former:
+        return text
+    second, written = _latest_second[0]
     since = time - second
     if since.seconds or since.days:
         second = time.replace(microsecond=0)
         written = second.isoformat()[:19]
-        _latest[0] = second, written
+        _latest_second[0] = second, written
     fraction = time.microsecond
-    return f"{written}.{str(1_000_000 + fraction)[1:]}+00:00" if fraction else f"{written}+00:00"
+    text = f"{written}.{str(1_000_000 + fraction)[1:]}+00:00" if fraction else f"{written}+00:00"
+    _latest[0] = time, text
+    return text
 
 
-_latest = [(datetime(1970, 1, 1, tzinfo=UTC), "1970-01-01T00:00:00")]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_latest = [(_EPOCH, "1970-01-01T00:00:00+00:00")]
+_latest_second = [(_EPOCH, "1970-01-01T00:00:00")]
 
 
 def _format_time(time: datetime) -> str:

@@ -33,7 +33,8 @@ def seconds(duration: Duration) -> float:
 class Message:
     """What travels: the body's bytes and the attributes that every broker carries unchanged.
 
-    `id` never changes, not on retries, dead letters or redrives. A key whose bytes are UTF-8 is a `str`.
+    `id` never changes, not on retries, dead letters or redrives. A key whose bytes are UTF-8 is a `str`. `time` is when
+    it was published, to half a millisecond.
     """
 
     id: str

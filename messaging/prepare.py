@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from messaging.codec import Codec
     from messaging.message import Duration, Key, Topic
 
+SAME = 0.0005
+"""Seconds in which messages may share one `time`: a tenth of what preparing and writing one costs is its own."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _LONGEST_CONTENT_TYPE = 255
 _ATTRIBUTES = 512
 """Bytes: the attributes are short and of bounded length."""
@@ -62,6 +65,9 @@ class Preparation:
     source: str
     once: bool = False
     """Whether what is published may be sent again (`Outgoing.once`)."""
+    _at: float = inf
+    _now: datetime = _NEVER
+    """The latest time that was given to a message, and the same as a number."""
     _turns: dict[str, Iterator[int]] = field(default_factory=dict[str, "Iterator[int]"])
 
     def messages(self, topic: Topic[Any], payloads: Iterable[Any], options: Options) -> list[Message]:
@@ -75,9 +81,17 @@ class Preparation:
             for name in INHERITED:
                 if name in parent.message.headers:
                     headers.setdefault(name, parent.message.headers[name])
-        now = datetime.fromtimestamp(self.clock.time(), UTC)
-        expires_at = _expiry(options.expires, now)
-        not_before = None if options.delay is None else due_after(options.delay, now)
+        at = self.clock.time()
+        expires_at = not_before = None
+        if options.expires is not None or options.delay is not None:
+            now = datetime.fromtimestamp(at, UTC)  # exactly
+            expires_at = None if options.expires is None else _expiry(options.expires, now)
+            not_before = None if options.delay is None else due_after(options.delay, now)
+        elif 0.0 <= at - self._at < SAME:
+            now = self._now
+        else:
+            now = self._now = datetime.fromtimestamp(at, UTC)
+            self._at = at
         given_id = None if options.id is None else _checked_id(options.id)
         given_key, key_of = options.key, topic.key
         name, source = topic.name, self.source
@@ -285,10 +299,8 @@ def _checked_key(topic: str, key: Key | None) -> Key | None:
         return key
 
 
-def _expiry(expires: Duration | datetime | None, now: datetime) -> datetime | None:
+def _expiry(expires: Duration | datetime, now: datetime) -> datetime:
     """When it expires; a datetime without a zone is UTC, as on the wire."""
-    if expires is None:
-        return None
     if isinstance(expires, datetime):
         return expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
     try:

@@ -6,6 +6,7 @@ attributes is left to `properties.packed`, field by field. Both give the same by
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -47,31 +48,42 @@ def usual_content(message: Message, message_id: str, reply_to: str | None, mode:
     if at_once is None or at_once[0].year < _FIRST_YEAR:
         return None
     time, key = at_once
-    flags, native = 0, chr(mode)
+    flags, native = 0, ""
     id, at, correlation_id = message.id, utc_text(time), message.correlation_id
     before, between = _unchanging(message.type or message.topic, message.source)
     table = f"{before}{_COUNT[len(id)]}{id}{between}{_COUNT[len(at)]}{at}"
     if key is not None:
-        table += f"{_KEY}{_COUNT[len(key)]}{key}"
+        table = f"{table}{_KEY}{_COUNT[len(key)]}{key}"
     if message.expires_at is not None:
         expires = message.expires_at.isoformat()
-        table += f"{_EXPIRES}{_COUNT[len(expires)]}{expires}"
+        table = f"{table}{_EXPIRES}{_COUNT[len(expires)]}{expires}"
     if correlation_id is not None:
-        table += f"{_CORRELATION}{_COUNT[len(correlation_id)]}{correlation_id}"
+        table = f"{table}{_CORRELATION}{_COUNT[len(correlation_id)]}{correlation_id}"
         if correlation_id:
-            flags |= CORRELATION
-            native += f"{_COUNT[len(correlation_id)]}{correlation_id}"
+            flags = CORRELATION
+            native = f"{_COUNT[len(correlation_id)]}{correlation_id}"
     if message.causation_id is not None:
-        table += f"{_CAUSATION}{_COUNT[len(message.causation_id)]}{message.causation_id}"
+        table = f"{table}{_CAUSATION}{_COUNT[len(message.causation_id)]}{message.causation_id}"
     if reply_to:
         flags |= REPLY_TO
-        native += f"{_COUNT[len(reply_to)]}{reply_to}"
-    native += f"{_COUNT[len(message_id)]}{message_id}"
+        native = f"{native}{_COUNT[len(reply_to)]}{reply_to}"
     start = _start(flags, message.content_type)
-    if start is None or not (table.isascii() and native.isascii()):
+    described = f"{table}{chr(mode)}{native}{_COUNT[len(message_id)]}{message_id}"
+    if start is None or not described.isascii():
         return None
-    seconds = LONG_LONG.pack(int(time.timestamp()))
-    return b"".join((start, LONG.pack(len(table)), table.encode(), native.encode(), seconds))
+    return b"".join((start, LONG.pack(len(table)), described.encode(), _seconds(time)))
+
+
+def _seconds(time: datetime) -> bytes:
+    """A timestamp of AMQP: most are that of the message before."""
+    former, packed = _latest[0]
+    if time is not former:
+        packed = LONG_LONG.pack(int(time.timestamp()))
+        _latest[0] = time, packed
+    return packed
+
+
+_latest = [(datetime(1970, 1, 1, tzinfo=UTC), LONG_LONG.pack(0))]
 
 
 @lru_cache(maxsize=256)

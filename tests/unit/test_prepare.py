@@ -143,6 +143,19 @@ def test_a_delay_is_counted_from_now(preparation, delay, after):
     assert sent(preparation, TopicSpec("jobs"), message, Options()).message is message
 
 
+async def test_a_message_is_as_old_as_its_time_says_and_a_delay_or_expiry_is_exact(preparation):
+    for step in (0.0, 0.0004, 0.0004, 0.0004, 1.0, 0.0001):
+        await preparation.clock.advance(step)
+        now = datetime.fromtimestamp(preparation.clock.time(), UTC)
+
+        assert timedelta(0) <= now - prepared(preparation).time < timedelta(milliseconds=0.6)
+        delayed = prepared(preparation, delay=5, expires=9)
+        assert (delayed.not_before - now, delayed.expires_at - now) == (
+            timedelta(seconds=5),
+            timedelta(seconds=9),
+        )
+
+
 @pytest.mark.parametrize("delay", [0, 0.0, timedelta(0), None])
 def test_no_delay_leaves_no_mark(preparation, delay):
     assert prepared(preparation, delay=delay).not_before is None

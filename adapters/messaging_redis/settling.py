@@ -13,7 +13,7 @@ from messaging.adapter import DONE, SettleError, Settlement
 from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_redis.connection import translate
-from messaging_redis.scripts import SETTLE
+from messaging_redis.scripts import ACK_COPIES, SETTLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,12 +88,12 @@ class SharedSettler:
                 part = places[start : start + _ACKS]
                 tokens: list[Token] = [settlements[at].delivery.token for at in part]
                 ids = [token.id for token in tokens]
-                commands.append(["XACK", stream, self._keys.name, *ids])
-                parts.append(part)
                 if source == RETRY:
-                    # Only here: elsewhere it frees no memory and makes the lag unknown.
-                    commands.append(["XDEL", stream, *ids])
-                    parts.append(part)
+                    # Deleted only here: elsewhere it frees no memory and makes the lag unknown.
+                    commands.append(ACK_COPIES.call([stream], [self._keys.name, *ids]))
+                else:
+                    commands.append(["XACK", stream, self._keys.name, *ids])
+                parts.append(part)
                 marks += [token.field for token in tokens if token.marked]
         if marks:
             commands.append(["HDEL", self._keys.guard, *marks])

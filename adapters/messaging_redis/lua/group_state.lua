@@ -10,20 +10,23 @@ for i = 4, #KEYS do
       if info(group, 'name') == ARGV[1] then
         local held = info(group, 'pending')
         local behind = info(group, 'lag')
+        local next = redis.call('XRANGE', KEYS[i], '(' .. info(group, 'last-delivered-id'), '+', 'COUNT', 1)
         if astray(group, KEYS[i], now) then
           behind = nil
           strayed[#strayed + 1] = KEYS[i]
         elseif i < 4 + copies then
           behind = redis.call('XLEN', KEYS[i]) - held
+        elseif #next == 0 then
+          behind = 0
+        elseif behind then
+          -- What somebody trimmed before it was handed out counts, on Redis, for ever; see trim.
+          behind = math.min(behind, redis.call('XLEN', KEYS[i]))
         end
         if behind and lag >= 0 then lag = lag + math.max(0, behind) else lag = -1 end
         pending = pending + held
         local first = nil
         if held > 0 then first = redis.call('XPENDING', KEYS[i], ARGV[1])[2] end
-        if not first then
-          local next = redis.call('XRANGE', KEYS[i], '(' .. info(group, 'last-delivered-id'), '+', 'COUNT', 1)
-          if #next > 0 then first = next[1][1] end
-        end
+        if not first and #next > 0 then first = next[1][1] end
         if first then
           local ms = tonumber(string.match(first, '^%d+'))
           if oldest < 0 or ms < oldest then oldest = ms end

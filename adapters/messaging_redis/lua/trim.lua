@@ -2,6 +2,17 @@
 -- Removes what every group has handled and is older than `history`; beyond `retention` also what is not handled.
 -- Returns how many entries were removed before every group had handled them; -1 when it was not due.
 local now = now_ms()
+-- A group that had not read all that was removed: Redis would count that as its lag for ever.
+local function count_as_read(key, groups)
+  local stream = redis.call('XINFO', 'STREAM', key)
+  local entry, last = info(stream, 'first-entry'), info(stream, 'last-generated-id')
+  local gone = info(stream, 'entries-added') - info(stream, 'length')
+  for _, group in ipairs(groups) do
+    local position = info(group, 'last-delivered-id')
+    local behind = entry and id_less(position, entry[1]) or not entry and not id_less(last, position)
+    if behind then redis.call('XGROUP', 'SETID', key, info(group, 'name'), position, 'ENTRIESREAD', gone) end
+  end
+end
 local last = tonumber(redis.call('HGET', KEYS[1], 'at') or '0')
 if now - last < tonumber(ARGV[1]) and now >= last then return -1 end
 redis.call('HSET', KEYS[1], 'at', now)
@@ -25,6 +36,7 @@ for i = 2, #KEYS do
       if id_less(cut, oldest) then
         local removed = redis.call('XTRIM', KEYS[i], 'MINID', oldest)
         if #groups > 0 then lost = lost + removed end
+        if removed > 0 then count_as_read(KEYS[i], groups) end
       end
     end
   end

@@ -123,6 +123,66 @@ async def test_the_lag_counts_what_waits_for_a_retry_and_stays_known_after_it(be
     assert settled.oldest is None
 
 
+async def test_the_lag_never_counts_what_was_redriven_and_handled(bench):
+    from messaging.message import Reject
+
+    adapter, operator = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    await bench.group(operator)
+    consumer, store, many = bench.consumer(adapter, group), adapter.dead_letters(group), 8000
+    await bench.publish(adapter, group.topic, many)
+    await bench.settle(consumer, await bench.receive(consumer, many), Reject("no"))
+    async with store.scan() as letters:
+        await store.redrive([(letter, letter.message, None) async for letter in letters])
+    handled = await bench.receive(consumer, many)
+
+    settling, told = asyncio.create_task(bench.settle(consumer, handled)), []
+    while not settling.done():
+        told += [info.lag for info in await operator.groups()]
+
+    assert set(told) == {0}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_the_lag_does_not_count_what_retention_removed(bench, ordered):
+    adapter = await bench.adapter(trim_interval=0.1)
+    group = await bench.group(adapter, ordered=ordered, retention=0.4, partitions=1)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 2, keys=1)
+    await bench.drain(consumer, 2)
+    await consumer.close()
+    await bench.publish(adapter, group.topic, 5, keys=1)
+    while not adapter.lost_to_retention:
+        await adapter._trimmer.trim(group.topic)
+        await asyncio.sleep(0.05)
+
+    await bench.publish(adapter, group.topic, 3, keys=1)
+    (waiting,) = await adapter.groups()
+    await bench.drain(bench.consumer(adapter, group), 3)
+    (handled,) = await adapter.groups()
+
+    assert (waiting.lag, handled.lag) == (3, 0)
+
+
+async def test_the_lag_of_a_group_that_has_read_to_the_end_is_nothing_whatever_somebody_trimmed(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, partitions=1)
+    (stream,) = adapter._topics.keys(group.topic).streams
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 2)
+    await bench.drain(consumer, 2)
+    await consumer.close()
+    await bench.publish(adapter, group.topic, 5)
+    await adapter.native.xtrim(stream, maxlen=0)
+    await bench.publish(adapter, group.topic, 2)
+
+    (waiting,) = await adapter.groups()
+    await bench.drain(bench.consumer(adapter, group), 2)
+    (handled,) = await adapter.groups()
+
+    assert (waiting.lag, handled.lag) == (2, 0)
+
+
 async def test_a_member_of_a_deleted_group_ends_with_an_error_that_says_so(bench):
     adapter = await bench.adapter()
     shared = await bench.group(adapter)

@@ -434,7 +434,8 @@ class Adapter(ABC):
 
     @abstractmethod
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
-        """Send each reply to its address. An address that no inbox of ours could have is refused (19).
+        """Send each reply to its address. An address that no inbox of ours could have is refused (19), and so is, by
+        MessageTooLarge, a reply beyond `max_message_bytes`: its requester is told instead.
 
         A reply whose inbox is gone is dropped by the broker: that is no error.
         """

@@ -13,13 +13,14 @@ from messaging.errors import (
     Closed,
     ConnectionFailed,
     InvalidMessage,
+    MessageTooLarge,
     MessagingError,
     PublishError,
     PublishUncertain,
 )
 from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.consumer import stream_pairs
-from messaging_redis.entries import decode_entry
+from messaging_redis.entries import decode_entry, encode_entry, exceeds
 from messaging_redis.keys import reply_key, reply_pattern
 from messaging_redis.packing import pack_addition
 from messaging_redis.topology import as_dict
@@ -68,16 +69,29 @@ class RedisReplies:
         results: list[PublishError | None],
     ) -> None:
         alive = int(self._connection.settings.reply_ttl * 1000)
+        most = self._connection.settings.max_message_bytes
         commands: list[Command] = []
+        sent: list[int] = []
         for at in places:
             address, message = replies[at]
-            commands += (pack_addition(address, message), ("PEXPIRE", address, alive))
+            packed = pack_addition(address, message)
+            # The whole command is longer than its entry.
+            if len(packed) > most and (size := exceeds(encode_entry(message), most)):
+                results[at] = MessageTooLarge(
+                    f"the reply to {message.correlation_id} was not sent: it has {size} bytes with its headers; at "
+                    f"most {most} fit (option max_message_bytes of the Redis adapter)"
+                )
+                continue
+            commands += (packed, ("PEXPIRE", address, alive))
+            sent.append(at)
+        if not sent:
+            return
         answers: list[Any]
         try:
-            answers = await self._connection.exchange(replies[places[0]][0], commands)
+            answers = await self._connection.exchange(replies[sent[0]][0], commands)
         except MessagingError as error:
             answers = [error] * len(commands)
-        for at, stored, expires in zip(places, answers[::2], answers[1::2], strict=True):
+        for at, stored, expires in zip(sent, answers[::2], answers[1::2], strict=True):
             refused = stored if isinstance(stored, Exception) else expires
             if isinstance(refused, Exception):
                 unsure = refused is not stored or isinstance(refused, Interrupted)

@@ -22,7 +22,7 @@ from messaging.errors import (
 from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
 from messaging_sqs.connection import Absent
-from messaging_sqs.entries import LARGEST, Entry, pack, unpack
+from messaging_sqs.entries import LARGEST, ROOM, Entry, pack, unpack
 from messaging_sqs.names import queue_name
 from messaging_sqs.polling import Polls
 
@@ -55,6 +55,7 @@ async def send_replies(
     """See `Adapter.reply`."""
     results: list[PublishError | None] = [None] * len(replies)
     by_address: dict[str, list[tuple[int, Entry]]] = {}
+    most = min(connection.settings.max_message_bytes, LARGEST - ROOM)
     for index, (address, message) in enumerate(replies):
         if not topics.names.reply_pattern.fullmatch(address):
             results[index] = InvalidMessage(
@@ -62,9 +63,9 @@ async def send_replies(
             )
             continue
         entry = pack(message)
-        if entry.size > LARGEST:
+        if entry.size > most:
             results[index] = MessageTooLarge(
-                f"the reply to {message.correlation_id} has {entry.size} bytes; SQS takes {LARGEST}"
+                f"the reply to {message.correlation_id} has {entry.size} bytes; at most {most} fit"
             )
             continue
         by_address.setdefault(address, []).append((index, entry))

@@ -15,6 +15,7 @@ from messaging.errors import (
     ConfigurationError,
     ConnectionFailed,
     InvalidMessage,
+    MessageTooLarge,
     PublishError,
     PublishUncertain,
     TopicNotFound,
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 RULES = NameRules(maximum=1000)
 NATIVE = Capability("native")
+_MOST_BYTES = 16 * 1024 * 1024
 
 logger = logging.getLogger("messaging")
 
@@ -118,7 +120,7 @@ class SQLiteAdapter(KeepsGenerations):
             generations=NATIVE,
             crash_guard=NATIVE,
             lateness=5 * POLL,
-            max_message_bytes=16 * 1024 * 1024,
+            max_message_bytes=_MOST_BYTES,
             durability="power loss" if self._sync == "full" else "process crash",
             fenced=True,
         )
@@ -237,20 +239,22 @@ class SQLiteAdapter(KeepsGenerations):
         return f"reply:{self.context.namespace or ''}:"
 
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
-        results: list[PublishError | None] = [
-            None
-            if address.startswith(self._reply_prefix)
-            else InvalidMessage(
-                f"reply {message.id} was not sent: {address[:80]!r} is no address of an inbox"
-            )
-            for address, message in replies
-        ]
+        results = [self._refused(address, message) for address, message in replies]
         legal = [reply for reply, refused in zip(replies, results, strict=True) if refused is None]
         try:
             await self.run(self._database.reply, legal, self.context.clock.time())
         except ConnectionFailed as error:
             return [refused or PublishUncertain(f"a reply was not confirmed: {error}") for refused in results]
         return results
+
+    def _refused(self, address: str, message: Message) -> PublishError | None:
+        if not address.startswith(self._reply_prefix):
+            return InvalidMessage(
+                f"reply {message.id} was not sent: {address[:80]!r} is no address of an inbox"
+            )
+        if len(message.body) > _MOST_BYTES:
+            return MessageTooLarge(f"reply {message.id} has {len(message.body)} bytes, {_MOST_BYTES} fit")
+        return None
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         return SQLiteDeadLetters(self, self._database, group)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from messaging.errors import Closed, ConnectionFailed, InvalidMessage
+from messaging.errors import Closed, ConnectionFailed, InvalidMessage, MessageTooLarge
 from messaging.message import Message
 
 
@@ -67,6 +67,20 @@ async def test_a_reply_whose_inbox_is_gone_is_no_error_and_goes_away_by_itself(b
     assert 0 < await adapter.native.pttl(inbox.address) <= 1000
     with pytest.raises(Closed):
         await inbox.receive(1, 0.1)
+
+
+async def test_a_reply_that_is_too_large_is_refused_and_its_neighbours_are_sent(bench):
+    adapter = await bench.adapter(max_message_bytes=1024)
+    inbox = await adapter.reply_inbox()
+    large = Message(id="large", topic="", body=bytes(1025), correlation_id="q")
+
+    before, refused, after = await adapter.reply(
+        [(inbox.address, reply(1)), (inbox.address, large), (inbox.address, reply(2))]
+    )
+    (alone,) = await adapter.reply([(inbox.address, large)])
+
+    assert (before, type(refused), type(alone), after) == (None, MessageTooLarge, MessageTooLarge, None)
+    assert [message.id for message in await inbox.receive(10, 1)] == ["r1", "r2"]
 
 
 async def test_what_was_read_is_removed_and_close_leaves_nothing(bench):

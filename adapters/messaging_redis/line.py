@@ -45,6 +45,7 @@ class Line(asyncio.Protocol):
         "_missing",
         "_over",
         "_parser",
+        "_patience",
         "_replies",
         "_transport",
         "_waiter",
@@ -68,7 +69,7 @@ class Line(asyncio.Protocol):
         self._replies: list[Any] = []
         """What came for who waits; empty when nobody does: they may be large, and a line idle for hours."""
         self._missing = 0
-        self._due = self._alarm_at = 0.0
+        self._due = self._alarm_at = self._patience = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         """One for many exchanges: a timer for each costs as much as the rest of it."""
         self._loop = asyncio.get_running_loop()
@@ -97,8 +98,8 @@ class Line(asyncio.Protocol):
     def converse(self, commands: Sequence[Command], patience: float) -> Awaitable[list[Any]]:
         """Send all, then read a reply for each: a value, or the error of that command, not raised.
 
-        Awaited, it raises TimeoutError after `patience` seconds, and what redis-py raises when there is no connection
-        any more. Cancelled, it leaves a line that must be ended.
+        Awaited, it raises TimeoutError after `patience` seconds in which nothing came, and what redis-py raises when
+        there is no connection any more. Cancelled, it leaves a line that must be ended.
         """
         if self._transport is None:
             return self._by_redis_py(commands, patience)
@@ -108,6 +109,7 @@ class Line(asyncio.Protocol):
         packed = [one if type(one) is bytes else pack(tuple(one)) for one in commands]
         self._missing = len(packed)
         self._waiter = waiter = self._loop.create_future()
+        self._patience = patience
         self._due = due = time.monotonic() + patience
         if self._alarm is None or due < self._alarm_at:
             self._set_alarm(due, patience)
@@ -143,6 +145,8 @@ class Line(asyncio.Protocol):
                     self._waiter, self._replies = None, []
                     waiter.set_result(replies)
                     return
+            # Much may be on its way over a slow network: asked for again, it would be as late again.
+            self._due = time.monotonic() + self._patience
         except Exception as error:  # whatever it is, who waits must learn of it
             self._fail(error)
 

@@ -77,6 +77,30 @@ async def test_a_line_that_gets_no_reply_is_given_up_in_time_whatever_was_waited
         assert await asked.read() == b"*1\r\n$4\r\nPING\r\n"  # and then the end
 
 
+async def test_a_large_reply_may_take_longer_than_the_patience_while_it_comes():
+    async with connected() as (line, asked, server, _):
+        waiting = asyncio.ensure_future(line.converse([("GET", "a")], 1))
+        await asked.readuntil(b"$1\r\na\r\n")
+        server.write(b"$12\r\n")
+        for _ in range(12):
+            server.write(b"x")
+            await asyncio.wait((waiting,), timeout=0.1)
+        server.write(b"\r\n")
+
+        assert await waiting == [b"x" * 12]
+
+
+async def test_a_reply_that_stops_halfway_ends_the_line_in_time():
+    async with connected() as (line, asked, server, _):
+        waiting = asyncio.ensure_future(line.converse([("GET", "a")], 0.05))
+        await asked.readuntil(b"$1\r\na\r\n")
+        server.write(b"$12\r\nxx")
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting, 60)
+        assert not line.sound
+
+
 async def test_what_was_waited_for_before_ends_no_later_exchange():
     async with connected() as (line, asked, server, _):
         await answered(line, asked, server, 0.05)

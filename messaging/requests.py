@@ -42,6 +42,10 @@ _WAIT_AGAIN = 0.2
 """Seconds of the first read after one that failed: it is known soon that replies arrive again."""
 _AT_LEAST = 0.2
 """Seconds between two reads that fail, also where requests wait for the next."""
+_NO_INBOX = ": nothing was sent, the inbox for replies was not open by then"
+_SENDING = (
+    ": its topic was not declared, or the request not confirmed, by then; who could answer is not known"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +89,26 @@ class Requester:
         """
         correlation_id = new_id()
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        reached = _NO_INBOX
         try:
             async with timeout(self._clock, within):
                 inbox = self._inbox
                 if inbox is None or self._task is None or self._task.cancelled():
                     inbox = await self._open()
                 while self._failure is not None and self._ended is None:
+                    reached = f": nothing was sent, {self.failing}"
                     await self._returned()
                 if self._ended is not None:
                     raise self._ended.with_traceback(None)  # else it keeps the frames of every request so far
                 self._pending[correlation_id] = reply
+                reached = _SENDING
                 await send(inbox.address, correlation_id)
+                reached = ""
                 return await reply
         except TimeoutError as error:
             if isinstance(error, MessagingError):
                 raise
-            raise RequestTimeout(f"No reply from {name} within {within:g} s") from None
+            raise RequestTimeout(f"No reply from {name} within {within:g} s{reached}") from None
         finally:
             self._pending.pop(correlation_id, None)
             if reply.done() and not reply.cancelled():

@@ -110,13 +110,26 @@ async def test_replies_are_received_again_after_another_part_of_the_program_canc
 async def test_a_request_without_a_reply_times_out_and_its_late_reply_is_counted(desk):
     task = await desk.ask()
     await desk.clock.advance(5)
-    with pytest.raises(RequestTimeout, match="No reply from quote within 5 s"):
+    with pytest.raises(RequestTimeout, match="No reply from quote within 5 s$"):
         await task
     assert not desk.requester._pending
 
     await desk.reply(desk.sent[0], None, "forged")
 
     assert desk.requester.late == 3
+
+
+async def test_a_timeout_before_the_request_was_confirmed_says_so(desk):
+    async def send_for_ever(address, correlation_id):
+        await asyncio.Event().wait()
+
+    task = await desk.ask(send_for_ever)
+    await desk.clock.advance(5)
+
+    with pytest.raises(
+        RequestTimeout, match="No reply from quote within 5 s: its topic was not declared, or"
+    ):
+        await task
 
 
 async def test_the_second_reply_is_dropped_and_counted(desk):
@@ -206,7 +219,7 @@ async def test_a_request_that_is_cancelled_while_replies_cannot_be_received_leav
     cancelled, late = await desk.ask(), await desk.ask(within=0.1)
     cancelled.cancel()
     await desk.clock.advance(0.1)
-    with pytest.raises(RequestTimeout):
+    with pytest.raises(RequestTimeout, match="nothing was sent, replies cannot be received: cut"):
         await late
     assert cancelled.cancelled()
     assert not desk.requester._returning

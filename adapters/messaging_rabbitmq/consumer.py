@@ -209,6 +209,7 @@ class Member(Consumer):
             await self.concluded([settlements[index].delivery for index in indexes])
             await intake.acknowledge([settlements[index].delivery.token.tag for index in indexes])
         except (ChannelInvalidStateError, AMQPError):
+            intake.lose()
             for index in indexes:
                 results[index] = self._lease_lost(settlements[index].delivery)
             return
@@ -220,6 +221,7 @@ class Member(Consumer):
         try:
             await claim.intake.give_back(claim.tag, requeue=requeue)
         except (ChannelInvalidStateError, AMQPError):
+            claim.intake.lose()
             return self._lease_lost(delivery)
         claim.done = True
         return DONE

@@ -105,6 +105,10 @@ class Intake:
             self.waiting.clear()
             self._lost(self, reason)
 
+    def lose(self) -> None:
+        """A settlement found its channel closed, before that was told: what is here must not go on without it (7)."""
+        self._closed("its channel was closed")
+
     def hand_out(self, delivery: RawDelivery, tag: int) -> RawDelivery:
         """Remember who has it."""
         delivery.token = Claim(self, tag)

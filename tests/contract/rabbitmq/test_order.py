@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
 import pytest
 
 from messaging.adapter import Consumer, Done, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain
 from messaging.message import Ack, Receipt, Reject, Release, Retry
+from messaging_rabbitmq.partitioned import PartitionedConsumer
 from tests.contract.bench import Recorder, ack, cut_off, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
@@ -264,6 +266,35 @@ async def test_a_member_cancelled_while_it_claims_leaves_no_lock_behind(bench: B
 
     async with asyncio.timeout(5):  # sooner than `UNOWNED`
         await owns(bench.consumer(other, group), 4)
+
+
+async def test_nothing_passes_a_message_whose_settlement_finds_the_connection_broken(bench: Bench) -> None:
+    topic = TopicSpec("orders", ordered=True, partitions=1)
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, topic)
+    lost = Recorder()
+    consumer = bench.consumer(adapter, group, lost)
+    assert isinstance(consumer, PartitionedConsumer)
+    names = [f"{number:02}" for number in range(20)]
+    await publish(adapter, topic, *names, key="k")
+    held = await receive(consumer, 2)
+    async with asyncio.timeout(5):  # the others have come, too
+        while len(consumer._owned[0].intake.waiting) < len(names) - len(held):
+            await asyncio.sleep(0.01)
+
+    adapter._session.consuming.abort()
+    (result,) = await settle(consumer, held[:1], Ack())
+
+    assert isinstance(result, SettleError)
+    with pytest.raises(ConnectionFailed):
+        await consumer.receive(10, 0)
+    assert lost.lost == held[1:]
+    again: list[RawDelivery] = []
+    async with asyncio.timeout(10):
+        while len(again) < len(names):
+            with suppress(ConnectionFailed):
+                again += await consumer.receive(20, 0.5)
+    assert ids(again) == names
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -234,7 +234,7 @@ class Dispatcher:
             delivery.failure,
             message=delivery.message,
             group=self.group,
-            attempt=delivery.attempt,
+            attempt=failure.attempts_begun(delivery, outcome),
             deliveries=delivery.deliveries,
             partition=delivery.partition,
             position=delivery.position,

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
+from messaging.middleware.expiry import Expired
 from messaging.stack import ErrorInfo, clip, describe
 
 if TYPE_CHECKING:
     from messaging.adapter import RawDelivery
-    from messaging.message import Message, Reject
+    from messaging.message import Message, Outcome, Reject
 
 logger = logging.getLogger("messaging")
 
@@ -69,8 +70,8 @@ class Fault:
 class Failure:
     """All that is known about a message's failures; an empty one where nothing is.
 
-    `attempts` and `deliveries` are totals over all redrives; `service`, `host`, `pid` and `library` are those
-    of the last failure; `redrive_of` is the position that the last redrive took the message from.
+    `attempts` (those that began) and `deliveries` are totals over all redrives; `service`, `host`, `pid` and
+    `library` are those of the last failure; `redrive_of` is the position that the last redrive took the message from.
     """
 
     first: Fault | None = None
@@ -135,6 +136,11 @@ def record(
         library=_library(),
     )
     return _encode(failure)
+
+
+def attempts_begun(delivery: RawDelivery, outcome: Outcome) -> int:
+    """How many there were when this outcome came; of what had expired there was none with this delivery."""
+    return delivery.attempt - 1 if isinstance(outcome, Expired) else delivery.attempt
 
 
 def redriven(previous: str | None, now: datetime) -> str:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 OnExpired: TypeAlias = Literal["drop", "dead_letter"]
 
 
+class Expired(Reject):
+    """The end of a message whose time was over before this attempt: the attempt never began, and does not count."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, cause="expired")
+
+
 def has_expired(message: Message, clock: Clock) -> bool:
     """Whether its time has passed."""
     return message.expires_at is not None and clock.time() >= message.expires_at.timestamp()
@@ -43,6 +50,6 @@ def expiring(
         expired(delivery)
         if on_expired == "drop":
             return Ack()
-        return Reject(f"expired at {end.isoformat()}", cause="expired")
+        return Expired(f"expired at {end.isoformat()}")
 
     return middleware

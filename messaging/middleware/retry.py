@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from messaging.errors import ConfigurationError
 from messaging.lasting import this_task
 from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, seconds
+from messaging.middleware.expiry import Expired
 from messaging.texts import leaves_of, reason_of, summary
 
 if TYPE_CHECKING:
@@ -234,6 +235,8 @@ def _retried(outcome: Retry) -> Retry:
 
 
 def _rejected(outcome: Reject) -> Reject:
+    if type(outcome) is Expired:
+        return outcome
     return Reject(reason_of(_read(outcome, "reason")), cause=reason_of(_read(outcome, "cause")))
 
 

@@ -54,6 +54,14 @@ def test_a_dead_letter_for_its_time_is_right_when_it_was_over(story: Story, last
     assert list(story.verdict().violations) == found
 
 
+@pytest.mark.parametrize(("cause", "found"), [("expired", []), ("lease_lost", ["bare_dead_letters"])])
+def test_only_the_letter_of_what_expired_may_tell_of_no_attempt(story: Story, cause: str, found: list[str]):
+    story.published("m0", lasts=1)
+    story.pass_time(10)
+    story.buried("m0", cause=cause, attempts=0)
+    assert [one for one in story.verdict().violations if one == "bare_dead_letters"] == found
+
+
 def test_what_was_dropped_while_who_had_lost_it_was_still_at_it_holds_nothing_up(story: Story):
     story.published("m0", lasts=10)
     story.published("m1", sequence=1)

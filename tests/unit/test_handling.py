@@ -40,6 +40,32 @@ async def test_a_failure_is_retried_and_then_a_dead_letter(bus, clock):
     assert await bus.dead_letters(orders, group="a").count() == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "attempts"),
+    [
+        pytest.param(None, 0, id="before its first attempt"),
+        pytest.param(Retry(after=10), 1, id="while it waits for its second"),
+        pytest.param(Reject("too old", cause="expired"), 1, id="as its handler says"),
+    ],
+)
+async def test_the_letter_of_an_expired_message_counts_the_attempts_that_began(bus, clock, outcome, attempts):
+    app = App("a")
+    await bus.declare(jobs, groups=["a"])
+    await bus.publish(jobs, "x", expires=5)
+    if not attempts:
+        await clock.advance(5)
+
+    @app.subscribe(jobs, on_expired="dead_letter")
+    async def handle(job: str):
+        return outcome
+
+    async with app.running(bus):
+        await clock.advance(60)
+
+    (letter,) = [letter async for letter in bus.dead_letters(jobs, group="a").browse()]
+    assert (letter.cause, letter.attempts) == ("expired", attempts)
+
+
 async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):
     app = App("a", retry=RetryPolicy(1))
 

@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from messaging import Ack, App, Delivery
+from messaging import Ack, App, Delivery, Outcome, Retry
 from messaging_contracts.case import proves
 from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.under_test import BrokerUnderTest
@@ -293,15 +293,24 @@ async def an_expired_message_is_never_handled(broker: BrokerUnderTest) -> None:
 
 @proves("expiry")
 async def an_expired_message_becomes_a_dead_letter_where_that_is_asked(broker: BrokerUnderTest) -> None:
-    """With `on_expired="dead_letter"` it is kept with the cause `expired`, and as a dead letter it expires no more."""
+    """With `on_expired="dead_letter"` it is kept, with the attempts that began, and it expires no more."""
     topic, ledger = broker.topic(), Ledger()
+
+    async def wait(_: Delivery[Any]) -> Outcome | None:
+        return Retry(after=1.2)
+
     broker.uses(topic, "billing")
     await broker.bus.declare(topic, groups=["billing"])
-    receipt = await broker.bus.publish(topic, "too late", expires=0.1)
+    late = await broker.bus.publish(topic, "too late", expires=0.1)
     await asyncio.sleep(0.2)
-    async with broker.app(topic, ledger, on_expired="dead_letter").running(broker.bus):
-        (letter,) = await broker.letters(topic, count=1)
+    async with broker.app(topic, ledger, then=wait, on_expired="dead_letter").running(broker.bus):
+        await broker.letters(topic, count=1)
+        waits = await broker.bus.publish(topic, "expires while it waits", expires=1)
+        await broker.letters(topic, count=2)
         await asyncio.sleep(0.2)
-        assert [kept.message.id for kept in await broker.letters(topic)] == [receipt.id]
-    assert letter.cause == "expired"
-    assert ledger.handlings == []
+        letters = await broker.letters(topic)
+    assert {letter.id: (letter.cause, letter.attempts) for letter in letters} == {
+        late.id: ("expired", 0),
+        waits.id: ("expired", 1),
+    }
+    assert ledger.ids == [waits.id]

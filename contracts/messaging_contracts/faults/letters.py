@@ -74,7 +74,7 @@ class Letters:
                 for name, value in (
                     ("reason", letter.reason),
                     ("cause", letter.cause),
-                    ("attempts", letter.attempts),
+                    ("attempts", letter.attempts or letter.cause == "expired"),
                     ("failed_at", letter.failed_at is not None),
                 )
                 if not value

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Seq
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from math import isfinite
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import DeadLetterStore, Gone, StoredLetter
@@ -16,6 +15,7 @@ from messaging.errors import ConfigurationError, InvalidMessage, PublishError, P
 from messaging.failure import Cause, Failure, parse, redriven
 from messaging.message import Message, Receipt
 from messaging.middleware.expiry import has_expired
+from messaging.middleware.retry import is_finite
 from messaging.prepare import corrected
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class DeadLetters:
         whatever `edit` and `where` raise, and ConnectionFailed end it at once; what was redriven before stays so, the
         rest stays dead.
         """
-        if rate is not None and not (rate > 0 and isfinite(rate)):
+        if rate is not None and not (is_finite(rate) and rate > 0):
             raise ConfigurationError(f"rate is {rate!r}; it must be a positive number of messages per second")
         await self._ready()
         size = PAGE if rate is None else max(1, min(PAGE, int(rate * _RATE_STEP)))

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeAlias, cast
 from typing_extensions import TypeForm, TypeVar
 
 from messaging.codec import Codec
+from messaging.errors import ConfigurationError
 from messaging.names import check_topic
 from messaging.texts import reason_of
 
@@ -27,6 +28,16 @@ DEFAULT_PARTITIONS = 8
 def seconds(duration: Duration) -> float:
     """A duration in seconds, from a number of seconds or a timedelta."""
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def checked_seconds(given: Duration, argument: str) -> float:
+    """The same for what untyped code may give. Raises ConfigurationError naming the argument."""
+    try:
+        return seconds(given)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{argument} is {given!r}; it takes a number of seconds, or a timedelta"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +176,11 @@ class Release:
     after: Duration | None = None
 
     def __post_init__(self) -> None:
-        if self.after is not None and not 0 <= seconds(self.after) < inf:
+        try:
+            after = 0.0 if self.after is None else seconds(self.after)
+        except (TypeError, ValueError, OverflowError):
+            after = inf
+        if not 0 <= after < inf:
             raise ValueError(f"Release(after={self.after!r}): it takes a finite number of seconds, 0 or more")
 
 
@@ -213,7 +228,8 @@ class Topic(Generic[T]):
     exists with another count raises at start. `retention` bounds, in seconds, what is kept for a group that does
     not read. `native` names an existing place of the broker to publish to: it is verified, never created.
 
-    Raises ConfigurationError for an illegal name, and for a union whose members cannot be told apart.
+    Raises ConfigurationError for an illegal name, for a retention that is no duration, and for a union whose members
+    cannot be told apart.
     """
 
     __slots__ = ("codec", "key", "name", "native", "ordered", "partitions", "retention")
@@ -235,7 +251,9 @@ class Topic(Generic[T]):
         self.key = key
         self.ordered = ordered
         self.partitions = partitions
-        self.retention = None if retention is None else seconds(retention)
+        self.retention = (
+            None if retention is None else checked_seconds(retention, f"The retention of topic {self.name}")
+        )
         self.native = native
 
     def __repr__(self) -> str:

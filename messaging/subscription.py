@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.adapter import Subscription
 from messaging.binding import Binding, Counters, StoreState
 from messaging.errors import ConfigurationError, UnsupportedCapability
-from messaging.message import OUTCOMES, Ack, seconds
+from messaging.message import OUTCOMES, Ack, checked_seconds, seconds
 from messaging.middleware.expiry import expiring
 from messaging.middleware.idempotency import idempotent
 from messaging.middleware.retry import Delay, RetryPolicy, is_count, retrying
@@ -208,7 +208,7 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
         retry=RetryPolicy(1)
         if definition.endpoint is not None
         else _retry(settings, definition.retry or defaults.retry),
-        timeout=None if timeout is None else seconds(timeout),
+        timeout=None if timeout is None else checked_seconds(timeout, f"The timeout of {definition.name}"),
         idempotent=_idempotent(settings, definition, defaults),
         on_expired=_first(settings.on_expired, definition.on_expired, None, "drop"),
         on_exhausted=_first(settings.on_exhausted, definition.on_exhausted, None, "dead_letter"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
 from messaging.lasting import this_task
-from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, seconds
+from messaging.message import OUTCOMES, Ack, Duration, Reject, Release, Retry, checked_seconds, seconds
 from messaging.middleware.expiry import Expired
 from messaging.texts import leaves_of, reason_of, summary
 
@@ -44,7 +44,7 @@ class Delay:
             ("maximum", self.maximum, self.initial),
             ("jitter", self.jitter, 0.0),
         ):
-            if not (isfinite(value) and value >= least):
+            if not (is_finite(value) and value >= least):
                 raise ConfigurationError(
                     f"the {name} of a retry delay is {value!r}; it must be {least:g} or more"
                 )
@@ -70,14 +70,28 @@ class Delay:
 
 def fixed(delay: Duration) -> Delay:
     """The same delay before each retry."""
-    return Delay(seconds(delay), maximum=seconds(delay))
+    always = checked_seconds(delay, "the delay of fixed")
+    return Delay(always, maximum=always)
 
 
 def exponential(
     initial: Duration, *, multiplier: float = 2.0, maximum: Duration = 60.0, jitter: float = 0.1
 ) -> Delay:
     """`initial` before the first retry, `multiplier` times as much before each further, up to `maximum`."""
-    return Delay(seconds(initial), multiplier, seconds(maximum), jitter)
+    return Delay(
+        checked_seconds(initial, "the initial of exponential"),
+        multiplier,
+        checked_seconds(maximum, "the maximum of exponential"),
+        jitter,
+    )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a finite number."""
+    try:
+        return isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def is_count(value: object) -> bool:

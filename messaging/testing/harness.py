@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from messaging.bus import connect
-from messaging.message import seconds
+from messaging.message import checked_seconds
 from messaging.settings import Settings
 from messaging.testing.clock import VirtualClock
 
@@ -46,7 +46,7 @@ class AppTest:
     async def advance(self, duration: Duration) -> None:
         """Let time pass, in seconds or as a timedelta: what comes due happens, in its order."""
         async with self._moving:
-            await self.clock.advance(seconds(duration))
+            await self.clock.advance(checked_seconds(duration, "The duration"))
 
     async def settle(self) -> None:
         """Let everything happen that needs no time."""

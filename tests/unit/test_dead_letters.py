@@ -386,7 +386,7 @@ async def test_a_high_rate_goes_out_in_small_batches(clock):
     assert store.batches[-1][0] == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "2/s"])
 async def test_a_rate_that_is_none_is_refused(clock, rate):
     _, letters = face(clock, [letter(1)])
 

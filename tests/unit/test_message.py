@@ -1,10 +1,28 @@
+from __future__ import annotations
+
 from datetime import timedelta
 from math import inf, nan
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from messaging import ConfigurationError, Delivery, Endpoint, Reject, Release, Retry, Topic
+from messaging import (
+    ConfigurationError,
+    Delivery,
+    Endpoint,
+    Reject,
+    Release,
+    Retry,
+    Topic,
+    exponential,
+    fixed,
+)
+from messaging.clock import SystemClock
 from messaging.message import seconds
+from messaging.middleware import timing_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 jobs = Topic("jobs", str)
 
@@ -12,6 +30,29 @@ jobs = Topic("jobs", str)
 def test_a_duration_is_seconds_or_a_timedelta():
     assert seconds(3) == seconds(timedelta(seconds=3)) == 3.0
     assert Topic("kept", retention=timedelta(hours=1)).retention == 3600.0
+
+
+NO_DURATION: list[Any] = ["PT10S", [1], 10**400]
+
+
+@pytest.mark.parametrize("given", NO_DURATION)
+@pytest.mark.parametrize(
+    ("named", "make"),
+    [
+        ("retention of topic jobs", lambda given: Topic("jobs", str, retention=given)),
+        ("delay of fixed", fixed),
+        ("initial of exponential", exponential),
+        ("maximum of exponential", lambda given: exponential(1, maximum=given)),
+        ("timeout", lambda given: timing_out(given, clock=SystemClock())),
+    ],
+)
+def test_what_is_no_duration_is_refused_by_name_with_what_it_takes(
+    named: str, make: Callable[[Any], object], given: Any
+):
+    with pytest.raises(
+        ConfigurationError, match=f"{named} is .* it takes a number of seconds, or a timedelta"
+    ):
+        make(given)
 
 
 def test_topics_and_endpoints_show_their_names():
@@ -30,7 +71,7 @@ def test_a_name_that_no_broker_carries_is_refused_where_it_is_given(name):
         Endpoint(name, str, int)
 
 
-@pytest.mark.parametrize("after", [-1, inf, nan, timedelta(seconds=-1)])
+@pytest.mark.parametrize("after", [-1, inf, nan, timedelta(seconds=-1), "PT10S", [1], 10**400])
 def test_a_release_waits_for_a_time_that_comes(after):
     with pytest.raises(ValueError, match="a finite number of seconds, 0 or more"):
         Release(after=after)

@@ -96,6 +96,7 @@ def test_a_delay_of_zero_stays_zero_at_any_attempt():
         lambda: exponential(1, multiplier=0.5),
         lambda: exponential(1, jitter=-0.1),
         lambda: exponential(1, jitter=1.1),
+        lambda: exponential(1, jitter="half"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         lambda: RetryPolicy(0),
         lambda: anything(retry_on=(KeyboardInterrupt,)),
         lambda: anything(reject_on=("ValueError",)),

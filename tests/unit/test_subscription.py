@@ -198,7 +198,7 @@ async def test_what_is_no_whole_number_is_refused_by_name(name, value):
         planned(jobs, None, None, **{name: value})
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), timedelta(0)])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), timedelta(0), "PT10S", [1]])
 async def test_a_timeout_that_is_no_time_is_refused_by_name(timeout):
     """Of 0 seconds, every handler that waits for something would fail."""
     with pytest.raises(ConfigurationError, match="The timeout of jobs/billing is"):

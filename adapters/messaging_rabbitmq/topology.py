@@ -36,6 +36,8 @@ logger = logging.getLogger("messaging")
 
 DELIVERY_LIMIT = 1_000_000
 """RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
+LONGEST_RETENTION = 10 * 365 * 86_400.0
+"""Seconds: the longest `x-message-ttl`. RabbitMQ's refusal of more reads like one of arguments that have changed."""
 _STORED = re.compile(r"but current is '?p(\d+)(:ordered)?:")
 """What `Names.alternate` has written, in a text that may be cut after it."""
 
@@ -79,6 +81,9 @@ class TopologyKeeper:
         topics = {(topic.name, topic.generation): topic for topic in topology.topics}
         for group in topology.groups:
             topics.setdefault((group.topic.name, group.topic.generation), group.topic)
+        if topology.mode == "declare":
+            for topic in topics.values():
+                _check_retention(topic)
         for place, topic in topics.items():
             if topology.mode != "off":
                 await self._topic(topic, topology.mode)
@@ -390,6 +395,14 @@ class TopologyKeeper:
     def registry_of(self, topic: TopicSpec, *, create: bool) -> AbstractAsyncContextManager[Entries | None]:
         """The topic's groups, held by us alone."""
         return self.registry.held(self._names.registry(topic), create=create)
+
+
+def _check_retention(topic: TopicSpec) -> None:
+    if topic.native is None and topic.retention is not None and topic.retention > LONGEST_RETENTION:
+        raise ConfigurationError(
+            f"topic {topic.name!r} asks for a retention of {topic.retention!r} s; RabbitMQ keeps messages for "
+            f"{LONGEST_RETENTION:.0f} s (ten years) at most, or without a bound where the topic has no retention"
+        )
 
 
 def _place(group: GroupSpec) -> tuple[str, int, str]:

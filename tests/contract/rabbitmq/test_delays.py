@@ -8,9 +8,10 @@ import time
 import pytest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import ConfigurationError
+from messaging.errors import ConfigurationError, TopicNotFound
 from messaging.message import Retry
 from messaging_rabbitmq.tiers import all_tiers, tier_for
+from messaging_rabbitmq.topology import LONGEST_RETENTION
 from tests.contract.bench import publish, receive, settle
 from tests.contract.clocks import clock_wrong_by
 from tests.contract.rabbitmq.support import Bench
@@ -54,6 +55,23 @@ async def test_retention_bounds_what_waits_for_a_group_and_cannot_change_in_sile
         await adapter.declare(
             Topology(groups=[GroupSpec(TopicSpec("orders", partitions=2, retention=9.0), "billing")])
         )
+
+
+async def test_a_retention_beyond_rabbitmqs_limit_is_refused_before_anything_is_declared(
+    bench: Bench,
+) -> None:
+    adapter = await bench.adapter()
+
+    for retention in (LONGEST_RETENTION + 1, 1e30):
+        with pytest.raises(ConfigurationError, match="'orders' asks for a retention .* 315360000 s"):
+            await bench.group(adapter, TopicSpec("orders", partitions=2, retention=retention))
+
+    with pytest.raises(TopicNotFound):
+        await adapter.declare(Topology(topics=[TopicSpec("orders", partitions=2)], mode="verify"))
+
+
+async def test_the_longest_retention_is_one_that_rabbitmq_takes(bench: Bench) -> None:
+    await bench.group(await bench.adapter(), TopicSpec("orders", partitions=2, retention=LONGEST_RETENTION))
 
 
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])

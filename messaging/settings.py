@@ -169,12 +169,7 @@ class Settings(BaseSettings):
     @field_validator("source")
     @classmethod
     def _check_source(cls, source: str | None) -> str | None:
-        if source is not None:
-            try:
-                check_text(source, "it")
-            except InvalidMessage as error:
-                raise ValueError(str(error)) from None
-        return source
+        return None if source is None else _checked(_plain_text, source)
 
     @field_validator("namespace")
     @classmethod
@@ -294,12 +289,17 @@ class Settings(BaseSettings):
     __str__ = __repr__
 
 
-def _checked(check: Callable[[str], str], name: str) -> str:
-    """A name's check, as pydantic wants to hear of it."""
+def _checked(check: Callable[[str], str], text: str) -> str:
+    """A text's check, as pydantic wants to hear of it."""
     try:
-        return check(name)
-    except ConfigurationError as error:
+        return check(text)
+    except (ConfigurationError, InvalidMessage) as error:
         raise ValueError(str(error)) from None
+
+
+def _plain_text(text: str) -> str:
+    check_text(text, "it")
+    return text
 
 
 def _shown(path: KeyPath, value: Any) -> Any:

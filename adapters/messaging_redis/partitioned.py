@@ -128,9 +128,9 @@ class PartitionedConsumer(Consumer):
         left: list[RawDelivery] = []
         for delivery in self._ready:
             partition = self._partitions.owned.get(delivery.partition)
-            if partition is None or partition.epoch != delivery.fence:
-                continue
-            if len(taken) < limit and delivery.partition not in paused and not partition.draining:
+            if partition is None or partition.epoch != delivery.fence or partition.draining:
+                continue  # lost, or given back with its partition: nothing is read while anything waits here
+            if len(taken) < limit and delivery.partition not in paused:
                 taken.append(delivery)
             else:
                 left.append(delivery)

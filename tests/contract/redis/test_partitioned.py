@@ -64,6 +64,34 @@ async def test_members_share_the_partitions_and_a_join_drains_the_surplus_first(
     assert set(first.status().partitions) | set(second.status().partitions) == {0, 1, 2, 3}
 
 
+async def test_others_are_read_on_while_a_partition_that_was_just_read_is_given_back(bench, new_owner):
+    adapter = await bench.adapter(**SHORT)
+    group = await bench.group(adapter, ordered=True)
+    owner, given_back = new_owner(), asyncio.Event()
+    owner.finish = given_back.wait
+    first, second = bench.consumer(adapter, group, owner=owner), bench.consumer(adapter, group)
+    await owns(first, 4)
+    await first.receive(100, 0.2)
+    await bench.publish(adapter, group.topic, 40, keys=20)
+    reading = asyncio.create_task(first.receive(100, 1))
+    while first._reading is None:
+        await asyncio.sleep(0)
+    reading.cancel()  # what it brings is there for the next one
+    await asyncio.wait((reading,))
+
+    await second.receive(0, 0.05)
+    async with asyncio.timeout(5):
+        while not owner.revoked:
+            await asyncio.sleep(0.01)
+    await first.receive(100, 1)
+    await bench.publish(adapter, group.topic, 40, keys=20)
+    more = await first.receive(100, 1)
+
+    given_back.set()
+    assert more
+    assert not {one.partition for one in more} & set(owner.revoked)
+
+
 async def test_what_is_in_hand_when_a_partition_is_given_back_comes_again_in_order_uncounted(bench):
     adapter = await bench.adapter(**SHORT)
     group = await bench.group(adapter, ordered=True)

@@ -10,6 +10,7 @@ from messaging.bus import connect
 from messaging.message import checked_seconds
 from messaging.settings import Settings
 from messaging.testing.clock import VirtualClock
+from messaging.testing.threads import threads_are_waited_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
@@ -29,8 +30,8 @@ class AppTest:
     """A running app and what its test needs; made by `app.test()`.
 
     No time passes but by `advance` and while `request` waits. `handled` has a delivery for every call of a handler,
-    in order, retries too. Retry delays, timeouts, leases and expiry follow `clock`; a plain `asyncio.sleep` in a
-    handler does not.
+    in order, retries too. Retry delays, timeouts, leases and expiry follow `clock`, which stands while a handler waits
+    for `asyncio.to_thread`. A plain `asyncio.sleep` in a handler does not follow it, nor is a socket waited for.
     """
 
     def __init__(self, app: App, bus: Bus, clock: VirtualClock) -> None:
@@ -105,15 +106,16 @@ async def app_test(app: App, *, provide: Sequence[object] | None = None) -> Asyn
     settings = Settings.load(url="memory://", store="memory://").model_copy(update={"topology": "declare"})
     bus = connect(settings, clock=clock)
     test = AppTest(app, bus, clock)
-    async with (
-        _Ending(test) as ending,
-        bus,
-        app.running(bus, provide=provide, middleware=[test.recording]),
-    ):
-        try:
-            yield test
-        finally:
-            ending.begin()
+    with threads_are_waited_for(clock):
+        async with (
+            _Ending(test) as ending,
+            bus,
+            app.running(bus, provide=provide, middleware=[test.recording]),
+        ):
+            try:
+                yield test
+            finally:
+                ending.begin()
 
 
 class _Ending:

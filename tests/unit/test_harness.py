@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -187,6 +189,48 @@ async def test_a_synchronous_handler_is_waited_for():
         await t.publish(orders, Order(1))
         await t.settle()
 
+        assert seen == [1]
+
+
+async def test_a_thread_that_a_handler_waits_for_is_waited_for():
+    app, seen = shop(), []
+
+    @app.subscribe(orders)
+    async def handle(order: Order, delivery: Delivery) -> None:
+        await asyncio.to_thread(time.sleep, 0.05)
+        if delivery.attempt == 1:
+            raise ConnectionError
+        seen.append(await asyncio.get_running_loop().run_in_executor(None, lambda: order.number))
+
+    async with app.test() as t:
+        await t.publish(orders, Order(1))
+        await t.advance(3600)
+        assert seen == [1]
+
+        await t.publish(orders, Order(2))
+        await t.settle()
+        assert [delivery.attempt for delivery in t.handled] == [1, 2, 1]
+        await t.advance(3600)
+        assert seen == [1, 2]
+
+
+async def test_a_thread_of_the_lifespan_holds_no_time_up():
+    ended = threading.Event()
+
+    @asynccontextmanager
+    async def resources(bus):
+        thread = asyncio.create_task(asyncio.to_thread(ended.wait))
+        await asyncio.sleep(0)
+        yield
+        ended.set()
+        await thread
+
+    app, seen = shop(lifespan=resources), []
+    app.subscribe(orders)(lambda order: seen.append(order.number))
+
+    async with app.test() as t:
+        await t.publish(orders, Order(1))
+        await t.advance(60)
         assert seen == [1]
 
 

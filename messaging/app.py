@@ -65,7 +65,7 @@ class App:
         self._defaults = Defaults(
             app=name,
             retry=RetryPolicy() if retry is None else retry,
-            middleware=tuple(middleware),
+            middleware=middleware,
             concurrency=concurrency,
             prefetch=prefetch,
             timeout=timeout,
@@ -138,7 +138,7 @@ class App:
                     start=start,
                     on_expired=on_expired,
                     on_exhausted=on_exhausted,
-                    middleware=tuple(middleware),
+                    middleware=middleware,
                     native=native,
                     topology=topology,
                 )
@@ -187,7 +187,7 @@ class App:
                     prefetch=prefetch,
                     timeout=timeout,
                     idempotent=idempotent,
-                    middleware=tuple(middleware),
+                    middleware=middleware,
                 )
             )
             return function

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from inspect import isclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from messaging.errors import ConfigurationError
@@ -44,6 +46,8 @@ class Definition:
     def __post_init__(self) -> None:
         if self.retry is not None:
             check_kind(self.retry, RetryPolicy, f"retry of {self.name} takes a RetryPolicy")
+        _check_handler(self.function, self.name)
+        self.middleware = _checked(self.middleware, self.name)
         for name, allowed in (
             ("on_expired", OnExpired),
             ("on_exhausted", OnExhausted),
@@ -70,6 +74,7 @@ class Defaults:
 
     def __post_init__(self) -> None:
         check_kind(self.retry, RetryPolicy, f"retry of app {self.app} takes a RetryPolicy")
+        self.middleware = _checked(self.middleware, f"app {self.app}")
 
 
 # Whoever has no type checker is told here; what passed would retry for ever, or end the app at its start.
@@ -79,6 +84,27 @@ def check_kind(given: object, kind: type, told: str) -> None:
     """Raises ConfigurationError with this text, and what was given, unless it is of this kind."""
     if not isinstance(given, kind):
         raise ConfigurationError(f"{told}, not {given!r}")
+
+
+def _checked(given: Sequence[Middleware], of: str) -> Sequence[Middleware]:
+    """The middleware as it was given. Raises ConfigurationError unless each can be called."""
+    if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        raise ConfigurationError(f"middleware of {of} takes a list of functions, not {given!r}")
+    kept = tuple(given)
+    for one in kept:
+        if not callable(one):
+            raise ConfigurationError(f"middleware of {of} holds {one!r}, which is no function")
+    return kept
+
+
+def _check_handler(given: object, of: str) -> None:
+    if isclass(given):  # calling it would make an object and handle nothing
+        raise ConfigurationError(
+            f"the handler of {of} is the class {given.__qualname__}: it takes a function, a method of an object, or an "
+            f"object that can be called"
+        )
+    if not callable(given):
+        raise ConfigurationError(f"the handler of {of} is {given!r}, which is no function")
 
 
 def _check_choice(name: str, given: object, allowed: Sequence[str], of: str) -> None:

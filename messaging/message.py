@@ -228,8 +228,8 @@ class Topic(Generic[T]):
     exists with another count raises at start. `retention` bounds, in seconds, what is kept for a group that does
     not read. `native` names an existing place of the broker to publish to: it is verified, never created.
 
-    Raises ConfigurationError for an illegal name, for a retention that is no duration, and for a union whose members
-    cannot be told apart.
+    Raises ConfigurationError for an illegal name, for a `key` that is no function, for a retention that is no duration,
+    and for a union whose members cannot be told apart.
     """
 
     __slots__ = ("codec", "key", "name", "native", "ordered", "partitions", "retention")
@@ -248,6 +248,11 @@ class Topic(Generic[T]):
     ) -> None:
         self.name = check_topic(name)
         self.codec: Codec[T] = Codec(type, content_type=content_type)
+        if key is not None and not callable(key):
+            raise ConfigurationError(
+                f"key of topic {name} is {key!r}; it takes a function from payload to key, as "
+                f"`lambda order: order.customer`"
+            )
         self.key = key
         self.ordered = ordered
         self.partitions = partitions

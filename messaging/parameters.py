@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 from contextlib import suppress
+from functools import partial
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -157,7 +158,10 @@ def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: 
         return parameter.empty
     else:
         known = ", ".join(sorted({type(value).__name__ for value in provided} | {"Delivery"}))
-        reason = f"nothing provides a {_shown(wanted)}; there are: {known}. The lifespan of the App yields resources"
+        missing = (
+            "it has no annotation" if wanted is parameter.empty else f"nothing provides a {_shown(wanted)}"
+        )
+        reason = f"{missing}; there are: {known}. The lifespan of the App yields resources"
     raise ConfigurationError(
         f"Parameter {parameter.name!r} of handler {name_of(function)} cannot be filled: {reason}"
     )
@@ -212,5 +216,7 @@ def _shown(wanted: Any) -> str:
 
 def name_of(function: Callable[..., Any]) -> str:
     """The function's name with its module, for logs and dead letters."""
+    while isinstance(function, partial):
+        function = function.func
     plain = inspect.unwrap(function)
     return f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', repr(plain))}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from messaging import App, ConfigurationError, RetryPolicy, connect
+from messaging import App, ConfigurationError, RetryPolicy, Topic, connect
 from tests.unit.topics import jobs, prices
 
 app: Any = App("billing")
@@ -39,6 +39,42 @@ def test_an_argument_that_means_nothing_is_refused_with_what_it_takes(name, wron
         app.subscribe(jobs, **{name: wrong})(handle)
 
     assert str(refused.value) == f"{name}={wrong!r} of jobs/billing: it takes {told}"
+
+
+class Charging:
+    async def __call__(self, job: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (Charging, "is the class Charging: it takes a function"),
+        (handle(""), "is None, which is no function"),
+    ],
+)
+def test_what_can_handle_nothing_is_refused(wrong, told):
+    with pytest.raises(ConfigurationError, match=f"the handler of jobs/billing {told}"):
+        app.subscribe(jobs)(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [(len, "takes a list of functions, not <built-in function len>"), ([3], "holds 3, which is no function")],
+)
+def test_middleware_that_can_do_nothing_is_refused(wrong, told):
+    made: Any = App
+
+    with pytest.raises(ConfigurationError, match=f"middleware of jobs/billing {told}"):
+        app.subscribe(jobs, middleware=wrong)(handle)
+    with pytest.raises(ConfigurationError, match=f"middleware of app billing {told}"):
+        made("billing", middleware=wrong)
+
+
+def test_a_key_that_is_no_function_is_refused():
+    made: Any = Topic
+
+    with pytest.raises(ConfigurationError, match="key of topic orders is 'customer'; it takes a function"):
+        made("orders", key="customer")
 
 
 def test_a_number_of_attempts_is_no_retry_policy():

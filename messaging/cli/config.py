@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from messaging.bus import connect
@@ -46,6 +47,19 @@ def run(arguments: Namespace) -> None:
         if settings.routes:
             print()
             _table(_route_rows(app, bus, settings.origins()))
+        for name in _of_no_subscription(app, settings):
+            print(
+                f"note: {name} is of nothing in {arguments.app}: of another program, or misspelt",
+                file=sys.stderr,
+            )
+
+
+def _of_no_subscription(app: App, settings: Settings) -> Iterable[str]:
+    """What the settings name and the app has not: one file may be for several programs."""
+    topics = {definition.topic.name for definition in app.definitions}
+    names = {definition.name for definition in app.definitions}
+    yield from (dotted(("topics", name)) for name in settings.topics if name not in topics)
+    yield from (dotted(("subscriptions", name)) for name in settings.subscriptions if name not in names)
 
 
 def _route_rows(app: App, bus: Bus, origins: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:

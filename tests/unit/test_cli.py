@@ -82,6 +82,22 @@ def test_config_of_an_app_shows_its_topics_and_subscriptions(
     assert rows['subscriptions."orders/audit".timeout'] == ["9.0", "code"]
 
 
+def test_config_of_an_app_notes_what_the_settings_misspell(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("messaging.toml").write_text(
+        '[topics.ordres]\npartitions = 4\n[subscriptions."orders/biling"]\nconcurrency = 5\n'
+        "[topics.orders]\npartitions = 4"
+    )
+
+    assert main(["config", f"{program}:app"]) == 0
+
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {name} is of nothing in {program}:app: of another program, or misspelt"
+        for name in ("topics.ordres", 'subscriptions."orders/biling"')
+    ]
+
+
 def test_config_shows_the_routes_and_the_broker_of_each_topic(
     monkeypatch: pytest.MonkeyPatch, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

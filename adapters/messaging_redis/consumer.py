@@ -38,6 +38,7 @@ _MOVED_AT_ONCE = 128
 _PRESENT = 3.0
 """How many polls a member may miss before it no longer counts as present."""
 _LOOK_FOR_DEAD_MEMBERS = 60.0
+_UNBLOCK_AGAIN = 0.1
 
 
 class SharedConsumer(Consumer):
@@ -205,6 +206,8 @@ class SharedConsumer(Consumer):
         return reply
 
     def _begun(self, connection: int) -> None:
+        if self._closed:  # meanwhile: nobody would end the wait
+            raise Closed(f"this member of {self._where} is closed")
         self._waiting = connection
 
     async def _take_over(self, limit: int) -> list[RawDelivery]:
@@ -413,18 +416,7 @@ class SharedConsumer(Consumer):
             return
         self._closed = True
         await self._background.stop()
-        if self._reading is not None:
-            # It is let finish: a cancelled read may leave entries with nobody.
-            reading, self._reading = self._reading, None
-            if self._waiting is not None:
-                with contextlib.suppress(MessagingError):  # then the read ends after its longest wait
-                    await self._connection.unblock(self._keys.retry, self._waiting)
-            await asyncio.wait((reading,), timeout=self._block + self._connection.settings.socket_timeout)
-            if not reading.done():
-                reading.cancel()
-                await asyncio.wait((reading,))
-            if not reading.cancelled():
-                reading.exception()
+        await self._end_reading()
         if not self._joined:
             return
         try:
@@ -441,6 +433,24 @@ class SharedConsumer(Consumer):
                 self.lease,
                 extra=self._extra(),
             )
+
+    async def _end_reading(self) -> None:
+        """What is read is let finish: a cancelled read may leave entries with nobody."""
+        reading, self._reading = self._reading, None
+        if reading is None:
+            return
+        end = time.monotonic() + self._block + self._connection.settings.socket_timeout
+        while not reading.done() and (left := end - time.monotonic()) > 0:
+            if self._waiting is not None:
+                with contextlib.suppress(MessagingError):  # then the read ends after its longest wait
+                    await self._connection.unblock(self._keys.retry, self._waiting)
+            # Again then: the server may not have begun the read when it was to end it.
+            await asyncio.wait((reading,), timeout=min(left, _UNBLOCK_AGAIN))
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait((reading,))
+        if not reading.cancelled():
+            reading.exception()
 
     @property
     def _where(self) -> str:

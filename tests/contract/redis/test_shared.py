@@ -139,6 +139,24 @@ async def test_a_release_is_not_counted(bench, after):
     assert (delivery.attempt, delivery.returns) == (1, 0)
 
 
+@pytest.mark.parametrize("turns", range(0, 16, 3))
+async def test_a_member_that_is_closed_as_a_read_begins_does_not_wait_for_its_end(bench, turns):
+    adapter = await bench.adapter(block=10, lease=60)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    await bench.publish(adapter, group.topic, 1)
+    await bench.drain(consumer, 1)
+
+    reading = asyncio.create_task(consumer.receive(1, 5))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait((reading,))
+
+    async with asyncio.timeout(5):
+        await consumer.close()
+
+
 async def test_close_gives_back_what_was_not_settled_uncounted_and_at_once(bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter)

@@ -49,6 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         option: str | None = metafunc.config.getoption("--messaging-broker")
         if option is not None:
             names = tuple(filter(None, (name.strip() for name in option.split(","))))
+            if not names:  # a variable that is not set; pytest would skip the test, and the run be green
+                raise pytest.UsageError(f"--messaging-broker {option!r} names no broker")
         else:
             mark = metafunc.definition.get_closest_marker(MARK)
             names = mark.args if mark else (MEMORY,)

@@ -1,5 +1,7 @@
 """The pytest plugin as a user of the library meets it."""
 
+import pytest
+
 from messaging import Bus
 
 pytest_plugins = ["pytester"]
@@ -50,6 +52,13 @@ def test_a_broker_that_cannot_be_had_fails_and_is_named(pytester):
     result = run(pytester, "--messaging-broker", "nosuch")
     result.assert_outcomes(passed=1, errors=2)
     result.stdout.fnmatch_lines(["*nosuch*"])
+
+
+def test_no_name_at_all_is_an_error_and_skips_nothing(pytester):
+    result = run(pytester, "--messaging-broker", "")
+
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*--messaging-broker '' names no broker*"])
 
 
 def test_the_plugin_costs_nothing_where_it_is_not_used(pytester):

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import Start, TopicSpec, TopologyMode
-from messaging.catalogue import Catalogue, kept_apart, merged
+from messaging.catalogue import Catalogue, merged
 from messaging.clock import Clock, SystemClock, timeout
 from messaging.errors import (
     Closed,
@@ -24,7 +24,7 @@ from messaging.errors import (
 )
 from messaging.ids import new_id
 from messaging.isolation import Isolation
-from messaging.message import Endpoint, Q, R, Receipt, T, Topic, seconds
+from messaging.message import Endpoint, Q, R, Receipt, T, Topic, checked_seconds
 from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from messaging.adapter import Adapter, Capabilities, DeadLetterStore, GroupInfo
+    from messaging.adapter import Adapter, Capabilities, GroupInfo
     from messaging.app import App
     from messaging.dead_letters import DeadLetters
     from messaging.dispatch import Dispatcher
@@ -314,6 +314,10 @@ class Bus:
         `publish` raises where the request was not sent, or may not have been. A cancelled one leaves nothing behind.
         """
         self.check_open()
+        if not isinstance(endpoint, Endpoint):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+            raise ConfigurationError(
+                f"request() takes an Endpoint, whose replies have a type, not {endpoint!r}"
+            )
         within = self.settings.request_timeout if timeout is None else checked_timeout(timeout)
         asked = self.clock.monotonic()
 
@@ -367,12 +371,20 @@ class Bus:
         Raises ConfigurationError naming both sides where the broker's record differs (16).
         """
         self.check_open()
-        if isinstance(what, Topic | Endpoint):
+        if isinstance(what, (Topic, Endpoint)):
+            if isinstance(groups, str):
+                raise ConfigurationError(
+                    f"declare(groups=...) takes names of groups, for instance [{groups!r}]"
+                )
             topic = what.topic if isinstance(what, Endpoint) else what
             spec = self._catalogue.spec(topic)
             wanted = [self._catalogue.group(spec, name) for name in groups]
             await self._catalogue.declare(wanted, [spec], again=True)
         else:
+            from messaging.app import App
+            from messaging.definition import check_kind
+
+            check_kind(what, App, "declare() takes an App, a Topic or an Endpoint")
             for made in what.plans(self):
                 await self._catalogue.declare([made.group], [made.group.topic], made.topology, again=True)
 
@@ -380,30 +392,10 @@ class Bus:
         self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
     ) -> DeadLetters:
         """The dead letters of one group. `ordered=False` is for a group that gives up its topic's order."""
-        from messaging.dead_letters import DeadLetters, KeptLetters
+        from messaging.dead_letters import letters_of
 
         self.check_open()
-        spec = self._catalogue.known_group(self._known(topic), group, ordered)
-        broker = self._routing.of(spec.topic.name)
-
-        async def ready() -> None:
-            self.check_open()
-            # With other partitions than the broker's, a redrive would put messages where nobody looks.
-            mode: TopologyMode = "off" if self.settings.topology == "off" else "verify"
-            await self._catalogue.declare([spec], [spec.topic], mode)
-
-        async def stores() -> Sequence[DeadLetterStore]:
-            kept = await self._catalogue.refresh(spec.topic)
-            return [broker.adapter.dead_letters(self._catalogue.in_generation(spec, one)) for one in kept]
-
-        return DeadLetters(
-            KeptLetters(stores) if kept_apart(broker.adapter) else broker.adapter.dead_letters(spec),
-            clock=self.clock,
-            topic=spec.topic.name,
-            group=group,
-            most=broker.capabilities.max_message_bytes,
-            ready=ready,
-        )
+        return letters_of(self, self._catalogue.known_group(self._known(topic), group, ordered))
 
     async def groups(self) -> Sequence[GroupInfo]:
         """The groups of the topics that this bus has declared, as their brokers know them."""
@@ -445,7 +437,7 @@ class Bus:
             TopicSpec(name),
             partitions=partitions,
             ordered=ordered,
-            grace=self.settings.generation_grace if grace is None else seconds(grace),
+            grace=self.settings.generation_grace if grace is None else checked_seconds(grace, "The grace"),
             clock=self.clock,
         )
 

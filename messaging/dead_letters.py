@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import DeadLetterStore, Gone, StoredLetter
+from messaging.catalogue import kept_apart
 from messaging.clock import Clock, sleep
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import Cause, Failure, parse, redriven
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from messaging.adapter import GroupSpec
+    from messaging.bus import Bus
     from messaging.stack import ErrorInfo
+    from messaging.topology import TopologyMode
 
 _log = logging.getLogger("messaging")
 
@@ -305,6 +309,30 @@ def _edited(message: Message, edit: Edit | None, most: int) -> Message:
             f"the edit of message {message.id} of {message.topic} changed its id or topic; both must stay"
         )
     return message if edited == message else corrected(message, edited, most)
+
+
+def letters_of(bus: Bus, group: GroupSpec) -> DeadLetters:
+    """Those of this group, in all generations of its topic."""
+    broker, catalogue = bus.broker(group.topic.name), bus.catalogue
+
+    async def ready() -> None:
+        bus.check_open()
+        # With other partitions than the broker's, a redrive would put messages where nobody looks.
+        mode: TopologyMode = "off" if bus.settings.topology == "off" else "verify"
+        await catalogue.declare([group], [group.topic], mode)
+
+    async def stores() -> Sequence[DeadLetterStore]:
+        kept = await catalogue.refresh(group.topic)
+        return [broker.adapter.dead_letters(catalogue.in_generation(group, one)) for one in kept]
+
+    return DeadLetters(
+        KeptLetters(stores) if kept_apart(broker.adapter) else broker.adapter.dead_letters(group),
+        clock=bus.clock,
+        topic=group.topic.name,
+        group=group.name,
+        most=broker.capabilities.max_message_bytes,
+        ready=ready,
+    )
 
 
 class KeptLetters(DeadLetterStore):

@@ -8,6 +8,7 @@ their names on the wire, so that a copy of a foreign message loses nothing.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from math import isfinite
@@ -18,7 +19,7 @@ from messaging.message import Key, Message, make_message
 from messaging.texts import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
 ATTEMPT = "messaging-attempt"
 FAILURE = "messaging-failure"
@@ -315,6 +316,8 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     Names have 1 to 200 bytes of UTF-8 and none of the reserved prefixes; names and values are text without
     NUL and lone surrogates; all together have at most 64 KiB. Raises InvalidMessage naming the header.
     """
+    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  what untyped code passes
+        raise InvalidMessage(f"headers is a {type(headers).__name__}; it must be a mapping of text to text")
     checked: dict[str, str] = {}
     total = 0
     for name, value in headers.items():

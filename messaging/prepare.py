@@ -5,7 +5,7 @@ Runs in the caller's task, so that one bad value fails one call, before anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -23,7 +23,7 @@ from messaging.partition import partition_of
 from messaging.texts import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from messaging.adapter import Capabilities, TopicSpec
     from messaging.clock import Clock
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SAME = 0.0005
 """Seconds in which messages may share one `time`: a tenth of what preparing and writing one costs is its own."""
+_SINGLE = (str, bytes, bytearray, Mapping)
+"""What can be iterated, and is one payload."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _LONGEST_CONTENT_TYPE = 255
 _ATTRIBUTES = 512
@@ -162,6 +164,11 @@ def _encoded(codec: Codec[Any], payloads: Iterable[Any]) -> Iterable[tuple[Any, 
             (payload,) = payloads
             return ((payload, codec.encode(payload)),)
         return zip(payloads, codec.encode_all(payloads), strict=True)
+    kind: type = type(payloads)
+    if issubclass(kind, _SINGLE) or not issubclass(kind, Iterable):
+        raise InvalidMessage(
+            f"publish_many() takes several payloads, in a list for instance, not one {kind.__name__}"
+        )
     # Each at its turn: a generator may change, and give again, what it gave before.
     return ((payload, codec.encode(payload)) for payload in payloads)
 
@@ -306,7 +313,9 @@ def _expiry(expires: Duration | datetime, now: datetime) -> datetime:
     try:
         return now + timedelta(seconds=seconds(expires))
     except (OverflowError, ValueError, TypeError):
-        raise InvalidMessage(f"expires={expires!r} is no time that can be reached") from None
+        raise InvalidMessage(
+            f"expires={expires!r} is no time that can be reached: it takes seconds, a timedelta or a datetime"
+        ) from None
 
 
 def checked_timeout(given: Duration) -> float:

@@ -402,3 +402,28 @@ async def test_a_bus_whose_close_is_cancelled_as_it_begins_is_closed():
 
     with pytest.raises(Closed):
         await adapter.groups()
+
+
+@pytest.mark.parametrize("payloads", ["abc", b"abc", {"a": 1}, 3])
+async def test_one_payload_is_not_taken_for_several(payloads):
+    async with connect("memory://") as opened:
+        bus: Any = opened
+        with pytest.raises(InvalidMessage, match=f"several payloads.*not one {type(payloads).__name__}"):
+            await bus.publish_many(Topic("letters"), payloads)
+
+
+async def test_what_a_call_does_not_take_is_refused_by_what_it_takes():
+    async with connect("memory://") as opened:
+        bus: Any = opened
+        with pytest.raises(ConfigurationError, match=r"groups=.*names.*\['billing'\]"):
+            await bus.declare(jobs, groups="billing")
+        with pytest.raises(ConfigurationError, match="an App, a Topic or an Endpoint, not 'jobs'"):
+            await bus.declare("jobs")
+        with pytest.raises(ConfigurationError, match="request.* takes an Endpoint.*not 'prices'"):
+            await bus.request("prices", "x")
+        with pytest.raises(InvalidMessage, match="headers is a list; it must be a mapping"):
+            await bus.publish(jobs, "x", headers=[("a", "b")])
+        with pytest.raises(ConfigurationError, match="The grace is 'PT10S'"):
+            await bus.begin_generation(jobs, grace="PT10S")
+
+        assert await bus.groups() == []

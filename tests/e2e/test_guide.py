@@ -34,7 +34,7 @@ def service(tmp_path: Path) -> Path:
 
 def test_every_python_block_is_a_file_that_is_tested():
     assert GUIDE.count("```python\n") == len(FILES)
-    assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py", "ledger.py", "traced.py"}
+    assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py", "ledger.py", "tenants.py"}
 
 
 def test_the_files_pass_strict_type_checks(python, service):
@@ -60,10 +60,10 @@ def test_consuming_by_hand_prints_what_the_guide_says(python, service):
     ("program", "printed"),
     [
         ("ledger.py", {"booked for account of p1", "booked for account of p2"}),
-        ("traced.py", {"trace-1 WHY"}),
+        ("tenants.py", {"north WHY"}),
     ],
 )
-def test_what_is_booked_once_and_traced_prints_what_the_guide_says(python, service, program, printed):
+def test_what_is_booked_once_and_carried_on_prints_what_the_guide_says(python, service, program, printed):
     run = python([program], cwd=service)
 
     assert sorted(run.stdout.splitlines()) == sorted(printed), run.stderr

@@ -45,8 +45,12 @@ class Publisher:
         parcels: list[Parcel] = []
         sent: list[int] = []
         once = False
+        topic: TopicSpec | None = None
+        state: TopicState | PublishError = _PENDING
         for at, one in enumerate(messages):
-            state = states[id(one.topic)]
+            if one.topic is not topic:
+                topic = one.topic
+                state = states[id(topic)]
             try:
                 if failed and (behind := failed.behind(one)) is not None:
                     raise behind
@@ -54,7 +58,8 @@ class Publisher:
                     raise state
                 parcels.append(self._parcel(one, state))
                 sent.append(at)
-                once = once or one.once is not None
+                if one.once is not None:
+                    once = True
             except PublishError as error:
                 results[at] = error
                 failed.add(one, error)
@@ -62,16 +67,19 @@ class Publisher:
             fates = await self._once.write(parcels, [messages[at].once for at in sent])
         else:
             fates = await self._session.writer.write(parcels)
+        topic, confirmed = None, make_receipt
         for at, packed, fate in zip(sent, parcels, fates, strict=True):
             one = messages[at]
-            if isinstance(fate, int):
-                state = states[id(one.topic)]
-                routed = isinstance(state, TopicState) and state.routed
-                confirmed = make_receipt if routed else Unrouted
-                results[at] = confirmed(one.message.id, packed.partition, f"{packed.partition}/{fate}")
-            else:
+            if not isinstance(fate, int):
                 results[at] = _told(one, fate)
                 self._forget(one.topic)
+                continue
+            if one.topic is not topic:
+                topic = one.topic
+                state = states[id(topic)]
+                confirmed = make_receipt if isinstance(state, TopicState) and state.routed else Unrouted
+            partition = packed.partition
+            results[at] = confirmed(one.message.id, partition, f"{partition}/{fate}")
         return results
 
     async def _states(self, messages: Sequence[Outgoing]) -> dict[int, TopicState | PublishError]:

@@ -51,6 +51,7 @@ SLOW = {
     "a_topic_without_order_changes_and_loses_nothing": 2.0,
     "a_woken_member_starts_nothing_that_others_have_handled": 3.0,
     "an_attempt_survives_the_member_that_failed": 1.6,
+    "an_expired_message_becomes_a_dead_letter_where_that_is_asked": 2.0,
     "failing_messages_do_not_stall_the_others": 0.9,
     "garbage_is_handled_or_given_up_with_a_reason": 2.0,
     "garbage_stops_no_ordered_topic": 2.0,

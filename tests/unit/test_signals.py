@@ -31,15 +31,20 @@ async def test_serve_drains_at_a_signal():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_a_signal_stops_all_apps_that_one_loop_serves():
+async def two_served_apps():
     buses = [connect("memory://"), connect("memory://")]
     apps = [App("a"), App("b")]
     for app in apps:
         app.subscribe(jobs)(lambda job: None)
-
     serving = [asyncio.create_task(app.serve(bus)) for app, bus in zip(apps, buses, strict=True)]
     while not all(bus.dispatchers for bus in buses):
         await asyncio.sleep(0)
+    return serving
+
+
+async def test_a_signal_stops_all_apps_that_one_loop_serves():
+    serving = await two_served_apps()
+
     os.kill(os.getpid(), signal.SIGTERM)
 
     async with asyncio.timeout(10):
@@ -48,13 +53,7 @@ async def test_a_signal_stops_all_apps_that_one_loop_serves():
 
 
 async def test_one_app_that_ends_leaves_the_signals_to_the_others():
-    buses = [connect("memory://"), connect("memory://")]
-    apps = [App("a"), App("b")]
-    for app in apps:
-        app.subscribe(jobs)(lambda job: None)
-    serving = [asyncio.create_task(app.serve(bus)) for app, bus in zip(apps, buses, strict=True)]
-    while not all(bus.dispatchers for bus in buses):
-        await asyncio.sleep(0)
+    serving = await two_served_apps()
 
     serving[1].cancel()
     await asyncio.wait({serving[1]})

@@ -297,15 +297,15 @@ async def an_expired_message_becomes_a_dead_letter_where_that_is_asked(broker: B
     topic, ledger = broker.topic(), Ledger()
 
     async def wait(_: Delivery[Any]) -> Outcome | None:
-        return Retry(after=1.2)
+        return Retry(after=2.2)
 
     broker.uses(topic, "billing")
     await broker.bus.declare(topic, groups=["billing"])
-    late = await broker.bus.publish(topic, "too late", expires=0.1)
+    late = await broker.bus.publish(topic, "too late", key="one partition", expires=0.1)
     await asyncio.sleep(0.2)
     async with broker.app(topic, ledger, then=wait, on_expired="dead_letter").running(broker.bus):
         await broker.letters(topic, count=1)
-        waits = await broker.bus.publish(topic, "expires while it waits", expires=1)
+        waits = await broker.bus.publish(topic, "expires while it waits", key="one partition", expires=2)
         await broker.letters(topic, count=2)
         await asyncio.sleep(0.2)
         letters = await broker.letters(topic)

@@ -8,6 +8,7 @@ imported before a test asks for it.
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def _shown(name: str) -> str:
 def messaging_server() -> Iterator[Callable[[str], str]]:
     """The URL of a broker by its name; found or started when it is first asked for, ended with the session."""
     urls: dict[str, str] = {MEMORY: f"memory://{secrets.token_hex(4)}"}
-    with ExitStack() as started:
+    with ExitStack() as started, pytest.MonkeyPatch.context() as environment:
 
         def server(name: str) -> str:
             if "://" in name:
@@ -75,9 +76,12 @@ def messaging_server() -> Iterator[Callable[[str], str]]:
                 from messaging_contracts import brokers
 
                 try:
-                    urls[name] = started.enter_context(brokers.start(name)).url
+                    broker = started.enter_context(brokers.start(name))
                 except brokers.BrokerUnavailable as error:
                     pytest.fail(str(error), pytrace=False)
+                for variable, value in broker.client_environment.items():
+                    environment.setenv(variable, os.environ.get(variable, value))
+                urls[name] = broker.url
             return urls[name]
 
         yield server

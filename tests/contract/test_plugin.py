@@ -3,6 +3,8 @@
 import pytest
 
 from messaging import Bus
+from messaging_contracts.brokers import environment_variable
+from messaging_contracts.brokers.sqs import CREDENTIALS
 
 pytest_plugins = ["pytester"]
 
@@ -46,6 +48,13 @@ def test_a_users_tests_run_in_memory_unless_told_otherwise(pytester):
 def test_a_users_tests_run_on_each_broker_that_is_named(pytester):
     result = run(pytester, "-v", "--messaging-broker", "memory,memory://another")
     result.assert_outcomes(passed=5)
+
+
+def test_a_server_that_the_plugin_starts_comes_with_what_its_clients_need(pytester, monkeypatch):
+    for variable in (environment_variable("elasticmq"), *CREDENTIALS):
+        monkeypatch.delenv(variable, raising=False)
+
+    run(pytester, "--messaging-broker", "elasticmq").assert_outcomes(passed=3)
 
 
 def test_a_broker_that_cannot_be_had_fails_and_is_named(pytester):

@@ -154,29 +154,30 @@ class Broker:
 
     # Topics and groups
 
-    def topic(self, name: str) -> TopicLog:
-        """The topic by its physical name. Raises TopicNotFound."""
+    def topic(self, name: str, *, known_as: str | None = None) -> TopicLog:
+        """The topic by its physical name, told as programs call it. Raises TopicNotFound."""
         try:
             return self.topics[name]
         except KeyError:
             raise TopicNotFound(
-                f"topic {name!r} does not exist on memory broker {self.name!r}: declare it first"
+                f"topic {known_as or name!r} does not exist on memory broker {self.name!r}: declare it first"
             ) from None
 
     def create_topic(
         self,
         name: str,
         *,
+        known_as: str | None = None,
         partitions: int = 8,
         ordered: bool = False,
         retention: float | None = None,
         history: int | None = 1000,
     ) -> TopicLog:
-        """Create a topic by its physical name; one that exists is returned as it is."""
+        """Create a topic by its physical name, told as programs call it; one that exists is returned as it is."""
         topic = self.topics.get(name)
         if topic is None:
             topic = TopicLog(
-                name, partitions=partitions, ordered=ordered, retention=retention, history=history
+                known_as or name, partitions=partitions, ordered=ordered, retention=retention, history=history
             )
             self.topics[name] = topic
         return topic

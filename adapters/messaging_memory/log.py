@@ -55,7 +55,10 @@ class Partition:
 
 
 class TopicLog:
-    """A topic of the broker: its record of partitions and order, its messages and its groups."""
+    """A topic of the broker: its record of partitions and order, its messages and its groups.
+
+    `name` is what programs call it: it stands in errors and logs.
+    """
 
     def __init__(
         self, name: str, *, partitions: int, ordered: bool, retention: float | None, history: int | None

@@ -51,6 +51,7 @@ class Declarer:
             for spec in specs:
                 self._broker.create_topic(
                     physical_topic(spec, self._namespace),
+                    known_as=spec.native or spec.name,
                     partitions=spec.partitions,
                     ordered=spec.ordered,
                     retention=spec.retention,
@@ -83,7 +84,7 @@ class Declarer:
 
     def topic(self, spec: TopicSpec) -> TopicLog:
         """Raises TopicNotFound."""
-        return self._broker.topic(physical_topic(spec, self._namespace))
+        return self._broker.topic(physical_topic(spec, self._namespace), known_as=spec.native or spec.name)
 
     def group(self, spec: GroupSpec) -> Group:
         """Raises TopicNotFound, or ConfigurationError where the broker's record of its order differs."""

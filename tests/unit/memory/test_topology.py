@@ -54,6 +54,27 @@ async def test_verify_creates_nothing(world):
     assert await world.adapter.groups() == []
 
 
+@pytest.mark.parametrize("namespace", [None, "staging"])
+async def test_errors_call_a_topic_by_the_name_that_its_program_gave(world, namespace):
+    adapter = MemoryAdapter(AdapterContext(clock=world.clock, namespace=namespace), broker=world.broker)
+    world.adapters.append(adapter)
+    await adapter.open()
+    with pytest.raises(TopicNotFound) as absent:
+        await adapter.declare(Topology([world.topic], mode="verify"))
+    await adapter.declare(Topology([world.topic]))
+    with pytest.raises(TopicNotFound) as without_group:
+        await adapter.declare(Topology(groups=[world.group], mode="verify"))
+    await adapter.declare(Topology(groups=[world.group]))
+    consumer = world.consumer(adapter=adapter)
+    await consumer.receive(1, 0)
+    await adapter.delete_group(world.group)
+    with pytest.raises(TopicNotFound) as deleted:
+        await consumer.receive(1, 0)
+
+    told = [str(raised.value) for raised in (absent, without_group, deleted)]
+    assert all("topic 'orders'" in text for text in told), told
+
+
 async def test_off_only_remembers_and_use_tells_what_is_missing(world):
     await world.adapter.declare(Topology([world.topic], [world.group], mode="off"))
 
@@ -158,7 +179,8 @@ async def test_retention_bounds_what_an_absent_group_keeps_and_tells_the_loss(wo
     (log,) = world.broker.topics.values()
     assert log.groups["billing"].lost == 1
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert (warning.lost, warning.group) == (1, "billing")
+    assert (warning.lost, warning.group, warning.topic) == (1, "billing", "orders")
+    assert "topic orders removed" in warning.getMessage()
 
 
 async def test_deleting_a_group_ends_its_members_and_all_it_kept(world):

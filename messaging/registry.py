@@ -78,8 +78,9 @@ def is_secret(option: str) -> bool:
 def split_namespace(url: str) -> tuple[str, str | None]:
     """The URL without its `?namespace=`, and that namespace: the one option that every broker knows (17).
 
-    Raises ConfigurationError for an illegal name, and for two of them.
+    Its scheme is in lower case then. Raises ConfigurationError for an illegal name, and for two of them.
     """
+    url = with_plain_scheme(url)
     base, question, query = url.partition("?")
     options = query.split("&")
     found = [option for option in options if option.startswith("namespace=")]
@@ -92,6 +93,12 @@ def split_namespace(url: str) -> tuple[str, str | None]:
     if len(found) > 1:
         raise ConfigurationError("the URL has the option 'namespace' twice")
     return f"{base}?{rest}" if rest else base, check_namespace(namespace)
+
+
+def with_plain_scheme(url: str) -> str:
+    """The URL with its scheme in lower case, as adapters and stores read it: no scheme is known by its case."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme.lower()}{mark}{rest}" if mark else url
 
 
 def scheme_of(url: str) -> str:
@@ -125,7 +132,7 @@ def adapter_class(url: str) -> type[Adapter]:
 
 def adapter_for(url: str, context: AdapterContext) -> Adapter:
     """The adapter of the URL, not yet opened. Raises as `adapter_class`, and for options it does not know."""
-    return adapter_class(url).from_url(url, context)
+    return adapter_class(url).from_url(with_plain_scheme(url), context)
 
 
 def store_class(url: str) -> type[IdempotencyStore]:
@@ -142,7 +149,7 @@ def store_class(url: str) -> type[IdempotencyStore]:
 
 def store_for(url: str, *, clock: Clock) -> IdempotencyStore:
     """The idempotency store of the URL, not yet opened. Raises as `store_class` does."""
-    return store_class(url).from_url(url, clock=clock)
+    return store_class(url).from_url(with_plain_scheme(url), clock=clock)
 
 
 def known_schemes(group: str) -> list[str]:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from messaging.errors import ConfigurationError
+from messaging.registry import with_plain_scheme
 from messaging.urls import ESCAPED, check_host, read_query
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def read_settings(url: str, context: AdapterContext) -> KafkaSettings:
 
     Raises ConfigurationError that names the option, never its value: it may be a secret.
     """
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = with_plain_scheme(url).partition("://")
     if scheme not in SCHEMES:
         raise ConfigurationError(
             f"the URL has no scheme of the Kafka adapter; known are {', '.join(SCHEMES)}"

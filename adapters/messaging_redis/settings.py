@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from messaging.errors import ConfigurationError
 from messaging.names import check_namespace
+from messaging.registry import with_plain_scheme
 from messaging.urls import ESCAPED, check_host, read_query
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ _KNOWN = (*sorted(RedisSettings.model_fields.keys() - _FROM_URL), *_CLIENT_ONLY)
 
 
 def _parse(url: str) -> dict[str, Any]:
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = with_plain_scheme(url).partition("://")
     if scheme not in SCHEMES:
         raise ConfigurationError(
             f"the URL has no scheme of the Redis adapter; known are {', '.join(SCHEMES)}"

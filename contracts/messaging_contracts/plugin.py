@@ -96,9 +96,10 @@ def messaging_broker(request: pytest.FixtureRequest, messaging_server: Callable[
 @pytest.fixture
 def messaging_url(messaging_broker: str) -> str:
     """The URL of the broker that this test runs on, with a namespace of its own; in memory a broker of its own."""
+    from messaging.registry import scheme_of
     from messaging_contracts.targets import with_options
 
-    if messaging_broker.startswith(f"{MEMORY}://"):
+    if scheme_of(messaging_broker) == MEMORY:
         return f"{MEMORY}://{secrets.token_hex(6)}"
     return with_options(messaging_broker, namespace=_fresh())
 

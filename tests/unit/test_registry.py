@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messaging import connect
 from messaging.adapter import Adapter, AdapterContext
 from messaging.clock import SystemClock
 from messaging.errors import ConfigurationError, MissingExtra
@@ -88,7 +89,7 @@ def test_a_scheme_finds_its_adapter_and_store_by_entry_point(entries: Entries, m
     store = store_for("acme://host", clock=SystemClock())
 
     assert isinstance(adapter, FakeAdapter)
-    assert (adapter.url, adapter.context) == ("ACME://host/1", context)
+    assert (adapter.url, adapter.context) == ("acme://host/1", context)
     assert isinstance(store, FakeStore)
     assert known_schemes(ADAPTERS) == ["acme"]
 
@@ -177,6 +178,24 @@ def test_what_is_no_url_is_refused_without_showing_it(url: str) -> None:
         scheme_of(url)
 
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "REDIS://host",
+        "Redis+Cluster://host",
+        "Amqps://host",
+        "Kafka+SSL://host",
+        "SQS://eu-central-1",
+        "MEMORY://",
+    ],
+)
+def test_the_case_of_a_scheme_says_nothing(url: str) -> None:
+    bus = connect(url, store="REDIS://host")
+
+    assert isinstance(bus.broker("orders").adapter, adapter_class(url.lower()))
+    assert isinstance(bus.store, store_class("redis://host"))
 
 
 def test_the_memory_adapter_and_store_are_installed() -> None:

@@ -132,6 +132,13 @@ def test_routes_to_one_broker_share_its_connection():
     assert bus.broker("c") is bus.broker("orders")
 
 
+def test_a_scheme_in_capitals_is_the_same_broker():
+    bus = mixed(routes={"a": "memory://events", "b": "MEMORY://events", "c": "Memory://jobs"})
+
+    assert bus.broker("a") is bus.broker("b")
+    assert bus.broker("c") is bus.broker("orders")
+
+
 def test_a_namespace_holds_on_every_broker_unless_its_url_names_one():
     bus = mixed(
         url="memory://jobs?namespace=staging", routes={"a": "memory://x", "b": "memory://x?namespace=b"}

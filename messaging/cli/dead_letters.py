@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from argparse import ArgumentTypeError
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from messaging.adapter import TopicSpec, Topology
 from messaging.bus import connect
 from messaging.cli.program import load_app
-from messaging.errors import ConfigurationError
+from messaging.errors import ConfigurationError, PublishManyError
 from messaging.logs import one_line
 from messaging.message import Topic
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from messaging.adapter import GroupSpec
     from messaging.app import App
     from messaging.bus import Bus
-    from messaging.dead_letters import DeadLetters
+    from messaging.dead_letters import DeadLetter, DeadLetters, Where
 
 
 def add(commands: _SubParsersAction[ArgumentParser]) -> None:
@@ -50,7 +51,10 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
             command.add_argument("--limit", type=_number_above_0, help="at most so many")
         else:
             command.add_argument(
-                "--id", action="append", dest="ids", help="only this message; may be repeated"
+                "--id",
+                action="append",
+                dest="ids",
+                help="only this message, which must be there; may be repeated",
             )
             command.add_argument("--all", action="store_true", help="all that are there now")
             command.add_argument("--dry-run", action="store_true", help="only say how many it would be")
@@ -82,13 +86,44 @@ async def perform(arguments: Namespace) -> None:
         letters = bus.dead_letters(topic, group=group.name)
         if arguments.verb == "list":
             await _list(letters, arguments)
-        elif arguments.verb == "redrive":
-            number = await letters.redrive(ids=arguments.ids, dry_run=arguments.dry_run)
-            print(f"{'would redrive' if arguments.dry_run else 'redrove'} {number}")
-        elif arguments.dry_run:
-            print(f"would purge {await _number(letters, arguments.ids)}")
+        elif arguments.ids is None:
+            print(await _done(letters, arguments, None))
         else:
-            print(f"purged {await letters.purge(ids=arguments.ids)}")
+            await _do_named(letters, arguments)
+
+
+async def _do_named(letters: DeadLetters, arguments: Namespace) -> None:
+    """Do it to those that are there. Raises ConfigurationError for the others: a misspelt id is not nothing to do."""
+    missing = dict.fromkeys(arguments.ids)
+
+    def named(letter: DeadLetter) -> bool:
+        if letter.id in arguments.ids:
+            missing.pop(letter.id, None)
+            return True
+        return False
+
+    def told() -> str:
+        listed = ", ".join(map(repr, missing))
+        return f"group {arguments.group} of topic {arguments.topic} has no dead letter {listed}"
+
+    try:
+        print(await _done(letters, arguments, named))
+    except PublishManyError:  # all were tried
+        if missing:
+            print(one_line(told()), file=sys.stderr)
+        raise
+    if missing:
+        raise ConfigurationError(told())
+
+
+async def _done(letters: DeadLetters, arguments: Namespace, where: Where | None) -> str:
+    """Redrive or purge, or only count, and what to say of it."""
+    if arguments.verb == "redrive":
+        number = await letters.redrive(ids=arguments.ids, where=where, dry_run=arguments.dry_run)
+        return f"{'would redrive' if arguments.dry_run else 'redrove'} {number}"
+    if arguments.dry_run:
+        return f"would purge {await _number(letters, where)}"
+    return f"purged {await letters.purge(ids=arguments.ids, where=where)}"
 
 
 def _described(bus: Bus, app: App, arguments: Namespace) -> tuple[Topic[Any], GroupSpec]:
@@ -131,11 +166,11 @@ async def _list(letters: DeadLetters, arguments: Namespace) -> None:
     print(f"{shown} of {await letters.count()}")
 
 
-async def _number(letters: DeadLetters, ids: list[str] | None) -> int:
-    if ids is None:
+async def _number(letters: DeadLetters, where: Where | None) -> int:
+    if where is None:
         return await letters.count()
     number = 0
-    async with aclosing(letters.browse(where=lambda letter: letter.id in ids)) as found:
+    async with aclosing(letters.browse(where=where)) as found:
         async for _ in found:
             number += 1
     return number

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from messaging import App, Message, Reject, RetryPolicy, Topic, connect
+from messaging import (
+    App,
+    ConfigurationError,
+    DeadLetters,
+    InvalidMessage,
+    Message,
+    PublishManyError,
+    Reject,
+    RetryPolicy,
+    Topic,
+    connect,
+)
 from messaging.adapter import Outgoing, TopicSpec
 from messaging.cli import dead_letters, generations, main, parser
 
@@ -274,7 +285,7 @@ async def test_a_message_or_its_error_can_forge_no_line_of_a_list_or_a_log(
 async def test_a_dry_run_changes_nothing(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
     await dead(broker, "redrive", "--all", "--dry-run")
     await dead(broker, "purge", "--all", "--dry-run")
-    await dead(broker, "purge", "--id", "m1", "--id", "mX", "--dry-run")
+    await dead(broker, "purge", "--id", "m1", "--dry-run")
     await dead(broker, "list")
 
     shown = capsys.readouterr().out.splitlines()
@@ -291,6 +302,40 @@ async def test_what_is_named_is_redriven_or_purged(broker: str, capsys: pytest.C
     assert shown[:2] == ["redrove 1", "purged 1"]
     assert shown[2].startswith("m2  ")
     assert shown[3] == "1 of 1"
+
+
+@pytest.mark.parametrize(
+    ("call", "done", "left"),
+    [
+        (["redrive"], "redrove 1", "2 of 2"),
+        (["redrive", "--dry-run"], "would redrive 1", "3 of 3"),
+        (["purge"], "purged 1", "2 of 2"),
+        (["purge", "--dry-run"], "would purge 1", "3 of 3"),
+    ],
+)
+async def test_an_id_that_is_not_there_is_told_when_the_others_are_done(
+    broker: str, call: list[str], done: str, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"group billing of topic orders has no dead letter 'mX', 'mY'$"
+    ):
+        await dead(broker, *call, "--id", "mX", "--id", "m1", "--id", "mY")
+    await dead(broker, "list")
+
+    shown = capsys.readouterr().out.splitlines()
+    assert (shown[0], shown[-1]) == (done, left)
+
+
+async def test_an_id_that_is_not_there_is_told_beside_a_letter_that_is_refused(
+    broker: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = InvalidMessage("cut off")
+    monkeypatch.setattr(DeadLetters, "_refusal", lambda *_: refusal)
+
+    with pytest.raises(PublishManyError, match="cut off"):
+        await dead(broker, "redrive", "--id", "mX", "--id", "m1")
+
+    assert "no dead letter 'mX'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("choice", [[], ["--all", "--id", "m1"]])

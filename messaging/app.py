@@ -204,6 +204,10 @@ class App:
         self._included.append(other)
 
     def _record(self, definition: Definition) -> None:
+        if not (definition.middleware or self._defaults.middleware):  # which may pass another payload on
+            from messaging.mismatch import check_payload
+
+            check_payload(definition)
         self._definitions.append((definition, self._defaults))
 
     # --- binding -------------------------------------------------------------------------------------------------

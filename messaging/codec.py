@@ -33,7 +33,7 @@ from messaging.fields import check_fields
 from messaging.unions import check_unions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import TypeAdapter
 
@@ -143,6 +143,11 @@ class Codec(Generic[T]):
         self._floats = "'type': 'float'" in repr(self._adapter.core_schema)
         self._to_json = self._adapter.serializer.to_json
         self._from_json = self._adapter.validator.validate_json
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The core schema of the type; None for bytes, and for `Any`."""
+        return None if self._adapter is None else self._adapter.core_schema
 
     def encode(self, payload: T) -> tuple[bytes, str]:
         """The body and its content type. Raises InvalidMessage naming the expected and the actual type."""

@@ -145,11 +145,11 @@ def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict
 
 def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: Sequence[object]) -> Any:
     """What fills the parameter, or `Parameter.empty` where its default does."""
-    wanted = _evaluated(function, parameter.annotation)
-    kinds = _kinds(wanted)
-    if any(kind is Delivery or get_origin(kind) is Delivery or _names_delivery(kind) for kind in kinds):
+    wanted = evaluated(function, parameter.annotation)
+    allowed = kinds(wanted)
+    if any(kind is Delivery or get_origin(kind) is Delivery or _names_delivery(kind) for kind in allowed):
         return _DELIVERY
-    matching = [value for value in provided if any(_is_a(value, kind) for kind in kinds)]
+    matching = [value for value in provided if any(_is_a(value, kind) for kind in allowed)]
     if len(matching) == 1:
         return matching[0]
     if len(matching) > 1:
@@ -167,19 +167,19 @@ def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: 
     )
 
 
-def _kinds(wanted: Any) -> Sequence[Any]:
+def kinds(wanted: Any) -> Sequence[Any]:
     """What an annotation allows: `Db | None` and `Annotated[Db, ...]` ask for a Db."""
     origin = get_origin(wanted)
     if origin is Annotated:
-        return _kinds(get_args(wanted)[0])
+        return kinds(get_args(wanted)[0])
     if origin is Union or origin is UnionType:
-        return [kind for one in get_args(wanted) for kind in _kinds(one)]
+        return [kind for one in get_args(wanted) for kind in kinds(one)]
     if isinstance(wanted, str):
         return [name.strip() for name in wanted.split("|")]
     return [wanted]
 
 
-def _evaluated(function: Callable[..., Any], annotation: Any) -> Any:
+def evaluated(function: Callable[..., Any], annotation: Any) -> Any:
     """The annotation as an object; as text where its name cannot be seen from the module or the closure."""
     if not isinstance(annotation, str):
         return annotation

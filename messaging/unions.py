@@ -81,7 +81,7 @@ class _Check:
         elif kind in {"union", "tagged-union"}:
             if kind == "union":
                 self._check(schema)
-            for choice in _choices(schema):
+            for choice in choices(schema):
                 self.visit(choice)
         elif kind == "model" and schema.get("root_model"):
             self.visit(schema["schema"])
@@ -121,10 +121,10 @@ class _Check:
             if ref not in within:  # a type that is a member of itself
                 yield from self._members(self._definitions[ref], root, within | {ref})
         elif kind == "union":
-            for choice in _choices(schema):
+            for choice in choices(schema):
                 yield from self._members(choice, root, within)
         elif kind == "tagged-union":
-            for choice in _choices(schema):
+            for choice in choices(schema):
                 for member in self._members(choice, root, within):
                     yield member._replace(discriminated=id(schema))
         elif schema.get("root_model"):
@@ -138,7 +138,8 @@ class _Check:
             yield _Member(_SCALARS.get(kind, "string"), kind, root, {})
 
 
-def _choices(union: Schema) -> list[Schema]:
+def choices(union: Schema) -> list[Schema]:
+    """The schemas of its members."""
     if union["type"] == "tagged-union":
         return list(cast("Mapping[str, Schema]", union["choices"]).values())
     choices = cast("Iterable[Schema | tuple[Schema, str]]", union["choices"])

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.envelope import MAX_ATTEMPT, REPLY_TO, Plain, decode, encode
+from messaging.errors import MessageTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,6 +72,13 @@ def exceeds(fields: Fields, most: int) -> int:
         len(part) if isinstance(part, bytes) or part.isascii() else len(part.encode()) for part in fields
     )
     return size if size > most else 0
+
+
+def too_large(told: str, size: int, most: int) -> MessageTooLarge:
+    """Why an entry of this size, `told` by this name, is not stored."""
+    return MessageTooLarge(
+        f"{told} has {size} bytes with its headers; at most {most} fit (option max_message_bytes of the Redis adapter)"
+    )
 
 
 def decode_entry(fields: Sequence[bytes], *, topic: str, position: str) -> tuple[Message, str | None]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 from messaging.adapter import Topology, Unrouted
 from messaging.errors import (
     ConnectionFailed,
-    MessageTooLarge,
     MessagingError,
     NoGroup,
     PublishError,
@@ -24,7 +23,7 @@ from messaging.errors import (
 from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging_redis.connection import Interrupted, translate
-from messaging_redis.entries import encode_entry, exceeds
+from messaging_redis.entries import encode_entry, exceeds, too_large
 from messaging_redis.packing import pack_addition
 from messaging_redis.scripts import PUBLISH, PUBLISH_ONCE
 
@@ -115,7 +114,7 @@ class Publisher:
                 item = _Item(at, outgoing, state)
                 # The whole command is longer than its entry.
                 if not 0 < len(item.packed) <= most and (size := item.exceeds(most)):
-                    raise _too_large(outgoing, size, most)
+                    raise too_large(f"message {outgoing.message.id} for topic {spec.name!r}", size, most)
                 shard = by_stream.get(item.stream)
                 if shard is None:
                     shard = shards.setdefault(self._connection.shard(item.stream), _Shard())
@@ -201,13 +200,6 @@ class Publisher:
 
 _OPEN = PublishError("not tried")
 """Stands where a result will be. None is left: an error that is raised again and again keeps what raised it."""
-
-
-def _too_large(outgoing: Outgoing, size: int, most: int) -> MessageTooLarge:
-    return MessageTooLarge(
-        f"message {outgoing.message.id} for topic {outgoing.topic.name!r} has {size} bytes with its headers; "
-        f"at most {most} fit (option max_message_bytes of the Redis adapter)"
-    )
 
 
 def _known(state: TopicState) -> bool:

@@ -13,14 +13,13 @@ from messaging.errors import (
     Closed,
     ConnectionFailed,
     InvalidMessage,
-    MessageTooLarge,
     MessagingError,
     PublishError,
     PublishUncertain,
 )
 from messaging_redis.connection import Interrupted, code_of, translate
 from messaging_redis.consumer import stream_pairs
-from messaging_redis.entries import decode_entry, encode_entry, exceeds
+from messaging_redis.entries import decode_entry, encode_entry, exceeds, too_large
 from messaging_redis.keys import reply_key, reply_pattern
 from messaging_redis.packing import pack_addition
 from messaging_redis.topology import as_dict
@@ -77,10 +76,7 @@ class RedisReplies:
             packed = pack_addition(address, message)
             # The whole command is longer than its entry.
             if len(packed) > most and (size := exceeds(encode_entry(message), most)):
-                results[at] = MessageTooLarge(
-                    f"the reply to {message.correlation_id} was not sent: it has {size} bytes with its headers; at "
-                    f"most {most} fit (option max_message_bytes of the Redis adapter)"
-                )
+                results[at] = too_large(f"the reply to {message.correlation_id}", size, most)
                 continue
             commands += (packed, ("PEXPIRE", address, alive))
             sent.append(at)

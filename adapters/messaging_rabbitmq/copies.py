@@ -51,7 +51,7 @@ class Copies:
 
     async def dead(self, delivery: RawDelivery, failure: str | None) -> Parcel:
         """A dead letter of the group."""
-        queue = await self._session.topology.dead(self._group)
+        queue = await self._session.topology.queues.dead(self._group)
         control = {ATTEMPT: str(delivery.attempt)}
         if failure is not None:
             control[FAILURE] = failure
@@ -63,7 +63,7 @@ class Copies:
         milliseconds = tier_for(after)
         if not milliseconds:
             return self._parcel(self._queue, delivery, control)
-        queue = await session.topology.tier(self._group, milliseconds)
+        queue = await session.topology.queues.tier(self._group, milliseconds)
         if queue is None:
             return None
         wait = written(after, milliseconds / 1000, now=now, member=session.member)

@@ -38,17 +38,28 @@ class Entries:
     channel: AbstractChannel
     queue: str
     groups: dict[str, bool] = field(default_factory=dict[str, bool])
+    begun: set[str] = field(default_factory=set[str])
+    """Those whose declaration did not end: their queues may be useless."""
     tags: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
-    async def add(self, group: str, *, ordered: bool) -> None:
-        """Add it, confirmed."""
+    async def begin(self, group: str, *, ordered: bool) -> None:
+        """Say that its queues will be there, confirmed."""
+        await self._publish({"group": group, "ordered": ordered, "begun": True})
+        self.groups[group] = ordered
+        self.begun.add(group)
+
+    async def end(self, group: str) -> None:
+        """Say that its queues are there, confirmed."""
+        await self._publish({"group": group, "ordered": self.groups[group]})
+        self.begun.discard(group)
+
+    async def _publish(self, record: dict[str, Any]) -> None:
         await self.channel.basic_publish(
-            json.dumps({"group": group, "ordered": ordered}).encode(),
+            json.dumps(record).encode(),
             routing_key=self.queue,
             properties=Basic.Properties(delivery_mode=2, message_id=unique_id()),
             mandatory=True,
         )
-        self.groups[group] = ordered
 
     async def remove(self, group: str) -> None:
         self.groups.pop(group, None)
@@ -126,7 +137,7 @@ class Registry:
 
     async def _collect(self, entries: Entries, arrived: asyncio.Queue[DeliveredMessage]) -> Entries:
         # A marker of our own ends the entries: the queue is first in, first out, and gives back to the front.
-        end = unique_id()
+        end, ended = unique_id(), set[str]()
         await entries.channel.basic_publish(
             b"",
             routing_key=entries.queue,
@@ -139,17 +150,21 @@ class Registry:
             tag = message.delivery_tag or 0
             if message.header.properties.message_id == end:
                 await entries.channel.basic_ack(tag)
+                entries.begun = entries.groups.keys() - ended
                 return entries
             record = _record(message.body)
             if record is None:  # the marker of a program that died, or nothing of ours
                 await entries.channel.basic_ack(tag)
                 continue
-            name, ordered = record
+            name, ordered, begun = record
+            if not begun:
+                ended.add(name)
             entries.groups[name] = ordered
             entries.tags.setdefault(name, []).append(tag)
 
 
-def _record(body: bytes) -> tuple[str, bool] | None:
+def _record(body: bytes) -> tuple[str, bool, bool] | None:
+    """The group, whether it keeps order, and whether its declaration has only begun."""
     try:
         value: object = json.loads(body)
     except (ValueError, RecursionError):
@@ -158,4 +173,6 @@ def _record(body: bytes) -> tuple[str, bool] | None:
         return None
     fields = cast("dict[str, Any]", value)
     name, ordered = fields.get("group"), fields.get("ordered")
-    return (name, ordered) if isinstance(name, str) and isinstance(ordered, bool) else None
+    if not isinstance(name, str) or not isinstance(ordered, bool):
+        return None
+    return name, ordered, "begun" in fields

@@ -19,6 +19,10 @@ TIERS = 16
 LONGEST = UNIT * 2 ** (TIERS - 1)
 
 
+SPARES = 2
+"""Queues that take the place of a tier that does not answer: the first is a millisecond longer, the second two."""
+
+
 def tier_for(remaining: float) -> int:
     """The tier, in milliseconds, of the next step: the largest that fits, the last part rounded up.
 
@@ -33,6 +37,11 @@ def tier_for(remaining: float) -> int:
 def all_tiers() -> list[int]:
     """Every tier of the ladder, in milliseconds."""
     return [125 << step for step in range(TIERS)]
+
+
+def with_spares(milliseconds: int) -> range:
+    """The tier, and those that take its place, in milliseconds."""
+    return range(milliseconds, milliseconds + 1 + SPARES)
 
 
 def tier_arguments(names: Names, group: GroupSpec, milliseconds: int) -> dict[str, Any]:

@@ -8,18 +8,18 @@ only while the topic has a group: without one, a mandatory publish must come bac
 
 from __future__ import annotations
 
-import logging
 import re
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from messaging.adapter import GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
+from messaging_rabbitmq.queues import Queues, quorum
 from messaging_rabbitmq.registry import Registry
-from messaging_rabbitmq.tiers import all_tiers, tier_arguments
+from messaging_rabbitmq.tiers import all_tiers, with_spares
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -32,20 +32,10 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.registry import Entries
     from messaging_rabbitmq.settings import RabbitMQSettings
 
-logger = logging.getLogger("messaging")
-
-DELIVERY_LIMIT = 1_000_000
-"""RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
 LONGEST_RETENTION = 10 * 365 * 86_400.0
 """Seconds: the longest `x-message-ttl`. RabbitMQ's refusal of more reads like one of arguments that have changed."""
 _STORED = re.compile(r"but current is '?p(\d+)(:ordered)?:")
 """What `Names.alternate` has written, in a text that may be cut after it."""
-
-
-def quorum(**arguments: Any) -> dict[str, Any]:
-    """The arguments of a quorum queue of ours."""
-    named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
-    return {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **named}
 
 
 class TopologyKeeper:
@@ -65,16 +55,14 @@ class TopologyKeeper:
         self._known_exchanges: set[str] = set()
         self._gone_exchanges: set[str] = set()
         """Of topics that a publish found missing, until they are declared."""
-        self._known_queues: set[str] = set()
-        self._seen_queues: set[str] = set()
-        """Those that were there once: missing later, somebody has deleted them."""
+        self.queues = Queues(link, names, settings, lambda group: self._modes.get(_place(group), "declare"))
         self._known_shapes: set[str] = set()
 
     def forget(self) -> None:
         """Check again what was known to exist."""
         self._known_exchanges.clear()
-        self._known_queues.clear()
         self._known_shapes.clear()
+        self.queues.forget()
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
@@ -122,59 +110,6 @@ class TopologyKeeper:
                     f"{exchange!r}. Declare it first, or let the topology setting declare it."
                 ) from None
         self._known_exchanges.add(exchange)
-
-    async def ready(self, group: GroupSpec, queue: str, arguments: dict[str, Any]) -> bool:
-        """A queue of the group that is made when it is first needed exists and answers.
-
-        False where the topology setting forbids making it and it is not there.
-        """
-        if queue in self._known_queues:
-            return True
-        mode = self._modes.get(_place(group), "declare")
-        lost = queue in self._seen_queues and not await self._has_queue(queue)
-        async with self._link.throwaway(f"declaring queue {queue}") as channel:
-            try:
-                if mode == "declare":
-                    await self._queue(channel, queue, arguments)
-                await channel.queue_declare(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return False
-        if lost:
-            logger.warning(
-                "Queue %r of group %s, topic %s, was deleted on RabbitMQ at %s and is made anew: what it held is lost",
-                queue,
-                group.name,
-                group.topic.name,
-                self._link.address,
-                extra={"broker": self._link.address, "topic": group.topic.name, "group": group.name},
-            )
-        self._known_queues.add(queue)
-        self._seen_queues.add(queue)
-        return True
-
-    async def _has_queue(self, queue: str) -> bool:
-        async with self._link.throwaway(f"looking for queue {queue}") as channel:
-            try:
-                await channel.queue_declare(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return False
-        return True
-
-    async def tier(self, group: GroupSpec, milliseconds: int) -> str | None:
-        """The tier's queue; None where it may not be made."""
-        queue = self._names.tier(group, milliseconds)
-        arguments = tier_arguments(self._names, group, milliseconds)
-        return queue if await self.ready(group, queue, arguments) else None
-
-    async def dead(self, group: GroupSpec) -> str:
-        """The queue of dead letters. Raises ConfigurationError where it is not there and may not be made."""
-        queue = self._names.dead(group)
-        if await self.ready(group, queue, quorum()):
-            return queue
-        raise ConfigurationError(
-            f"group {group.name} of topic {group.topic.name} has no queue {queue!r} for dead letters at RabbitMQ "
-            f"{self._link.address}: declare the group"
-        )
 
     # --- topics ------------------------------------------------------------------------------------------------
 
@@ -262,37 +197,54 @@ class TopologyKeeper:
             known = entries.groups.get(group.name)
             if known is not None and known != group.ordered:
                 raise _different_order(group, stored=known)
+            if group.name in entries.begun:
+                await self._undo(group, alone=entries.groups.keys() <= entries.begun)
             if known is None:
-                await entries.add(group.name, ordered=group.ordered)
+                await entries.begin(group.name, ordered=group.ordered)
             async with self._link.throwaway(f"declaring group {group.name}") as channel:
                 await self._group_queues(channel, group)
                 await self._ingress(channel, group.topic)
-                # A quorum queue may be stuck after its broker was killed: it must answer before it is trusted.
-                for queue in (*self._names.queues(group), self._names.dead(group)):
-                    await channel.queue_declare(queue, passive=True)
-        self._known_queues.add(self._names.dead(group))
-        self._seen_queues.add(self._names.dead(group))
+                if group.name in entries.begun:
+                    await self.queues.seal(channel, group)
+                    await entries.end(group.name)
+        self.queues.exists(self._names.dead(group))
 
     async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
         topic = group.topic
         retention = None if topic.retention is None else max(1, round(topic.retention * 1000))
-        await self._queue(channel, self._names.dead(group), quorum())
+        await self.queues.declare(channel, self._names.dead(group), quorum())
         if group.ordered:
             arguments = quorum(single_active_consumer=True, message_ttl=retention)
             for queue in self._names.queues(group):
-                await self._queue(channel, queue, arguments)
+                await self.queues.declare(channel, queue, arguments)
             await self._bind(channel, group)
             await channel.queue_declare(self._names.members(group), durable=True)
             return
         queue = self._names.queue(group)
-        await self._queue(channel, queue, quorum(message_ttl=retention))
-        await self._queue(channel, self._names.suspects(group), quorum())
+        await self.queues.declare(channel, queue, quorum(message_ttl=retention))
+        await self.queues.declare(channel, self._names.suspects(group), quorum())
         await self._bind(channel, group)
+
+    async def _undo(self, group: GroupSpec, *, alone: bool) -> None:
+        """Delete what a declaration that did not end has made: if the broker was killed, one of them never answers.
+
+        Nobody was told that the group is there, and nothing that is published was promised to it.
+        """
+        queues = [*self._names.queues(group), self._names.dead(group)]
+        if not group.ordered:
+            queues.append(self._names.suspects(group))
+        if alone:
+            queues.append(self._names.ingress(group.topic))
+            async with self._link.throwaway(f"declaring group {group.name} again") as channel:
+                await channel.exchange_delete(self._names.alternate(group.topic))
+        for queue in queues:  # each has its own time: one that does not answer takes five seconds
+            async with self._link.throwaway(f"declaring group {group.name} again") as channel:
+                await channel.queue_delete(queue)
 
     async def _ingress(self, channel: AbstractChannel, topic: TopicSpec) -> None:
         """Last, so that what arrives there can be sent on."""
         ingress, alternate = self._names.ingress(topic), self._names.alternate(topic)
-        await self._queue(channel, ingress, quorum(single_active_consumer=True))
+        await self.queues.declare(channel, ingress, quorum(single_active_consumer=True))
         await channel.exchange_declare(alternate, exchange_type="fanout", durable=True)
         await channel.queue_bind(ingress, alternate)
 
@@ -333,15 +285,6 @@ class TopologyKeeper:
             raise _different_order(group, stored=known)
         self._known_shapes.add(place)
 
-    async def _queue(self, channel: AbstractChannel, queue: str, arguments: dict[str, Any]) -> None:
-        try:
-            await channel.queue_declare(queue, durable=True, arguments=arguments)
-        except ChannelPreconditionFailed as error:
-            raise ConfigurationError(
-                f"queue {queue!r} at RabbitMQ {self._link.address} exists with other arguments than this program "
-                f"asks for: {error}. Change the setting (retention?), or delete the group."
-            ) from error
-
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`. An adopted queue is left alone."""
         self.groups.pop(_place(group), None)
@@ -375,14 +318,13 @@ class TopologyKeeper:
     async def _delete(self, group: GroupSpec, *, last: bool) -> None:
         names = self._names
         queues = [*names.queues(group), names.dead(group)]
-        queues += [names.tier(group, milliseconds) for milliseconds in all_tiers()]
+        queues += [names.tier(group, time) for tier in all_tiers() for time in with_spares(tier)]
         if group.ordered:
             queues.append(names.members(group))
             queues += [names.guard(group, partition) for partition in range(group.topic.partitions)]
         else:
             queues.append(names.suspects(group))
-        self._known_queues.difference_update(queues)
-        self._seen_queues.difference_update(queues)
+        self.queues.deleted(queues)
         async with self._link.throwaway(f"deleting group {group.name}") as channel:
             if last:
                 await channel.exchange_delete(names.alternate(group.topic))

@@ -156,7 +156,7 @@ async def test_a_long_record_of_groups_that_nobody_waits_for_any_more_stops_noth
     names = [f"g{number}" for number in range(200)]
     async with other.record() as entries:
         for name in names:
-            await entries.add(name, ordered=False)
+            await entries.begin(name, ordered=False)
 
     for steps in range(100):
         looking = asyncio.create_task(other.adapter._session.topology.recorded(other.group))

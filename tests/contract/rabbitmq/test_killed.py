@@ -1,0 +1,148 @@
+"""A broker that is killed while it makes a queue: the queue is there afterwards, and never answers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import aiormq
+import pytest
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
+
+from messaging.adapter import Done, GroupSpec, TopicSpec, Topology
+from messaging.errors import ConnectionFailed
+from messaging.message import Retry
+from messaging_contracts.brokers import Broker, start
+from messaging_rabbitmq import RabbitMQAdapter
+from messaging_rabbitmq.answering import answers
+from messaging_rabbitmq.tiers import tier_arguments
+from tests.contract.bench import ids, publish, receive, settle
+from tests.contract.rabbitmq.support import Bench
+
+TIERS = (125, 250, 500, 1000, 2000)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with start("rabbitmq", own=True, native=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def bench(broker: Broker) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        yield Bench(broker.url, stack)
+
+
+async def kill_while_it_makes(
+    bench: Bench, broker: Broker, queues: Mapping[str, dict[str, Any]]
+) -> Collection[str]:
+    """Those of the queues, which come with their arguments, that do not answer afterwards."""
+    connection = await aiormq.connect(broker.url)
+    made: list[asyncio.Task[Any]] = []
+    for queue, arguments in queues.items():
+        channel = await connection.channel()
+        made.append(asyncio.create_task(channel.queue_declare(queue, durable=True, arguments=arguments)))
+    await asyncio.wait(made, return_when=asyncio.FIRST_COMPLETED)
+    broker.kill()
+    await asyncio.gather(*made, return_exceptions=True)
+    with suppress(AMQPError, OSError):
+        await connection.close()
+    await asyncio.to_thread(broker.restart)
+    return await those_silent(await bench.adapter(), queues)
+
+
+async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
+    bench: Bench, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "messaging")
+    silent: Collection[str] = ()
+    for attempt in range(5):  # to kill it a moment too late makes nothing that is silent
+        adapter = await bench.adapter()
+        group = await bench.group(adapter, name=f"billing-{attempt}")
+        names = adapter._session.names
+        tiers = {names.tier(group, time): tier_arguments(names, group, time) for time in TIERS}
+        if silent := await kill_while_it_makes(bench, broker, tiers):
+            break
+    assert silent, "no queue was being made when the broker was killed"
+    seconds = min(time for time in TIERS if names.tier(group, time) in silent) / 1000
+    member = await bench.adapter()
+    await bench.group(member, name=group.name)
+    await publish(member, group.topic, "m1")
+    consumer = bench.consumer(member, group)
+    deliveries = await receive(consumer, 1)
+
+    began = time.monotonic()
+    await settle(consumer, deliveries, Retry(), after=seconds)
+    again = await receive(consumer, 1)
+
+    assert (ids(again), again[0].attempt) == (["m1"], 2)
+    assert time.monotonic() - began >= seconds
+    told = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+    assert len(told) == 1 and names.tier(group, round(seconds * 1000)) in told[0] and group.name in told[0]
+
+
+async def test_a_group_whose_declaration_was_cut_off_is_declared_again(bench: Bench, broker: Broker) -> None:
+    topic = TopicSpec("orders", ordered=True, partitions=8)
+    silent: list[str] = []
+    for attempt in range(5):
+        adapter = await bench.adapter()
+        group = GroupSpec(topic, f"billing-{attempt}", ordered=True)
+        await adapter.declare(Topology(topics=[topic]))
+        names = adapter._session.names
+        declaring = asyncio.create_task(adapter.declare(Topology(groups=[group])))
+        await has(adapter, names.queue(group, attempt))
+        broker.kill()
+        with pytest.raises(ConnectionFailed):
+            await declaring
+        await asyncio.to_thread(broker.restart)
+        silent += await those_silent(adapter, [*names.queues(group), names.dead(group)])
+
+        member = await bench.adapter()
+        await bench.group(member, topic, group.name)
+        await publish(member, topic, *(f"{attempt}-{n}" for n in range(8)), key="k")
+        got = ids(await receive(bench.consumer(member, group), 8))
+
+        assert got == [f"{attempt}-{n}" for n in range(8)]
+        if silent:
+            return
+    pytest.fail("no queue was being made when the broker was killed")
+
+
+async def test_what_a_new_delay_has_confirmed_is_there_after_the_broker_was_killed(
+    bench: Bench, broker: Broker
+) -> None:
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m1")
+    consumer = bench.consumer(adapter, group)
+    assert await settle(consumer, await receive(consumer, 1), Retry(), after=0.125) == [Done()]
+
+    broker.kill()
+    await asyncio.to_thread(broker.restart)
+    member = await bench.adapter()
+    await member.declare(Topology(groups=[group]))
+
+    consumer = bench.consumer(member, group)
+    (came,) = await receive(consumer, 1)
+    if came.attempt == 1:  # the broker had not yet written down that the original was settled
+        (came,) = await receive(consumer, 1)
+    assert (came.message.id, came.attempt) == ("m1", 2)
+
+
+async def has(adapter: RabbitMQAdapter, queue: str) -> None:
+    """Wait until the queue is declared."""
+    while True:
+        channel = await adapter.native.channel()
+        with suppress(ChannelNotFoundEntity):
+            await channel.queue_declare(queue, passive=True)
+            return
+
+
+async def those_silent(adapter: RabbitMQAdapter, queues: Collection[str]) -> list[str]:
+    """Those that are there and give no answer."""
+    settings = adapter._session.settings
+    answered = await asyncio.gather(*(answers(settings, queue) for queue in queues))
+    return [queue for queue, answer in zip(queues, answered, strict=True) if not answer]

@@ -88,8 +88,11 @@ class RedisAdapter(Adapter):
             no_group=Capability("emulated", "the record of groups, looked at before and beside publishing"),
             generations=Capability("emulated", "streams of their own, and a record of which are kept"),
             idempotent_publish=Capability(
-                "emulated", "a script keeps the marks of what it stored for some minutes"
-            ),
+                "unsupported",
+                "the server may evict the marks of what it stored: set maxmemory-policy noeviction",
+            )
+            if self._server.evicts
+            else Capability("emulated", "a script keeps the marks of what it stored for some minutes"),
             crash_guard=Capability("emulated", "the server counts hand-overs; the mark is stored in a hash"),
             lateness=settings.poll,
             max_message_bytes=settings.max_message_bytes,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
 from messaging_redis.topology import as_dict
 
 if TYPE_CHECKING:
     from messaging_redis.connection import RedisConnection
+
+Durability: TypeAlias = Literal["none", "process crash", "power loss", "unknown"]
 
 OLDEST = (7, 0)
 
@@ -19,7 +21,9 @@ class Server:
     """One server, or one node of a cluster."""
 
     version: str
-    durability: Literal["none", "process crash", "power loss", "unknown"]
+    durability: Durability
+    evicts: bool = False
+    """Whether it removes what has a time to live when its memory is full."""
 
 
 async def inspect(connection: RedisConnection) -> Server:
@@ -40,14 +44,32 @@ async def inspect(connection: RedisConnection) -> Server:
     if policy.startswith("allkeys-"):
         raise ConfigurationError(
             f"Redis at {address} has maxmemory-policy {policy}: it would evict streams and lose messages. "
-            f"Set noeviction (or a volatile- policy)"
+            f"Set noeviction"
         )
+    return Server(version, _durability(facts, fsync), policy.startswith("volatile-"))
+
+
+async def refuse_eviction(connection: RedisConnection) -> None:
+    """Raises ConfigurationError where the server would evict what has a time to live, as idempotency keys have.
+
+    A user who may not ask is let through.
+    """
+    (info,) = await connection.exchange("", (("INFO", "memory"),))
+    policy = "" if isinstance(info, Exception) else _lines(info).get("maxmemory_policy", "")
+    if policy not in ("", "noeviction"):
+        raise ConfigurationError(
+            f"Redis at {connection.settings.address} has maxmemory-policy {policy}: as an idempotency store it would "
+            f"evict keys, and what they stand for would be handled twice. Set noeviction, or name another store"
+        )
+
+
+def _durability(facts: dict[str, str], fsync: Any) -> Durability:
     if "aof_enabled" not in facts:
-        return Server(version, "unknown")
+        return "unknown"
     if facts["aof_enabled"] != "1":
-        return Server(version, "none")
+        return "none"
     always = not isinstance(fsync, Exception) and _text(as_dict(fsync).get("appendfsync", b"")) == "always"
-    return Server(version, "power loss" if always else "process crash")
+    return "power loss" if always else "process crash"
 
 
 def _text(value: Any) -> str:

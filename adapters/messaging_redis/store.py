@@ -8,6 +8,7 @@ from messaging.errors import IdempotencyConflict
 from messaging.store import BeginResult, Begun, Completed, IdempotencyStore, InProgress
 from messaging_redis.connection import RedisConnection
 from messaging_redis.scripts import BEGIN, FINISH
+from messaging_redis.server import refuse_eviction
 from messaging_redis.settings import RedisSettings
 
 if TYPE_CHECKING:
@@ -33,8 +34,13 @@ class RedisStore(IdempotencyStore):
         return cls(RedisSettings.from_url(url))
 
     async def open(self) -> None:
-        """See `IdempotencyStore.open`."""
+        """See `IdempotencyStore.open`. Raises ConfigurationError for a server that would evict keys."""
         await self._connection.open()
+        try:
+            await refuse_eviction(self._connection)
+        except BaseException:  # a cancelled start leaves nothing open either
+            await self._connection.close()
+            raise
 
     async def close(self) -> None:
         """See `IdempotencyStore.close`."""

@@ -68,14 +68,15 @@ async def test_a_server_that_hangs_is_given_up_in_time(own):
     broker.resume()
 
 
-async def test_a_server_that_would_evict_messages_is_refused_and_a_volatile_policy_is_not(own):
+async def test_a_server_that_would_evict_messages_is_refused_and_one_that_evicts_marks_stores_none_once(own):
     _, bench = await own(config={"maxmemory-policy": "allkeys-lru"})
 
     with pytest.raises(ConfigurationError, match="allkeys-lru"):
         await bench.made().open()
 
     _, bench = await own(config={"maxmemory-policy": "volatile-lru"})
-    await bench.adapter()
+    adapter = await bench.adapter()
+    assert adapter.capabilities.idempotent_publish.level == "unsupported"
 
 
 @pytest.mark.parametrize(

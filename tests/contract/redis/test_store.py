@@ -6,7 +6,12 @@ from uuid import uuid4
 import pytest
 
 from messaging.clock import SystemClock
-from messaging.errors import AuthenticationFailed, ConnectionFailed, IdempotencyConflict
+from messaging.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    ConnectionFailed,
+    IdempotencyConflict,
+)
 from messaging.store import Begun, Completed, InProgress
 from messaging_contracts.brokers.process import free_port
 from messaging_redis import RedisStore
@@ -101,3 +106,11 @@ async def test_a_store_that_cannot_be_reached_says_so(own):
     with pytest.raises(ConnectionFailed):
         await store.begin("k", digest="d", lease=5)
     await store.close()
+
+
+@pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-lru"])
+async def test_a_server_that_would_evict_keys_is_refused_as_a_store(own, policy):
+    _, bench = await own(config={"maxmemory-policy": policy})
+
+    with pytest.raises(ConfigurationError, match=f"{policy}.*handled twice"):
+        await RedisStore.from_url(bench.url, clock=SystemClock()).open()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.calls import overtaking
-from messaging.errors import PublishError
+from messaging.errors import ConfigurationError, PublishError
 from messaging.message import Message, Receipt
 
 if TYPE_CHECKING:
@@ -34,21 +34,42 @@ async def publish_through(
     successors of the same key (7); others go at once. An error that is no PublishError is raised when nothing is under
     way any more.
     """
+    handler = _through(middleware, send)
+    if ordered:
+        return [await _in_turn(handler, message, turn) for message in messages]
+    under_way = [_published(handler, message, turn) for message in messages]
+    results = await asyncio.gather(*under_way, return_exceptions=True)
+    return [_result(result) for result in results]
+
+
+def _through(middleware: Sequence[PublishMiddleware], send: PublishHandler) -> PublishHandler:
     handler = send
     for one in reversed(middleware):
         handler = one(handler)
-    if ordered:
-        return [await _in_turn(handler, message, turn) for message in messages]
-    under_way = [turn.through(handler, message) for message in messages]
-    results = await asyncio.gather(*under_way, return_exceptions=True)
-    return [_result(result) for result in results]
+        if not callable(handler):  # pyright: ignore[reportUnnecessaryComparison]  a forgotten return
+            raise ConfigurationError(
+                f"publish middleware {one!r} returned a {type(handler).__name__}: it must return a function that "
+                f"publishes a message"
+            )
+    return handler
+
+
+async def _published(handler: PublishHandler, message: Message, turn: Turn) -> Receipt:
+    """Raises TypeError for what is no receipt: its caller would take the message for published."""
+    receipt = await turn.through(handler, message)
+    if not isinstance(receipt, Receipt):  # pyright: ignore[reportUnnecessaryIsInstance]  a forgotten return
+        raise TypeError(
+            f"publish middleware returned {type(receipt).__name__}, which is no Receipt, for message {message.id} of "
+            f"{message.topic}, which may have been published or not: return what `next` returned"
+        )
+    return receipt
 
 
 async def _in_turn(handler: PublishHandler, message: Message, turn: Turn) -> Receipt | PublishError:
     try:
         if (failed := await turn.begin(message)) is not None:
             return overtaking(message, *failed)
-        receipt = await turn.through(handler, message)
+        receipt = await _published(handler, message, turn)
     except Exception as error:
         turn.fail(message, error)
         return _result(error)

@@ -6,6 +6,7 @@ import pytest
 
 from messaging import (
     App,
+    ConfigurationError,
     InvalidMessage,
     PublishError,
     PublishManyError,
@@ -86,7 +87,7 @@ async def test_what_publish_middleware_changes_in_place_is_checked(clock):
 
 
 async def test_publish_middleware_passes_on_a_message(clock):
-    def forgetful(next):
+    def forgetful(next) -> Any:
         return lambda message: next(None)
 
     async with connect("memory://", clock=clock, publish_middleware=[forgetful]) as bus:
@@ -398,3 +399,28 @@ async def test_middleware_that_does_not_end_holds_a_call_no_longer_than_its_time
         assert all(call.done() for call in calls)
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(error) for error in errors] == [PublishError, PublishUncertain]
+
+
+@pytest.mark.parametrize("topic", [jobs, orders])
+async def test_a_message_that_publish_middleware_swallows_is_not_told_as_published(clock, topic):
+    def swallowing(next) -> Any:
+        async def send(message):
+            """Neither calls the next one nor returns anything."""
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[swallowing]) as bus:
+        await bus.declare(topic, groups=["audit"])
+        with pytest.raises(TypeError, match="NoneType, which is no Receipt.*`next`"):
+            await bus.publish(topic, "x")
+        with pytest.raises(TypeError, match="no Receipt"):
+            await bus.publish_many(topic, ["x", "y"])
+
+
+async def test_publish_middleware_that_returns_no_function_is_told(clock):
+    def forgetful(next) -> Any:
+        """Returns nothing."""
+
+    async with connect("memory://", clock=clock, publish_middleware=[forgetful]) as bus:
+        with pytest.raises(ConfigurationError, match="forgetful.*NoneType"):
+            await bus.publish(jobs, "x")

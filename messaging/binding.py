@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REMEMBERED = 30.0
 """Seconds for which a store counts as away that is asked no more: what is released comes again sooner."""
+SILENT = 5.0
+"""Seconds after which a store that is asked and answers nobody counts as away."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,21 @@ class StoreState:
     error: Exception | None = None
     at: float = -inf
     """When it failed, in `Clock.monotonic` seconds."""
+    asking: int = 0
+    """Questions that it has not answered."""
+    quiet_since: float = inf
+    """While there are any: since when it has answered none."""
+
+    def asked(self, now: float) -> None:
+        """A question begins."""
+        if not self.asking:
+            self.quiet_since = now
+        self.asking += 1
+
+    def answered(self, now: float) -> None:
+        """One is over, with an answer or without."""
+        self.asking -= 1
+        self.quiet_since = now
 
     def check(self) -> None:
         """Raise what no trying again heals (25); a store of another party may raise OSError where it is away."""
@@ -61,6 +78,8 @@ class StoreState:
 
     def failing(self, now: float) -> str | None:
         """Why it does not answer; None where it does, or where nothing was asked for long."""
+        if self.asking and now - self.quiet_since >= SILENT:
+            return f"the idempotency store has answered nothing for more than {SILENT:g} s"
         if self.error is None or now > self.at + REMEMBERED:
             return None
         return f"the idempotency store does not answer: {self.error!r}"

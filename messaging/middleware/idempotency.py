@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from messaging.binding import StoreState
 from messaging.clock import Clock, Timer, check_cancelled, sleep, timeout
 from messaging.current import still_leased
-from messaging.errors import IdempotencyConflict, MessagingError
+from messaging.errors import ConnectionFailed, IdempotencyConflict, MessagingError
 from messaging.message import Ack, Reject, Release
 from messaging.middleware.expiry import has_expired
-from messaging.store import Completed, IdempotencyStore, InProgress
+from messaging.store import BeginResult, Completed, IdempotencyStore, InProgress
 from messaging.texts import plain
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _log = logging.getLogger("messaging")
 
 _BEATS = 3  # how often within one lease it is extended
 _PATIENCE = 5.0  # seconds that a call to the store may take once the handler is over
+_HUNG = 2  # leases of a key after which nobody waits for the store to give it
 _AWAY = (MessagingError, OSError)
 _STORE_AWAY = 1.0  # seconds until a message is tried again whose key the store could not take
 
@@ -61,7 +62,7 @@ def idempotent(
             name = f"{scope}:{message.id if key is None else _checked_key(key(message))}"
             asked = clock.monotonic()
             try:
-                begun = await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
+                begun = await _begin(store, name, message, lease=lease, clock=clock, state=state)
             except IdempotencyConflict as conflict:
                 rejected = Reject(str(conflict), cause="exception")
                 rejected.__cause__ = conflict
@@ -100,6 +101,22 @@ def idempotent(
         return handle
 
     return middleware
+
+
+async def _begin(
+    store: IdempotencyStore, name: str, message: Message, *, lease: float, clock: Clock, state: StoreState
+) -> BeginResult:
+    """Ask for the key. No store is waited for without an end: the lease of what it says later is long over."""
+    state.asked(clock.monotonic())
+    try:
+        async with timeout(clock, _HUNG * lease):
+            return await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
+    except TimeoutError as error:
+        if str(error):
+            raise
+        raise ConnectionFailed("it did not answer in time") from error
+    finally:
+        state.answered(clock.monotonic())
 
 
 def _checked_key(value: object) -> str:

@@ -543,3 +543,39 @@ async def test_a_store_that_hangs_does_not_hold_the_outcome_for_ever(store, cloc
 
     assert await task == Ack()
     assert "was not completed" in caplog.text
+
+
+async def test_a_store_that_hangs_is_told_of_and_given_up(store, clock, caplog):
+    state = StoreState()
+    handler = always(Ack())
+    store.slow["begin"] = 1e6
+    task = asyncio.create_task(protect(store, handler, state=state)(delivery()))
+    await clock.advance(4)
+    early = state.failing(clock.monotonic())
+    await clock.advance(2)
+    silent = state.failing(clock.monotonic())
+    await clock.advance(2 * LEASE)
+
+    assert early is None
+    assert "answered nothing for more than 5 s" in str(silent)
+    assert isinstance(await task, Release)
+    assert "did not answer in time" in str(state.failing(clock.monotonic()))
+    assert "did not answer in time" in caplog.text
+    assert handler.handled == []
+
+
+async def test_a_store_that_answers_others_is_not_away(store, clock):
+    state = StoreState()
+    handle = protect(store, always(Ack()), state=state)
+    store.slow["begin"] = 8
+    slow = asyncio.create_task(handle(delivery("slow")))
+    await clock.advance(4)
+    store.slow["begin"] = 0
+    await handle(delivery("quick"))
+    await clock.advance(3)
+    meanwhile = state.failing(clock.monotonic())
+    await clock.advance(2)
+
+    assert meanwhile is None
+    assert await slow == Ack()
+    assert state.failing(clock.monotonic()) is None

@@ -106,6 +106,15 @@ class RedisSettings(BaseModel):
     ) -> RedisSettings:
         """The URL's query parameters count before `options`. Raises ConfigurationError, never showing a password."""
         values: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
+        for name in options or {}:
+            if name in _FROM_URL:
+                raise ConfigurationError(
+                    f"[broker.redis] has the option {name!r}, which only the URL can say"
+                )
+            if name not in _KNOWN:
+                raise ConfigurationError(
+                    f"[broker.redis] has an unknown option {name!r}; known are {', '.join(_KNOWN)}"
+                )
         values.update(options or {})
         values.update(_parse(url))
         for name in _CLIENT_ONLY:

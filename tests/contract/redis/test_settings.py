@@ -53,6 +53,14 @@ def test_the_url_counts_before_the_options_and_both_are_checked():
     assert (settings.lease, settings.block, settings.check_hostname) == (2.0, 0.2, False)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"), [("tls", "only the URL"), ("mode", "only the URL"), ("leese", "known are")]
+)
+def test_an_option_that_would_have_no_effect_is_refused_by_name(option, said):
+    with pytest.raises(ConfigurationError, match=rf"\[broker\.redis\].*'{option}'.*{said}"):
+        RedisSettings.from_url("redis://h", {option: True})
+
+
 def test_what_changes_the_shape_of_answers_is_left_out():
     RedisSettings.from_url("redis://h?protocol=3&legacy_responses=false")
 

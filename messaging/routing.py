@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.adapter import AdapterContext
 from messaging.clock import timeout
 from messaging.errors import ConfigurationError, ConnectionFailed
+from messaging.names import check_namespace
 from messaging.publish import Publisher
 from messaging.refusals import Refusals
 from messaging.registry import adapter_class, adapter_for, known_adapters, redact, split_namespace
@@ -98,7 +99,7 @@ class Routing:
         self._member = member
         self._options: dict[Broker, Mapping[str, Any]] = {}
         base, named = split_namespace(url)
-        self.default = self._made(_named(base), base, named or settings.namespace, {})
+        self.default = self._made(_named(base), base, named, settings.namespace, {})
         """The broker of every topic that no route names."""
         self._check_sections()
         routes = {pattern: self._routed(pattern, target) for pattern, target in settings.routes.items()}
@@ -192,11 +193,18 @@ class Routing:
 
     def _at(self, name: str | None, url: str, options: Mapping[str, Any]) -> Broker:
         base, named = split_namespace(url)
-        return self._made(name or _named(base), base, named or self.default.namespace, options)
+        return self._made(name or _named(base), base, named, self.default.namespace, options)
 
-    def _made(self, name: str, url: str, namespace: str | None, options: Mapping[str, Any]) -> Broker:
-        """A broker with these options over those of its adapter; the one that is there already, if it is the same."""
+    def _made(
+        self, name: str, url: str, named: str | None, common: str | None, options: Mapping[str, Any]
+    ) -> Broker:
+        """A broker with these options over those of its adapter; the one that is there already, if it is the same.
+
+        Its namespace is `named`, by its URL, else that of its options, else the `common` one.
+        """
         options = {**self._settings.adapter_options(adapter_class(url).name), **options}
+        its_own = _checked_namespace(options.pop("namespace", None))
+        namespace = named or its_own or common
         for known, its_options in self._options.items():
             if (known.url, known.namespace, its_options) == (url, namespace, options):
                 return known
@@ -215,6 +223,12 @@ class Routing:
         broker = Broker(name, url, namespace, adapter, self._clock)
         self._options[broker] = options
         return broker
+
+
+def _checked_namespace(given: object) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise ConfigurationError(f"the option namespace of a broker is {given!r}; it takes a name")
+    return None if given is None else check_namespace(given)
 
 
 def _named(url: str) -> str:

@@ -149,6 +149,48 @@ def test_a_namespace_holds_on_every_broker_unless_its_url_names_one():
     assert bus.broker("b").namespace == "b"
 
 
+def test_a_namespace_in_the_section_of_a_broker_is_that_of_the_bus_and_a_url_counts_more():
+    def namespace(url="memory://", **settings):
+        bus = mixed(url=url, routes={}, broker={"memory": {"namespace": "staging"}}, **settings)
+        assert bus.namespace == bus.broker("orders").namespace
+        return bus.namespace
+
+    assert namespace() == "staging"
+    assert namespace(namespace="common") == "staging"
+    assert namespace("memory://?namespace=prod") == "prod"
+
+
+@pytest.mark.parametrize("wrong", ["a b", 5])
+def test_a_namespace_that_is_none_is_refused_in_the_section_of_a_broker(wrong):
+    with pytest.raises(ConfigurationError, match="namespace"):
+        mixed(broker={"memory": {"namespace": wrong}})
+
+
+async def test_environments_that_their_brokers_sections_keep_apart_share_a_store(clock):
+    handled = []
+    app = App("billing", idempotent=True)
+
+    @app.subscribe(Topic("invoices", str))
+    async def pay(invoice: str, bus: Bus) -> None:
+        handled.append((bus.namespace, invoice))
+
+    def environment(name):
+        sections = {"memory": {"namespace": name}}
+        return connect(Settings(url="memory://one", store="memory://kept", broker=sections), clock=clock)
+
+    async with (
+        environment("staging") as staging,
+        environment("prod") as prod,
+        app.running(staging),
+        app.running(prod),
+    ):
+        for bus in (staging, prod):
+            await bus.publish("invoices", "i1", id="i1")
+            await clock.settle()
+
+    assert handled == [("staging", "i1"), ("prod", "i1")]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

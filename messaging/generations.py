@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import GroupSpec, Outgoing, Topology
 from messaging.backoff import LEFT_ALONE, Backoff
-from messaging.catalogue import kept_apart
+from messaging.catalogue import MOST_PARTITIONS, kept_apart
 from messaging.clock import check_cancelled, sleep, timeout
 from messaging.dispatch import Dispatcher
 from messaging.errors import (
@@ -349,9 +349,9 @@ async def begin(
         partitions=last.partitions if partitions is None else partitions,
         ordered=last.ordered if ordered is None else ordered,
     )
-    if wanted.partitions < 1:
+    if not 1 <= wanted.partitions <= MOST_PARTITIONS:
         raise ConfigurationError(
-            f"Topic {topic.name} cannot have {wanted.partitions} partitions: one at least"
+            f"Topic {topic.name} cannot have {wanted.partitions} partitions: one at least, {MOST_PARTITIONS} at most"
         )
     if (wanted.partitions, wanted.ordered) != (last.partitions, last.ordered):
         await _declare(adapter, last, wanted)

@@ -13,6 +13,10 @@ _QUIET = logging.NullHandler()
 """Makes the logger quiet by default, and tells of the errors of other handlers."""
 
 
+LONGEST = 4000
+"""Characters of a line: a reason may quote a whole payload."""
+
+
 def one_line(text: str) -> str:
     """The text, with what is not printable in it escaped as in a string of Python."""
     if text.isprintable():
@@ -21,13 +25,14 @@ def one_line(text: str) -> str:
 
 
 class _OneLine(logging.Filter):
-    """What came over the wire could forge lines of a log, and command the terminal on which it is read."""
+    """What came over the wire could forge lines of a log, flood it, and command the terminal on which it is read."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         with suppress(Exception):  # what cannot be shown is for `logging` to tell of
             text = record.getMessage()
-            if not text.isprintable():
-                record.msg, record.args = one_line(text), ()
+            if len(text) > LONGEST or not text.isprintable():
+                cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+                record.msg, record.args = one_line(cut), ()
         return True
 
 

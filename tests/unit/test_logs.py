@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from messaging import App, RetryPolicy
+from messaging import App, Reject, RetryPolicy
 from tests.unit.topics import jobs
 
 
@@ -85,3 +85,20 @@ def test_a_log_that_ends_the_program_ends_it():
             logger.warning("something")
     finally:
         logger.removeFilter(leave)
+
+
+async def test_a_reason_that_quotes_a_whole_payload_floods_no_log(bus, clock, caplog):
+    app = App("a")
+
+    @app.subscribe(jobs)
+    async def handle(job: str) -> None:
+        raise Reject(f"cannot read {job}")
+
+    async with app.running(bus):
+        await bus.publish(jobs, "x" * 100_000)
+        await clock.advance(1)
+
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "became a dead letter" in line
+    assert "cannot read xxx" in line
+    assert len(line) < 5000

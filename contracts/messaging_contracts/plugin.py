@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-import pytest_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -104,13 +103,27 @@ def messaging_url(messaging_broker: str) -> str:
     return with_options(messaging_broker, namespace=_fresh())
 
 
-@pytest_asyncio.fixture
-async def bus(messaging_broker: str) -> AsyncIterator[Bus]:
+async def _open_bus(messaging_broker: str) -> AsyncIterator[Bus]:
     """An open bus on the broker that this test runs on, with a namespace of its own."""
     from messaging import connect
 
     async with connect(messaging_broker, namespace=_fresh()) as opened:
         yield opened
+
+
+def _no_bus() -> NoReturn:
+    """What is missing for an open bus."""
+    pytest.fail(
+        "the fixture bus needs pytest-asyncio: pip install 'messaging-ports[contracts]'", pytrace=False
+    )
+
+
+try:
+    from pytest_asyncio import fixture as _async_fixture
+except ModuleNotFoundError:  # without the extra: pytest loads this all the same, and must not end of it
+    bus: Any = pytest.fixture(_no_bus, name="bus")
+else:
+    bus = _async_fixture(_open_bus, name="bus")
 
 
 def _fresh() -> str:

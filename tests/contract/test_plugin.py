@@ -1,5 +1,7 @@
 """The pytest plugin as a user of the library meets it."""
 
+import sys
+
 import pytest
 
 from messaging import Bus
@@ -104,3 +106,13 @@ def test_an_author_needs_a_subclass_and_one_fixture(pytester):
     outcomes = result.parseoutcomes()
     assert outcomes["passed"] >= 3
     assert "failed" not in outcomes
+
+
+def test_without_the_extra_it_is_in_nobodys_way_and_says_what_a_bus_needs(pytester):
+    pytester.makepyfile("def test_of_another_project(): pass\ndef test_of_ours(bus): pass")
+    pytester.makepyfile(pytest_asyncio="raise ModuleNotFoundError(name=__name__)")
+
+    result = pytester.run(sys.executable, "-m", "pytest", "-p", "no:asyncio")
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*pip install 'messaging-ports?contracts?'*"])

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.errors import InvalidMessage, UnsupportedCapability
-from messaging.message import Reject, Release, seconds
+from messaging.message import Reject, Release, seconds_if_any
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,11 +31,8 @@ REMEMBERED = 10_000
 
 def due_after(delay: Duration, now: datetime) -> datetime | None:
     """When a message published now is due; None without a delay. Raises InvalidMessage for what is no delay."""
-    try:
-        after = seconds(delay)
-    except (TypeError, ValueError):
-        after = -1.0
-    if not 0 <= after < inf:
+    after = seconds_if_any(delay)
+    if after is None or not 0 <= after < inf:
         raise InvalidMessage(f"delay={delay!r}: it takes a number of seconds, 0 or more, or a timedelta")
     try:
         return now + timedelta(seconds=after) if after else None

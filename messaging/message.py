@@ -30,14 +30,20 @@ def seconds(duration: Duration) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 
-def checked_seconds(given: Duration, argument: str) -> float:
-    """The same for what untyped code may give. Raises ConfigurationError naming the argument."""
+def seconds_if_any(given: Duration) -> float | None:
+    """The same for what untyped code may give: None for what is no duration, or beyond every number."""
     try:
         return seconds(given)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigurationError(
-            f"{argument} is {given!r}; it takes a number of seconds, or a timedelta"
-        ) from None
+        return None
+
+
+def checked_seconds(given: Duration, argument: str) -> float:
+    """The same for an argument of the program's set-up. Raises ConfigurationError naming it."""
+    told = seconds_if_any(given)
+    if told is None:
+        raise ConfigurationError(f"{argument} is {given!r}; it takes a number of seconds, or a timedelta")
+    return told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +182,8 @@ class Release:
     after: Duration | None = None
 
     def __post_init__(self) -> None:
-        try:
-            after = 0.0 if self.after is None else seconds(self.after)
-        except (TypeError, ValueError, OverflowError):
-            after = inf
-        if not 0 <= after < inf:
+        after = 0.0 if self.after is None else seconds_if_any(self.after)
+        if after is None or not 0 <= after < inf:
             raise ValueError(f"Release(after={self.after!r}): it takes a finite number of seconds, 0 or more")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from math import inf, nan
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Outgoing
@@ -18,7 +18,7 @@ from messaging.delay import check_delay, due_after
 from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
-from messaging.message import Message, make_message, seconds
+from messaging.message import Message, make_message, seconds, seconds_if_any
 from messaging.partition import partition_of
 from messaging.texts import plain
 
@@ -320,11 +320,8 @@ def _expiry(expires: Duration | datetime, now: datetime) -> datetime:
 
 def checked_timeout(given: Duration) -> float:
     """The seconds, if they can be waited. Raises InvalidMessage."""
-    try:
-        within = seconds(given)
-    except (TypeError, ValueError):
-        within = nan
-    if not 0 < within < inf:
+    within = seconds_if_any(given)
+    if within is None or not 0 < within < inf:
         raise InvalidMessage(
             f"timeout={given!r}: it takes a number of seconds greater than 0, or a timedelta"
         )

@@ -30,6 +30,7 @@ from typing_extensions import TypeForm, TypeVar
 from messaging.bulk import AT_ONCE, Bulk
 from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
 from messaging.fields import check_fields
+from messaging.lossy import has_floats, may_be_unreadable, may_lose_floats, nulls
 from messaging.unions import check_unions
 
 if TYPE_CHECKING:
@@ -105,12 +106,14 @@ class Codec(Generic[T]):
     __slots__ = (
         "_adapter",
         "_classes",
+        "_doubted",
         "_essence",
         "_expected",
-        "_floats",
         "_from_json",
+        "_lossy",
         "_many",
         "_to_json",
+        "_unreadable",
         "content_type",
         "type",
     )
@@ -133,14 +136,16 @@ class Codec(Generic[T]):
         self._adapter: TypeAdapter[Any] | None = None
         self._classes: tuple[Any, ...] = ()
         self._many: Bulk | None = None
-        self._floats = False
+        self._doubted = self._lossy = self._unreadable = False
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
         check_fields(self._adapter.core_schema, self._expected)
         check_unions(self._adapter.core_schema, self._expected)
         self._classes = _classes(type)
-        self._floats = "'type': 'float'" in repr(self._adapter.core_schema)
+        self._lossy = may_lose_floats(self._adapter.core_schema)
+        self._unreadable = may_be_unreadable(self._adapter.core_schema)
+        self._doubted = self._unreadable or has_floats(self._adapter.core_schema)
         self._to_json = self._adapter.serializer.to_json
         self._from_json = self._adapter.validator.validate_json
 
@@ -159,8 +164,8 @@ class Codec(Generic[T]):
         try:
             if self._essence == JSON:
                 body = self._to_json(payload, by_alias=True, warnings="error")
-                if self._floats:
-                    self._check_finite(body)
+                if self._doubted:
+                    self._check_read(payload, body)
                 return body, self.content_type
             plain = adapter.dump_python(payload, mode="json", by_alias=True, warnings="error")
             return _write(self._essence, plain, self.content_type), self.content_type
@@ -181,9 +186,9 @@ class Codec(Generic[T]):
             if bodies is None:
                 encoded += [self.encode(payload) for payload in some]
                 continue
-            if self._floats:
-                for body in bodies:
-                    self._check_finite(body)
+            if self._doubted:
+                for payload, body in zip(some, bodies, strict=True):
+                    self._check_read(payload, body)
             encoded += zip(bodies, repeat(self.content_type))
         return encoded
 
@@ -255,17 +260,30 @@ class Codec(Generic[T]):
                 f"a payload of type {_name(type(payload))} is not {content_type}: {_brief(error)}"
             ) from error
 
-    def _check_finite(self, body: bytes) -> None:
-        """NaN and infinity, which JSON does not have, are written as null: that is read by few."""
-        if b"null" not in body:
+    def _check_read(self, payload: Any, body: bytes) -> None:
+        """Refuse what nobody could read, and NaN and infinity, which JSON does not have, where they would be None."""
+        has_null = b"null" in body
+        if not (has_null or self._unreadable):
             return
         try:
-            self._from_json(body)
+            read = self._from_json(body)
         except Exception as error:
             raise InvalidMessage(
-                f"a payload of type {self._expected} cannot be read again as JSON, where NaN and infinity are null: "
-                f"{_brief(error)}"
+                f"a payload of type {self._expected} cannot be read again as JSON, where NaN and infinity are null and "
+                f"keys are texts: {_brief(error)}"
             ) from error
+        if has_null and self._lossy and not _same(read, payload) and self._has_lost(payload, body):
+            raise InvalidMessage(
+                f"a payload of type {self._expected} has NaN or infinity where None may be: JSON writes them as null, "
+                f"and they would be read as None"
+            )
+
+    def _has_lost(self, payload: Any, body: bytes) -> bool:
+        from pydantic_core import from_json
+
+        assert self._adapter is not None
+        plain = self._adapter.dump_python(payload, mode="json", by_alias=True, warnings=False)
+        return nulls(from_json(body)) > nulls(plain)
 
     def _check(self, adapter: TypeAdapter[Any], payload: object) -> None:
         """What is no instance of a class of ours must be what strict validation takes."""
@@ -284,6 +302,13 @@ class Codec(Generic[T]):
         return InvalidMessage(
             f"expected a payload of type {self._expected}, got {_name(type(payload))}: {_brief(error)}"
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # a comparison of the program's own
+        return False
 
 
 def _write(essence: str, payload: Any, content_type: str) -> bytes:

@@ -65,7 +65,7 @@ def _visit(schema: Schema, place: _Place) -> None:
         place = place._replace(rewritten=True)
     if not place.rewritten:
         _check_read(schema, place)
-    for name, child in _children(schema):
+    for name, child in children(schema):
         if child["type"] in _FIELDS:
             _check(child.get("name", name), child, place)
         elif not (kind == "union" and child["type"] == "json"):  # another member may read what it holds
@@ -145,7 +145,7 @@ def _masks(serializer: Schema) -> bool:
     )
 
 
-def _children(schema: Schema) -> Iterator[tuple[str, Schema]]:
+def children(schema: Schema) -> Iterator[tuple[str, Schema]]:
     """The schemas in this one, with the name or tag under which each is there."""
     for key, value in schema.items():
         if key in _NO_SCHEMAS:

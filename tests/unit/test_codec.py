@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -182,6 +183,84 @@ def test_a_number_that_json_does_not_have_is_refused_alone_and_among_others(valu
         Codec(float).encode(value)
 
     assert codec.encode_all([Reading(value=1.0)]) == [(b'{"value":1.0,"note":null}', "application/json")]
+
+
+class Measured(BaseModel):
+    value: float | None
+    others: list[float | None] = []
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    value: Annotated[float, Field(le=10)] | str | None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("type_", "make"),
+    [
+        (Measured, lambda value: Measured(value=value)),
+        (Measured, lambda value: Measured(value=1.0, others=[None, value])),
+        (Sample, Sample),
+        (float | None, lambda value: value),
+    ],
+)
+def test_a_number_that_would_be_read_as_none_is_refused(
+    type_: Any, make: Callable[[float], Any], value: float
+) -> None:
+    codec = Codec[Any](type_)
+    with pytest.raises(InvalidMessage, match="has NaN or infinity where None may be"):
+        codec.encode(make(value))
+    with pytest.raises(InvalidMessage, match="has NaN or infinity where None may be"):
+        codec.encode_all([make(1.0), make(value)])
+
+
+def test_none_travels_beside_numbers() -> None:
+    codec = Codec(Measured)
+    for sent in (
+        Measured(value=None),
+        Measured(value=1.5, others=[None, 2.5]),
+        Measured(value=2, note="null"),
+    ):
+        assert codec.decode(*codec.encode(sent)) == sent
+
+
+def test_none_travels_in_what_is_not_equal_to_itself() -> None:
+    class Odd(Measured):
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("compared")
+
+        __hash__ = None
+
+    assert Codec(Odd).encode(Odd(value=None))[0] == b'{"value":null,"others":[],"note":null}'
+
+
+class Level(Enum):
+    LOW = 1
+
+
+class Tint(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("type_", "wrong", "right"),
+    [
+        (dict[int | None, int], {None: 1}, {2: 1}),
+        (dict[tuple[int, int], int], {(1, 2): 3}, {}),
+        (dict[Level, int], {Level.LOW: 1}, {}),
+        (dict[Tint, int], None, {Tint.RED: 1}),
+        (Literal[Level.LOW], Level.LOW, None),
+    ],
+)
+def test_a_key_or_a_member_that_cannot_be_read_again_is_refused(type_: Any, wrong: Any, right: Any) -> None:
+    codec = Codec[Any](type_)
+    if wrong is not None:
+        with pytest.raises(InvalidMessage, match="cannot be read again as JSON"):
+            codec.encode(wrong)
+    if right is not None:
+        assert codec.decode(*codec.encode(right)) == right
 
 
 def test_a_number_that_json_does_not_have_travels_where_its_model_writes_it() -> None:

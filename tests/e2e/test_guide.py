@@ -37,6 +37,17 @@ def test_every_python_block_is_a_file_that_is_tested():
     assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py", "ledger.py", "tenants.py"}
 
 
+def test_its_programs_are_called_by_the_python_that_has_the_library():
+    calls = re.findall(
+        r"^(?:\w+=\S+ )*(\S*python\S*) ",
+        "\n".join(re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)),
+        re.MULTILINE,
+    )
+
+    assert calls
+    assert set(calls) == {".venv/bin/python"}
+
+
 def test_the_files_pass_strict_type_checks(python, service):
     run = python(["-m", "mypy", "--strict", "--cache-dir", "mypy", *sorted(FILES)], cwd=service)
 

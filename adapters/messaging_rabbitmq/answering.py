@@ -15,6 +15,8 @@ from messaging.errors import MessagingError
 from messaging_rabbitmq.connection import Link, translated
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from messaging_rabbitmq.settings import RabbitMQSettings
 
 ANSWER = 5.0
@@ -22,23 +24,38 @@ ANSWER = 5.0
 
 
 async def answers(settings: RabbitMQSettings, queue: str) -> bool:
-    """Whether the queue has given a message, or said that it has none, in time. True where it cannot be asked.
+    """Whether the queue has told that it has messages, or none, in time. True where it cannot be asked.
 
-    What it gives goes back to it with the connection, to its place.
+    If it gives one that has just come, that goes back to it with the connection, to its place.
     """
+    return not await silent(settings, [queue])
+
+
+async def silent(settings: RabbitMQSettings, queues: Sequence[str]) -> Sequence[str]:
+    """Those that do not answer, all asked at the same time. One that refuses to be asked answers."""
+    if not queues:
+        return ()
     link = Link(settings, "asking")
+    try:
+        answered = await asyncio.gather(*(_answers(link, queue) for queue in queues))
+    finally:
+        await link.close()
+    return [queue for queue, answer in zip(queues, answered, strict=True) if not answer]
+
+
+async def _answers(link: Link, queue: str) -> bool:
     try:
         channel = await link.channel()
         with translated(f"asking queue {queue}", link.address):
             try:
                 async with asyncio.timeout(ANSWER):
-                    await channel.basic_get(queue)
+                    # Taken, a message would be delivered once more, and from a tier, after too often, early.
+                    if not (await channel.queue_declare(queue, passive=True)).message_count:
+                        await channel.basic_get(queue)
             except TimeoutError:
                 return False
     except (
         MessagingError
     ):  # no permission to read, too many connections, or a broker that is away: others will tell
         return True
-    finally:
-        await link.close()
     return True

@@ -14,10 +14,10 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFou
 from pamqp.commands import Basic
 
 from messaging.errors import ConnectionFailed
+from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.properties import unique_id
-from messaging_rabbitmq.queues import quorum
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage

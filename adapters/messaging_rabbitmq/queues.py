@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging_rabbitmq.answering import answers
+from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments, with_spares
 
 if TYPE_CHECKING:
@@ -31,18 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-DELIVERY_LIMIT = 1_000_000
-"""RabbitMQ 4.0 drops a message after 20 returns unless told otherwise, and -1 means drop at once on 3.10."""
 SEALS = 1 << 32
 """Seals are called like tiers, so that permissions hold, of more milliseconds than any tier."""
 SEAL_EXPIRES = 60.0
 """Seconds after which the broker deletes a seal whose program died before it did."""
-
-
-def quorum(**arguments: Any) -> dict[str, Any]:
-    """The arguments of a quorum queue of ours."""
-    named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
-    return {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **named}
 
 
 class Queues:
@@ -61,7 +55,8 @@ class Queues:
         self._answering: set[str] = set()
         self._silent: set[str] = set()
         """Tiers that did not answer: kept over connections, for each must be waited for."""
-        self._lock = asyncio.Lock()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One for each queue: a silent one holds up nothing but what needs it."""
 
     def forget(self) -> None:
         """Check again what was known to exist."""
@@ -83,7 +78,7 @@ class Queues:
 
         False where the topology setting forbids making it and it is not there.
         """
-        async with self._lock:
+        async with self._locks[queue]:
             if queue in self._known:
                 return True
             if not await self._has(queue):
@@ -168,8 +163,8 @@ class Queues:
         )
 
     async def _answers(self, group: GroupSpec, queue: str) -> bool:
-        """Asked once a connection, one queue at a time."""
-        async with self._lock:
+        """Asked once a connection."""
+        async with self._locks[queue]:
             if queue in self._answering or queue in self._silent:
                 return queue in self._answering
             if await answers(self._settings, queue):

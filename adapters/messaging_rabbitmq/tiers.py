@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from messaging_rabbitmq.arguments import quorum
+
 if TYPE_CHECKING:
     from messaging.adapter import GroupSpec
     from messaging_rabbitmq.names import Names
@@ -46,11 +48,10 @@ def with_spares(milliseconds: int) -> range:
 
 def tier_arguments(names: Names, group: GroupSpec, milliseconds: int) -> dict[str, Any]:
     """What a tier is declared with."""
-    return {
-        "x-queue-type": "quorum",
-        "x-message-ttl": milliseconds,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": names.queue(group),
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
+    return quorum(
+        message_ttl=milliseconds,
+        dead_letter_exchange="",
+        dead_letter_routing_key=names.queue(group),
+        dead_letter_strategy="at-least-once",
+        overflow="reject-publish",
+    )

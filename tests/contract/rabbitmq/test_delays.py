@@ -10,6 +10,7 @@ import pytest
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging.message import Retry
+from messaging_rabbitmq.answering import answers
 from messaging_rabbitmq.tiers import all_tiers, tier_for
 from messaging_rabbitmq.topology import LONGEST_RETENTION
 from tests.contract.bench import publish, receive, settle
@@ -108,3 +109,19 @@ async def test_a_copy_that_waited_in_the_groups_queue_waits_no_more_for_the_memb
     await asyncio.sleep(0.5)
 
     assert len(await consumer.receive(1, 0.05)) == 1
+
+
+async def test_a_tier_that_is_asked_whether_it_answers_counts_no_delivery(bench: Bench) -> None:
+    """RabbitMQ 4.0 takes a message out of a queue after 20 of them, however long it was to wait."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m1")
+    consumer = bench.consumer(adapter, group)
+    await settle(consumer, await receive(consumer, 1), Retry(), after=64)
+    tier = adapter._session.names.tier(group, 64_000)
+
+    assert all([await answers(adapter._session.settings, tier) for _ in range(3)])
+
+    kept = await (await adapter.native.channel()).basic_get(tier)
+    assert kept.body == b"m1"
+    assert not (kept.header.properties.headers or {}).get("x-delivery-count")

@@ -63,7 +63,7 @@ class Entries:
 
     async def remove(self, group: str) -> None:
         self.groups.pop(group, None)
-        for tag in self.tags.pop(group, ()):
+        for tag in reversed(self.tags.pop(group, [])):  # cut off, it leaves that the group was begun
             await self.channel.basic_ack(tag)
 
 

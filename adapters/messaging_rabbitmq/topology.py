@@ -17,11 +17,14 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Chann
 
 from messaging.adapter import GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
-from messaging_rabbitmq.queues import Queues, quorum
+from messaging_rabbitmq.answering import silent
+from messaging_rabbitmq.arguments import quorum
+from messaging_rabbitmq.queues import Queues
 from messaging_rabbitmq.registry import Registry
 from messaging_rabbitmq.tiers import all_tiers, with_spares
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from aiormq.abc import AbstractChannel
@@ -197,8 +200,7 @@ class TopologyKeeper:
             known = entries.groups.get(group.name)
             if known is not None and known != group.ordered:
                 raise _different_order(group, stored=known)
-            if group.name in entries.begun:
-                await self._undo(group, alone=entries.groups.keys() <= entries.begun)
+            await self._delete_silent(group, self._doubtful(group, entries))
             if known is None:
                 await entries.begin(group.name, ordered=group.ordered)
             async with self._link.throwaway(f"declaring group {group.name}") as channel:
@@ -225,19 +227,21 @@ class TopologyKeeper:
         await self.queues.declare(channel, self._names.suspects(group), quorum())
         await self._bind(channel, group)
 
-    async def _undo(self, group: GroupSpec, *, alone: bool) -> None:
-        """Delete what a declaration that did not end has made: if the broker was killed, one of them never answers.
-
-        Nobody was told that the group is there, and nothing that is published was promised to it.
-        """
-        queues = [*self._names.queues(group), self._names.dead(group)]
-        if not group.ordered:
-            queues.append(self._names.suspects(group))
-        if alone:
+    def _doubtful(self, group: GroupSpec, entries: Entries) -> list[str]:
+        """Queues of declarations that did not end: if the broker was killed then, one of them never answers."""
+        queues: list[str] = []
+        if group.name in entries.begun:
+            queues += [*self._names.queues(group), self._names.dead(group)]
+            if not group.ordered:
+                queues.append(self._names.suspects(group))
+        if entries.begun and entries.groups.keys() <= entries.begun:  # none has ended that has made it
             queues.append(self._names.ingress(group.topic))
-            async with self._link.throwaway(f"declaring group {group.name} again") as channel:
-                await channel.exchange_delete(self._names.alternate(group.topic))
-        for queue in queues:  # each has its own time: one that does not answer takes five seconds
+        return queues
+
+    async def _delete_silent(self, group: GroupSpec, queues: Sequence[str]) -> None:
+        """Those that answer stay: a program that only verifies, or an older one, may already use them."""
+        for queue in await silent(self._settings, queues):
+            # Each has its own time: the broker takes five seconds for one that does not answer.
             async with self._link.throwaway(f"declaring group {group.name} again") as channel:
                 await channel.queue_delete(queue)
 

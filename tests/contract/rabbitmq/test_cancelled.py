@@ -171,6 +171,20 @@ async def test_a_long_record_of_groups_that_nobody_waits_for_any_more_stops_noth
     await other.check_still_ours()
 
 
+async def test_a_declaration_that_was_cut_off_and_is_done_again_takes_nothing_from_the_group(bench: Bench):
+    """A program that only verifies, or an older one, may already use it."""
+    other = await InHand.on(bench)
+    await publish(other.adapter, other.group.topic, "m2")
+    async with other.record() as entries:
+        await entries.remove(other.group.name)
+        await entries.begin(other.group.name, ordered=False)
+
+    await bench.group(await bench.adapter())
+
+    assert ids(await receive(other.consumer, 1)) == ["m2"]
+    await other.check_still_ours()
+
+
 async def test_the_cancellation_is_not_lost(bench: Bench, cancelled_in_between):
     adapter = await bench.adapter()
 

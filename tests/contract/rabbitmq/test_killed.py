@@ -17,6 +17,7 @@ from messaging.message import Retry
 from messaging_contracts.brokers import Broker, start
 from messaging_rabbitmq import RabbitMQAdapter
 from messaging_rabbitmq.answering import answers
+from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments
 from tests.contract.bench import ids, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
@@ -54,20 +55,23 @@ async def kill_while_it_makes(
     return await those_silent(await bench.adapter(), queues)
 
 
-async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
-    bench: Bench, broker: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, "messaging")
-    silent: Collection[str] = ()
+async def kill_while_it_makes_tiers(bench: Bench, broker: Broker) -> tuple[GroupSpec, float]:
+    """The group, and the seconds of a tier of it that does not answer."""
     for attempt in range(5):  # to kill it a moment too late makes nothing that is silent
         adapter = await bench.adapter()
         group = await bench.group(adapter, name=f"billing-{attempt}")
         names = adapter._session.names
         tiers = {names.tier(group, time): tier_arguments(names, group, time) for time in TIERS}
         if silent := await kill_while_it_makes(bench, broker, tiers):
-            break
-    assert silent, "no queue was being made when the broker was killed"
-    seconds = min(time for time in TIERS if names.tier(group, time) in silent) / 1000
+            return group, min(time for time in TIERS if names.tier(group, time) in silent) / 1000
+    pytest.fail("no queue was being made when the broker was killed")
+
+
+async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
+    bench: Bench, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "messaging")
+    group, seconds = await kill_while_it_makes_tiers(bench, broker)
     member = await bench.adapter()
     await bench.group(member, name=group.name)
     await publish(member, group.topic, "m1")
@@ -81,7 +85,52 @@ async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
     assert (ids(again), again[0].attempt) == (["m1"], 2)
     assert time.monotonic() - began >= seconds
     told = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
-    assert len(told) == 1 and names.tier(group, round(seconds * 1000)) in told[0] and group.name in told[0]
+    tier = member._session.names.tier(group, round(seconds * 1000))
+    assert len(told) == 1 and tier in told[0] and group.name in told[0]
+
+
+async def test_a_queue_that_does_not_answer_holds_up_no_other_group(bench: Bench, broker: Broker) -> None:
+    group, seconds = await kill_while_it_makes_tiers(bench, broker)
+    member = await bench.adapter()
+    groups = [await bench.group(member, name=name) for name in (group.name, "audit")]
+    await publish(member, group.topic, "m1")
+    consumers = [bench.consumer(member, one) for one in groups]
+    deliveries = [await receive(consumer, 1) for consumer in consumers]
+
+    held, free = (
+        asyncio.create_task(settle(consumer, taken, Retry(), after=seconds))
+        for consumer, taken in zip(consumers, deliveries, strict=True)
+    )
+
+    assert await free == [Done()]
+    assert not held.done()
+    assert await held == [Done()]
+
+
+async def test_what_no_declaration_has_ended_is_made_anew_by_the_next_group(
+    bench: Bench, broker: Broker
+) -> None:
+    """The queue for other programs' routing keys is of all groups."""
+    for attempt in range(5):
+        adapter = await bench.adapter()
+        topic = TopicSpec(f"orders-{attempt}", partitions=2)
+        await adapter.declare(Topology(topics=[topic]))
+        async with adapter._session.topology.registry_of(topic, create=True) as entries:
+            assert entries is not None
+            await entries.begin("billing", ordered=False)
+        ingress = adapter._session.names.ingress(topic)
+        silent = await kill_while_it_makes(bench, broker, {ingress: quorum(single_active_consumer=True)})
+
+        member = await bench.adapter()
+        consumer = bench.consumer(member, await bench.group(member, topic, "audit"))
+        await consumer.receive(1, 0)
+        channel = await member.native.channel()
+        await channel.basic_publish(b"m1", exchange=member._session.names.exchange(topic), routing_key="any")
+
+        assert [one.message.body for one in await receive(consumer, 1)] == [b"m1"]
+        if silent:
+            return
+    pytest.fail("no queue was being made when the broker was killed")
 
 
 async def test_a_group_whose_declaration_was_cut_off_is_declared_again(bench: Bench, broker: Broker) -> None:

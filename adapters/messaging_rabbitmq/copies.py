@@ -93,5 +93,6 @@ class Copies:
                     )
                 )
             else:
+                self._session.topology.queues.unsure(parcel.routing_key)
                 outcomes.append(fate)
         return outcomes

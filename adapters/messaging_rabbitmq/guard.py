@@ -14,7 +14,6 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFou
 from pamqp.commands import Basic
 
 from messaging.errors import ConnectionFailed
-from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.properties import unique_id
@@ -72,7 +71,7 @@ class Marks:
     async def add(self, message_id: str) -> None:
         """Store the mark, confirmed. Raises ConnectionFailed."""
         session = self._session
-        if not await session.topology.queues.ready(self._group, self._queue, quorum()):
+        if not await session.topology.queues.marks(self._group, self._queue):
             return  # the topology setting forbids the queue: the message runs alone, without a mark
         body = json.dumps({"id": message_id, "member": session.member}).encode()
         properties = Basic.Properties(delivery_mode=2, message_id=unique_id())

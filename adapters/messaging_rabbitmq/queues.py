@@ -37,6 +37,10 @@ SEALS = 1 << 32
 """Seals are called like tiers, so that permissions hold, of more milliseconds than any tier."""
 SEAL_EXPIRES = 60.0
 """Seconds after which the broker deletes a seal whose program died before it did."""
+REPLACED = (
+    "another takes its place. If the broker was killed while it made the queue, it never will: it is empty then, and "
+    "can be deleted."
+)
 
 
 class Queues:
@@ -68,6 +72,10 @@ class Queues:
         self._known.add(queue)
         self._seen.add(queue)
 
+    def unsure(self, queue: str) -> None:
+        """It has not confirmed what was sent to it: ask it again."""
+        self._answering.discard(queue)
+
     def deleted(self, queues: Collection[str]) -> None:
         """We have deleted them."""
         for known in (self._known, self._seen, self._answering, self._silent):
@@ -90,6 +98,17 @@ class Queues:
                 self._tell_if_lost(group, queue)
             self.exists(queue)
             return True
+
+    async def marks(self, group: GroupSpec, queue: str) -> bool:
+        """As `ready`, for a queue of marks; one that does not answer is made anew: it has lost what it confirmed."""
+        if not await self.ready(group, queue, quorum()):
+            return False
+        if self._mode(group) != "declare" or await self._answers(group, queue, "it is made anew."):
+            return True
+        async with self._link.throwaway(f"deleting queue {queue}") as channel:
+            await channel.queue_delete(queue)
+        self.deleted([queue])
+        return await self.ready(group, queue, quorum())
 
     async def declare(self, channel: AbstractChannel, queue: str, arguments: dict[str, Any]) -> None:
         """Raises ConfigurationError where it exists with other arguments."""
@@ -154,7 +173,7 @@ class Queues:
             if queue not in self._silent:
                 if not await self.ready(group, queue, tier_arguments(self._names, group, time)):
                     return None
-                if await self._answers(group, queue):
+                if await self._answers(group, queue, REPLACED):
                     return queue
         self._silent.difference_update(tiers)  # asked again with the next: the broker may only be slow
         raise ConnectionFailed(
@@ -162,7 +181,7 @@ class Queues:
             f"{group.topic.name}, does not answer at RabbitMQ {self._link.address}, nor do its spares"
         )
 
-    async def _answers(self, group: GroupSpec, queue: str) -> bool:
+    async def _answers(self, group: GroupSpec, queue: str, otherwise: str) -> bool:
         """Asked once a connection."""
         async with self._locks[queue]:
             if queue in self._answering or queue in self._silent:
@@ -172,12 +191,12 @@ class Queues:
                 return True
             self._silent.add(queue)
         logger.warning(
-            "Queue %r for delays of group %s, topic %s, does not answer at RabbitMQ %s: another takes its place. "
-            "If the broker was killed while it made the queue, it never will: delete the queue, it is empty.",
+            "Queue %r of group %s, topic %s, does not answer at RabbitMQ %s: %s",
             queue,
             group.name,
             group.topic.name,
             self._link.address,
+            otherwise,
             extra={"broker": self._link.address, "topic": group.topic.name, "group": group.name},
         )
         return False

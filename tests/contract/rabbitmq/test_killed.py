@@ -11,7 +11,7 @@ import aiormq
 import pytest
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 
-from messaging.adapter import Done, GroupSpec, TopicSpec, Topology
+from messaging.adapter import Done, GroupSpec, SettleError, TopicSpec, Topology
 from messaging.errors import ConnectionFailed
 from messaging.message import Retry
 from messaging_contracts.brokers import Broker, start
@@ -105,6 +105,54 @@ async def test_a_queue_that_does_not_answer_holds_up_no_other_group(bench: Bench
     assert await free == [Done()]
     assert not held.done()
     assert await held == [Done()]
+
+
+async def test_a_queue_that_confirms_nothing_is_asked_again(bench: Bench, broker: Broker) -> None:
+    """It could not be asked before: the broker did not answer anybody."""
+    group, seconds = await kill_while_it_makes_tiers(bench, broker)
+    member = await bench.adapter(connect_timeout=0.5, confirm_timeout=2.0)
+    await bench.group(member, name=group.name)
+    member._session.topology.queues.exists(member._session.names.tier(group, round(seconds * 1000)))
+    await publish(member, group.topic, "m1")
+    consumer = bench.consumer(member, group)
+    deliveries = await receive(consumer, 1)
+
+    broker.pause()
+    try:
+        (failed,) = await settle(consumer, deliveries, Retry(), after=seconds)
+    finally:
+        broker.resume()
+    assert isinstance(failed, SettleError)
+
+    publishing = member._session.publishing
+    publishing.abort()  # its channel confirms nothing else for a minute
+    while publishing.current is not None:
+        await asyncio.sleep(0)
+
+    assert await settle(consumer, deliveries, Retry(), after=seconds) == [Done()]
+    assert ids(await receive(consumer, 1)) == ["m1"]
+
+
+async def test_a_suspect_is_isolated_though_the_queue_of_marks_was_cut_off(
+    bench: Bench, broker: Broker
+) -> None:
+    topic = TopicSpec("orders", ordered=True, partitions=1)
+    for attempt in range(5):
+        adapter = await bench.adapter()
+        group = await bench.group(adapter, topic, f"billing-{attempt}")
+        marks = adapter._session.names.guard(group, 0)
+        silent = await kill_while_it_makes(bench, broker, {marks: quorum()})
+        member = await bench.adapter(confirm_timeout=2.0)
+        await bench.group(member, topic, group.name)
+        await publish(member, topic, "m1", key="k")
+        consumer = bench.consumer(member, group)
+        (delivery,) = await receive(consumer, 1)
+
+        assert await consumer.isolate(delivery)
+
+        if silent:
+            return
+    pytest.fail("no queue was being made when the broker was killed")
 
 
 async def test_what_no_declaration_has_ended_is_made_anew_by_the_next_group(

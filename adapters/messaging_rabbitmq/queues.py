@@ -105,6 +105,8 @@ class Queues:
             return False
         if self._mode(group) != "declare" or await self._answers(group, queue, "it is made anew."):
             return True
+        if await answers(self._settings, queue):  # the broker has only stood still
+            return True
         async with self._link.throwaway(f"deleting queue {queue}") as channel:
             await channel.queue_delete(queue)
         self.deleted([queue])

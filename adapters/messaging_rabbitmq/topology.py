@@ -240,7 +240,8 @@ class TopologyKeeper:
 
     async def _delete_silent(self, group: GroupSpec, queues: Sequence[str]) -> None:
         """Those that answer stay: a program that only verifies, or an older one, may already use them."""
-        for queue in await silent(self._settings, queues):
+        # Asked twice, on two connections: the broker may have stood still while they were asked once.
+        for queue in await silent(self._settings, await silent(self._settings, queues)):
             # Each has its own time: the broker takes five seconds for one that does not answer.
             async with self._link.throwaway(f"declaring group {group.name} again") as channel:
                 await channel.queue_delete(queue)

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiormq
 import pytest
+from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 
 from messaging.adapter import Done, GroupSpec, SettleError, TopicSpec, Topology
@@ -16,7 +17,7 @@ from messaging.errors import ConnectionFailed
 from messaging.message import Retry
 from messaging_contracts.brokers import Broker, start
 from messaging_rabbitmq import RabbitMQAdapter
-from messaging_rabbitmq.answering import answers
+from messaging_rabbitmq.answering import ANSWER, answers
 from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments
 from tests.contract.bench import ids, publish, receive, settle
@@ -153,6 +154,31 @@ async def test_a_suspect_is_isolated_though_the_queue_of_marks_was_cut_off(
         if silent:
             return
     pytest.fail("no queue was being made when the broker was killed")
+
+
+async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_declared_again(
+    bench: Bench, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = await bench.adapter()
+    group = await bench.group(member)
+    async with member._session.topology.registry_of(group.topic, create=False) as entries:
+        assert entries is not None
+        await entries.remove(group.name)
+        await entries.begin(group.name, ordered=False)
+    await publish(member, group.topic, "m1")
+    queue, declare, stood = member._session.names.queue(group), Channel.queue_declare, list[object]()
+
+    async def stand_still(self: Channel, name: str = "", **options: Any) -> Any:
+        if name == queue and not stood:
+            broker.pause()
+            stood.append(asyncio.get_running_loop().call_later(ANSWER + 1, broker.resume))
+        return await declare(self, name, **options)
+
+    monkeypatch.setattr(Channel, "queue_declare", stand_still)
+    await bench.group(await bench.adapter())
+
+    assert stood
+    assert ids(await receive(bench.consumer(member, group), 1)) == ["m1"]
 
 
 async def test_what_no_declaration_has_ended_is_made_anew_by_the_next_group(

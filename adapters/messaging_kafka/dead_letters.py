@@ -9,17 +9,19 @@ void. A claim that was left by a process that died is void after a minute.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from messaging.adapter import GONE, DeadLetterStore, Gone, StoredLetter
 from messaging.envelope import FAILURE
 from messaging.errors import ConfigurationError, MessagingError, PublishError, TopicNotFound
 from messaging.partition import partition_of
+from messaging.shielded import given_up, to_its_end
 from messaging_kafka import library
 from messaging_kafka.fetching import read_between
 from messaging_kafka.library import Place
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
 
 LETTERS = 0
 MARKS = 1
-
-
 CLAIM = 60.0
 """Seconds after which a claim is void that nothing came of."""
+ENDING = 5.0
+"""Seconds for which who is cancelled ends what is begun: letters are put back and marked, or given back."""
 
 
 class Marks:
@@ -160,50 +162,61 @@ class KafkaDeadLetters(DeadLetterStore):
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]
     ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`."""
-        where = f"{self._group.topic.name}/{self._group.name}"
-        token = secrets.token_hex(8)
         # Before the claim: nothing would come of one that a copy which cannot be made follows.
         copies = [
             await self._copy(message, letter.reference[1], failure) for letter, message, failure in letters
         ]
+        token = secrets.token_hex(8)
         ours = await self._claim(token, [letter.reference[0] for letter, _, _ in letters])
-        results: list[PublishError | Gone | None] = [None] * len(letters)
-        parcels: list[Parcel] = []
-        places: list[int] = []
-        for at, (letter, _, _) in enumerate(letters):
-            if letter.reference[0] not in ours:
-                results[at] = GONE
-                continue
-            parcels.append(copies[at])
-            places.append(at)
+        results: list[PublishError | Gone | None] = [GONE] * len(letters)
+        places = [at for at, (letter, _, _) in enumerate(letters) if letter.reference[0] in ours]
+        if places:
+            await to_its_end(self._put_back(token, letters, copies, places, results), ENDING)
+        return results
+
+    async def _put_back(
+        self,
+        token: str,
+        letters: Sequence[tuple[StoredLetter, Message, str | None]],
+        copies: Sequence[Parcel],
+        places: Sequence[int],
+        results: list[PublishError | Gone | None],
+    ) -> None:
+        """Those at these places, which are claimed. What cannot be put back is given back."""
+        where = f"{self._group.topic.name}/{self._group.name}"
         done: list[int] = []
         left: list[int] = []
-        for at, fate in zip(places, await self._session.writer.write_copies(parcels), strict=True):
+        fates = await self._session.writer.write_copies([copies[at] for at in places])
+        for at, fate in zip(places, fates, strict=True):
             if isinstance(fate, PublishError):
                 results[at] = type(fate)(f"dead letter {letters[at][1].id} of {where}: {fate}")
                 left.append(letters[at][0].reference[0])
             else:
+                results[at] = None
                 done.append(at)
         try:
             if left:
-                await self._write({"claim": token, "void": True, "letters": left})
+                await self._void(token, left)
             await self._remove([letters[at][0].reference[0] for at in done])
         except MessagingError as error:
             for at in done:
                 results[at] = PublishError(
                     f"dead letter {letters[at][1].id} of {where} was redriven, but is still there: {error}"
                 )
-        return results
 
     async def _claim(self, token: str, offsets: Sequence[int]) -> set[int]:
-        """Those of the letters that are there and that nobody claimed before."""
+        """Those of the letters that are there and that nobody claimed before. Where it fails, none stays claimed."""
         start, _ = await self._bounds()
         free = [offset for offset in offsets if offset >= start and offset not in self._marks.gone]
         if not free:
             return set()
         began = time.monotonic()
-        await self._write({"claim": token, "letters": free})
-        start, _ = await self._bounds()
+        try:
+            await self._write({"claim": token, "letters": free})
+            start, _ = await self._bounds()
+        except BaseException:  # cancelled, too, it keeps none from others
+            await self._give_back(token, free)
+            raise
         if time.monotonic() - began > CLAIM:
             return set()
         marks = self._marks
@@ -212,6 +225,18 @@ class KafkaDeadLetters(DeadLetterStore):
             for offset in free
             if offset >= start and offset not in marks.gone and marks.claimed(offset, marks.written) == token
         }
+
+    async def _give_back(self, token: str, offsets: Sequence[int]) -> None:
+        """Try to, for a short time: a claim that stays is void after a while."""
+
+        async def giving() -> None:
+            with suppress(MessagingError):
+                await self._void(token, offsets)
+
+        await given_up([asyncio.create_task(giving())], ENDING)
+
+    async def _void(self, token: str, offsets: Sequence[int]) -> None:
+        await self._write({"claim": token, "void": True, "letters": list(offsets)})
 
     async def _copy(self, message: Message, origin: str, failure: str | None) -> Parcel:
         control = {ORIGIN: origin}
@@ -231,7 +256,7 @@ class KafkaDeadLetters(DeadLetterStore):
     async def purge(self, letters: Sequence[StoredLetter]) -> int:
         """See `DeadLetterStore.purge`."""
         offsets = list(await self._claim(secrets.token_hex(8), [letter.reference[0] for letter in letters]))
-        await self._remove(offsets)
+        await to_its_end(self._remove(offsets), ENDING)
         return len(offsets)
 
     async def _remove(self, offsets: Sequence[int]) -> None:

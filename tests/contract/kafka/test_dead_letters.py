@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from messaging.adapter import DONE, GONE, StoredLetter, TopicSpec
+from messaging.errors import ConnectionFailed
 from messaging.message import Ack, Reject, Retry
-from messaging_kafka import library
+from messaging_kafka import dead_letters, library
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel
 from tests.contract.bench import ack, ids, nothing, publish, receive, settle
@@ -105,6 +106,110 @@ async def test_a_claim_that_nothing_came_of_is_void_after_a_while(bench: Bench) 
     for held in (adapter._marks["orders", "billing"],):
         held._claims = {offset: (token, 0.0) for offset, (token, _) in held._claims.items()}
     assert await store.redrive([(letter, letter.message, None)]) == [None]
+
+
+@pytest.mark.parametrize("purging", [False, True], ids=["redrive", "purge"])
+async def test_who_is_cancelled_while_claiming_gives_the_letters_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, purging: bool
+) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b")
+    store, claimed = adapter.dead_letters(group), asyncio.Event()
+    letters = [(one, one.message, None) for one in await letters_of(store)]
+    write = adapter._session.writer.write
+
+    async def held_up(parcels):
+        fates = await write(parcels)
+        if not claimed.is_set():
+            claimed.set()
+            await asyncio.Event().wait()
+        return fates
+
+    monkeypatch.setattr(adapter._session.writer, "write", held_up)
+    cut_off = asyncio.create_task(
+        store.purge([letter for letter, _, _ in letters]) if purging else store.redrive(letters)
+    )
+    await claimed.wait()
+    cut_off.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cut_off
+
+    other = (await bench.adapter()).dead_letters(group)
+    assert await other.redrive(letters) == [None, None]
+
+
+async def test_a_redrive_that_fails_as_it_claims_gives_the_letters_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b")
+    store = adapter.dead_letters(group)
+    letters = [(one, one.message, None) for one in await letters_of(store)]
+    writer, offsets = adapter._session.writer, brokers_of(adapter).offsets
+    write = writer.write
+
+    async def broken(*_):
+        monkeypatch.setattr(brokers_of(adapter), "offsets", offsets)
+        raise ConnectionFailed("no answer")
+
+    async def before_it_breaks(parcels):
+        monkeypatch.setattr(writer, "write", write)
+        fates = await write(parcels)
+        monkeypatch.setattr(brokers_of(adapter), "offsets", broken)
+        return fates
+
+    monkeypatch.setattr(writer, "write", before_it_breaks)
+    with pytest.raises(ConnectionFailed, match="no answer"):
+        await store.redrive(letters)
+
+    assert await store.redrive(letters) == [None, None]
+
+
+async def test_a_redrive_that_is_cancelled_as_it_writes_puts_every_letter_back_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, group, consumer = await make_dead(bench, ORDERED, "a", "b")
+    store, writing, go_on = adapter.dead_letters(group), asyncio.Event(), asyncio.Event()
+    letters = [(one, one.message, None) for one in await letters_of(store)]
+    write = adapter._session.writer.write_copies
+
+    async def held_up(parcels):
+        writing.set()
+        await go_on.wait()
+        return await write(parcels)
+
+    monkeypatch.setattr(adapter._session.writer, "write_copies", held_up)
+    redriving = asyncio.create_task(store.redrive(letters))
+    await writing.wait()
+    redriving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await redriving
+
+    assert await store.count() == 0
+    assert await store.redrive(letters) == [GONE, GONE]
+    await ack(consumer, await receive(consumer, 2))
+    await nothing(consumer)
+
+
+async def test_a_redrive_that_is_cancelled_beside_a_broker_that_hangs_ends_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, group, _ = await make_dead(bench, ORDERED, "a")
+    store, hanging = adapter.dead_letters(group), asyncio.Event()
+    letters = [(one, one.message, None) for one in await letters_of(store)]
+
+    async def hang(_):
+        hanging.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(dead_letters, "ENDING", 0.2)
+    monkeypatch.setattr(adapter._session.writer, "write", hang)
+    redriving = asyncio.create_task(store.redrive(letters))
+    await hanging.wait()
+    redriving.cancel()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await redriving
 
 
 async def test_a_copy_that_cannot_be_made_leaves_no_claim(bench: Bench) -> None:

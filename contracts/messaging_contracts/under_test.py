@@ -14,16 +14,19 @@ from messaging.partition import partition_of
 from messaging_contracts.ledger import Ledger, Patience
 from messaging_contracts.member import Part
 from messaging_contracts.processes import Member, MemberProcess, MemberTask
+from messaging_contracts.standstill import standstill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import TypeAlias
 
     from typing_extensions import TypeForm
 
-    from messaging import Capabilities, DeadLetter
+    from messaging import Capabilities, DeadLetter, Health
     from messaging.adapter import Adapter
     from messaging_contracts.foreign import ForeignPublisher
+    from messaging_contracts.standstill import Standstill
 
     Behaviour: TypeAlias = Callable[[Delivery[Any]], Awaitable[Outcome | None]]
 
@@ -165,6 +168,26 @@ class BrokerUnderTest:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(f"not within {within:g} s: {what}") from None
+
+    async def health(self, bus: Bus, status: str) -> Health:
+        """The health of a bus as soon as it has this status: a probe may find the broker standing still."""
+        found: list[Health] = []
+
+        async def has_status() -> bool:
+            found[:] = [await bus.health()]
+            return found[0].status == status
+
+        try:
+            await self.eventually(has_status, f"health is {status}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}") from None
+        return found[0]
+
+    def standstill(
+        self, topic: Topic[Any], group: str = "billing"
+    ) -> AbstractAsyncContextManager[Standstill]:
+        """For how long nothing went on while the block ran: what is judged to be late may be as late."""
+        return standstill(self.bus.dead_letters(topic, group=group).count)
 
     async def nothing_left(self, topic: Topic[Any], group: str = "billing") -> None:
         """The group has nothing more to be handed out: a new member sees only sentinels, one per partition."""

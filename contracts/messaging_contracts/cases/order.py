@@ -210,15 +210,22 @@ async def a_failing_message_keeps_its_successors_behind_it(broker: BrokerUnderTe
     assert ledger.most_at_once() == 1
 
 
-@proves("order")
+@proves("order", limit=60)
 async def a_failing_key_does_not_stall_other_keys(broker: BrokerUnderTest) -> None:
     """While one key waits for its retry, the others of the same partition are handled (8)."""
-    topic, ledger = broker.topic(ordered=True, partitions=1), Ledger()
+    for waits in (1.0, 8.0):
+        if await others_go_on(broker, waits):
+            return
+    raise AssertionError("the others had to wait for ann")
+
+
+async def others_go_on(broker: BrokerUnderTest, waits: float) -> bool:
+    """Whether two keys were handled while a third waited for so many seconds: a slow machine may need more of them."""
+    topic, ledger = broker.topic(f"waits-{waits:g}", ordered=True, partitions=1), Ledger()
 
     async def fail_ann_once(delivery: Delivery[Any]) -> Outcome | None:
-        return (
-            Retry(after=1.0) if (delivery.key, delivery.payload, delivery.attempt) == ("ann", 0, 1) else Ack()
-        )
+        failing = (delivery.key, delivery.payload, delivery.attempt) == ("ann", 0, 1)
+        return Retry(after=waits) if failing else Ack()
 
     app = broker.app(topic, ledger, then=fail_ann_once, prefetch=4)
     await broker.bus.declare(app)
@@ -226,11 +233,12 @@ async def a_failing_key_does_not_stall_other_keys(broker: BrokerUnderTest) -> No
     others = await publish_in_turn(broker, topic, ("bob", "cat"), each=5)
     async with app.running(broker.bus):
         await ledger.until(lambda: len(ledger.with_key("bob")) + len(ledger.with_key("cat")) == 10)
-        assert len(ledger.with_key("ann")) == 1, "the others had to wait for ann"
+        waited = len(ledger.with_key("ann")) > 1
         await ledger.handled(8 + 10 + 1)
     assert ledger.attempts(ann[0]) == [1, 2]
     ledger.assert_each_once([*ann, *others], duplicates=1)
     ledger.assert_order(("ann", "bob", "cat"))
+    return not waited
 
 
 @proves("order")
@@ -357,8 +365,9 @@ async def a_backlog_is_handled_in_order_and_at_once(broker: BrokerUnderTest) -> 
     await broker.bus.declare(topic, groups=["billing"])
     ids = await publish_in_turn(broker, topic, KEYS, each=10)
     started = time.monotonic()
-    async with broker.running(broker.app(topic, ledger, concurrency=8)):
+    async with broker.standstill(topic) as lost, broker.running(broker.app(topic, ledger, concurrency=8)):
         await ledger.handled(len(ids))
+        late = 10 + 2 * lost.seconds
     ledger.assert_each_once(ids)
     ledger.assert_order(KEYS)
-    assert time.monotonic() - started < 10
+    assert max(one.begin for one in ledger.handlings) - started < late

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from messaging.adapter import (
     Adapter,
     AdapterContext,
+    BrokerHealth,
     Consumer,
     GroupSpec,
     Outgoing,
@@ -135,6 +136,22 @@ async def handled(consumer: Consumer, number: int) -> list[RawDelivery]:
         await ack(consumer, taken)
         deliveries += taken
     return deliveries
+
+
+async def healthy(adapter: Adapter) -> BrokerHealth:
+    """Its health as soon as that is in order: a probe gives a broker up that stands still for a moment."""
+    async with asyncio.timeout(15):
+        while not (health := await adapter.health()).connected or health.error is not None:
+            await asyncio.sleep(0.05)
+    return health
+
+
+async def health_naming(adapter: Adapter, what: str) -> BrokerHealth:
+    """Its health as soon as the error of that names it."""
+    async with asyncio.timeout(15):
+        while what not in ((health := await adapter.health()).error or ""):
+            await asyncio.sleep(0.05)
+    return health
 
 
 async def nothing(consumer: Consumer, during: float = 0.4) -> None:

@@ -12,8 +12,10 @@ from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.membership import Membership
 from tests.contract.bench import AdapterBench
 
-QUICK = {"session": 1, "heartbeat": 0.2, "join_delay": 0, "operation_timeout": 2}
-"""Options of members that notice deaths soon."""
+QUICK = {"heartbeat": 0.2, "join_delay": 0}
+"""Options of members that notice soon who comes and goes."""
+MORTAL = {**QUICK, "session": 1, "operation_timeout": 2}
+"""Options of members whose death is noticed soon, and that a machine which stands still takes for dead as well."""
 
 
 class Bench(AdapterBench[KafkaAdapter, KafkaConsumer]):

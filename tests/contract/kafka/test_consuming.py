@@ -12,7 +12,7 @@ from messaging.message import Ack, Reject, Release, Retry
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.library import Errors
 from tests.contract.bench import Recorder, ack, ids, nothing, outgoing, publish, receive, settle
-from tests.contract.kafka.support import QUICK, Bench, brokers_of, owned
+from tests.contract.kafka.support import MORTAL, QUICK, Bench, brokers_of, owned
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 ONE = TopicSpec("orders", ordered=True, partitions=1)
@@ -53,7 +53,7 @@ async def test_what_is_settled_is_freed_without_the_garbage_collector(bench: Ben
 
 
 async def test_after_a_crash_what_was_committed_is_not_redone_and_the_rest_is_counted(bench: Bench) -> None:
-    adapter = await bench.adapter(**QUICK)
+    adapter = await bench.adapter(**MORTAL)
     group = await bench.group(adapter, ONE)
     await publish(adapter, ONE, *map(str, range(5)))
     dead = bench.consumer(adapter, group)
@@ -78,7 +78,7 @@ async def silence(consumer: KafkaConsumer) -> None:
 
 
 async def test_a_dead_member_is_fenced(bench: Bench) -> None:
-    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    adapter, other = await bench.adapter(**MORTAL), await bench.adapter(**QUICK)
     group = await bench.group(adapter, ONE)
     await publish(adapter, ONE, "one")
     ownership = Recorder()
@@ -319,7 +319,7 @@ async def nothing_of(consumer, paused) -> None:
 
 
 async def test_a_marked_message_that_comes_back_after_a_crash_trips_the_guard_alone(bench: Bench) -> None:
-    adapter = await bench.adapter(**QUICK)
+    adapter = await bench.adapter(**MORTAL)
     group = await bench.group(adapter, ONE)
     await publish(adapter, ONE, "poison", "neighbour")
     consumer = bench.consumer(adapter, group)

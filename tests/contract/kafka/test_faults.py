@@ -26,9 +26,9 @@ IMPATIENT = {
     "session": 6,
     "heartbeat": 0.5,
     "join_delay": 0,
-    "operation_timeout": 1,
-    "connect_timeout": 1,
-    "confirm_timeout": 1,
+    "operation_timeout": 2,
+    "connect_timeout": 2,
+    "confirm_timeout": 2,
 }
 ONE = TopicSpec("orders", ordered=True, partitions=1)
 
@@ -71,7 +71,7 @@ async def test_closing_is_bounded_and_clean_while_the_broker_hangs(
         await adapter.close()
         took = time.monotonic() - started
 
-    assert took < 8
+    assert took < 12
     assert task.cancelling() == 0
     await asyncio.sleep(0)  # a leaked cancellation would come here
 
@@ -88,7 +88,7 @@ async def test_closing_is_bounded_and_clean_while_the_broker_is_down(
         started = time.monotonic()
         await consumer.close()
         await adapter.close()
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 12
     finally:
         own_broker.restart()
 
@@ -101,7 +101,7 @@ async def test_a_commit_gives_up_and_may_be_made_again(fragile: Bench, own_broke
     async with paused(own_broker):
         started = time.monotonic()
         results = await settle(consumer, deliveries, Ack())
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 8
 
     assert all(isinstance(one, SettleError) and isinstance(one.error, ConnectionFailed) for one in results)
     async with asyncio.timeout(10):
@@ -143,7 +143,7 @@ async def test_a_hung_broker_is_told_and_reading_goes_on_when_it_answers(
 
     async with paused(own_broker):
         with pytest.raises(ConnectionFailed, match="127.0.0.1"):
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(20):
                 while True:
                     await consumer.receive(1, 1)
         assert not consumer.status().connected
@@ -192,7 +192,7 @@ async def test_publishing_to_a_hung_broker_claims_nothing_and_goes_on_afterwards
     async with paused(own_broker):
         started = time.monotonic()
         results = await adapter.publish([outgoing(ONE, "meanwhile")])
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 8
     assert isinstance(results[0], PublishUncertain)
 
     async with asyncio.timeout(15):

@@ -13,7 +13,7 @@ from messaging_contracts.faults.proxy import LOOPBACK, Proxy
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.membership import Membership
 from tests.contract.bench import Recorder, ids, outgoing, publish, receive, settle
-from tests.contract.kafka.support import QUICK, Bench, membership, owned, receive_through
+from tests.contract.kafka.support import MORTAL, QUICK, Bench, membership, owned, receive_through
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 OTHER = TopicSpec("others", ordered=True, partitions=1)
@@ -82,7 +82,7 @@ async def test_leases_last_while_the_group_waits_for_its_dead_leader(bench: Benc
 
 
 async def test_a_join_that_nobody_answers_ends_with_the_lease(fragile: Bench, proxy: Proxy) -> None:
-    adapter = await fragile.adapter(f"kafka://{LOOPBACK}:{proxy.port}", **{**QUICK, "connect_timeout": 1})
+    adapter = await fragile.adapter(f"kafka://{LOOPBACK}:{proxy.port}", **{**MORTAL, "connect_timeout": 1})
     group, ownership = await fragile.group(adapter, OTHER), Recorder()
     await publish(adapter, OTHER, "one")
     member = fragile.consumer(adapter, group, ownership)

@@ -8,15 +8,14 @@ import pytest
 from messaging.adapter import GroupInfo, TopicSpec
 from messaging.message import Reject, Retry
 from messaging_kafka.brokers import NewTopic
-from tests.contract.bench import ack, publish, receive, settle
+from tests.contract.bench import ack, healthy, publish, receive, settle
 from tests.contract.kafka.support import Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=2)
 
 
 async def info(adapter) -> GroupInfo:
-    health = await adapter.health()
-    assert health.connected, health.error
+    health = await healthy(adapter)
     (only,) = health.groups
     return only
 

@@ -96,7 +96,7 @@ async def test_many_groups_at_once_are_created_in_portions(bench: Bench) -> None
 
 
 async def test_of_many_topics_only_those_that_failed_are_named(bench: Bench) -> None:
-    adapter = await bench.adapter(operation_timeout=1.5)
+    adapter = await bench.adapter(operation_timeout=4)
     brokers = brokers_of(adapter)
     well, slow, refused = (f"messaging.{bench.namespace}.{name}" for name in ("well", "slow", "refused"))
     look = brokers._look

@@ -119,7 +119,7 @@ async def test_dead_letters_are_read_whoever_put_them_there(bench: Bench) -> Non
     channel = await adapter.native.channel()
     queue = adapter._session.names.dead(group).encode()
     await by_hand.publish(channel, "", queue, 1 << 6, MICROSECONDS, b"x")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not await adapter.dead_letters(group).count():
             await asyncio.sleep(0.01)
 

@@ -4,7 +4,7 @@ from messaging.adapter import Consumer, Done, RawDelivery, TopicSpec
 from messaging.errors import ConnectionFailed
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_rabbitmq import RabbitMQAdapter
-from tests.contract.bench import ack, nothing, publish, receive, settle
+from tests.contract.bench import ack, healthy, nothing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -132,5 +132,5 @@ async def test_an_ordered_mark_goes_when_the_process_lives(bench: Bench) -> None
     await other.isolate(delivery)
     assert await settle(other, [delivery], Ack()) == [Done()]
     await other.close()
-    (info,) = (await adapter.health()).groups
+    (info,) = (await healthy(adapter)).groups
     assert info.lag == 0

@@ -8,7 +8,7 @@ from aiormq import connect
 
 from messaging.adapter import GroupInfo, GroupSpec, TopicSpec
 from messaging_rabbitmq import RabbitMQAdapter, ownership, status
-from tests.contract.bench import ack, ids, publish, receive
+from tests.contract.bench import ack, healthy, ids, publish, receive
 from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -24,7 +24,7 @@ async def kept_locked(bench: Bench, adapter: RabbitMQAdapter, group: GroupSpec) 
 
 
 async def told(adapter: RabbitMQAdapter) -> GroupInfo:
-    (info,) = (await adapter.health()).groups
+    (info,) = (await healthy(adapter)).groups
     return info
 
 
@@ -68,7 +68,7 @@ async def test_health_tells_of_messages_that_the_broker_hands_to_nobody(
     assert (await told(adapter)).stuck is None
 
     await publish(adapter, ORDERED, "a", partition=1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while (stuck := (await told(adapter)).stuck) is None:
             assert await consumer.receive(1, 0.1) == ()
     assert adapter._session.names.queue(group, 1) in stuck

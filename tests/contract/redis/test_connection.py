@@ -23,6 +23,7 @@ from messaging_contracts.brokers.resp import Connection
 from messaging_contracts.faults.servers import exhaust
 from messaging_redis import line
 from messaging_redis.connection import translate
+from tests.contract.bench import healthy
 
 CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
 LEAST = f"-@all {CATEGORIES} +time +info +del +pexpire"
@@ -37,7 +38,7 @@ async def test_wrong_credentials_fail_at_once_and_are_not_shown(own):
         with pytest.raises(AuthenticationFailed) as caught:
             await bench.made(url).open()
         assert "guessed" not in str(caught.value)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     await bench.adapter()
 
 
@@ -64,7 +65,7 @@ async def test_a_server_that_hangs_is_given_up_in_time(own):
     with pytest.raises(ConnectionFailed):
         await bench.made(connect_timeout=0.3).open()
 
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     broker.resume()
 
 
@@ -123,7 +124,7 @@ async def everything(bench, adapter):
     (reply,) = await inbox.receive(5, 2)
     assert reply.id == "m1"
     await inbox.close()
-    assert (await adapter.health()).connected
+    await healthy(adapter)
     await adapter.delete_group(shared)
 
 
@@ -212,12 +213,12 @@ async def test_an_outage_longer_than_the_lease_gives_no_member_everything(own, n
                 return [member.status().partitions for member in members]
         raise AssertionError([member.status() for member in members])
 
-    before = await shares(5)
+    before = await shares(20)
     broker.pause()
     await asyncio.sleep(2.0)
     lost = [len(member.status().partitions) for member in members]
     broker.resume()
-    after = await shares(2)
+    after = await shares(20)
 
     assert lost == [0, 0]
     assert before == after

@@ -6,7 +6,7 @@ import pytest
 
 from messaging.adapter import Done
 
-LEASE = 0.6
+LEASE = 2.0
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -19,11 +19,12 @@ async def test_a_lease_is_kept_while_all_connections_for_commands_are_in_use(ben
     deliveries = await bench.receive(consumer, 1)
 
     key = f"{bench.namespace}-never"
-    busy = asyncio.create_task(adapter._connection.call(key, "BLPOP", key, 2 * LEASE))
+    busy = asyncio.create_task(adapter._connection.call(key, "BLPOP", key, 1.4 * LEASE))
     while not busy.done():
-        await asyncio.sleep(LEASE / 4)
-        async with asyncio.timeout(LEASE / 2):
-            assert await consumer.extend(deliveries, LEASE) == [True]
+        await asyncio.sleep(0.15)
+        assert await consumer.extend(deliveries, LEASE) == [
+            True
+        ]  # no later than that, or the lease had ended
 
     assert owner.lost == []
     assert await bench.settle(consumer, deliveries) == [Done()]

@@ -129,7 +129,7 @@ async def test_health_tells_that_redis_takes_no_publish_while_it_is_out_of_memor
 
 async def test_out_of_memory_is_an_error_per_item_and_acks_and_leases_still_work(own):
     broker, bench = await own()
-    adapter = await bench.adapter(partition_lease=1.0)
+    adapter = await bench.adapter(partition_lease=2.5)
     group = await bench.group(adapter)
     ordered = GroupSpec(TopicSpec("strict", ordered=True, partitions=2), "billing", ordered=True)
     await adapter.declare(Topology((ordered.topic,), (ordered,)))
@@ -142,7 +142,7 @@ async def test_out_of_memory_is_an_error_per_item_and_acks_and_leases_still_work
     results = await bench.publish(adapter, group.topic, 3) + await bench.publish(
         adapter, ordered.topic, 6, keys=1
     )
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3)
     settled = await bench.settle(consumer, held) + await bench.settle(owner, kept)
     await adapter.native.config_set("maxmemory", 0)
     recovered = await bench.publish(adapter, group.topic, 3)
@@ -155,7 +155,7 @@ async def test_out_of_memory_is_an_error_per_item_and_acks_and_leases_still_work
 
 async def test_a_broken_connection_leaves_the_fate_unknown_and_an_absent_server_does_not(own):
     broker, bench = await own()
-    adapter = await bench.adapter(socket_timeout=0.5, connect_timeout=0.5)
+    adapter = await bench.adapter(socket_timeout=1.5, connect_timeout=1.5)
     group = await bench.group(adapter)
     await bench.publish(adapter, group.topic, 1)
 

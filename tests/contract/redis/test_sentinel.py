@@ -57,7 +57,7 @@ async def test_the_master_is_asked_for_by_name_and_an_unknown_name_is_a_failed_c
 async def test_after_a_failover_one_publish_is_uncertain_however_many_connections_were_open(sentinel, own):
     old, bench, port = sentinel
     new, _ = await own()
-    adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main?socket_timeout=0.3")
+    adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main?socket_timeout=1.5")
     group = await bench.group(adapter)
     await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(5)])
 

@@ -7,6 +7,7 @@ import pytest
 
 from messaging.adapter import GroupInfo, GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
+from tests.contract.bench import healthy
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ async def test_groups_are_listed_with_their_state_and_deleted_with_all_they_have
     assert (audit.group, audit.lag, audit.members, audit.dead_letters) == ("audit", 10, 0, 0)
     assert (billing.group, billing.lag, billing.members, billing.dead_letters) == ("billing", 6, 1, 4)
     assert 0 <= audit.oldest < 60
-    assert (await adapter.health()).connected
+    await healthy(adapter)
 
     await consumer.close()
     await adapter.delete_group(group)

@@ -8,7 +8,7 @@ import pytest
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_sqs.permissions import ADOPTED, actions
-from tests.contract.bench import publish, receive, settle
+from tests.contract.bench import healthy, publish, receive, settle
 from tests.contract.sqs.support import Bench, Refusal, recording
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
@@ -49,7 +49,7 @@ async def test_a_role_calls_of_what_is_adopted_what_the_page_says(bench: Bench, 
         publisher = await recorder(role)
         await publisher.declare(Topology(topics=[spec], mode="verify"))
         await publish(publisher, spec, f"{role}-ack", f"{role}-retry", f"{role}-reject", mandatory=True)
-        assert (await publisher.health()).connected
+        await healthy(publisher)
 
     consumer = await recorder("consumer")
     await consumer.declare(Topology(groups=[group], mode="verify"))
@@ -72,7 +72,7 @@ async def test_a_role_calls_of_what_is_adopted_what_the_page_says(bench: Bench, 
     (delivery,) = await receive(member, 1)
     await settle(member, [delivery], Ack())
     await member.close()
-    assert (await consumer.health()).connected
+    await healthy(consumer)
 
     operator = await recorder("dead letters")
     await operator.declare(Topology(groups=[group], mode="verify"))

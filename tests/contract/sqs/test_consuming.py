@@ -10,6 +10,7 @@ from messaging.adapter import Done, Hold, SettleError, TopicSpec
 from messaging.errors import LeaseLost, TopicNotFound
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.partition import partition_of
+from messaging_contracts.standstill import standstill
 from messaging_sqs import arrivals, copies
 from messaging_sqs.entries import DELAY
 from messaging_sqs.settings import LONGEST_LEASE
@@ -28,9 +29,7 @@ async def test_a_cancelled_receive_loses_nothing(any_bench: Bench):
     waiting.cancel()
     await asyncio.wait([waiting])
     await publish(adapter, group.topic, "one")
-    started = time.monotonic()
-    assert ids(await receive(consumer, 1)) == ["one"]
-    assert time.monotonic() - started < 3
+    assert ids(await receive(consumer, 1)) == ["one"]  # long before the lease of whoever took it could end
 
 
 async def test_what_a_poll_brings_while_a_member_leaves_goes_back_at_once(any_bench: Bench):
@@ -42,7 +41,7 @@ async def test_what_a_poll_brings_while_a_member_leaves_goes_back_at_once(any_be
     await asyncio.sleep(0)
     await publish(adapter, group.topic, "one")
     await closing
-    (delivery,) = await receive(any_bench.consumer(adapter, group), 1, within=3)
+    (delivery,) = await receive(any_bench.consumer(adapter, group), 1)
     assert delivery.attempt == 1
 
 
@@ -53,7 +52,7 @@ async def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(any_bench:
     await nothing(leaving, 0.2)
     await leaving._polls.abandon()
     await publish(adapter, group.topic, "one")
-    (delivery,) = await receive(any_bench.consumer(adapter, group), 1, within=3)
+    (delivery,) = await receive(any_bench.consumer(adapter, group), 1)
     assert delivery.attempt == 1
 
 
@@ -61,7 +60,7 @@ async def test_a_poll_that_nobody_waits_for_gives_back_what_it_brings(any_bench:
 async def test_a_member_does_not_wait_for_ever_for_a_settlement_when_it_leaves(
     bench: Bench, monkeypatch, ordered
 ):
-    adapter = await bench.adapter(operation_timeout=1)
+    adapter = await bench.adapter(operation_timeout=3)
     group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
     await publish(adapter, group.topic, "one", key="k" if ordered else None)
     leaving = bench.consumer(adapter, group)
@@ -74,7 +73,7 @@ async def test_a_member_does_not_wait_for_ever_for_a_settlement_when_it_leaves(
         intercept(adapter, patched, "delete_message_batch", say_nothing)
         settling = asyncio.create_task(settle(leaving, held, Ack()))
         await asyncio.sleep(0)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             await leaving.close()
             (result,) = await settling
 
@@ -113,43 +112,41 @@ async def test_no_more_is_asked_for_than_there_is_room(any_bench: Bench):
     group = await any_bench.group(adapter)
     await publish(adapter, group.topic, *(f"{number}" for number in range(60)))
     consumer = any_bench.consumer(adapter, group)
-    taken = 0
-    for _ in range(8):
-        taken += len(await consumer.receive(25 - taken, 0.3)) if taken < 25 else 0
-    assert taken == 25
+    assert len(await receive(consumer, 25)) == 25
+    await asyncio.sleep(0.3)  # what a poll under way may bring
     assert len(consumer._held) == 25
 
 
 async def test_a_lease_is_extended_and_then_ends(any_bench: Bench):
-    adapter = await any_bench.adapter(lease=2)
+    adapter = await any_bench.adapter(lease=3)
     group = await any_bench.group(adapter)
     await publish(adapter, group.topic, "one")
     consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
     (delivery,) = await receive(consumer, 1)
-    for _ in range(2):
-        assert await consumer.extend([delivery], 2) == [True]
-        await nothing(other, 1.0)
+    for _ in range(4):
+        assert await consumer.extend([delivery], 3) == [True]
+        await nothing(other, 0.8)
     (again,) = await receive(other, 1)
     assert again.message.id == "one"
     (late,) = await settle(consumer, [delivery], Reject("too late"), failure="{}")
     assert isinstance(late, SettleError)
     assert isinstance(late.error, LeaseLost)
     assert await adapter.dead_letters(group).count() == 0
-    assert await consumer.extend([delivery], 2) == [False]
+    assert await consumer.extend([delivery], 3) == [False]
 
 
 async def test_what_waits_in_the_adapter_keeps_its_lease(any_bench: Bench):
-    adapter = await any_bench.adapter(lease=1)
+    adapter = await any_bench.adapter(lease=3)
     group = await any_bench.group(adapter)
     await publish(adapter, group.topic, *"ab")
     await stored(adapter, group, 2)
     consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
     waiting = asyncio.create_task(consumer.receive(10, 0.0))
     await waiting
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while len(consumer._held) < 2:
             await asyncio.sleep(0.01)
-    await nothing(other, 2.5)
+    await nothing(other, 3.5)
     assert sorted(ids(await receive(consumer, 2))) == ["a", "b"]
 
 
@@ -179,13 +176,12 @@ async def test_a_retry_beyond_900_seconds_takes_steps_and_is_never_early(any_ben
     consumer = any_bench.consumer(adapter, group)
     (delivery,) = await receive(consumer, 1)
     monkeypatch.setattr(copies, "LONGEST_DELAY", 1)
-    assert await settle(consumer, [delivery], Retry(), after=3.4, failure="{}") == [Done()]
-    settled = time.time()
-    (again,) = await receive(consumer, 1)
-    waited = time.time() + again.hold - settled
-    assert (
-        3.4 - 0.2 < waited < 3.4 + 2
-    )  # it counts from when it was asked for, a moment before it was settled
+    asked = time.monotonic()
+    async with standstill(adapter.dead_letters(group).count) as lost:
+        assert await settle(consumer, [delivery], Retry(), after=3.4, failure="{}") == [Done()]
+        (again,) = await receive(consumer, 1)
+        waited, late = time.monotonic() + again.hold - asked, 2 + 2 * lost.seconds
+    assert 3.4 <= waited < 3.4 + late
     assert (again.attempt, again.returns, again.failure) == (2, 0, "{}")
 
 
@@ -334,9 +330,10 @@ async def test_a_failed_message_is_held_with_its_key_and_brings_its_neighbours_n
     await publish(adapter, ORDERED, *"abc", key="k")
     consumer, other = any_bench.consumer(adapter, group), any_bench.consumer(adapter, group)
     first = await receive(consumer, 1)
+    before = time.monotonic()
     (held,) = await settle(consumer, first[:1], Retry(), after=60.0)
     assert isinstance(held, Hold)
-    assert held.until == pytest.approx(time.monotonic() + 60, abs=1)
+    assert before + 60 <= held.until <= time.monotonic() + 60
     await nothing(other, 1.0)
     await consumer.close()
     deliveries = await receive(other, 1)
@@ -420,12 +417,12 @@ async def test_a_dead_letter_of_an_ordered_group_lets_its_key_go_on(any_bench: B
 
 
 async def test_a_message_of_a_paused_partition_is_kept_and_received_once(any_bench: Bench):
-    adapter = await any_bench.adapter(lease=1)
+    adapter = await any_bench.adapter(lease=3)
     group = await any_bench.group(adapter, ORDERED)
     await publish(adapter, ORDERED, *"ab", key="k")
     await stored(adapter, group, 2)
     consumer = any_bench.consumer(adapter, group)
-    assert await consumer.receive(10, 2.5, paused=(0, 1)) == ()
+    assert await consumer.receive(10, 4.0, paused=(0, 1)) == ()
     deliveries = await receive(consumer, 2)
     assert ids(deliveries) == ["a", "b"]
     assert {delivery.token.count for delivery in deliveries} == {1}

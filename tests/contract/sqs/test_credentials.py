@@ -10,7 +10,7 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from messaging.errors import AuthenticationFailed, ConnectionFailed
-from tests.contract.bench import ack, publish, receive
+from tests.contract.bench import ack, healthy, publish, receive
 from tests.contract.sqs.support import Bench, Refusal
 
 
@@ -56,7 +56,7 @@ async def test_a_renewal_that_fails_once_interrupts_and_ends_nothing(bench: Benc
     role.away = False
     await publish(adapter, group.topic, "two")
     assert len(await receive(consumer, 1)) == 1
-    assert (await adapter.health()).connected
+    await healthy(adapter)
 
 
 async def test_credentials_that_cannot_be_had_at_open_are_wrong(bench: Bench):

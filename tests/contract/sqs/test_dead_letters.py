@@ -79,13 +79,13 @@ async def test_what_a_reader_hid_that_was_cut_off_soon_is_there_again_soon(any_b
 
 
 async def test_what_is_read_is_hidden_for_as_long_as_it_is_being_read(any_bench: Bench, monkeypatch):
-    monkeypatch.setattr(browse, "AT_FIRST", 1)
+    monkeypatch.setattr(browse, "AT_FIRST", 3)
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter)
     await make_dead(any_bench, adapter, group, "one")
     async with adapter.dead_letters(group).scan() as letters:
         assert [letter.message.id async for letter in letters] == ["one"]
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(4)
         assert await browsed(adapter, group) == []
     assert await browsed(adapter, group) == ["one"]
 

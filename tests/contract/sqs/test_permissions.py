@@ -11,7 +11,7 @@ from messaging.adapter import BrokerHealth, GroupSpec, TopicSpec, Topology
 from messaging.message import Ack, Message, Reject, Release, Retry
 from messaging_sqs.connection import Denied
 from messaging_sqs.permissions import CALLS, Fanout, Role, actions, calls_of, policy
-from tests.contract.bench import publish, receive, settle
+from tests.contract.bench import healthy, publish, receive, settle
 from tests.contract.sqs.support import Bench, Refusal, recording
 
 PAGE = Path(__file__).parents[3] / "docs" / "brokers" / "sqs.md"
@@ -40,7 +40,7 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
     await publisher.declare(Topology(topics=[TOPIC], mode="verify"))
     assert len(await publisher.generations(TOPIC)) == 2
     await publish(publisher, TOPIC, "ack", "retry", "reject", "guard", mandatory=True)
-    assert (await publisher.health()).connected
+    await healthy(publisher)
 
     consumer = await recorder("consumer")
     await consumer.declare(Topology(groups=[GROUP], mode="verify"))
@@ -60,7 +60,7 @@ async def roles(fanout: Fanout, bench: Bench, monkeypatch):
             await settle(member, [delivery], outcomes.pop(name, Ack()), failure="{}")
     await member.close()
     await consumer.groups()
-    assert (await consumer.health()).groups
+    assert (await healthy(consumer)).groups
 
     operator = await recorder("dead letters")
     await operator.declare(Topology(groups=[GROUP], mode="verify"))  # as the command does first
@@ -116,11 +116,11 @@ def test_the_page_shows_what_each_role_needs_in_place_of_sns(role: Role):
 async def test_a_role_that_may_not_look_at_groups_is_connected_and_has_no_figures(bench, service, operation):
     adapter = await bench.adapter()
     await bench.group(adapter, TOPIC)
-    assert (await adapter.health()).groups
+    assert (await healthy(adapter)).groups
 
     Refusal(getattr(adapter.native, service), operation, 403, "AccessDenied")
     adapter._connection.failed = "an older request had no answer"  # a refusal is an answer
-    assert await adapter.health() == BrokerHealth(connected=True)
+    assert await healthy(adapter) == BrokerHealth(connected=True)
     with pytest.raises(Denied, match="not permitted"):
         await adapter.groups()
 

@@ -140,7 +140,7 @@ async def test_an_inbox_sweeps_when_it_opens(any_bench: Bench):
     queues, names = adapter._topics.queues, adapter._topics.names
     orphan = await queues.create(names.reply(secrets.token_hex(16)), {replies.ALIVE: "1000"}, retention=60)
     inbox = await opened(adapter)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while orphan in await queues.named_like(names.replies):
             await asyncio.sleep(0.05)
     await inbox.close()
@@ -152,7 +152,7 @@ async def test_an_inbox_shows_that_it_lives(bench: Bench, monkeypatch):
     inbox = await opened(adapter)
     sqs = adapter.native.sqs
     sqs.tag_queue(QueueUrl=inbox._url, Tags={replies.ALIVE: "1000"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while sqs.list_queue_tags(QueueUrl=inbox._url)["Tags"][replies.ALIVE] == "1000":
             await asyncio.sleep(0.02)
     await inbox.close()
@@ -171,7 +171,7 @@ async def test_a_sign_of_life_that_failed_is_not_the_last(bench: Bench, monkeypa
         return await call(service, operation, **parameters)
 
     monkeypatch.setattr(adapter._connection, "call", throttled)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         await failed.wait()
         sqs.tag_queue(QueueUrl=inbox._url, Tags={replies.ALIVE: "1000"})
         while sqs.list_queue_tags(QueueUrl=inbox._url)["Tags"][replies.ALIVE] == "1000":

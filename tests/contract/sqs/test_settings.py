@@ -10,7 +10,7 @@ from messaging.clock import SystemClock
 from messaging.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, MessagingError
 from messaging_sqs import SQSAdapter, SQSSettings
 from messaging_sqs.clients import make_clients
-from tests.contract.bench import publish, receive
+from tests.contract.bench import healthy, publish, receive
 
 CLOSED = "http://127.0.0.1:1"
 
@@ -191,7 +191,7 @@ async def test_a_session_of_ones_own_is_used(bench, monkeypatch):
     session = boto3.Session("own", "secret", region_name="us-east-1")
     adapter = await bench.adapter(session=session)
     assert adapter.native.sqs.meta.region_name == "us-east-1"
-    assert (await adapter.health()).connected
+    await healthy(adapter)
 
 
 async def test_what_is_created_is_encrypted_with_the_key_that_was_named(bench):

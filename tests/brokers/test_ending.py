@@ -79,7 +79,7 @@ def test_up_prints_urls_and_ends_what_it_started_on_sigterm(tmp_path: Path) -> N
         name, _, url = up.stdout.readline().strip().partition("=")
         assert name == "MESSAGING_TEST_REDIS_URL"
         assert "SIGTERM" in up.stdout.readline()
-        with Connection(url, timeout=2) as connection:
+        with Connection(url, timeout=10) as connection:
             assert connection.call("PING") == "PONG"
         up.send_signal(signal.SIGTERM)
         assert up.wait(10) == 128 + signal.SIGTERM

@@ -25,7 +25,7 @@ def redis() -> Iterator[NativeBroker]:
 
 
 def call(url: str, *words: str | int) -> object:
-    with Connection(url, timeout=2) as connection:
+    with Connection(url, timeout=10) as connection:
         return connection.call(*words)
 
 

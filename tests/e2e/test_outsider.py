@@ -78,7 +78,7 @@ async def test_a_parcel_is_shipped_by_the_second_attempt_an_hour_later() -> None
         await t.advance(3600)
         assert ledger.shipped == ["p1"]
 
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 60
 
 
 async def test_a_parcel_without_address_is_a_dead_letter() -> None:

@@ -16,14 +16,16 @@ from messaging.adapter import Done, GroupSpec, SettleError, TopicSpec, Topology
 from messaging.errors import ConnectionFailed
 from messaging.message import Retry
 from messaging_contracts.brokers import Broker, start
-from messaging_rabbitmq import RabbitMQAdapter
-from messaging_rabbitmq.answering import ANSWER, answers
+from messaging_rabbitmq import RabbitMQAdapter, answering
+from messaging_rabbitmq.answering import answers
 from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments
 from tests.contract.bench import ids, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 TIERS = (125, 250, 500, 1000, 2000)
+SOON = 2.0
+"""Seconds for which a queue may be silent here: each test waits for it several times."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,11 @@ def broker() -> Iterator[Broker]:
 async def bench(broker: Broker) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         yield Bench(broker.url, stack)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "ANSWER", SOON)
 
 
 async def kill_while_it_makes(
@@ -171,7 +178,7 @@ async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_decla
     async def stand_still(self: Channel, name: str = "", **options: Any) -> Any:
         if name == queue and not stood:
             broker.pause()
-            stood.append(asyncio.get_running_loop().call_later(ANSWER + 1, broker.resume))
+            stood.append(asyncio.get_running_loop().call_later(SOON + 1, broker.resume))
         return await declare(self, name, **options)
 
     monkeypatch.setattr(Channel, "queue_declare", stand_still)

@@ -61,6 +61,10 @@ class Names:
             return [self.queue(group)]
         return [self.queue(group, partition) for partition in range(group.topic.partitions)]
 
+    def declared(self, group: GroupSpec) -> list[str]:
+        """Queues of messages that are there as soon as the group is declared."""
+        return [*self.queues(group), self.dead(group), *(() if group.ordered else (self.suspects(group),))]
+
     def suspects(self, group: GroupSpec) -> str:
         return self._of(group, "suspects")
 

@@ -231,9 +231,7 @@ class TopologyKeeper:
         """Queues of declarations that did not end: if the broker was killed then, one of them never answers."""
         queues: list[str] = []
         if group.name in entries.begun:
-            queues += [*self._names.queues(group), self._names.dead(group)]
-            if not group.ordered:
-                queues.append(self._names.suspects(group))
+            queues += self._names.declared(group)
         if entries.begun and entries.groups.keys() <= entries.begun:  # none has ended that has made it
             queues.append(self._names.ingress(group.topic))
         return queues
@@ -254,11 +252,7 @@ class TopologyKeeper:
         await channel.queue_bind(ingress, alternate)
 
     async def _group_exists(self, group: GroupSpec) -> None:
-        queues = self._names.queues(group)
-        if group.native is None:
-            queues.append(self._names.dead(group))
-            if not group.ordered:
-                queues.append(self._names.suspects(group))
+        queues = self._names.queues(group) if group.native is not None else self._names.declared(group)
         async with self._link.throwaway(f"looking for group {group.name}") as channel:
             for queue in queues:
                 try:
@@ -322,13 +316,11 @@ class TopologyKeeper:
 
     async def _delete(self, group: GroupSpec, *, last: bool) -> None:
         names = self._names
-        queues = [*names.queues(group), names.dead(group)]
+        queues = names.declared(group)
         queues += [names.tier(group, time) for tier in all_tiers() for time in with_spares(tier)]
         if group.ordered:
             queues.append(names.members(group))
             queues += [names.guard(group, partition) for partition in range(group.topic.partitions)]
-        else:
-            queues.append(names.suspects(group))
         self.queues.deleted(queues)
         async with self._link.throwaway(f"deleting group {group.name}") as channel:
             if last:

@@ -17,7 +17,7 @@ from messaging.errors import ConnectionFailed
 from messaging.message import Retry
 from messaging_contracts.brokers import Broker, start
 from messaging_rabbitmq import RabbitMQAdapter, answering
-from messaging_rabbitmq.answering import answers
+from messaging_rabbitmq.answering import silent as silent_queues
 from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments
 from tests.contract.bench import ids, publish, receive, settle
@@ -60,7 +60,7 @@ async def kill_while_it_makes(
     with suppress(AMQPError, OSError):
         await connection.close()
     await asyncio.to_thread(broker.restart)
-    return await those_silent(await bench.adapter(), queues)
+    return await silent_queues((await bench.adapter())._session.settings, list(queues))
 
 
 async def kill_while_it_makes_tiers(bench: Bench, broker: Broker) -> tuple[GroupSpec, float]:
@@ -228,7 +228,7 @@ async def test_a_group_whose_declaration_was_cut_off_is_declared_again(bench: Be
         with pytest.raises(ConnectionFailed):
             await declaring
         await asyncio.to_thread(broker.restart)
-        silent += await those_silent(adapter, [*names.queues(group), names.dead(group)])
+        silent += await silent_queues(adapter._session.settings, names.declared(group))
 
         member = await bench.adapter()
         await bench.group(member, topic, group.name)
@@ -269,10 +269,3 @@ async def has(adapter: RabbitMQAdapter, queue: str) -> None:
         with suppress(ChannelNotFoundEntity):
             await channel.queue_declare(queue, passive=True)
             return
-
-
-async def those_silent(adapter: RabbitMQAdapter, queues: Collection[str]) -> list[str]:
-    """Those that are there and give no answer."""
-    settings = adapter._session.settings
-    answered = await asyncio.gather(*(answers(settings, queue) for queue in queues))
-    return [queue for queue, answer in zip(queues, answered, strict=True) if not answer]

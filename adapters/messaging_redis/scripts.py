@@ -1,7 +1,8 @@
 """The scripts that run on the server, one file each under `lua/`, and how they are called.
 
-Every key of a script has the hash tag of one topic. A script that must work when the server is out of memory says so
-in its first line (`flags=allow-oom`); what it writes replaces what it removes.
+Every key of a script has the hash tag of one topic. A script that must work when the server is out of memory, because
+what empties it needs it, says so in its first line (`flags=allow-oom`); what it writes is small, or replaces what it
+removes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def with_source(command: Command) -> Command:
 # Topics and groups
 DECLARE_TOPIC = Script("declare_topic")
 DECLARE_GROUP = Script("declare_group")
+MAKE_GROUP = Script("make_group")
 DELETE_GROUP = Script("delete_group")
 GROUP_STATE = Script("group_state")
 TRIM = Script("trim")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
-from messaging_redis.connection import code_of, translate
+from messaging_redis.connection import translate
 from messaging_redis.keys import GroupKeys, TopicKeys
 from messaging_redis.positions import stuck
-from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, GROUP_STATE
+from messaging_redis.scripts import DECLARE_GROUP, DECLARE_TOPIC, DELETE_GROUP, GROUP_STATE, MAKE_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,10 +229,7 @@ class Topics:
 
     async def ensure_retry_stream(self, keys: GroupKeys) -> None:
         """The retry stream of an adopted group, which is ours and not the group's."""
-        command = ("XGROUP", "CREATE", keys.retry, keys.name, "0", "MKSTREAM")
-        (reply,) = await self._connection.exchange(keys.retry, (command,))
-        if isinstance(reply, Exception) and code_of(reply) != "BUSYGROUP":
-            raise translate(reply, "XGROUP CREATE")
+        await self._connection.run(MAKE_GROUP, [keys.retry], [keys.name])
 
     async def _has_record(self, state: TopicState) -> bool:
         return (

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- KEYS: record of groups, retry stream, then the topic's streams. ARGV: create (1: also when unknown; 0: only mend
 -- what is known), field of the record, value, consumer group, first id.
 -- Returns {stored value or false, streams that had lost the group}. A stream that lost a known group begins anew at 0:

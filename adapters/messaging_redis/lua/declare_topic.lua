@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- KEYS: record. ARGV: '1' to create, then field, value, ... Returns what is stored, in the same order.
 local out = {}
 for i = 2, #ARGV, 2 do

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- KEYS: the key's hash. ARGV: kind (extend, complete, clear), fence, ms (lease, time to live, time that the fence is
 -- kept), 1 if there is a result, result. Returns 1, or 0 when the fence is not the newest.
 local state, fence = unpack(redis.call('HMGET', KEYS[1], 'state', 'fence'))

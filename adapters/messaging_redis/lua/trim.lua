@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- KEYS: hash with the time of the last trim, then streams. ARGV: interval, history, retention (all ms; -1: none).
 -- Removes what every group has handled and is older than `history`; beyond `retention` also what is not handled.
 -- Returns how many entries were removed before every group had handled them; -1 when it was not due.

@@ -358,7 +358,7 @@ def _due(headers: Mapping[str, Any], not_before: datetime | None, raw: dict[str,
 def _number(value: object, otherwise: int) -> int:
     try:
         return max(int(cast("Any", value)), 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON of others may hold Infinity
         return otherwise
 
 

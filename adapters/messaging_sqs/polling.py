@@ -7,6 +7,7 @@ more is given back by the thread that got it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from messaging_sqs.connection import Connection
+
+logger = logging.getLogger("messaging")
 
 Taker: TypeAlias = "Callable[[Sequence[dict[str, Any]], float], Awaitable[None]]"
 
@@ -113,6 +116,10 @@ class Polls:
                 self._wanted = 1
         except MessagingError as error:
             self.failure = error
+        except Exception as error:
+            # Nobody awaits a poll: unsaid, what it took would vanish for a lease, again and again, with green health.
+            logger.error("What a poll of %s brought was not read, by a defect", url, exc_info=error)
+            self.failure = self._connection.translated(error, "reading what ReceiveMessage brought")
 
     def _ended(self, number: int, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from messaging.adapter import Done, Hold, SettleError, TopicSpec
-from messaging.errors import LeaseLost, TopicNotFound
+from messaging.errors import ConnectionFailed, LeaseLost, TopicNotFound
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.partition import partition_of
 from messaging_contracts.standstill import standstill
@@ -459,3 +459,21 @@ async def test_what_a_paused_partition_keeps_takes_no_room_from_the_others_up_to
         assert await consumer.receive(1, 0.5, paused=(0, 1)) == ()
     assert len(consumer._held) < 6
     assert sorted(ids(await receive(consumer, 5))) == sorted([*full[:4], free[1]])
+
+
+async def test_what_cannot_be_read_of_a_poll_is_told_and_comes_again(bench: Bench, monkeypatch, caplog):
+    adapter = await bench.adapter(lease=1)
+    group = await bench.group(adapter)
+    consumer = bench.consumer(adapter, group)
+    real = consumer.unpacked
+
+    def defective(*_: object):
+        monkeypatch.setattr(consumer, "unpacked", real)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(consumer, "unpacked", defective)
+    await publish(adapter, group.topic, "one")
+    with pytest.raises(ConnectionFailed, match="a defect"):
+        await receive(consumer, 1)
+    assert "by a defect" in caplog.text
+    assert ids(await receive(consumer, 1)) == ["one"]

@@ -1,15 +1,19 @@
 """The attribute of a message: what most messages have alike is written once, and the rest is what it always is."""
 
 import json
+import time
 from base64 import b64decode
 from datetime import timedelta, timezone
 
 import pytest
 
-from messaging.envelope import encode
+from messaging.adapter import GroupSpec, Lease, TopicSpec
+from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE, encode
 from messaging.message import Message
-from messaging_sqs.entries import pack
+from messaging_sqs.entries import DELAY, ORIGIN, RETURNS, pack, unpack
 from tests.unit.messages import NOON, message
+
+GROUP = GroupSpec(TopicSpec("orders", partitions=4), "billing")
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,18 @@ def test_a_body_that_xml_would_change_travels_as_base64(body: bytes) -> None:
 
     assert b64decode(entry.body) == body
     assert json.loads(entry.attribute)["messaging-encoding"] == "base64"
+
+
+@pytest.mark.parametrize("name", [ATTEMPT, DELAY, FAILURE, NOT_BEFORE, ORIGIN, RETURNS])
+@pytest.mark.parametrize("number", ["Infinity", "-1e999", "NaN"])
+def test_a_number_without_end_that_another_program_wrote_is_read_as_none(name: str, number: str) -> None:
+    raw = {
+        "MessageId": "m-1",
+        "ReceiptHandle": "h",
+        "Body": "x",
+        "MessageAttributes": {"messaging": {"StringValue": f'{{"{name}":{number}}}'}},
+    }
+
+    delivery = unpack(raw, GROUP, Lease(), time.time())
+
+    assert (delivery.message.body, delivery.attempt, delivery.returns, delivery.token.due) == (b"x", 1, 0, 0)

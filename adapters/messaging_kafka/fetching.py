@@ -116,17 +116,17 @@ class Source:
         if not batches:
             return None
         last = batches[-1]
-        self._answers.append(self._parse(batches, sorted(aborted or (), key=lambda one: one[1]), kept))
+        self._answers.append(self._parse(raw, batches, sorted(aborted or (), key=lambda one: one[1]), kept))
         self.asked = max(self.asked, last.next_offset)
         return last
 
     def _parse(
-        self, batches: list[Any], aborted: list[tuple[int, int]], kept: tuple[float, float]
+        self, raw: bytes, batches: list[Any], aborted: list[tuple[int, int]], kept: tuple[float, float]
     ) -> Generator[Any]:
         """The records of committed transactions, and of none."""
         self.kept = kept
         broken: set[int] = set()
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if not batch.validate_crc():
                 raise Errors.CorruptRecordException(f"invalid checksum at {batch.base_offset}")
             while aborted and aborted[0][1] <= batch.base_offset:
@@ -134,10 +134,16 @@ class Source:
             if batch.is_control_batch:
                 broken.discard(batch.producer_id)
             elif not (batch.is_transactional and batch.producer_id in broken):
-                start = self.position
-                for record in batch:
-                    if record.offset >= start:
-                        yield record
+                start, record = self.position, None
+                try:
+                    for record in batch:
+                        if record.offset >= start:
+                            yield record
+                except UnicodeDecodeError:  # the name of a header; of what is before it, some was yielded
+                    start = start if record is None else max(start, record.offset + 1)
+                    for record in library.lenient(raw, number):
+                        if record.offset >= start:
+                            yield record
             self.position = max(self.position, batch.next_offset)
 
 

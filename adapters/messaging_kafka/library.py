@@ -68,6 +68,9 @@ DEFAULT_CHANNEL: Any = client.ConnectionGroup.DEFAULT
 COMMIT_CHANNEL = "commit"
 """A connection of its own for commits: a join keeps the one that it is sent on waiting."""
 
+_LENGTH_AT, _LENGTH_ENDS = 8, 12
+"""Of the length of a batch, which counts what follows it."""
+
 ABSENT = -1
 """The offset of a partition that a group has committed nothing for."""
 LATEST = -1
@@ -87,3 +90,44 @@ def failure_of(code: int) -> Exception | None:
         return None
     error: Exception = errors.for_code(code)()
     return error
+
+
+def lenient(answer: bytes, number: int) -> Any:
+    """The batch of this number in an answer, which reads names of headers that are no UTF-8, too.
+
+    The protocol says UTF-8, no broker checks it, and clients whose strings are bytes send what they are given.
+    """
+    start = 0
+    for _ in range(number):
+        start = _end(answer, start)
+    return _LenientBatch(answer[start : _end(answer, start)])
+
+
+def _end(answer: bytes, start: int) -> int:
+    length = int.from_bytes(answer[start + _LENGTH_AT : start + _LENGTH_ENDS])
+    return start + _LENGTH_ENDS + length
+
+
+class _LenientBytes(bytearray):
+    """Text is decoded whatever it is."""
+
+    def __getitem__(self, at: Any) -> Any:
+        plain: Any = super()
+        return plain.__getitem__(at) if isinstance(at, int) else _LenientBytes(plain.__getitem__(at))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
+        return super().decode(encoding, errors)
+
+
+# No public class reads what the one in C does not.
+_Batch: Any = default_records._DefaultRecordBatchPy  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+class _LenientBatch(_Batch):  # type: ignore[misc]
+    """aiokafka's own reader in Python, over such bytes."""
+
+    _buffer: Any
+
+    def _maybe_uncompress(self) -> None:
+        super()._maybe_uncompress()
+        self._buffer = _LenientBytes(self._buffer)

@@ -118,7 +118,7 @@ class Polls:
             self.failure = error
         except Exception as error:
             # Nobody awaits a poll: unsaid, what it took would vanish for a lease, again and again, with green health.
-            logger.error("What a poll of %s brought was not read, by a defect", url, exc_info=error)
+            logger.exception("What a poll of %s brought was not read, by a defect", url)
             self.failure = self._connection.translated(error, "reading what ReceiveMessage brought")
 
     def _ended(self, number: int, task: asyncio.Task[None]) -> None:

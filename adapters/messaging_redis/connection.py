@@ -41,7 +41,8 @@ _MISUSE = (
     "CROSSSLOT",
 )
 """How the text of an error begins that the same command always gets of this server."""
-_DENIED = "ACL failure in script"
+_DENIED = ("ACL failure in script", "The user executing the script")
+"""How a command within a script is refused to its user: of Redis 7.2 and newer, and before."""
 _FAULTS = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError, TimeoutError)
 """What redis-py raises when there is no connection, or no more."""
 _NOT_RUN = (redis_errors.NoScriptError, redis_errors.MovedError)
@@ -287,7 +288,7 @@ def translate(error: Exception, what: str) -> MessagingError:
     code, text = code_of(error), _text(error)
     if _is_authentication(error):
         return AuthenticationFailed(f"Redis refused {what}: {text}")
-    if code == "NOPERM" or _DENIED in text:
+    if code == "NOPERM" or text.removeprefix("ERR ").startswith(_DENIED):
         return ConfigurationError(
             f"the ACL user may not run {what}: {text}. The documentation lists what to grant"
         )

@@ -146,15 +146,21 @@ async def test_who_may_not_ask_for_durability_is_told_unknown_and_who_may_not_wr
     call = admin.native.execute_command
     await call("ACL", "SETUSER", "blind", "on", ">pw", "~messaging:*", "-@all", *CATEGORIES.split(), "+time")
     await call("ACL", "SETUSER", "reader", "on", ">pw", "~messaging:*", "-@all", "+@connection", "+xread")
+    most = [category for category in CATEGORIES.split() if category != "+@hash"]
+    await call("ACL", "SETUSER", "scripter", "on", ">pw", "~messaging:*", "-@all", *most, "+time")
 
     blind = await bench.adapter(bench.url.replace("redis://", "redis://blind:pw@"))
     await bench.group(blind)
-    reader = await bench.adapter(bench.url.replace("redis://", "redis://reader:pw@"))
+    others = [
+        await bench.adapter(bench.url.replace("redis://", f"redis://{user}:pw@"))
+        for user in ("reader", "scripter")
+    ]
 
     assert blind.capabilities.durability == "unknown"
     assert blind.capabilities.version
-    with pytest.raises(ConfigurationError, match="ACL"):
-        await bench.group(reader)
+    for other in others:
+        with pytest.raises(ConfigurationError, match="ACL"):
+            await bench.group(other)
 
 
 async def test_consumers_go_on_after_a_restart_and_nothing_is_lost(own):
@@ -385,6 +391,7 @@ async def test_a_full_disk_interrupts_and_all_goes_on_when_there_is_room(own, or
     [
         ("NOPERM this user has no permissions to run the 'xadd' command", ConfigurationError),
         ("ACL failure in script: no key", ConfigurationError),
+        ("The user executing the script can't run this command or subcommand", ConfigurationError),
         ("WRONGTYPE Operation against a key", ConfigurationError),
         ("unknown command 'XADD', with args beginning with: 'a'", ConfigurationError),
         ("MISCONF Errors writing to the AOF file: No space left on device", ConnectionFailed),

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from messaging.adapter import GroupSpec, Outgoing, Topology
 from messaging.backoff import LEFT_ALONE, Backoff
@@ -54,6 +54,8 @@ PATIENCE = 3
 """Looks for which a group may wait for end marks before they are published once more; each time for twice as many."""
 LOOK_AGAIN = 0.1
 """Seconds for which an end mark waits while something before it is not finished."""
+_Step: TypeAlias = Literal["look", "start", "finish"]
+"""What a member does to go on to a later generation."""
 
 
 def subscriber(bus: Bus, binding: Binding) -> Dispatcher | Subscriber:
@@ -82,6 +84,8 @@ class Subscriber:
         """Looks for which this program has waited for each former generation."""
         self._not_ended: dict[int, float] = {}
         """Since when each former generation is waited for whose end is not on record."""
+        self._failing: dict[_Step, tuple[float, MessagingError]] = {}
+        """Since when, and why, each step to a later generation fails; it is tried again."""
         self._limit = _Limit(binding.subscription.concurrency)
         self._gone: str | None = None
         """What the broker has lost and does not have again."""
@@ -140,9 +144,31 @@ class Subscriber:
             parked_full=any(state.parked_full for state in states),
             gone=self._gone is not None,
             unsettled=any(state.unsettled for state in states),
-            stuck=self._interrupted,
+            stuck=self._unfollowed or self._interrupted,
             last_error=self._gone or next((state.last_error for state in states if state.last_error), None),
         )
+
+    @property
+    def _unfollowed(self) -> str | None:
+        """Why a generation may be missed: at once where that lasts, later where it should have passed by itself."""
+        latest = self._clock.monotonic() - self._grace
+        reasons = [error for since, error in self._failing.values() if _lasts(error) or since < latest]
+        return (
+            f"{self.topic}/{self.group} does not follow changes of its topic: {reasons[0]}"
+            if reasons
+            else None
+        )
+
+    def _failed(self, step: _Step, error: MessagingError) -> None:
+        """It is tried again, and told, until `_failing` has it no more."""
+        since, _ = self._failing.get(step) or (self._clock.monotonic(), error)
+        logger.log(
+            logging.WARNING if _lasts(error) and step not in self._failing else logging.DEBUG,
+            "%s/%s does not follow changes of its topic: %s. Trying again.",
+            *(self.topic, self.group, error),
+            extra={"topic": self.topic, "group": self.group},
+        )
+        self._failing[step] = since, error
 
     @property
     def _interrupted(self) -> str | None:
@@ -177,7 +203,9 @@ class Subscriber:
             try:
                 await self._catalogue.refresh(self._binding.subscription.group.topic)
             except MessagingError as error:
-                logger.debug("the generations of %s could not be read: %s", self.topic, error)
+                self._failed("look", error)
+            else:
+                self._failing.pop("look", None)
 
     async def _run(self, spec: TopicSpec, dispatcher: Dispatcher) -> None:
         """Run it; where somebody deleted what it reads, make that anew and go on (25)."""
@@ -233,17 +261,22 @@ class Subscriber:
         if not self._group(spec).ordered:
             return True
         try:
-            for former in reversed([one for one in self._kept if one.generation < spec.generation]):
-                if not self._group(former).ordered:
-                    break  # nobody kept order over that change
-                finished = set(await self._adapter.finished(self._group(former)))
-                if len(finished) < former.partitions:
-                    await self._mark_again(former, finished)
-                    return False
-                self._not_ended.pop(former.generation, None)
+            finished = await self._formers_finished(spec)
         except MessagingError as error:
-            logger.debug("what is finished of %s could not be read: %s", self.topic, error)
+            self._failed("start", error)
             return False
+        self._failing.pop("start", None)
+        return finished
+
+    async def _formers_finished(self, spec: TopicSpec) -> bool:
+        for former in reversed([one for one in self._kept if one.generation < spec.generation]):
+            if not self._group(former).ordered:
+                break  # nobody kept order over that change
+            finished = set(await self._adapter.finished(self._group(former)))
+            if len(finished) < former.partitions:
+                await self._mark_again(former, finished)
+                return False
+            self._not_ended.pop(former.generation, None)
         return True
 
     async def _mark_again(self, former: TopicSpec, finished: Collection[int]) -> None:
@@ -285,12 +318,17 @@ class Subscriber:
         if any(not _is_end(one.message) for one in held):
             return Release(after=LOOK_AGAIN)
         try:
-            if not await self._adapter.finish(group, raw.partition):
-                return Release(after=LOOK_AGAIN)
+            finished = await self._adapter.finish(group, raw.partition)
         except MessagingError as error:
-            logger.debug("partition %d of %s was not finished: %s", raw.partition, self.topic, error)
+            self._failed("finish", error)
             return Release(after=1.0)
-        return Ack()
+        self._failing.pop("finish", None)
+        return Ack() if finished else Release(after=LOOK_AGAIN)
+
+
+def _lasts(error: MessagingError) -> bool:
+    """Whether somebody has to do something about it; a topic that is gone is made anew."""
+    return is_fatal(error) and not isinstance(error, TopicNotFound)
 
 
 def _is_end(message: Message) -> bool:

@@ -424,3 +424,51 @@ async def test_a_topic_whose_publishes_hang_while_it_moves_keeps_no_other_waitin
 
     assert done == [False, False, False, True]
     assert {info.generation for info in await bus.adapter.groups() if info.group == "late"} == {1, 2}
+
+
+@pytest.mark.parametrize("call", ["finished", "finish", "generations"])
+async def test_health_and_the_log_tell_that_a_member_may_not_follow_a_change(
+    clock, caplog, monkeypatch, call
+):
+    app, seen = collecting()
+    url = Settings(url="memory://follow")
+
+    async def denied(*given):
+        raise ConfigurationError("this user may not")
+
+    async with connect(url, clock=clock) as member, connect(url, clock=clock) as admin, app.running(member):
+        with monkeypatch.context() as patched:
+            patched.setattr(member.adapter, call, denied)
+            await change(admin, clock, orders, partitions=3)
+            await admin.publish(orders, "waits")
+            await clock.advance(60)
+            told = await member.health()
+            assert seen == []
+        await clock.advance(60)
+        after = await member.health()
+
+    assert told.status == "yellow"
+    assert told.last_error == "orders/a does not follow changes of its topic: this user may not"
+    assert caplog.text.count("this user may not") == 1
+    assert (after.status, after.last_error, seen) == ("green", None, ["waits"])
+
+
+async def test_health_tells_of_a_change_that_is_not_followed_when_that_lasts(bus, clock, monkeypatch):
+    app, _ = collecting()
+
+    async def away(*given):
+        raise ConnectionFailed("refused for now")
+
+    async with app.running(bus):
+        await clock.advance(1)
+        monkeypatch.setattr(bus.adapter, "generations", away)
+        await clock.advance(10)
+        first = await bus.health()
+        await clock.advance(bus.settings.generation_grace)
+        told = await bus.health()
+
+    assert first.status == "green"
+    assert (told.status, told.subscriptions[0].stuck) == (
+        "yellow",
+        "orders/a does not follow changes of its topic: refused for now",
+    )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 from redis.exceptions import ResponseError
@@ -26,7 +27,7 @@ from messaging_redis.connection import translate
 from tests.contract.bench import healthy
 
 CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
-LEAST = f"-@all {CATEGORIES} +time +info +del +pexpire"
+LEAST = f"-@all {CATEGORIES} +del +exists +info +pexpire +pttl +sadd +set +smembers +time"
 
 
 async def test_wrong_credentials_fail_at_once_and_are_not_shown(own):
@@ -119,6 +120,13 @@ async def everything(bench, adapter):
                 assert await store.redrive([(letter, letter.message, None)]) == [None]
         await bench.receive(consumer, 1)
         await consumer.close()
+    later = replace(strict.topic, generation=2, partitions=3)
+    await adapter.declare(Topology((later,)))
+    await adapter.begin_generation(later)
+    await adapter.end_generation(strict.topic)
+    assert await adapter.ended(strict.topic)
+    assert await adapter.finish(strict, 1)
+    assert await adapter.finished(strict) == {1}
     inbox = await adapter.reply_inbox()
     assert await adapter.reply([(inbox.address, bench.message(1))]) == [None]
     (reply,) = await inbox.receive(5, 2)

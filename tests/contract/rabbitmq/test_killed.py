@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiormq
@@ -23,9 +24,13 @@ from messaging_rabbitmq.tiers import tier_arguments
 from tests.contract.bench import ids, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
-TIERS = (125, 250, 500, 1000, 2000)
+TIERS = (125, 250, 500, 1000)
+DELAYING = 3
+"""Tests that need a group of which a tier does not answer: each takes one."""
+OTHERS = 2
+"""Of all else that is being made so many: what is just made when the broker is killed may answer."""
 SOON = 2.0
-"""Seconds for which a queue may be silent here: each test waits for it several times."""
+"""Seconds for which a queue may be silent here: most tests wait for it."""
 
 
 @pytest.fixture(scope="module")
@@ -40,50 +45,150 @@ async def bench(broker: Broker) -> AsyncIterator[Bench]:
         yield Bench(broker.url, stack)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "ANSWER", SOON)
+@pytest.fixture(autouse=True, scope="module")
+def impatient() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answering, "ANSWER", SOON)
+        yield
 
 
-async def kill_while_it_makes(
-    bench: Bench, broker: Broker, queues: Mapping[str, dict[str, Any]]
-) -> Collection[str]:
-    """Those of the queues, which come with their arguments, that do not answer afterwards."""
+@dataclass
+class Victims:
+    """What the broker was making when it was killed, and what does not answer of it."""
+
+    namespace: str
+    delaying: list[tuple[GroupSpec, float]]
+    """Each with the seconds of a silent tier."""
+    marked: list[GroupSpec]
+    """Their queue of marks."""
+    foreign: list[TopicSpec]
+    """Their queue for other programs' routing keys, made for a group whose declaration did not end."""
+    cut_off: list[GroupSpec]
+    """One or more of their queues: they were being declared."""
+
+    def suffice(self) -> bool:
+        return len(self.delaying) == DELAYING and all((self.marked, self.foreign, self.cut_off))
+
+
+@pytest.fixture(scope="module")
+def victims(broker: Broker) -> Victims:
+    """All tests share one kill: to start the broker again takes longer than any of them."""
+    for _ in range(5):  # killed a moment too late, it makes nothing that is silent
+        if (victims := asyncio.run(kill_while_it_makes_queues(broker))).suffice():
+            return victims
+    pytest.fail("too few queues were being made when the broker was killed")
+
+
+@pytest.fixture
+def after(bench: Bench, victims: Victims) -> Bench:
+    """The bench that has the victims."""
+    bench.namespace = victims.namespace
+    return bench
+
+
+async def kill_while_it_makes_queues(broker: Broker) -> Victims:
+    async with AsyncExitStack() as stack:
+        bench = Bench(broker.url, stack)
+        adapter = await bench.adapter()
+        names = adapter._session.names
+        delaying = [await bench.group(adapter, TopicSpec(f"orders-{n}")) for n in range(DELAYING)]
+        one, eight = (TopicSpec("", ordered=True, partitions=number) for number in (1, 8))
+        marked = [await bench.group(adapter, replace(one, name=f"marked-{n}")) for n in range(OTHERS)]
+        foreign = [await begun(adapter, TopicSpec(f"foreign-{n}", partitions=2)) for n in range(OTHERS)]
+        cut_off = [GroupSpec(replace(eight, name=f"cut-{n}"), "billing", ordered=True) for n in range(OTHERS)]
+        queues = {
+            names.tier(group, time): tier_arguments(names, group, time)
+            for group in delaying
+            for time in TIERS
+        }
+        queues |= {names.guard(group, 0): quorum() for group in marked}
+        queues |= {names.ingress(topic): quorum(single_active_consumer=True) for topic in foreign}
+
+        declaring = [asyncio.create_task(adapter.declare(Topology(groups=[group]))) for group in cut_off]
+        await has(adapter, names.queue(cut_off[0], 1))
+        await kill_while_it_makes(broker, queues)
+        for declaration in declaring:
+            with suppress(ConnectionFailed):  # cut off it is
+                await declaration
+
+        asked = [*queues, *(queue for group in cut_off for queue in names.declared(group))]
+        silent = set(await silent_queues(adapter._session.settings, asked))
+        tiers = [(group, time) for group in delaying for time in TIERS if names.tier(group, time) in silent]
+        return Victims(
+            bench.namespace,
+            [(group, time / 1000) for group, time in dict(reversed(tiers)).items()],
+            [group for group in marked if names.guard(group, 0) in silent],
+            [topic for topic in foreign if names.ingress(topic) in silent],
+            [group for group in cut_off if not silent.isdisjoint(names.declared(group))],
+        )
+
+
+async def kill_while_it_makes(broker: Broker, queues: Mapping[str, dict[str, Any]]) -> None:
+    """These, which come with their arguments, each on a channel of its own; and start it again."""
     connection = await aiormq.connect(broker.url)
-    made: list[asyncio.Task[Any]] = []
-    for queue, arguments in queues.items():
-        channel = await connection.channel()
-        made.append(asyncio.create_task(channel.queue_declare(queue, durable=True, arguments=arguments)))
+    channels = [await connection.channel() for _ in queues]
+    made = [
+        asyncio.create_task(channel.queue_declare(queue, durable=True, arguments=arguments))
+        for channel, (queue, arguments) in zip(channels, queues.items(), strict=True)
+    ]
     await asyncio.wait(made, return_when=asyncio.FIRST_COMPLETED)
     broker.kill()
     await asyncio.gather(*made, return_exceptions=True)
     with suppress(AMQPError, OSError):
         await connection.close()
     await asyncio.to_thread(broker.restart)
-    return await silent_queues((await bench.adapter())._session.settings, list(queues))
 
 
-async def kill_while_it_makes_tiers(bench: Bench, broker: Broker) -> tuple[GroupSpec, float]:
-    """The group, and the seconds of a tier of it that does not answer."""
-    for attempt in range(5):  # to kill it a moment too late makes nothing that is silent
-        adapter = await bench.adapter()
-        group = await bench.group(adapter, name=f"billing-{attempt}")
-        names = adapter._session.names
-        tiers = {names.tier(group, time): tier_arguments(names, group, time) for time in TIERS}
-        if silent := await kill_while_it_makes(bench, broker, tiers):
-            return group, min(time for time in TIERS if names.tier(group, time) in silent) / 1000
-    pytest.fail("no queue was being made when the broker was killed")
+async def begun(adapter: RabbitMQAdapter, topic: TopicSpec, group: str = "billing") -> TopicSpec:
+    """The topic, with a group whose declaration has not ended."""
+    await adapter.declare(Topology(topics=[topic]))
+    async with adapter._session.topology.registry_of(topic, create=True) as entries:
+        assert entries is not None
+        await entries.remove(group)
+        await entries.begin(group, ordered=topic.ordered)
+    return topic
+
+
+async def has(adapter: RabbitMQAdapter, queue: str) -> None:
+    """Wait until the queue is declared."""
+    while True:
+        channel = await adapter.native.channel()
+        with suppress(ChannelNotFoundEntity):
+            await channel.queue_declare(queue, passive=True)
+            return
+
+
+async def test_what_a_new_delay_has_confirmed_is_there_after_the_broker_was_killed(
+    bench: Bench, broker: Broker
+) -> None:
+    """Before all others: a queue that is made meanwhile would seal it."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "m1")
+    consumer = bench.consumer(adapter, group)
+    assert await settle(consumer, await receive(consumer, 1), Retry(), after=0.125) == [Done()]
+
+    broker.kill()
+    await asyncio.to_thread(broker.restart)
+    member = await bench.adapter()
+    await member.declare(Topology(groups=[group]))
+
+    consumer = bench.consumer(member, group)
+    (came,) = await receive(consumer, 1)
+    if came.attempt == 1:  # the broker had not yet written down that the original was settled
+        (came,) = await receive(consumer, 1)
+    assert (came.message.id, came.attempt) == ("m1", 2)
 
 
 async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
-    bench: Bench, broker: Broker, caplog: pytest.LogCaptureFixture
+    after: Bench, victims: Victims, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "messaging")
-    group, seconds = await kill_while_it_makes_tiers(bench, broker)
-    member = await bench.adapter()
-    await bench.group(member, name=group.name)
+    group, seconds = victims.delaying[0]
+    member = await after.adapter()
+    await after.group(member, group.topic)
     await publish(member, group.topic, "m1")
-    consumer = bench.consumer(member, group)
+    consumer = after.consumer(member, group)
     deliveries = await receive(consumer, 1)
 
     began = time.monotonic()
@@ -97,12 +202,12 @@ async def test_a_delay_does_not_wait_in_a_queue_that_never_answers(
     assert len(told) == 1 and tier in told[0] and group.name in told[0]
 
 
-async def test_a_queue_that_does_not_answer_holds_up_no_other_group(bench: Bench, broker: Broker) -> None:
-    group, seconds = await kill_while_it_makes_tiers(bench, broker)
-    member = await bench.adapter()
-    groups = [await bench.group(member, name=name) for name in (group.name, "audit")]
+async def test_a_queue_that_does_not_answer_holds_up_no_other_group(after: Bench, victims: Victims) -> None:
+    group, seconds = victims.delaying[1]
+    member = await after.adapter()
+    groups = [await after.group(member, group.topic, name) for name in (group.name, "audit")]
     await publish(member, group.topic, "m1")
-    consumers = [bench.consumer(member, one) for one in groups]
+    consumers = [after.consumer(member, one) for one in groups]
     deliveries = [await receive(consumer, 1) for consumer in consumers]
 
     held, free = (
@@ -115,14 +220,16 @@ async def test_a_queue_that_does_not_answer_holds_up_no_other_group(bench: Bench
     assert await held == [Done()]
 
 
-async def test_a_queue_that_confirms_nothing_is_asked_again(bench: Bench, broker: Broker) -> None:
+async def test_a_queue_that_confirms_nothing_is_asked_again(
+    after: Bench, broker: Broker, victims: Victims
+) -> None:
     """It could not be asked before: the broker did not answer anybody."""
-    group, seconds = await kill_while_it_makes_tiers(bench, broker)
-    member = await bench.adapter(connect_timeout=0.5, confirm_timeout=2.0)
-    await bench.group(member, name=group.name)
+    group, seconds = victims.delaying[2]
+    member = await after.adapter(connect_timeout=2.0, confirm_timeout=2.0)
+    await after.group(member, group.topic)
     member._session.topology.queues.exists(member._session.names.tier(group, round(seconds * 1000)))
     await publish(member, group.topic, "m1")
-    consumer = bench.consumer(member, group)
+    consumer = after.consumer(member, group)
     deliveries = await receive(consumer, 1)
 
     broker.pause()
@@ -142,25 +249,15 @@ async def test_a_queue_that_confirms_nothing_is_asked_again(bench: Bench, broker
 
 
 async def test_a_suspect_is_isolated_though_the_queue_of_marks_was_cut_off(
-    bench: Bench, broker: Broker
+    after: Bench, victims: Victims
 ) -> None:
-    topic = TopicSpec("orders", ordered=True, partitions=1)
-    for attempt in range(5):
-        adapter = await bench.adapter()
-        group = await bench.group(adapter, topic, f"billing-{attempt}")
-        marks = adapter._session.names.guard(group, 0)
-        silent = await kill_while_it_makes(bench, broker, {marks: quorum()})
-        member = await bench.adapter(confirm_timeout=2.0)
-        await bench.group(member, topic, group.name)
-        await publish(member, topic, "m1", key="k")
-        consumer = bench.consumer(member, group)
-        (delivery,) = await receive(consumer, 1)
+    member = await after.adapter(confirm_timeout=2.0)
+    group = await after.group(member, victims.marked[0].topic)
+    await publish(member, group.topic, "m1", key="k")
+    consumer = after.consumer(member, group)
+    (delivery,) = await receive(consumer, 1)
 
-        assert await consumer.isolate(delivery)
-
-        if silent:
-            return
-    pytest.fail("no queue was being made when the broker was killed")
+    assert await consumer.isolate(delivery)
 
 
 async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_declared_again(
@@ -168,10 +265,7 @@ async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_decla
 ) -> None:
     member = await bench.adapter()
     group = await bench.group(member)
-    async with member._session.topology.registry_of(group.topic, create=False) as entries:
-        assert entries is not None
-        await entries.remove(group.name)
-        await entries.begin(group.name, ordered=False)
+    await begun(member, group.topic)
     await publish(member, group.topic, "m1")
     queue, declare, stood = member._session.names.queue(group), Channel.queue_declare, list[object]()
 
@@ -189,83 +283,29 @@ async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_decla
 
 
 async def test_what_no_declaration_has_ended_is_made_anew_by_the_next_group(
-    bench: Bench, broker: Broker
+    after: Bench, victims: Victims
 ) -> None:
     """The queue for other programs' routing keys is of all groups."""
-    for attempt in range(5):
-        adapter = await bench.adapter()
-        topic = TopicSpec(f"orders-{attempt}", partitions=2)
-        await adapter.declare(Topology(topics=[topic]))
-        async with adapter._session.topology.registry_of(topic, create=True) as entries:
-            assert entries is not None
-            await entries.begin("billing", ordered=False)
-        ingress = adapter._session.names.ingress(topic)
-        silent = await kill_while_it_makes(bench, broker, {ingress: quorum(single_active_consumer=True)})
+    topic = victims.foreign[0]
+    member = await after.adapter()
+    consumer = after.consumer(member, await after.group(member, topic, "audit"))
+    await consumer.receive(1, 0)
+    channel = await member.native.channel()
+    await channel.basic_publish(b"m1", exchange=member._session.names.exchange(topic), routing_key="any")
 
-        member = await bench.adapter()
-        consumer = bench.consumer(member, await bench.group(member, topic, "audit"))
-        await consumer.receive(1, 0)
-        channel = await member.native.channel()
-        await channel.basic_publish(b"m1", exchange=member._session.names.exchange(topic), routing_key="any")
-
-        assert [one.message.body for one in await receive(consumer, 1)] == [b"m1"]
-        if silent:
-            return
-    pytest.fail("no queue was being made when the broker was killed")
+    assert [one.message.body for one in await receive(consumer, 1)] == [b"m1"]
 
 
-async def test_a_group_whose_declaration_was_cut_off_is_declared_again(bench: Bench, broker: Broker) -> None:
-    topic = TopicSpec("orders", ordered=True, partitions=8)
-    silent: list[str] = []
-    for attempt in range(5):
-        adapter = await bench.adapter()
-        group = GroupSpec(topic, f"billing-{attempt}", ordered=True)
-        await adapter.declare(Topology(topics=[topic]))
-        names = adapter._session.names
-        declaring = asyncio.create_task(adapter.declare(Topology(groups=[group])))
-        await has(adapter, names.queue(group, attempt))
-        broker.kill()
-        with pytest.raises(ConnectionFailed):
-            await declaring
-        await asyncio.to_thread(broker.restart)
-        silent += await silent_queues(adapter._session.settings, names.declared(group))
-
-        member = await bench.adapter()
-        await bench.group(member, topic, group.name)
-        await publish(member, topic, *(f"{attempt}-{n}" for n in range(8)), key="k")
-        got = ids(await receive(bench.consumer(member, group), 8))
-
-        assert got == [f"{attempt}-{n}" for n in range(8)]
-        if silent:
-            return
-    pytest.fail("no queue was being made when the broker was killed")
-
-
-async def test_what_a_new_delay_has_confirmed_is_there_after_the_broker_was_killed(
-    bench: Bench, broker: Broker
+async def test_a_group_whose_declaration_was_cut_off_is_declared_again(
+    after: Bench, victims: Victims
 ) -> None:
-    adapter = await bench.adapter()
-    group = await bench.group(adapter)
-    await publish(adapter, group.topic, "m1")
-    consumer = bench.consumer(adapter, group)
-    assert await settle(consumer, await receive(consumer, 1), Retry(), after=0.125) == [Done()]
+    topic = victims.cut_off[0].topic
+    member = await after.adapter()
+    group = await after.group(member, topic)
+    for partition in range(topic.partitions):
+        await publish(member, topic, f"{partition}-a", f"{partition}-b", partition=partition)
 
-    broker.kill()
-    await asyncio.to_thread(broker.restart)
-    member = await bench.adapter()
-    await member.declare(Topology(groups=[group]))
+    got = ids(await receive(after.consumer(member, group), 2 * topic.partitions))
 
-    consumer = bench.consumer(member, group)
-    (came,) = await receive(consumer, 1)
-    if came.attempt == 1:  # the broker had not yet written down that the original was settled
-        (came,) = await receive(consumer, 1)
-    assert (came.message.id, came.attempt) == ("m1", 2)
-
-
-async def has(adapter: RabbitMQAdapter, queue: str) -> None:
-    """Wait until the queue is declared."""
-    while True:
-        channel = await adapter.native.channel()
-        with suppress(ChannelNotFoundEntity):
-            await channel.queue_declare(queue, passive=True)
-            return
+    for partition in range(topic.partitions):
+        assert [one for one in got if one.startswith(f"{partition}-")] == [f"{partition}-a", f"{partition}-b"]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from examples.checkout.catalogue import Price, Product, Query, Review, prices, products, reviews
 from messaging import Bus
 
-TIMEOUT = 5.0
+TIMEOUT = 30.0
+"""Seconds: what a slow machine needs, too. A visitor would not wait so long."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Ledger:
         """How often a group handled each order."""
         return Counter(handled.order_id for handled in self.handled_by[group])
 
+    def done(self) -> int:
+        """How much was done so far: as long as this grows, the run goes on."""
+        return sum(map(len, self.handled_by.values())) + self.receipts.total()
+
     def missing(self, group: str) -> Counter[str]:
         """How often a group has yet to handle each order: once, or as often as it was sent."""
         sent = Counter(order.order_id for order in self.submitted)

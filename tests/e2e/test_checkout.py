@@ -28,7 +28,33 @@ def handled(ledger, group, order, *, attempt):
         keep(ledger, group, order, attempt=attempt)
 
 Ledger.handled = handled
-sys.exit(main(["--patience", "5"]))
+sys.exit(main(["--patience", "3"]))
+"""
+
+# Nobody looks at the run for a while, as on a machine that is busy with other things or was asleep.
+STANDSTILL = """
+import sys, time
+from examples.checkout import __main__ as shop
+
+clock, look, stood_still = time.monotonic, shop.settled, 0
+
+async def look_late(bus):
+    global stood_still
+    stood_still = 10
+    return await look(bus)
+
+time.monotonic = lambda: clock() + stood_still
+shop.settled = look_late
+sys.exit(shop.main(["--patience", "5"]))
+"""
+
+SLOW_CATALOGUE = """
+import sys
+from examples.checkout import gateway
+from examples.checkout.__main__ import main
+
+gateway.TIMEOUT = 1e-6
+sys.exit(main())
 """
 
 
@@ -96,6 +122,22 @@ def test_a_broken_promise_makes_the_shop_exit_non_zero(python):
     assert run.returncode == 1, run.stdout + run.stderr
     assert "BROKEN  every group handles every order" in run.stdout
     assert "email did not handle o-40100" in run.stdout
+
+
+def test_the_shop_waits_for_what_goes_on_however_slow_the_machine_is(python):
+    run = python(["-c", STANDSTILL])
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_page_that_is_late_is_told_as_a_broken_promise(python):
+    run = python(["-c", SLOW_CATALOGUE])
+
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert not run.stderr
+    assert "no page of MUG-BLUE: No reply from catalogue." in run.stdout
+    assert "BROKEN  a page is put together from three replies" in run.stdout
+    assert run.stdout.count("  kept  ") == PROMISES - 1
 
 
 def test_a_bad_line_loses_no_good_one():

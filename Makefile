@@ -14,8 +14,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # The first of these that is Python 3.11 or newer and can make a virtual environment.
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python
 BROKERS := redis rabbitmq kafka sqs elasticmq
-# Tests wait more than they work: two processes share one set of brokers.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
+# Tests wait more than they work: three processes share one set of brokers, and two processors.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadgroup
 
 .PHONY: help bench bench-full guard scale demo faults simulate soak test test-compose check format coverage clean
 

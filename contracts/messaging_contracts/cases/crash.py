@@ -129,9 +129,8 @@ async def a_message_that_kills_its_process_ends_as_a_dead_letter_alone(broker: B
 
             await broker.eventually(dead_or_done, "the process dies, or its poison is a dead letter")
             deaths += not process.alive
-            if (
-                process.alive
-            ):  # killed while it runs one of the neighbours alone, it would make that a dead letter
+            if process.alive:
+                # Killed while it runs one of the neighbours alone, it would make that a dead letter, too.
                 expected.add((await broker.bus.publish(topic, "behind them")).id)
                 await ledger.until(lambda: expected <= {one.id for one in ledger.done})
                 await ledger.calm()

@@ -444,9 +444,12 @@ class Member(Consumer):
         return True
 
     async def _tend(self) -> None:
-        """Keep what waits for the next `receive`: nobody else extends it."""
+        """Keep what waits for the next `receive`, which nobody else extends; let go of what was lost."""
         while True:
             await asyncio.sleep(self.connection.settings.lease / 3)
+            now = time.monotonic()
+            for delivery in [one for one in self._held if one.lease.deadline <= now]:
+                self.forget(delivery)
             if self._arrivals.waiting:
                 try:
                     await self.extend(self._arrivals.waiting, self.connection.settings.lease)

@@ -477,3 +477,15 @@ async def test_what_cannot_be_read_of_a_poll_is_told_and_comes_again(bench: Benc
         await receive(consumer, 1)
     assert "by a defect" in caplog.text
     assert ids(await receive(consumer, 1)) == ["one"]
+
+
+@pytest.mark.parametrize("topic", [TopicSpec("orders"), ORDERED])
+async def test_what_was_lost_takes_no_memory(bench: Bench, topic: TopicSpec):
+    adapter = await bench.adapter(lease=1)
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, topic, "one", key="ann")
+    await receive(consumer, 1)
+    async with asyncio.timeout(20):
+        while consumer._held:
+            await asyncio.sleep(0.05)

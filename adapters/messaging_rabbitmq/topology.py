@@ -152,8 +152,17 @@ class TopologyKeeper:
         return True
 
     async def _bind_again(self, topic: TopicSpec) -> None:
-        """The exchange is new: groups from before, which the record has, get nothing of it until they are bound."""
-        for name, ordered in (await self.registry.groups(self._names.registry(topic))).items():
+        """The exchange is new: groups from before, which the record has, get nothing of it until they are bound.
+
+        Those whose declaration did not end are left to the next, which may delete their queues.
+        """
+        async with self.registry_of(topic, create=False) as entries:
+            kept = (
+                {}
+                if entries is None
+                else {name: entries.groups[name] for name in entries.groups.keys() - entries.begun}
+            )
+        for name, ordered in kept.items():
             group = GroupSpec(topic, name, ordered)
             async with self._link.throwaway(f"binding group {name} to topic {topic.name}") as channel:
                 with suppress(ChannelNotFoundEntity):  # its members find that out, and declare it anew
@@ -205,27 +214,28 @@ class TopologyKeeper:
                 await entries.begin(group.name, ordered=group.ordered)
             async with self._link.throwaway(f"declaring group {group.name}") as channel:
                 await self._group_queues(channel, group)
-                await self._ingress(channel, group.topic)
                 if group.name in entries.begun:
                     await self.queues.seal(channel, group)
                     await entries.end(group.name)
+                # Not before: queues whose declaration did not end have nothing, and may be deleted.
+                await self._bind(channel, group)
+                await self._bind_ingress(channel, group.topic)
         self.queues.exists(self._names.dead(group))
 
     async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
         topic = group.topic
         retention = None if topic.retention is None else max(1, round(topic.retention * 1000))
         await self.queues.declare(channel, self._names.dead(group), quorum())
+        await self.queues.declare(channel, self._names.ingress(topic), quorum(single_active_consumer=True))
         if group.ordered:
             arguments = quorum(single_active_consumer=True, message_ttl=retention)
             for queue in self._names.queues(group):
                 await self.queues.declare(channel, queue, arguments)
-            await self._bind(channel, group)
             await channel.queue_declare(self._names.members(group), durable=True)
             return
         queue = self._names.queue(group)
         await self.queues.declare(channel, queue, quorum(message_ttl=retention))
         await self.queues.declare(channel, self._names.suspects(group), quorum())
-        await self._bind(channel, group)
 
     def _doubtful(self, group: GroupSpec, entries: Entries) -> list[str]:
         """Queues of declarations that did not end: if the broker was killed then, one of them never answers."""
@@ -237,19 +247,20 @@ class TopologyKeeper:
         return queues
 
     async def _delete_silent(self, group: GroupSpec, queues: Sequence[str]) -> None:
-        """Those that answer stay: a program that only verifies, or an older one, may already use them."""
+        """Those that answer stay. The others are bound to nothing yet: no message is in them that may come back, be it
+        that the nodes that have them are away.
+        """
         # Asked twice, on two connections: the broker may have stood still while they were asked once.
         for queue in await silent(self._settings, await silent(self._settings, queues)):
             # Each has its own time: the broker takes five seconds for one that does not answer.
             async with self._link.throwaway(f"declaring group {group.name} again") as channel:
                 await channel.queue_delete(queue)
 
-    async def _ingress(self, channel: AbstractChannel, topic: TopicSpec) -> None:
+    async def _bind_ingress(self, channel: AbstractChannel, topic: TopicSpec) -> None:
         """Last, so that what arrives there can be sent on."""
-        ingress, alternate = self._names.ingress(topic), self._names.alternate(topic)
-        await self.queues.declare(channel, ingress, quorum(single_active_consumer=True))
+        alternate = self._names.alternate(topic)
         await channel.exchange_declare(alternate, exchange_type="fanout", durable=True)
-        await channel.queue_bind(ingress, alternate)
+        await channel.queue_bind(self._names.ingress(topic), alternate)
 
     async def _group_exists(self, group: GroupSpec) -> None:
         queues = self._names.queues(group) if group.native is not None else self._names.declared(group)

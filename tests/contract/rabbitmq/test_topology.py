@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
+from messaging.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    NoGroup,
+    TopicNotFound,
+    UnsupportedCapability,
+)
 from messaging.message import Ack, Reject, Release, Retry
+from messaging_rabbitmq.registry import Entries
 from tests.contract.bench import ack, healthy, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
@@ -85,6 +92,31 @@ async def test_where_no_tier_may_be_made_a_retry_is_held(bench: Bench) -> None:
 
     assert type(held).__name__ == "Hold"
     await ack(consumer, deliveries)
+
+
+async def test_a_group_gets_nothing_before_its_declaration_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the next declaration deletes what does not answer of its queues, whoever has them."""
+    adapter, publisher = await bench.adapter(), await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+
+    async def cut_off(*_: object) -> None:
+        raise ConnectionFailed("the program was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Entries, "end", cut_off)
+        with pytest.raises(ConnectionFailed):
+            await bench.group(adapter, topic)
+    before = await publisher.publish([outgoing(topic, "m1", mandatory=True)])
+    await (await adapter.native.channel()).exchange_delete(adapter._session.names.exchange(topic))
+    await (await bench.adapter()).declare(Topology([topic]))  # binds what is there
+    anew = await publisher.publish([outgoing(topic, "m2", mandatory=True)])
+
+    assert [type(one) for one in (*before, *anew)] == [NoGroup, NoGroup]
+    group = await bench.group(adapter, topic)
+    await publish(publisher, topic, "m3")
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["m3"]
 
 
 async def test_groups_of_other_programs_are_listed_with_what_the_broker_knows(bench: Bench) -> None:

@@ -38,8 +38,9 @@ async def silent(settings: RabbitMQSettings, queues: Sequence[str]) -> Sequence[
     link = Link(settings, "asking")
     try:
         answered = await asyncio.gather(*(_answers(link, queue) for queue in queues))
+        if not all(answered):
+            link.abort()  # closing it, the broker would wait for those that do not answer
     finally:
-        link.abort()  # closing it, the broker would wait for those that do not answer
         await link.close()
     return [queue for queue, answer in zip(queues, answered, strict=True) if not answer]
 

@@ -273,6 +273,8 @@ class SharedConsumer(Member):
         self._intake: Intake | None = None
         self._suspects: Intake | None = None
         self._adopted = self.group.native is not None
+        self._early: list[RawDelivery] = []
+        """Came before their time, and no tier may be made for the rest: they wait here."""
 
     async def join(self) -> None:
         if self._is_member():
@@ -305,7 +307,7 @@ class SharedConsumer(Member):
         self.lose(intake.forsake(), reason)
 
     async def collect(self, limit: int, paused: Collection[int]) -> Sequence[RawDelivery]:  # noqa: ARG002
-        deliveries: list[RawDelivery] = []
+        deliveries = self._now_due(limit)
         early: list[tuple[RawDelivery, float]] = []
         """Came out of a delay tier before their time, each with what is left: the next tier is due."""
         now, member = self.session.clock.monotonic(), self.session.member
@@ -325,6 +327,17 @@ class SharedConsumer(Member):
             self.own(asyncio.create_task(self._step(early), name="messaging-rabbitmq-step"))
         return deliveries
 
+    def _now_due(self, limit: int) -> list[RawDelivery]:
+        """Of those that wait here, so many whose time has come."""
+        now = self.session.clock.monotonic()
+        waiting = [one for one in self._early if not one.token.intake.gone]
+        due = [one for one in waiting if one.token.held_until <= now][:limit]
+        self._early = [one for one in waiting if one not in due]
+        if len(due) < limit and self._early:
+            soonest = min(one.token.held_until for one in self._early)
+            asyncio.get_running_loop().call_later(max(0.0, soonest - now), self.wake)
+        return due
+
     def _received(self, intake: Intake, original: DeliveredMessage) -> RawDelivery:
         tag = original.delivery_tag or 0
         delivery = incoming(
@@ -337,6 +350,7 @@ class SharedConsumer(Member):
 
     async def _step(self, early: Sequence[tuple[RawDelivery, float]]) -> None:
         """Send what came too early into its next tier; what cannot be sent goes back to the queue."""
+        now = self.session.clock.monotonic()
         parcels: list[Parcel] = []
         copied: list[RawDelivery] = []
         settled: list[tuple[RawDelivery, bool]] = []
@@ -346,9 +360,12 @@ class SharedConsumer(Member):
             try:
                 parcel = await self.copies.released(delivery, left)
             except MessagingError:
-                parcel = None
-            if parcel is None:
                 settled.append((delivery, False))
+                continue
+            if parcel is None:  # given back, it would come again at once, with as much left
+                delivery.token.held_until = now + left
+                self._early.append(delivery)
+                self.wake()
             else:
                 parcels.append(parcel)
                 copied.append(delivery)

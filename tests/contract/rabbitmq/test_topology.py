@@ -1,6 +1,7 @@
 """Declaring, verifying, comparing, listing and deleting."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,24 @@ async def test_where_no_tier_may_be_made_a_retry_is_held(bench: Bench) -> None:
 
     assert type(held).__name__ == "Hold"
     await ack(consumer, deliveries)
+
+
+async def test_where_no_tier_may_be_made_what_comes_early_is_held(bench: Bench) -> None:
+    """Given back, it came again at once, hundreds of times until it was due: as a suspect, and then a dead letter."""
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    await other.declare(Topology(groups=[group], mode="verify"))
+    await publish(adapter, group.topic, "m1")
+    first = bench.consumer(adapter, group)
+    deliveries = await receive(first, 1)
+    began = time.monotonic()
+    await settle(first, deliveries, Retry(), after=0.75)  # a tier of 0.5 s, then one that nobody has made
+    await first.close()
+
+    (again,) = await receive(bench.consumer(other, group), 1)
+
+    assert (again.attempt, again.returns) == (2, 0)
+    assert time.monotonic() - began >= 0.75
 
 
 async def test_a_group_gets_nothing_before_its_declaration_has_ended(

@@ -212,10 +212,12 @@ class TopologyKeeper:
             await self._delete_silent(group, self._doubtful(group, entries))
             if known is None:
                 await entries.begin(group.name, ordered=group.ordered)
+            sealed = group.name not in entries.begun and await self._is_whole(group)
             async with self._link.throwaway(f"declaring group {group.name}") as channel:
                 await self._group_queues(channel, group)
-                if group.name in entries.begun:
+                if not sealed:
                     await self.queues.seal(channel, group)
+                if group.name in entries.begun:
                     await entries.end(group.name)
                 # Not before: queues whose declaration did not end have nothing, and may be deleted.
                 await self._bind(channel, group)
@@ -273,6 +275,16 @@ class TopologyKeeper:
                         f"group {group.name} of topic {group.topic.name} does not exist: RabbitMQ at "
                         f"{self._link.address} has no queue {queue!r}. Declare it first."
                     ) from None
+
+    async def _is_whole(self, group: GroupSpec) -> bool:
+        """Whether nobody has deleted a queue of a declared group."""
+        async with self._link.throwaway(f"looking for the queues of group {group.name}") as channel:
+            try:
+                for queue in (*self._names.declared(group), self._names.ingress(group.topic)):
+                    await channel.queue_declare(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+        return True
 
     async def check(self, group: GroupSpec) -> None:
         """Raises TopicNotFound or ConfigurationError where the broker has no such topic or group, or of another shape.

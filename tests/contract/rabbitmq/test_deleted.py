@@ -1,8 +1,10 @@
 """What somebody deletes by hand: told, and made anew with all that belongs to it."""
 
 import logging
+from typing import Any
 
 import pytest
+from aiormq.channel import Channel
 
 from messaging.adapter import DONE, SettleError, TopicSpec, Topology
 from messaging.errors import ConnectionFailed, PublishError, TopicNotFound, TopologyLost
@@ -36,6 +38,31 @@ async def test_a_queue_that_is_deleted_alone_is_told_and_declared_anew(
     await publish(adapter, topic, "new", key="k")
 
     assert ids(await receive(bench.consumer(adapter, group), 1)) == ["new"]
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+async def test_a_queue_that_is_declared_anew_is_sealed(
+    bench: Bench, topic: TopicSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a broker that is killed within a second loses what it has confirmed."""
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, topic)
+    made = list[str]()
+    declare = Channel.queue_declare
+
+    async def told(self: Channel, queue: str = "", **options: Any) -> Any:
+        if not options.get("passive"):
+            made.append(queue)
+        return await declare(self, queue, **options)
+
+    monkeypatch.setattr(Channel, "queue_declare", told)
+    await adapter.declare(Topology(groups=[group]))
+    whole, made[:] = made.copy(), ()
+    await (await adapter.native.channel()).queue_delete(adapter._session.names.queues(group)[0])
+    await adapter.declare(Topology(groups=[group]))
+
+    assert made[:-1] == whole
+    assert made[-1].startswith(f"{bench.namespace}::delay:{topic.name}:{group.name}:")
 
 
 async def test_a_deleted_group_is_not_made_anew_by_its_members(bench: Bench) -> None:

@@ -30,7 +30,8 @@ async def test_a_lease_is_kept_while_all_connections_for_commands_are_in_use(ben
     assert await bench.settle(consumer, deliveries) == [Done()]
 
 
-async def test_what_keeps_a_lease_is_connected_before_it_is_needed(bench):
+async def test_what_keeps_a_lease_is_connected_before_it_is_needed(own):
+    _, bench = await own()  # nobody else connects there
     adapter = await bench.adapter(lease=LEASE)
     group = await bench.group(adapter)
     await bench.publish(adapter, group.topic, 1)

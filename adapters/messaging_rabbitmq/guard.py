@@ -17,6 +17,7 @@ from messaging.errors import ConnectionFailed
 from messaging_rabbitmq.connection import close_channel, translated
 from messaging_rabbitmq.frames import parcel_of
 from messaging_rabbitmq.properties import unique_id
+from messaging_rabbitmq.tiers import SPARES
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -31,30 +32,30 @@ class Marks:
     def __init__(self, session: Session, group: GroupSpec, partition: int) -> None:
         self._session = session
         self._group = group
-        self._queue = session.names.guard(group, partition)
+        self._queues = [session.names.guard(group, partition, spare) for spare in range(1 + SPARES)]
         self._channel: AbstractChannel | None = None
         self._tags: dict[str, list[int]] = {}
         self._found: dict[str, Guard] = {}
 
     async def read(self) -> None:
-        """What former owners left. Most partitions have no queue of marks."""
-        session = self._session
-        async with session.consuming.throwaway(f"looking for queue {self._queue}") as channel:
-            try:
-                kept = await channel.queue_declare(self._queue, passive=True)
-            except ChannelNotFoundEntity:
-                return
-        if kept.message_count:
-            with translated(f"reading queue {self._queue}", session.settings.address):
-                await self._read_on()
+        """What former owners left. Most partitions have no queue of marks, and few of those a spare."""
+        for queue in self._queues:
+            async with self._session.consuming.throwaway(f"looking for queue {queue}") as channel:
+                try:
+                    kept = await channel.queue_declare(queue, passive=True)
+                except ChannelNotFoundEntity:
+                    return
+            if kept.message_count:
+                await self._read_on(queue)
 
-    async def _read_on(self) -> None:
+    async def _read_on(self, queue: str) -> None:
         """Take what is in the queue, and keep it unacknowledged."""
         if self._channel is None:
             self._channel = await self._session.consuming.channel()
         while True:
-            async with asyncio.timeout(self._session.settings.operation_timeout):
-                original = await self._channel.basic_get(self._queue)
+            with translated(f"reading queue {queue}", self._session.settings.address):
+                async with asyncio.timeout(self._session.settings.operation_timeout):
+                    original = await self._channel.basic_get(queue)
             if isinstance(original.delivery, Basic.GetEmpty):
                 return
             message_id, member = _mark(original)
@@ -71,16 +72,16 @@ class Marks:
     async def add(self, message_id: str) -> None:
         """Store the mark, confirmed. Raises ConnectionFailed."""
         session = self._session
-        if not await session.topology.queues.marks(self._group, self._queue):
+        queue = await session.topology.queues.marks(self._group, self._queues)
+        if queue is None:
             return  # the topology setting forbids the queue: the message runs alone, without a mark
         body = json.dumps({"id": message_id, "member": session.member}).encode()
         properties = Basic.Properties(delivery_mode=2, message_id=unique_id())
-        fate = (await session.publisher.send([parcel_of("", self._queue, properties, body)]))[0]
+        fate = (await session.publisher.send([parcel_of("", queue, properties, body)]))[0]
         if fate != "stored":
             session.topology.forget()
             raise ConnectionFailed(f"message {message_id} could not be isolated: {fate}")
-        with translated(f"reading queue {self._queue}", session.settings.address):
-            await self._read_on()
+        await self._read_on(queue)
 
     async def remove(self, message_id: str) -> None:
         """The message is settled, or given back by a process that lives."""

@@ -81,8 +81,9 @@ class Names:
         """The lock of a partition; or a spare one, which has the number of no partition, so that permissions hold."""
         return self._of(group, "own", partition + spare * group.topic.partitions)
 
-    def guard(self, group: GroupSpec, partition: int) -> str:
-        return self._of(group, "guard", partition)
+    def guard(self, group: GroupSpec, partition: int, spare: int = 0) -> str:
+        """Marks of a partition; spare ones are numbered as those of `own`."""
+        return self._of(group, "guard", partition + spare * group.topic.partitions)
 
     def reply(self, unique: str) -> str:
         return physical(QUEUES, "reply", topic=unique, namespace=self.namespace)

@@ -3,7 +3,8 @@
 RabbitMQ records a quorum queue before it has a leader, and writes where the queue's log is about a second after it
 (seen on 3.10.8 and 4.0.5; rabbitmq-server #10718). Killed in between, it comes back with a queue that is there for
 every declaration and that nobody leads: what it had confirmed is gone, and it never confirms anything again. Hence
-two precautions: what is new is `sealed` before it is used, and a tier that does not answer is replaced by a spare.
+two precautions: what is new is `sealed` before it is used, and a tier or a
+queue of marks that does not answer is replaced by a spare.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments, with_spares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from aiormq.abc import AbstractChannel
 
@@ -58,7 +59,7 @@ class Queues:
         """Those that were there once: missing later, somebody has deleted them."""
         self._answering: set[str] = set()
         self._silent: set[str] = set()
-        """Tiers that did not answer: kept over connections, for each must be waited for."""
+        """Those that did not answer: kept over connections, for each must be waited for."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One for each queue: a silent one holds up nothing but what needs it."""
 
@@ -98,19 +99,6 @@ class Queues:
                 self._tell_if_lost(group, queue)
             self.exists(queue)
             return True
-
-    async def marks(self, group: GroupSpec, queue: str) -> bool:
-        """As `ready`, for a queue of marks; one that does not answer is made anew: it has lost what it confirmed."""
-        if not await self.ready(group, queue, quorum()):
-            return False
-        if self._mode(group) != "declare" or await self._answers(group, queue, "it is made anew."):
-            return True
-        if await answers(self._settings, queue):  # the broker has only stood still
-            return True
-        async with self._link.throwaway(f"deleting queue {queue}") as channel:
-            await channel.queue_delete(queue)
-        self.deleted([queue])
-        return await self.ready(group, queue, quorum())
 
     async def declare(self, channel: AbstractChannel, queue: str, arguments: dict[str, Any]) -> None:
         """Raises ConfigurationError where it exists with other arguments."""
@@ -168,22 +156,44 @@ class Queues:
 
         Raises ConnectionFailed where neither the tier nor one of its spares answers.
         """
-        tiers = {self._names.tier(group, time): time for time in with_spares(milliseconds)}
-        for queue, time in tiers.items():
+        times = with_spares(milliseconds)
+        return await self._one_of(
+            group, {self._names.tier(group, time): tier_arguments(self._names, group, time) for time in times}
+        )
+
+    async def marks(self, group: GroupSpec, queues: Sequence[str]) -> str | None:
+        """Of these, a queue of marks that answers; None where there is none and it may not be made.
+
+        Raises ConnectionFailed where none answers: a message that nobody has marked is not run.
+        """
+        queue = await self._one_of(group, {queue: quorum() for queue in queues})
+        if queue is None and queues[0] in self._silent:
+            raise self._all_silent(group, queues[0])
+        return queue
+
+    async def _one_of(self, group: GroupSpec, queues: Mapping[str, dict[str, Any]]) -> str | None:
+        """The first that answers of a queue and its spares, each with its arguments.
+
+        None is deleted: its nodes may be away, and come back with what it holds.
+        """
+        for queue, arguments in queues.items():
             if queue in self._answering:
                 return queue
             if queue not in self._silent:
-                if not await self.ready(group, queue, tier_arguments(self._names, group, time)):
+                if not await self.ready(group, queue, arguments):
                     return None
-                if await self._answers(group, queue, REPLACED):
+                if await self._answers(group, queue):
                     return queue
-        self._silent.difference_update(tiers)  # asked again with the next: the broker may only be slow
-        raise ConnectionFailed(
-            f"queue {self._names.tier(group, milliseconds)!r} for delays of group {group.name}, topic "
-            f"{group.topic.name}, does not answer at RabbitMQ {self._link.address}, nor do its spares"
+        self._silent.difference_update(queues)  # asked again with the next: the broker may only be slow
+        raise self._all_silent(group, next(iter(queues)))
+
+    def _all_silent(self, group: GroupSpec, queue: str) -> ConnectionFailed:
+        return ConnectionFailed(
+            f"queue {queue!r} of group {group.name}, topic {group.topic.name}, does not answer at RabbitMQ "
+            f"{self._link.address}, nor do its spares"
         )
 
-    async def _answers(self, group: GroupSpec, queue: str, otherwise: str) -> bool:
+    async def _answers(self, group: GroupSpec, queue: str) -> bool:
         """Asked once a connection."""
         async with self._locks[queue]:
             if queue in self._answering or queue in self._silent:
@@ -198,7 +208,7 @@ class Queues:
             group.name,
             group.topic.name,
             self._link.address,
-            otherwise,
+            REPLACED,
             extra={"broker": self._link.address, "topic": group.topic.name, "group": group.name},
         )
         return False

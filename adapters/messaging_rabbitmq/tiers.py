@@ -22,7 +22,7 @@ LONGEST = UNIT * 2 ** (TIERS - 1)
 
 
 SPARES = 2
-"""Queues that take the place of a tier that does not answer: the first is a millisecond longer, the second two."""
+"""Queues that take the place of one that does not answer. Of a tier, each is a millisecond longer than the last."""
 
 
 def tier_for(remaining: float) -> int:

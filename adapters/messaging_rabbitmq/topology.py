@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -21,7 +22,7 @@ from messaging_rabbitmq.answering import silent
 from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.queues import Queues
 from messaging_rabbitmq.registry import Registry
-from messaging_rabbitmq.tiers import all_tiers, with_spares
+from messaging_rabbitmq.tiers import SPARES, all_tiers, with_spares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -343,7 +344,8 @@ class TopologyKeeper:
         queues += [names.tier(group, time) for tier in all_tiers() for time in with_spares(tier)]
         if group.ordered:
             queues.append(names.members(group))
-            queues += [names.guard(group, partition) for partition in range(group.topic.partitions)]
+            numbers = product(range(group.topic.partitions), range(1 + SPARES))
+            queues += [names.guard(group, partition, spare) for partition, spare in numbers]
         self.queues.deleted(queues)
         async with self._link.throwaway(f"deleting group {group.name}") as channel:
             if last:

@@ -259,6 +259,11 @@ async def test_a_suspect_is_isolated_though_the_queue_of_marks_was_cut_off(
 
     assert await consumer.isolate(delivery)
 
+    member._session.consuming.abort()  # as with the end of its process
+    await consumer.close()
+    (again,) = await receive(after.consumer(await after.adapter(), group), 1)
+    assert (again.message.id, again.guard) == ("m1", "tripped")
+
 
 async def test_a_broker_that_stands_still_loses_nothing_of_a_group_that_is_declared_again(
     bench: Bench, broker: Broker, monkeypatch: pytest.MonkeyPatch

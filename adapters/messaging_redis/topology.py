@@ -123,7 +123,7 @@ class Topics:
 
     async def _declare_group(self, group: GroupSpec, mode: TopologyMode) -> None:
         keys = self.group_keys(group)
-        stored, lost = await self._make_group(group, keys, create=mode == "declare")
+        stored, lost, _ = await self._make_group(group, keys, create=mode == "declare")
         if stored is None:
             raise TopicNotFound(
                 f"group {group.name!r} of topic {group.topic.name!r} does not exist on Redis, and is not "
@@ -137,16 +137,15 @@ class Topics:
 
     async def _make_group(
         self, group: GroupSpec, keys: GroupKeys, *, create: bool
-    ) -> tuple[dict[str, Any] | None, int]:
+    ) -> tuple[dict[str, Any] | None, int, bool]:
+        """What is stored about it, the streams that had lost it, and whether somebody deleted it."""
         record = json.dumps({"ordered": group.ordered})
-        stored, lost = await self._connection.run(
+        stored, lost, deleted = await self._connection.run(
             DECLARE_GROUP,
-            [keys.topic.groups, keys.retry, *keys.topic.streams],
+            [keys.topic.groups, keys.topic.record, keys.retry, *keys.topic.streams],
             [int(create), group.name, record, keys.name, _first_id(group.start)],
         )
-        if stored is None:
-            return None, 0
-        return _record(stored), int(lost)
+        return None if stored is None else _record(stored), int(lost), bool(deleted)
 
     async def generations(self, topic: TopicSpec) -> list[TopicSpec]:
         """See `Adapter.generations`. The first has its record as it always had; the later ones are listed beside it."""
@@ -211,10 +210,10 @@ class Topics:
                 f"consumer group {group.native!r} of topic {group.topic.name!r} is gone from Redis; it was adopted, "
                 f"so it is not made anew: create it, then start again"
             )
-        topic_there = group.topic.native is not None or await self._has_record(state)
-        stored, lost = await self._make_group(group, keys, create=False)
+        stored, lost, deleted = await self._make_group(group, keys, create=False)
         if stored is None:
-            if topic_there or state.mode != "declare":
+            # Of an adopted topic there is no record that would tell a loss from a deletion.
+            if deleted or group.topic.native is not None or state.mode != "declare":
                 raise ConfigurationError(
                     f"group {group.name!r} of topic {group.topic.name!r} was deleted from Redis: "
                     f"declare it again, or stop its members"
@@ -357,7 +356,9 @@ class Topics:
         keys = GroupKeys(TopicKeys(self._settings, topic or group.topic), group)
         streams = [] if group.native is not None else keys.topic.streams
         await self._connection.run(
-            DELETE_GROUP, [keys.topic.groups, *streams, *keys.own], [group.name, keys.name, len(streams)]
+            DELETE_GROUP,
+            [keys.topic.groups, keys.topic.record, *streams, *keys.own],
+            [group.name, keys.name, len(streams)],
         )
         self._groups.pop((_place(group.topic), group.name), None)
         if (state := self.known(group.topic)) is not None:

@@ -1,14 +1,16 @@
 #!lua flags=allow-oom
--- KEYS: record of groups, retry stream, then the topic's streams. ARGV: create (1: also when unknown; 0: only mend
--- what is known), field of the record, value, consumer group, first id.
--- Returns {stored value or false, streams that had lost the group}. A stream that lost a known group begins anew at 0:
--- all that is in it by now came after the loss.
+-- KEYS: record of groups, record of the topic, retry stream, then the topic's streams. ARGV: create (1: also when
+-- unknown; 0: only mend what is known), field of the record, value, consumer group, first id.
+-- Returns {stored value or false, streams that had lost the group, 1 if it was deleted}. A stream that lost a known group
+-- begins anew at 0: all that is in it by now came after the loss.
 local stored = redis.call('HGET', KEYS[1], ARGV[2])
-if not stored and ARGV[1] ~= '1' then return {false, 0} end
+local deleted = 'deleted:' .. ARGV[2]
+if not stored and ARGV[1] ~= '1' then return {false, 0, redis.call('HEXISTS', KEYS[2], deleted)} end
+redis.call('HDEL', KEYS[2], deleted)
 local first = ARGV[5]
 if stored then first = '0' else redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end
 local lost = 0
-for i = 3, #KEYS do
+for i = 4, #KEYS do
   local reply = redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[4], first, 'MKSTREAM')
   if failed(reply) then
     if string.sub(reply.err, 1, 9) ~= 'BUSYGROUP' then return redis.error_reply(reply.err) end
@@ -16,6 +18,6 @@ for i = 3, #KEYS do
     lost = lost + 1
   end
 end
-local reply = redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[4], '0', 'MKSTREAM')
+local reply = redis.pcall('XGROUP', 'CREATE', KEYS[3], ARGV[4], '0', 'MKSTREAM')
 if failed(reply) and string.sub(reply.err, 1, 9) ~= 'BUSYGROUP' then return redis.error_reply(reply.err) end
-return {stored or ARGV[3], lost}
+return {stored or ARGV[3], lost, 0}

@@ -199,6 +199,24 @@ async def test_a_member_of_a_deleted_group_ends_with_an_error_that_says_so(bench
                 await consumer.receive(1, 0.2)
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_members_go_on_after_a_loss_of_all_data_though_a_publisher_comes_first(bench, ordered):
+    adapter, publisher = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter, ordered=ordered)
+    await adapter.delete_group(group)
+    await bench.group(adapter, ordered=ordered)
+    consumer = bench.consumer(adapter, group)
+    await consumer.receive(1, 0.1)
+    keys = [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*", count=1000)]
+    await adapter.native.delete(*keys)
+
+    await publisher.declare(Topology((group.topic,)))
+    await bench.publish(publisher, group.topic, 3, keys=3)
+
+    assert sorted(one.message.id for one in await bench.receive(consumer, 3)) == ["m0", "m1", "m2"]
+    assert [info.group for info in await publisher.groups()] == ["billing"]
+
+
 async def test_streams_that_are_deleted_alone_are_read_from_their_first_message(bench):
     adapter = await bench.adapter()
     shared = await bench.group(adapter)

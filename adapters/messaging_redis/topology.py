@@ -57,6 +57,8 @@ class Topics:
         self._settings = connection.settings
         self._topics: dict[_Place, TopicState] = {}
         self._groups: dict[tuple[_Place, str], GroupSpec] = {}
+        self._ours: set[tuple[_Place, str]] = set()
+        """Groups that this program may make, and so make anew; others it has only looked at."""
 
     @property
     def states(self) -> Sequence[TopicState]:
@@ -95,9 +97,14 @@ class Topics:
                 await self._adopt_stream(state)
             elif topology.mode != "off":
                 await self._declare_topic(state)
+            former = self._topics.get(name)
+            if former is not None and former.mode == "declare":
+                state.mode = "declare"  # who only looks at it takes back nothing
             self._topics[name] = state
         for group in topology.groups:
             self._groups[_place(group.topic), group.name] = group
+            if topology.mode == "declare":
+                self._ours.add((_place(group.topic), group.name))
             if group.native is not None:
                 await self._adopt_group(group)
             elif topology.mode != "off":
@@ -201,7 +208,7 @@ class Topics:
     async def restore(self, group: GroupSpec) -> None:
         """Make a group anew that its streams have lost, from their beginning, and say so.
 
-        Raises ConfigurationError when the group was deleted on purpose, or is not ours to make.
+        Raises ConfigurationError when the group was deleted on purpose, or is not for this program to make.
         """
         state = self._state(group.topic, "declare")
         keys = GroupKeys(state.keys, group)
@@ -213,10 +220,15 @@ class Topics:
         stored, lost, deleted = await self._make_group(group, keys, create=False)
         if stored is None:
             # Of an adopted topic there is no record that would tell a loss from a deletion.
-            if deleted or group.topic.native is not None or state.mode != "declare":
+            if deleted or group.topic.native is not None:
                 raise ConfigurationError(
                     f"group {group.name!r} of topic {group.topic.name!r} was deleted from Redis: "
                     f"declare it again, or stop its members"
+                )
+            if (_place(group.topic), group.name) not in self._ours:
+                raise ConfigurationError(
+                    f"group {group.name!r} of topic {group.topic.name!r} is gone from Redis, and is not made anew "
+                    f"here: declare it again where topology is 'declare', then start again"
                 )
             await self._declare_topic(state)
             # Everything that is in the streams by now came after the loss.
@@ -361,6 +373,7 @@ class Topics:
             [group.name, keys.name, len(streams)],
         )
         self._groups.pop((_place(group.topic), group.name), None)
+        self._ours.discard((_place(group.topic), group.name))
         if (state := self.known(group.topic)) is not None:
             state.routed = False
         return topic

@@ -207,14 +207,30 @@ async def test_members_go_on_after_a_loss_of_all_data_though_a_publisher_comes_f
     await bench.group(adapter, ordered=ordered)
     consumer = bench.consumer(adapter, group)
     await consumer.receive(1, 0.1)
-    keys = [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*", count=1000)]
-    await adapter.native.delete(*keys)
+    await lose_all(bench, adapter)
 
     await publisher.declare(Topology((group.topic,)))
     await bench.publish(publisher, group.topic, 3, keys=3)
 
     assert sorted(one.message.id for one in await bench.receive(consumer, 3)) == ["m0", "m1", "m2"]
     assert [info.group for info in await publisher.groups()] == ["billing"]
+
+
+async def test_a_group_comes_back_after_a_loss_though_another_group_was_only_looked_at(bench):
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    audit = await bench.group(other, name="audit")
+    consumer, looking = bench.consumer(adapter, group), bench.consumer(adapter, audit)
+    await adapter.declare(Topology((), (audit,), "verify"))
+    await consumer.receive(1, 0.1)
+    await looking.receive(1, 0.1)
+    await lose_all(bench, adapter)
+    await bench.publish(adapter, group.topic, 3)
+
+    assert len(await bench.receive(consumer, 3)) == 3
+    with pytest.raises(ConfigurationError, match="audit.*not made anew"):
+        for _ in range(20):
+            await looking.receive(1, 0.2)
 
 
 async def test_streams_that_are_deleted_alone_are_read_from_their_first_message(bench):
@@ -321,3 +337,8 @@ async def test_a_server_that_tells_its_figures_late_is_connected_all_the_same(be
     assert health.connected
     assert health.groups == [GroupInfo(group.topic.name, group.name)]
     assert "did not tell the figures" in health.error
+
+
+async def lose_all(bench, adapter):
+    keys = [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*", count=1000)]
+    await adapter.native.delete(*keys)

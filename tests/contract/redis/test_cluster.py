@@ -6,6 +6,7 @@ from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConnectionFailed
 from messaging.message import Receipt, Reject, Retry
 from tests.contract.bench import healthy
+from tests.contract.redis.stores import keeps_keys
 
 
 def cluster_url(nodes):
@@ -42,6 +43,12 @@ async def test_everything_works_on_a_cluster_with_topics_on_different_nodes(clus
     assert [reply.id for reply in await inbox.receive(5, 10)] == ["m1"]
     await inbox.close()
     assert len((await healthy(adapter)).groups) == 6
+
+
+async def test_an_idempotency_store_on_a_cluster_keeps_keys_on_all_nodes(cluster):
+    nodes, _ = cluster
+
+    await keeps_keys(cluster_url(nodes), count=20)
 
 
 async def test_a_slot_that_moved_is_followed_without_a_loss(cluster):

@@ -25,6 +25,7 @@ from messaging_contracts.faults.servers import exhaust
 from messaging_redis import line
 from messaging_redis.connection import translate
 from tests.contract.bench import healthy
+from tests.contract.redis.stores import keeps_keys
 
 CATEGORIES = "+@stream +@hash +@sortedset +@scripting +@connection"
 LEAST = f"-@all {CATEGORIES} +del +exists +info +pexpire +pttl +sadd +set +smembers +time"
@@ -328,6 +329,7 @@ async def test_a_unix_socket_serves_as_well(own, tmp_path):
     _, bench = await own(native=True, config={"unixsocket": str(path)})
 
     await everything(bench, await bench.adapter(f"unix://{path}"))
+    await keeps_keys(f"unix://{path}")
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -12,6 +12,7 @@ from messaging_contracts.brokers.find import native_program
 from messaging_contracts.brokers.process import free_port
 from messaging_contracts.brokers.redis import Redis
 from messaging_contracts.brokers.resp import Connection
+from tests.contract.redis.stores import keeps_keys
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ async def test_the_master_is_asked_for_by_name_and_an_unknown_name_is_a_failed_c
 
     assert all(type(result) is Receipt for result in results)
     assert len(got) == 10
+    await keeps_keys(f"redis+sentinel://127.0.0.1:{port}/main")
     with pytest.raises(ConnectionFailed, match="other"):
         await bench.made(f"redis+sentinel://127.0.0.1:{port}/other").open()
 

@@ -362,11 +362,17 @@ class SharedConsumer(Consumer):
             wait = self._poll
             self._soonest = inf
             try:
-                moved, next_due = await self._connection.run(
+                moved, next_due, foreign = await self._connection.run(
                     MOVE,
                     [self._keys.delayed, self._keys.retry, self._keys.members],
                     [self._name, int(max(self._poll * _PRESENT, 1.0) * 1000), _MOVED_AT_ONCE],
                 )
+                if foreign:
+                    logger.error(
+                        "%d entries among the delayed retries of %s were put there by another program, and removed",
+                        *(foreign, self._where),
+                        extra=self._extra(),
+                    )
                 if moved >= _MOVED_AT_ONCE:
                     continue
                 if next_due >= 0:

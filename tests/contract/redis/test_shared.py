@@ -322,3 +322,18 @@ async def test_dead_members_leave_no_consumers_behind_for_ever(bench):
     keys = adapter._topics.group_keys(group)
     for stream in [*keys.topic.streams, keys.retry]:
         assert await adapter.native.xinfo_consumers(stream, "billing") == []
+
+
+async def test_what_is_no_retry_keeps_no_retry_back_and_is_told(bench, caplog):
+    junk = [b"\xc1", b"\x07", b"\x90", b"\x91\x01", b"\x91\xa1x"]
+    adapter = await bench.adapter(poll=0.1)
+    group = await bench.group(adapter)
+    consumer, keys = bench.consumer(adapter, group), adapter._topics.group_keys(group)
+    await bench.publish(adapter, group.topic, 1)
+    await adapter.native.zadd(keys.delayed, dict.fromkeys(junk, 1))
+
+    await bench.settle(consumer, await bench.receive(consumer, 1), Retry("no"), after=0.1)
+
+    assert [one.attempt for one in await bench.receive(consumer, 1)] == [2]
+    assert await adapter.native.zcard(keys.delayed) == 0
+    assert "5 entries among the delayed retries of orders/billing" in caplog.text

@@ -350,7 +350,9 @@ class Bus:
     ) -> Pull[T]:
         """A member of the group whose deliveries are settled by hand; opened by `async with`.
 
-        The next delivery of a key is given after the former is settled (12).
+        The next delivery of a key is given after the former is settled (12). At most `prefetch` are unsettled; what
+        is not settled when the block ends goes back uncounted. `start` is where a new group begins.
+        Raises ConfigurationError for what the topic cannot do; opening it also UnsupportedCapability.
         """
         self.check_open()
         from messaging.pull import Pull
@@ -403,7 +405,7 @@ class Bus:
         return [info for broker in self._routing.brokers for info in merged(await broker.adapter.groups())]
 
     async def delete_group(self, topic: Topic[Any] | str, group: str) -> None:
-        """Delete a group with all that is kept for it, its dead letters too. Absent is no error."""
+        """Delete a group with all that is kept for it; its members end with an error (25). Absent is no error."""
         self.check_open()
         spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
         adapter = self._routing.of(spec.topic.name).adapter

@@ -105,3 +105,14 @@ def _parts(number: int, sizes: Sequence[int], most_bytes: int) -> list[range]:
     if number > start:
         parts.append(range(start, number))
     return parts
+
+
+def is_gone(error: MessagingError) -> bool:
+    """Whether the service says that a received message is no longer ours."""
+    if not isinstance(error, Refused):
+        return False
+    return (
+        error.code.endswith(("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidIdFormat"))
+        or "expired" in error.text
+        or "does not exist" in error.text
+    )

@@ -20,11 +20,12 @@ from messaging.message import Ack
 from messaging.shielded import given_up, shielded
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
-from messaging_sqs.batches import Refused, in_batches
+from messaging_sqs.batches import in_batches, is_gone
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
 from messaging_sqs.lost_letters import LostLetters
+from messaging_sqs.moved import renewed
 from messaging_sqs.polling import Polls
 from messaging_sqs.settings import LONGEST_LEASE
 
@@ -130,6 +131,7 @@ class Member(Consumer):
         self._connected = True
         now, since = self.connection.time.handed_over(messages), time.monotonic()
         deliveries = self.unpacked(messages, came + self.connection.settings.lease, now)
+        deliveries = await renewed(self, deliveries)
         suspects = [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
         if suspects:
             await self.marks.judge(self.url, suspects)
@@ -287,7 +289,7 @@ class Member(Consumer):
             if error is None:
                 continue
             delivery = settlements[index].delivery
-            results[index] = self.lost(delivery) if _is_gone(error) else SettleError(error)
+            results[index] = self.lost(delivery) if is_gone(error) else SettleError(error)
 
     @abstractmethod
     async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, copies.Copy]:
@@ -419,7 +421,7 @@ class Member(Consumer):
             if not isinstance(fate, MessagingError) or delivery.token.done or delivery in self._leaving:
                 continue
             failed.add(id(delivery.lease))
-            if _is_gone(fate):
+            if is_gone(fate):
                 gone.add(delivery)
         for delivery in ours:
             if id(delivery.lease) not in failed:
@@ -486,14 +488,3 @@ class Member(Consumer):
     @abstractmethod
     async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
         """Give these back, uncounted, when the member leaves."""
-
-
-def _is_gone(error: MessagingError) -> bool:
-    """Whether the service says that the message is no longer ours."""
-    if not isinstance(error, Refused):
-        return False
-    return (
-        error.code.endswith(("ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidIdFormat"))
-        or "expired" in error.text
-        or "does not exist" in error.text
-    )

@@ -16,7 +16,7 @@ from messaging.failure import parse
 from messaging.message import Reject, Retry
 from messaging_sqs import browse, copies
 from messaging_sqs.entries import unpack
-from tests.contract.bench import ack, ids, outgoing, publish, receive, settle
+from tests.contract.bench import ack, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.sqs.support import Bench, intercept
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -282,3 +282,39 @@ async def test_a_forged_compressed_body_fills_no_memory():
     }
     group = GroupSpec(TopicSpec("orders"), "billing")
     assert unpack(raw, group, Lease()).message.body == forged.encode()
+
+
+@pytest.mark.parametrize("topic", [TopicSpec("orders"), ORDERED], ids=["unordered", "ordered"])
+async def test_what_the_service_itself_moves_back_has_a_new_life_and_the_place_of_its_key(
+    bench: Bench, topic: TopicSpec
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, topic, "one", key="ann")
+    (delivery,) = await receive(consumer, 1)
+    delivery.attempt = 3
+    await settle(consumer, [delivery], Reject("bad"), failure='{"attempts": 3}')
+
+    move_back(adapter, await adapter._topics.dead_url(group), await adapter._topics.queue_url(group))
+
+    (delivery,) = await receive(consumer, 1)
+    assert (delivery.message.id, delivery.attempt, delivery.deliveries) == ("one", 1, 1)
+    assert parse(delivery.failure).redrives == 1
+    if topic.ordered:
+        assert delivery.token.group_id == "ann"
+    await ack(consumer, [delivery])
+    await nothing(consumer, 0.2)
+
+
+def move_back(adapter, source: str, target: str) -> None:
+    """What StartMessageMoveTask does, at once."""
+    sqs = adapter.native.sqs
+    (raw,) = sqs.receive_message(
+        QueueUrl=source, WaitTimeSeconds=2, MessageAttributeNames=["All"], MessageSystemAttributeNames=["All"]
+    )["Messages"]
+    group_id = raw["Attributes"].get("MessageGroupId")
+    fifo = {"MessageGroupId": group_id, "MessageDeduplicationId": "moved"} if group_id else {}
+    attributes = raw["MessageAttributes"]
+    sqs.send_message(QueueUrl=target, MessageBody=raw["Body"], MessageAttributes=attributes, **fifo)
+    sqs.delete_message(QueueUrl=source, ReceiptHandle=raw["ReceiptHandle"])

@@ -366,7 +366,8 @@ class KafkaConsumer(Consumer):
                 self._eased = now
                 # Into a tier of our own it would come back here.
                 if partitions.relief and not partitions.owns_first_tier:
-                    await self._hand_on(partitions)
+                    with suppress(MessagingError):  # the next `receive` meets it, and tells
+                        await self._hand_on(partitions)
 
     def _backlog(self, partitions: Partitions) -> bool:
         return bool(self._ready) or any(

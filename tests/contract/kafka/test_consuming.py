@@ -7,7 +7,7 @@ import time
 import pytest
 
 from messaging.adapter import DONE, Hold, RawDelivery, SettleError, TopicSpec
-from messaging.errors import LeaseLost
+from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.library import Errors
@@ -350,6 +350,35 @@ async def test_a_member_without_room_lets_others_have_what_waits(bench: Bench) -
     assert {one.attempt for one in deliveries} == {1}
     await ack(free, deliveries)
     assert await settle(stuck, [held], Ack()) == [DONE]
+
+
+async def test_what_cannot_be_read_while_a_member_has_no_room_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
+    topic = TopicSpec("jobs", partitions=1)
+    group = await bench.group(adapter, topic)
+    stuck = bench.consumer(adapter, group)
+    await owned(stuck)
+    await publish(adapter, topic, *map(str, range(5)))
+    (held,) = await receive(stuck, 1)  # and nothing more is asked for
+    refused = asyncio.Event()
+
+    def corrupt(*_: object) -> float:
+        monkeypatch.undo()
+        refused.set()
+        raise ConnectionFailed("invalid checksum")
+
+    monkeypatch.setattr(stuck, "_read", corrupt)
+    free = bench.consumer(other, group)
+    others: list[RawDelivery] = []
+    async with asyncio.timeout(20):
+        while not refused.is_set():
+            await free.receive(1, 0.1)
+        while len(others) < 4:
+            others += [*await stuck.receive(4, 0.1), *await free.receive(4, 0.1)]
+
+    assert {*ids(others), held.message.id} == set(map(str, range(5)))
 
 
 async def test_records_of_aborted_transactions_and_markers_are_skipped(bench: Bench) -> None:

@@ -35,6 +35,8 @@ class Reading:
         self._connection = connection
         self._url = url
         self._left = number
+        self.unseen = 0
+        """How many of them the service did not hand over."""
         self._seen: set[str] = set()
         self._seconds = AT_FIRST
         self._hidden: dict[str, None] = {}
@@ -57,7 +59,7 @@ class Reading:
         while self._left > 0 and len(part) < PART and size < PART_BYTES:
             received = await self._receive(min(MOST, self._left))
             if not received:
-                self._left = 0
+                self.unseen, self._left = self._left, 0
                 break
             for message in received:
                 if message["MessageId"] not in self._seen:

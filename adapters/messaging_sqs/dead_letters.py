@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from messaging.message import Message
     from messaging_sqs.connection import Connection
     from messaging_sqs.topology import Topics
+
+
+logger = logging.getLogger("messaging")
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +82,15 @@ class SQSDeadLetters(DeadLetterStore):
                 await self._delete(reading, [token.handle])
             else:
                 letter.handles.append(token.handle)
+        if reading.unseen:
+            logger.warning(
+                "%d dead letters of %s/%s are not shown: somebody else reads them, or they wait behind others of their "
+                "message group, and follow when those are redriven or purged",
+                reading.unseen,
+                self._group.topic.name,
+                self._group.name,
+                extra={"topic": self._group.topic.name, "group": self._group.name, "unseen": reading.unseen},
+            )
 
     async def redrive(
         self, letters: Sequence[tuple[StoredLetter, Message, str | None]]

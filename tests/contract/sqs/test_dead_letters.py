@@ -271,6 +271,26 @@ async def test_a_copy_that_is_refused_for_its_size_is_not_tried_for_ever_and_hol
     assert await settle(consumer, [large], Reject("bad"), failure="{}") == [Done()]
 
 
+async def test_what_another_program_left_behind_its_message_group_is_told_and_follows(bench: Bench, caplog):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERED)
+    url = await adapter._topics.dead_url(group)
+    for start in (0, 10):
+        entries = [
+            {"Id": id, "MessageBody": id, "MessageGroupId": "ann", "MessageDeduplicationId": id}
+            for id in map(str, range(start, start + 10))
+        ]
+        adapter.native.sqs.send_message_batch(QueueUrl=url, Entries=entries)
+    store = adapter.dead_letters(group)
+    async with store.scan() as letters:
+        shown = [letter async for letter in letters]
+        assert f"{20 - len(shown)} dead letters of orders/billing are not shown" in caplog.text
+        await store.purge(shown)
+    caplog.clear()
+    assert len(await browsed(adapter, group)) == 20 - len(shown)
+    assert "not shown" not in caplog.text
+
+
 async def test_a_forged_compressed_body_fills_no_memory():
     forged = b64encode(zlib.compress(b"x" * 50_000_000)).decode()
     attribute = {"DataType": "String", "StringValue": json.dumps({"messaging-encoding": "deflate"})}

@@ -81,10 +81,15 @@ async def a_slow_handler_keeps_its_message(broker: BrokerUnderTest) -> None:
 @proves("leases")
 async def a_delivery_whose_lease_has_ended_belongs_to_another(broker: BrokerUnderTest) -> None:
     """What a member holds and does not extend goes to another, and its late settlement is refused (9, 15)."""
-    topic, ledger = broker.topic(), Ledger()
+    topic, ledger, go_on = broker.topic(), Ledger(), asyncio.Event()
     broker.uses(topic, "billing")
     await broker.bus.declare(topic, groups=["billing"])
     receipt = await broker.bus.publish(topic, 1)
+
+    async def wait(_: Delivery[Any]) -> Outcome | None:
+        await go_on.wait()
+        return Ack()
+
     async with broker.another_bus(short_lease=True) as silent:
         await silent.declare(topic, groups=["billing"])
         group = GroupSpec(silent.catalogue.spec(topic), "billing")
@@ -93,9 +98,11 @@ async def a_delivery_whose_lease_has_ended_belongs_to_another(broker: BrokerUnde
             (delivery,) = await consumer.receive(1, Patience.seconds)
             if consumer.lease is None:
                 return  # what ends this member's hold is the end of its connection: see the cases with processes
-            async with broker.running(broker.app(topic, ledger), short_lease=True):
-                await ledger.handled(1)
+            async with broker.running(broker.app(topic, ledger, then=wait), short_lease=True):
+                await ledger.begun(1)
                 (late,) = await consumer.settle([Settlement(delivery, Reject("too late"), failure="{}")])
+                go_on.set()
+                await ledger.handled(1)
                 await ledger.quiet()
         finally:
             await consumer.close()

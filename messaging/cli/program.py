@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 
 from messaging.app import App
 from messaging.errors import ConfigurationError
@@ -24,7 +26,8 @@ def load_app(name: str) -> App:
 def load(name: str, what: str, example: str) -> object:
     """What `module:attribute` names, modules of the working folder included. Runs the module's code.
 
-    None when the module has no such attribute. Raises ConfigurationError when there is no such module.
+    None when the module has no such attribute. Raises ConfigurationError when there is no such module, and for
+    whatever the module's code raises, with the line: the program is at fault then, not this command.
     """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute) or module.startswith("."):
@@ -34,8 +37,24 @@ def load(name: str, what: str, example: str) -> object:
         sys.path.insert(0, folder)
     try:
         found: object = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{name}: there is no module {error.name}") from error
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
+    except (Exception, SystemExit) as error:  # a module that exits, even with 0, gives no app
+        raise ConfigurationError(f"{name} cannot be loaded: {_told(error)}") from error
     return found
+
+
+def _told(error: BaseException) -> str:
+    """The error and the line of the program that raised it, or called what did."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    paths = sysconfig.get_paths()
+    libraries = tuple(paths[one] for one in ("stdlib", "platstdlib", "purelib", "platlib"))
+    ours = str(Path(__file__).parents[1])
+    told = f"{type(error).__name__}: {error}".removesuffix(": ")
+    for frame in reversed(extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(("<", ours, *libraries)):
+            return f"{told} ({frame.filename}, line {frame.lineno})"
+    return told

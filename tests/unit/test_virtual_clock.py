@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -153,6 +154,16 @@ async def test_a_program_that_never_rests_is_an_error_not_a_hang():
     with pytest.raises(RuntimeError, match="did not come to rest"):
         await clock.advance(1)
     task.cancel()
+
+
+async def test_a_process_that_stands_still_is_no_program_that_never_rests():
+    clock = VirtualClock(patience=0.05)
+    clock.call_later(1, lambda: time.sleep(0.06))
+    clock.call_later(1, clock.touch)
+
+    await clock.advance(1)
+
+    assert clock.monotonic() == 1
 
 
 async def test_only_one_advances_the_clock_at_a_time():

@@ -22,6 +22,9 @@ from messaging.store import Begun, Completed, IdempotencyStore, InProgress
 from messaging.testing import VirtualClock
 from messaging_memory.store import MemoryStore
 
+# Two seconds of the processor in one test: a busy machine may take minutes to give them.
+pytestmark = pytest.mark.timeout(600)
+
 LEASE = 30.0
 TTL = 300.0
 KEYS = ("m1", "m2")

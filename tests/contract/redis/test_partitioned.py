@@ -288,18 +288,18 @@ async def test_a_redriven_letter_comes_to_this_group_only_at_attempt_one(bench):
 
 
 async def test_a_poison_message_is_marked_and_trips_in_an_ordered_group_too(bench):
-    adapter = await bench.adapter(partition_lease=0.3, block=0.1)
+    adapter = await bench.adapter(partition_lease=1, block=0.1)
     group = await bench.group(adapter, ordered=True, partitions=1)
     await bench.publish(adapter, group.topic, 1, keys=1)
 
     for returns in range(4):
         member = bench.consumer(adapter, group)
-        (delivery,) = await bench.receive(member, 1, within=4)
+        (delivery,) = await bench.receive(member, 1, within=8)
         assert (delivery.returns, delivery.guard) == (returns, "none")
         if returns == 3:
             assert await member.isolate(delivery)
         await bench.stop_short(member)
-    (delivery,) = await bench.receive(bench.consumer(adapter, group), 1, within=4)
+    (delivery,) = await bench.receive(bench.consumer(adapter, group), 1, within=8)
 
     assert delivery.guard == "tripped"
 

@@ -273,19 +273,19 @@ async def test_mixed_outcomes_in_one_batch_have_a_result_each(bench):
 
 
 async def test_a_poison_message_is_marked_before_it_runs_alone_and_trips_when_it_comes_back(bench):
-    adapter = await bench.adapter(lease=0.3)
+    adapter = await bench.adapter(lease=1)
     group = await bench.group(adapter)
     await bench.publish(adapter, group.topic, 1)
 
     for returns in range(4):
         member = bench.consumer(adapter, group)
-        (delivery,) = await bench.receive(member, 1, within=3)
+        (delivery,) = await bench.receive(member, 1, within=6)
         assert (delivery.returns, delivery.guard) == (returns, "none")
         if returns == 3:
             assert await member.isolate(delivery)
         await bench.stop_short(member)
     last = bench.consumer(adapter, group)
-    (delivery,) = await bench.receive(last, 1, within=3)
+    (delivery,) = await bench.receive(last, 1, within=6)
 
     assert delivery.guard == "tripped"
     await bench.settle(last, [delivery], Reject("killed us", cause="lease_lost"))

@@ -3,8 +3,8 @@
 RabbitMQ records a quorum queue before it has a leader, and writes where the queue's log is about a second after it
 (seen on 3.10.8 and 4.0.5; rabbitmq-server #10718). Killed in between, it comes back with a queue that is there for
 every declaration and that nobody leads: what it had confirmed is gone, and it never confirms anything again. Hence
-two precautions: what is new is `sealed` before it is used, and a tier or a
-queue of marks that does not answer is replaced by a spare.
+two precautions: what is new is `sealed` before it is used, and a tier or a queue of marks that does not answer is
+replaced by a spare.
 """
 
 from __future__ import annotations

@@ -275,6 +275,8 @@ class SharedConsumer(Member):
         self._adopted = self.group.native is not None
         self._early: list[RawDelivery] = []
         """Came before their time, and no tier may be made for the rest: they wait here."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Wakes `receive` for the first of them."""
 
     async def join(self) -> None:
         if self._is_member():
@@ -329,14 +331,22 @@ class SharedConsumer(Member):
 
     def _now_due(self, limit: int) -> list[RawDelivery]:
         """Of those that wait here, so many whose time has come."""
+        self._cancel_alarm()
+        if not self._early:
+            return []
         now = self.session.clock.monotonic()
         waiting = [one for one in self._early if not one.token.intake.gone]
         due = [one for one in waiting if one.token.held_until <= now][:limit]
         self._early = [one for one in waiting if one not in due]
         if len(due) < limit and self._early:
             soonest = min(one.token.held_until for one in self._early)
-            asyncio.get_running_loop().call_later(max(0.0, soonest - now), self.wake)
+            self._alarm = asyncio.get_running_loop().call_later(max(0.0, soonest - now), self.wake)
         return due
+
+    def _cancel_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def _received(self, intake: Intake, original: DeliveredMessage) -> RawDelivery:
         tag = original.delivery_tag or 0
@@ -438,6 +448,7 @@ class SharedConsumer(Member):
         return {one.partition for one in ours}
 
     async def leave(self) -> None:
+        self._cancel_alarm()
         suspects = self._suspects
         async with AsyncExitStack() as intakes:
             for intake in (suspects, self._intake):

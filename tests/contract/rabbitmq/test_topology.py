@@ -1,6 +1,7 @@
 """Declaring, verifying, comparing, listing and deleting."""
 
 import asyncio
+import gc
 import time
 from dataclasses import replace
 
@@ -111,6 +112,37 @@ async def test_where_no_tier_may_be_made_what_comes_early_is_held(bench: Bench) 
 
     assert (again.attempt, again.returns) == (2, 0)
     assert time.monotonic() - began >= 0.75
+
+
+async def test_what_is_held_needs_one_timer_however_much_comes_meanwhile(bench: Bench) -> None:
+    adapter, other = await bench.adapter(), await bench.adapter()
+    group = await bench.group(adapter)
+    await other.declare(Topology(groups=[group], mode="verify"))
+    await publish(adapter, group.topic, "m1")
+    first = bench.consumer(adapter, group)
+    await settle(
+        first, await receive(first, 1), Retry(), after=1.5
+    )  # a tier of 1 s, then one that nobody has made
+    await first.close()
+    consumer, before, most, seen = bench.consumer(other, group), timers(), 0, 0
+
+    while True:
+        seen += 1
+        await publish(adapter, group.topic, f"other {seen}")
+        deliveries = await receive(consumer, 1)
+        await ack(consumer, deliveries)
+        most = max(most, timers() - before)
+        if ids(deliveries) == ["m1"]:
+            break
+
+    assert seen > 20
+    assert most <= 5
+
+
+def timers() -> int:
+    """Those of the loop that are still to come."""
+    timers = (one for one in gc.get_objects() if isinstance(one, asyncio.TimerHandle))
+    return sum(not one.cancelled() for one in timers)
 
 
 async def test_a_group_gets_nothing_before_its_declaration_has_ended(

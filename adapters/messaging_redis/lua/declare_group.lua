@@ -11,13 +11,10 @@ local first = ARGV[5]
 if stored then first = '0' else redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end
 local lost = 0
 for i = 4, #KEYS do
-  local reply = redis.pcall('XGROUP', 'CREATE', KEYS[i], ARGV[4], first, 'MKSTREAM')
-  if failed(reply) then
-    if string.sub(reply.err, 1, 9) ~= 'BUSYGROUP' then return redis.error_reply(reply.err) end
-  elseif stored then
-    lost = lost + 1
-  end
+  local made, wrong = make_group(KEYS[i], ARGV[4], first)
+  if wrong then return wrong end
+  if made and stored then lost = lost + 1 end
 end
-local reply = redis.pcall('XGROUP', 'CREATE', KEYS[3], ARGV[4], '0', 'MKSTREAM')
-if failed(reply) and string.sub(reply.err, 1, 9) ~= 'BUSYGROUP' then return redis.error_reply(reply.err) end
+local _, wrong = make_group(KEYS[3], ARGV[4], '0')
+if wrong then return wrong end
 return {stored or ARGV[3], lost, 0}

@@ -38,6 +38,13 @@ end
 local function failed(reply)
   return type(reply) == 'table' and reply.err
 end
+-- Makes a consumer group, and its stream; one that is there stays as it is. Returns whether it was made, or an error.
+local function make_group(key, name, first)
+  local reply = redis.pcall('XGROUP', 'CREATE', key, name, first, 'MKSTREAM')
+  if not failed(reply) then return true end
+  if string.sub(reply.err, 1, 9) == 'BUSYGROUP' then return false end
+  return false, redis.error_reply(reply.err)
+end
 local function group_of(key, name)
   local groups = redis.pcall('XINFO', 'GROUPS', key)
   if failed(groups) then return nil end

@@ -158,12 +158,14 @@ class TopologyKeeper:
         Those whose declaration did not end are left to the next, which may delete their queues.
         """
         async with self.registry_of(topic, create=False) as entries:
-            kept = (
-                {}
+            ended = (
+                []
                 if entries is None
-                else {name: entries.groups[name] for name in entries.groups.keys() - entries.begun}
+                else [
+                    (name, ordered) for name, ordered in entries.groups.items() if name not in entries.begun
+                ]
             )
-        for name, ordered in kept.items():
+        for name, ordered in ended:
             group = GroupSpec(topic, name, ordered)
             async with self._link.throwaway(f"binding group {name} to topic {topic.name}") as channel:
                 with suppress(ChannelNotFoundEntity):  # its members find that out, and declare it anew
@@ -267,25 +269,27 @@ class TopologyKeeper:
 
     async def _group_exists(self, group: GroupSpec) -> None:
         queues = self._names.queues(group) if group.native is not None else self._names.declared(group)
+        missing = await self._missing(group, queues)
+        if missing is not None:
+            raise TopicNotFound(
+                f"group {group.name} of topic {group.topic.name} does not exist: RabbitMQ at "
+                f"{self._link.address} has no queue {missing!r}. Declare it first."
+            )
+
+    async def _is_whole(self, group: GroupSpec) -> bool:
+        """Whether nobody has deleted a queue of a declared group."""
+        queues = [*self._names.declared(group), self._names.ingress(group.topic)]
+        return await self._missing(group, queues) is None
+
+    async def _missing(self, group: GroupSpec, queues: Sequence[str]) -> str | None:
+        """The first of these queues of a group that the broker has not."""
         async with self._link.throwaway(f"looking for group {group.name}") as channel:
             for queue in queues:
                 try:
                     await channel.queue_declare(queue, passive=True)
                 except ChannelNotFoundEntity:
-                    raise TopicNotFound(
-                        f"group {group.name} of topic {group.topic.name} does not exist: RabbitMQ at "
-                        f"{self._link.address} has no queue {queue!r}. Declare it first."
-                    ) from None
-
-    async def _is_whole(self, group: GroupSpec) -> bool:
-        """Whether nobody has deleted a queue of a declared group."""
-        async with self._link.throwaway(f"looking for the queues of group {group.name}") as channel:
-            try:
-                for queue in (*self._names.declared(group), self._names.ingress(group.topic)):
-                    await channel.queue_declare(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return False
-        return True
+                    return queue
+        return None
 
     async def check(self, group: GroupSpec) -> None:
         """Raises TopicNotFound or ConfigurationError where the broker has no such topic or group, or of another shape.

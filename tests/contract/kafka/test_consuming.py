@@ -334,16 +334,20 @@ async def test_a_marked_message_that_comes_back_after_a_crash_trips_the_guard_al
     assert (neighbour.message.id, neighbour.guard, neighbour.returns) == ("neighbour", "none", 0)
 
 
-async def test_a_member_without_room_lets_others_have_what_waits(bench: Bench) -> None:
+async def without_room(bench: Bench, count: int) -> tuple[KafkaConsumer, RawDelivery, KafkaConsumer]:
+    """A member that holds one of so many messages and asks for no more, that message, and another member."""
     adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
-    topic = TopicSpec("jobs", partitions=1)
-    group = await bench.group(adapter, topic)
+    group = await bench.group(adapter, TopicSpec("jobs", partitions=1))
     stuck = bench.consumer(adapter, group)
     await owned(stuck)
-    await publish(adapter, topic, *map(str, range(10)))
-    (held,) = await receive(stuck, 1)  # and nothing more is asked for
+    await publish(adapter, group.topic, *map(str, range(count)))
+    (held,) = await receive(stuck, 1)
+    return stuck, held, bench.consumer(other, group)
 
-    free = bench.consumer(other, group)
+
+async def test_a_member_without_room_lets_others_have_what_waits(bench: Bench) -> None:
+    stuck, held, free = await without_room(bench, 10)
+
     deliveries = await receive(free, 9)
 
     assert set(ids(deliveries)) == set(map(str, range(10))) - {held.message.id}
@@ -355,13 +359,7 @@ async def test_a_member_without_room_lets_others_have_what_waits(bench: Bench) -
 async def test_what_cannot_be_read_while_a_member_has_no_room_is_read_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter, other = await bench.adapter(**QUICK), await bench.adapter(**QUICK)
-    topic = TopicSpec("jobs", partitions=1)
-    group = await bench.group(adapter, topic)
-    stuck = bench.consumer(adapter, group)
-    await owned(stuck)
-    await publish(adapter, topic, *map(str, range(5)))
-    (held,) = await receive(stuck, 1)  # and nothing more is asked for
+    stuck, held, free = await without_room(bench, 5)
     refused = asyncio.Event()
 
     def corrupt(*_: object) -> float:
@@ -370,7 +368,6 @@ async def test_what_cannot_be_read_while_a_member_has_no_room_is_read_again(
         raise ConnectionFailed("invalid checksum")
 
     monkeypatch.setattr(stuck, "_read", corrupt)
-    free = bench.consumer(other, group)
     others: list[RawDelivery] = []
     async with asyncio.timeout(20):
         while not refused.is_set():

@@ -65,7 +65,7 @@ class KafkaConsumer(Consumer):
         """Delayed records whose step is over while their delay is not, and when they are due (monotonic seconds)."""
         self._moving = asyncio.Event()
         self._passed: Unit | None = None
-        """Of what was read last there were marks of transactions, which nobody settles."""
+        """Of what was read last there were marks of transactions, or gaps, which nobody settles."""
         self._eased = 0.0
         self._receiving = False
         self._received = 0.0
@@ -221,10 +221,13 @@ class KafkaConsumer(Consumer):
             if delivery is not None:
                 ready.append(delivery)
                 taken += 1
+        self._pass(unit, part)
+        return taken
+
+    def _pass(self, unit: Unit, part: Part) -> None:
         if part.progress.passed(part.source.position):
             unit.dirty.add(part)
             self._passed = unit
-        return taken
 
     def _read_tier(self, unit: Unit, part: Part, delay: float, limit: int) -> tuple[int, float]:
         """Records lie in the order in which they are due; when the first that is not due will be."""
@@ -252,6 +255,7 @@ class KafkaConsumer(Consumer):
             if delivery is not None:
                 self._ready.append(delivery)
                 limit -= 1
+        self._pass(unit, part)
         return limit, inf
 
     def _delivery(self, unit: Unit, part: Part, record: Any) -> RawDelivery | None:
@@ -303,7 +307,7 @@ class KafkaConsumer(Consumer):
                 raise
 
     async def _commit_passed(self, partitions: Partitions) -> None:
-        """Marks of transactions that no message follows would count as lag for ever."""
+        """Marks of transactions, or gaps, that no message follows would count as lag for ever."""
         unit, self._passed = self._passed, None
         if unit is not None and partitions.owned.get(unit.number) is unit:
             with suppress(MessagingError):  # it stays dirty: the next commit has it

@@ -48,10 +48,11 @@ _MOVED = (
 
 
 class Source:
-    """One partition that is read, from `position` on."""
+    """One partition that is read, from `position` on; its reader says how many of a range are `undone`."""
 
-    def __init__(self, place: Place, position: int) -> None:
+    def __init__(self, place: Place, position: int, undone: Callable[[int, int], int] | None = None) -> None:
         self.place = place
+        self.undone = undone or _all
         self.position = position
         """Of the next record that is read here."""
         self.asked = position
@@ -107,6 +108,15 @@ class Source:
         self.caught_up = -inf
         self.position = self.asked = position
 
+    def skip(self, first: int) -> None:
+        """What is not fetched yet before `first` is there no more."""
+        self._answers.append(self._skipped(first))
+        self.asked = first
+
+    def _skipped(self, first: int) -> Generator[Any]:
+        self.position = max(self.position, first)
+        yield from ()
+
     def answered(self, raw: bytes, aborted: Any, kept: tuple[float, float] = (-inf, inf)) -> Any:
         """Keep what the broker sent from `asked` on; the last batch of it, None where there is none."""
         batches: list[Any] = []
@@ -145,6 +155,10 @@ class Source:
                         if record.offset >= start:
                             yield record
             self.position = max(self.position, batch.next_offset)
+
+
+def _all(start: int, end: int) -> int:
+    return end - start
 
 
 class Fetcher:
@@ -360,15 +374,17 @@ class Fetcher:
         end = (await self._brokers.offsets({place: library.LATEST}))[place]
         extra = {"topic": place.topic, "partition": place.partition}
         if first > asked:
-            logger.error(
-                "%d messages of partition %d of %s were deleted by its retention before %s had handled them",
-                first - asked,
-                place.partition,
-                place.topic,
-                self._name,
-                extra={**extra, "lost": first - asked},
-            )
-            source.asked = first
+            if lost := source.undone(asked, first):
+                logger.error(
+                    "%d messages of partition %d of %s were deleted by its retention before %s had handled them",
+                    lost,
+                    place.partition,
+                    place.topic,
+                    self._name,
+                    extra={**extra, "lost": lost},
+                )
+            source.skip(first)
+            self._woken()
         elif end < asked:
             logger.error(
                 "Partition %d of %s ends at %d, before the position %d of %s: the topic was made anew, or a broker "

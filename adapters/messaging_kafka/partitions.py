@@ -90,7 +90,8 @@ class Unit:
         for part in self.parts:
             first = part.source.broken
             position = part.progress.committed(leaving=True) if first is None else Committed(first)
-            source, known = Source(part.place, position.offset), progress.resume(position)
+            known = progress.resume(position)
+            source = Source(part.place, position.offset, known.undone)
             parts.append(Part(part.place, source, known, part.copies, part.tier))
         return Unit(self.number, parts, self.fence, self.lease, dirty=set(parts))
 
@@ -246,7 +247,7 @@ class Partitions:
                     position = Committed(0 if copies else begins[place.partition])
                 tier = tiers.delay_of(place.partition) if copies and not self._group.ordered else None
                 known = progress.resume(position, brokers.time.moment())
-                parts.append(Part(place, Source(place, position.offset), known, copies, tier))
+                parts.append(Part(place, Source(place, position.offset, known.undone), known, copies, tier))
             unit = Unit(number, parts, self.membership.generation, self.membership.lease)
             unit.dirty.update(parts)
             units.append(unit)

@@ -72,6 +72,8 @@ class Progress:
     """Which of the units there was room for at the last commit."""
     crowded: bool = False
     """Not all that is unfinished had room at the last commit."""
+    shrunk: bool = False
+    """Something that was unfinished is there no more, since that was last asked for."""
 
     @property
     def watermark(self) -> int:
@@ -95,6 +97,7 @@ class Progress:
             # What was skipped was deleted from the partition: nobody can handle it any more.
             if (skipped := expected.popleft()) != offset:
                 del self.unfinished[skipped]
+                self.shrunk = True
         entry = self.unfinished.get(offset)
         if entry is not None:
             self.high = max(self.high, offset + 1)
@@ -110,13 +113,22 @@ class Progress:
         return entry
 
     def passed(self, position: int) -> bool:
-        """All before `position` was read, marks of transactions too, which are no records; whether that is news."""
+        """All before `position` was read or is there no more, marks of transactions too, which are no records; whether
+        that is news, which nobody's settlement tells.
+        """
         while self.expected and self.expected[0] < position:
             del self.unfinished[self.expected.popleft()]
+            self.shrunk = True
+        news, self.shrunk = self.shrunk, False
         if position <= max(self.high, self.done_below):
-            return False
+            return news
         self.high = position
         return True
+
+    def undone(self, start: int, end: int) -> int:
+        """How many of the records from `start` to before `end`, none of which was read yet, are not done."""
+        left = sum(start <= offset < end for offset in self.expected)
+        return left + max(0, end - max(start, self.high, self.done_below))
 
     def finish(self, offset: int) -> None:
         """The record is done."""

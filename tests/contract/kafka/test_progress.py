@@ -63,6 +63,20 @@ def test_what_was_deleted_before_it_was_handled_holds_nothing_back() -> None:
     assert list(heir.unfinished) == [7]
 
 
+def test_what_was_deleted_is_committed_though_all_that_follows_is_done() -> None:
+    progress = Progress(high=0)
+    handed_out(progress, 0, 1, 2)
+    progress.finish(2)
+    heir = again(progress)
+    assert heir.undone(0, 5) == 4
+
+    assert heir.take(2) is None
+
+    assert heir.passed(3)
+    assert not heir.passed(3)
+    assert heir.committed().offset == 3
+
+
 def test_attempts_and_what_is_left_of_a_delay_are_kept() -> None:
     progress = Progress(high=3)
     handed_out(progress, 3, 4)

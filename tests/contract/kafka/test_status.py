@@ -8,8 +8,9 @@ import pytest
 from messaging.adapter import GroupInfo, TopicSpec
 from messaging.message import Reject, Retry
 from messaging_kafka.brokers import NewTopic
-from tests.contract.bench import ack, healthy, publish, receive, settle
-from tests.contract.kafka.support import Bench, brokers_of
+from messaging_kafka.library import Place
+from tests.contract.bench import ack, healthy, nothing, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, brokers_of
 
 PLAIN = TopicSpec("orders", partitions=2)
 
@@ -72,6 +73,32 @@ async def test_marks_of_transactions_are_no_lag(bench: Bench, committed: bool) -
     await consumer.receive(1, 0.3)
 
     assert (await info(adapter)).lag == 0
+
+
+async def test_what_was_deleted_before_it_was_handled_is_told_once_and_is_no_lag(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Retention, or kafka-delete-records.sh, and nothing was published since."""
+    adapter = await bench.adapter(**QUICK)
+    topic = TopicSpec("orders", partitions=1)
+    group = await bench.group(adapter, topic)
+    await publish(adapter, topic, *map(str, range(20)))
+    former = bench.consumer(adapter, group)
+    deliveries = await receive(former, 15)
+    await ack(former, deliveries[3:])
+    await former.close()
+    assert (await info(adapter)).lag == 8
+
+    await brokers_of(adapter).delete_records({Place(adapter._session.names.topic(topic), 0): 20})
+    heir = bench.consumer(adapter, group)
+    async with asyncio.timeout(10):
+        while (await info(adapter)).lag:
+            assert not await heir.receive(10, 0.05)
+    await heir.close()
+    await nothing(bench.consumer(adapter, group))
+
+    told = [record.getMessage() for record in caplog.records if "were deleted" in record.message]
+    assert [line.split()[0] for line in told] == ["8"]
 
 
 async def test_a_group_is_listed_by_a_program_that_only_knows_its_topic(bench: Bench) -> None:

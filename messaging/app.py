@@ -290,6 +290,7 @@ class App:
     async def serve(self, bus: Bus) -> None:
         """Open the bus and run until SIGTERM or SIGINT, then drain. A second signal ends the process as usual.
 
+        A signal that comes before all has started cancels the start: the lifespan gets CancelledError where it waits.
         Several apps of one loop may be served at once: a signal is for all.
         Raises what ends a subscription for good, and ConfigurationError outside the main thread.
         """
@@ -297,7 +298,10 @@ class App:
 
         check_kind(bus, Bus, f"{self!r}.serve() takes a Bus: app.serve(connect())")
         with stop_asked() as stop:
-            async with bus, self.running(bus):
+            async with AsyncExitStack() as started:
+                with stop.cancels():
+                    await started.enter_async_context(bus)
+                    await started.enter_async_context(self.running(bus))
                 await stop.wait()
 
     def test(self, *, provide: Sequence[object] | None = None) -> AbstractAsyncContextManager[AppTest]:

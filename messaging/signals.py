@@ -9,27 +9,66 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from messaging.errors import ConfigurationError
+from messaging.lasting import this_task
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_serving: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Event]] = WeakKeyDictionary()
-"""What is set in each loop when the program is asked to stop."""
+_serving: WeakKeyDictionary[asyncio.AbstractEventLoop, set[Stop]] = WeakKeyDictionary()
+"""Who is told in each loop when the program is asked to stop."""
+
+
+class Stop:
+    """Whether one app is asked to stop, by the first SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._starting: asyncio.Task[object] | None = None
+        self._cancelled = False
+
+    def ask(self) -> None:
+        """The signal has come."""
+        self._asked.set()
+        if self._starting is not None:
+            self._starting.cancel()
+            self._cancelled = True
+
+    async def wait(self) -> None:
+        """Wait until it is asked; returns at once where it was."""
+        await self._asked.wait()
+
+    @contextmanager
+    def cancels(self) -> Generator[None]:
+        """Being asked cancels the body, which then ends without an error.
+
+        What the body raises in place of its cancellation is raised, and so is a cancellation by somebody else.
+        """
+        task = self._starting = this_task()
+        cancelling = task.cancelling()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task.cancelling() > cancelling + self._cancelled or not self._cancelled:
+                raise
+        finally:
+            self._starting = None
+            if self._cancelled:
+                task.uncancel()
 
 
 @contextmanager
-def stop_asked() -> Generator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets, for everyone who is inside; a second ends the process as usual.
+def stop_asked() -> Generator[Stop]:
+    """What the first SIGTERM or SIGINT asks, of everyone who is inside; a second ends the process as usual.
 
     Raises ConfigurationError outside the main thread, which alone gets signals.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), Stop()
     stops = _serving.setdefault(loop, set())
 
     def ask_all() -> None:
         for one in stops:
-            one.set()
+            one.ask()
         _remove(loop)
 
     try:

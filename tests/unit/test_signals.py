@@ -3,11 +3,12 @@
 import asyncio
 import os
 import signal
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from messaging import App, ConfigurationError, connect
+from messaging import App, Closed, ConfigurationError, connect
 from tests.unit.topics import jobs
 
 
@@ -61,6 +62,71 @@ async def test_one_app_that_ends_leaves_the_signals_to_the_others():
 
     async with asyncio.timeout(10):
         await serving[0]
+
+
+class Starting:
+    """An app whose lifespan begins, and waits for a database that is away."""
+
+    def __init__(self, closing=lambda: asyncio.sleep(0)):
+        self.began, self.closed = asyncio.Event(), False
+        self.bus = connect("memory://")
+
+        @asynccontextmanager
+        async def lifespan(bus):
+            try:
+                self.began.set()
+                await asyncio.Event().wait()
+                yield
+            finally:
+                await closing()
+                self.closed = True
+
+        self.app = App("a", lifespan=lifespan)
+
+    async def serve(self):
+        serving = asyncio.create_task(self.app.serve(self.bus))
+        await self.began.wait()
+        return serving
+
+
+async def test_a_signal_cancels_a_start_and_closes_what_was_opened():
+    starting = Starting()
+    serving = await starting.serve()
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    async with asyncio.timeout(10):
+        await serving
+    assert starting.closed
+    with pytest.raises(Closed):
+        await starting.bus.publish(jobs, "x")
+
+
+async def test_a_second_signal_ends_a_process_whose_start_does_not_end():
+    release = asyncio.Event()
+    serving = await Starting(release.wait).serve()
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        await asyncio.sleep(0)
+
+    assert not serving.done()
+    release.set()
+    await serving
+
+
+async def test_a_start_that_another_part_of_the_program_cancels_stays_cancelled():
+    release = asyncio.Event()
+    serving = await Starting(release.wait).serve()
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        await asyncio.sleep(0)
+    serving.cancel()
+    release.set()
+
+    await asyncio.wait({serving})
+    assert serving.cancelled()
 
 
 async def test_serve_says_where_it_cannot_be_used():

@@ -154,10 +154,11 @@ class Member(Consumer):
         return [unpack(raw, self.group, Lease(until), now) for raw in messages]
 
     async def _step(self, early: list[tuple[RawDelivery, float]]) -> None:
-        """The next step of a long delay; what cannot be sent on hides for as long as it may."""
+        """The next step of a long delay; what cannot be sent on hides until its time, or for as long as a step."""
         steps = [copies.next_step(delivery, left) for delivery, left in early]
-        unsent = await self.replace([delivery for delivery, _ in early], steps)
-        await self.give_back(unsent, copies.LONGEST_DELAY)
+        lefts = dict(early)
+        unsent = await self.replace(list(lefts), steps)
+        await self._hide(unsent, [min(lefts[delivery], copies.LONGEST_DELAY) for delivery in unsent])
 
     def _changed(self) -> None:
         self._arrived.set()

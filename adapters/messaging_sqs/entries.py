@@ -279,7 +279,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease, now: float = 0.0
             handle=raw["ReceiptHandle"],
             group_id=group_id,
             count=received,
-            due=_due(headers, None if group.ordered else message.not_before, raw, now),
+            due=0.0 if group.ordered else _due(headers, message.not_before, raw, now),
             received=time.monotonic(),
             origin=text(headers.get(ORIGIN)) or position,
         ),

@@ -129,8 +129,7 @@ class KafkaConsumer(Consumer):
             self._background.start(
                 watch(self._fetcher, self._where, self._session.settings), name="messaging-kafka-watch"
             )
-            if self._group.topic.native is not None:
-                self._background.start(watch_growth(partitions, self._fetcher), name="messaging-kafka-growth")
+            self._background.start(watch_growth(partitions, self._fetcher), name="messaging-kafka-growth")
             if not self._group.ordered:
                 self._background.start(self._relieve(), name="messaging-kafka-relief")
         else:
@@ -148,8 +147,7 @@ class KafkaConsumer(Consumer):
 
     async def _prepare(self) -> Partitions:
         state = await self._session.topology.state(self._group.topic)
-        if self._group.topic.native is not None:
-            await self._session.topology.fit(self._group, state.partitions)
+        await self._session.topology.fit(self._group, state.partitions)
         partitions = Partitions(
             self._session,
             self._group,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from messaging_kafka.brokers import Committed
 from messaging_kafka.fetching import Source
 from messaging_kafka.library import Errors, Place
 from messaging_kafka.membership import Membership
+from messaging_kafka.topology import differs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -171,13 +172,14 @@ class Partitions:
     async def grown(self) -> bool:
         """Whether the owner of an adopted topic has added partitions, which are dealt out from now on.
 
-        Raises ConnectionFailed, and ConfigurationError where what is beside the topic cannot grow with it.
+        Raises ConnectionFailed, and ConfigurationError where what is beside the topic cannot grow with it, and where
+        the topic is ours: its count is for programs to ask for.
         """
-        if self._group.topic.native is None:
-            return False
         count = (await self._session.brokers.partitions([self._topic])).get(self._topic, 0)
         if count <= self._count:
             return False
+        if self._group.topic.native is None:
+            raise differs(replace(self._group.topic, partitions=self._count), count)
         await self._session.topology.fit(self._group, count)
         logger.warning(
             "Topic %s of %s has %d partitions, it had %d: they are read from their beginning. Keys that moved may be "

@@ -12,6 +12,7 @@ from messaging_kafka import library, progress
 from messaging_kafka.brokers import Committed
 from messaging_kafka.library import Place
 from messaging_kafka.names import recorded
+from messaging_kafka.topology import differs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +55,17 @@ async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -
         name = session.names.group(group)
         beside = session.names.redrive(group) if group.ordered else session.names.retry(group)
         there = await session.brokers.partitions([state.physical, beside])
+        stored = there.get(state.physical, state.partitions)
+        if state.mode != "off" and group.topic.native is None and stored != group.topic.partitions:
+            # Its members end by it within half a minute; those of other programs may have the other count already.
+            topic = group.topic
+            return GroupInfo(
+                topic.name,
+                group.name,
+                generation=topic.generation,
+                ordered=group.ordered,
+                stuck=str(differs(topic, stored)),
+            )
         places = [Place(topic, number) for topic, count in there.items() for number in range(count)]
         committed = await session.brokers.committed(name, places)
         ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))

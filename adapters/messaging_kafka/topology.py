@@ -124,6 +124,8 @@ class TopologyKeeper:
             there = await self._brokers.partitions([state.physical])
             if state.physical not in there:
                 raise self._missing(state)
+            if state.mode != "off":
+                self._compare_partitions(state, there[state.physical])
             state.partitions, state.found = there[state.physical], True
         return state
 
@@ -198,7 +200,7 @@ class TopologyKeeper:
     def _start(self, group: GroupSpec, partition: int) -> int | None:
         """Where a group begins that has no position; None where the position is forgotten.
 
-        A partition that was added to an adopted topic is read from its beginning. Of a topic that was made anew while
+        A partition that was added to the topic is read from its beginning. Of a topic that was made anew while
         the group had members, nobody else could commit where it begins.
         """
         if self.newer(group, partition):
@@ -276,12 +278,7 @@ class TopologyKeeper:
     def _compare_partitions(self, state: TopicState, stored: int) -> None:
         state.partitions = stored
         if stored != state.spec.partitions and state.spec.native is None:
-            raise ConfigurationError(
-                f"topic {state.spec.name} has {stored} partitions on Kafka, and this program asks for "
-                f"{state.spec.partitions}: the broker's record counts. Set the same in the topic or its settings, or "
-                f"change it by `messaging generations begin`. "
-                f"A topic that was grown by hand has lost the order of its keys."
-            )
+            raise differs(state.spec, stored)
 
     async def _compare_order(self, states: Sequence[TopicState], mode: TopologyMode) -> None:
         if not states:
@@ -364,29 +361,26 @@ class TopologyKeeper:
                 return
 
     def newer(self, group: GroupSpec, partition: int) -> bool:
-        """Whether a partition of an adopted topic was added after the group was declared: the group begins with it."""
+        """Whether a partition was added to the topic after the group was declared: the group begins with it."""
         record = self.registry.get(_name(group))
-        return (
-            group.topic.native is not None
-            and record is not None
-            and partition >= len(record.fields.get("starts", ()))
-        )
+        return record is not None and 0 < len(record.fields.get("starts", ())) <= partition
 
     async def fit(self, group: GroupSpec, partitions: int) -> None:
-        """The redrive topic of an ordered group has as many partitions as its adopted topic.
+        """The redrive topic of an ordered group has as many partitions as its topic, which others may have given more.
 
         Raises ConfigurationError naming both where it has fewer and nothing may be made here.
         """
         name = self._names.redrive(group)
         if not group.ordered:
             return
-        there = (await self._brokers.partitions([name])).get(name, 0)
-        if there >= partitions:
+        there = (await self._brokers.partitions([name])).get(name)
+        if there is None or there >= partitions:  # who reads it tells that it is gone
             return
         if not self.creates:
             raise ConfigurationError(
-                f"topic {group.topic.native} has {partitions} partitions on Kafka, and {name}, which group "
-                f"{group.name} needs beside it, has {there}: give it as many, or let a member declare its topology"
+                f"topic {group.topic.native or group.topic.name} has {partitions} partitions on Kafka, and {name}, "
+                f"which group {group.name} needs beside it, has {there}: give it as many, or let a member declare its "
+                f"topology"
             )
         await self._brokers.grow(name, partitions)
 
@@ -447,6 +441,15 @@ class TopologyKeeper:
     def registered(self, topic: TopicSpec) -> bool:
         """Whether the topic has a group, as far as the registry was read."""
         return bool(self.registry.groups(recorded(topic)))
+
+
+def differs(topic: TopicSpec, stored: int) -> ConfigurationError:
+    """The error for a topic that has another count of partitions than the program asks for."""
+    return ConfigurationError(
+        f"topic {topic.name} has {stored} partitions on Kafka, and this program asks for {topic.partitions}: the "
+        f"broker's record counts. Set the same in the topic or its settings, or change it by `messaging generations "
+        f"begin`. A topic that was grown by hand has lost the order of its keys."
+    )
 
 
 def _name(group: GroupSpec) -> Name:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 GROWTH_PERIOD = 30.0
-"""Seconds between looks at the partitions of a topic that another program owns."""
+"""Seconds between looks at the partitions of a topic."""
 LOOKS = 2
 """Looks in a row without an answer: after one, this process may have been frozen itself."""
 
@@ -48,9 +48,9 @@ async def watch(fetcher: Fetcher, where: str, settings: KafkaSettings) -> None:
 
 
 async def watch_growth(partitions: Partitions, fetcher: Fetcher) -> None:
-    """Look whether the owner of an adopted topic has added partitions; until cancelled.
+    """Look whether somebody has added partitions to the topic; until cancelled.
 
-    The reader is told where they cannot be read; what goes on meanwhile is looked at again.
+    The reader is told where they cannot be read, or may not be; what goes on meanwhile is looked at again.
     """
     while True:
         await asyncio.sleep(GROWTH_PERIOD)

@@ -1,14 +1,17 @@
-"""A topic of another program that gets more partitions: seen by who runs, adopted by who starts."""
+"""A topic that gets more partitions by hand. One of another program: seen by who runs, adopted by who starts. One of
+ours: refused by who runs, until programs ask for as many.
+"""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from messaging.adapter import TopicSpec, Topology
-from messaging.errors import ConfigurationError
+from messaging.errors import ConfigurationError, PublishError
 from messaging_kafka import watching
 from messaging_kafka.brokers import NewTopic
-from tests.contract.bench import ack, ids, outgoing, receive
+from tests.contract.bench import ack, healthy, ids, outgoing, publish, receive
 from tests.contract.kafka.support import QUICK, Bench, brokers_of
 
 
@@ -79,3 +82,49 @@ async def test_what_cannot_grow_with_an_ordered_topic_is_named_with_both_counts(
 
     with pytest.raises(ConfigurationError, match=r"theirs has 4 partitions.*redrive.*has 2"):
         await bench.consumer(other, group).receive(1, 0.1)
+
+
+async def grown(bench: Bench, *, ordered: bool):
+    adapter = await bench.adapter(**QUICK)
+    topic = TopicSpec("orders", ordered=ordered, partitions=2)
+    group = await bench.group(adapter, topic)
+    await brokers_of(adapter).grow(adapter._session.names.topic(topic), 4)
+    return adapter, topic, group
+
+
+async def test_a_topic_of_ours_that_was_grown_by_hand_is_told_and_ends_its_members(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would read what other programs send to the new partitions."""
+    monkeypatch.setattr(watching, "GROWTH_PERIOD", 0.05)
+    running = await bench.adapter(**QUICK)
+    member = bench.consumer(running, await bench.group(running, TopicSpec("orders", partitions=2)))
+    await member.receive(1, 0.01)
+
+    _, topic, _ = await grown(bench, ordered=False)
+
+    (info,) = (await healthy(running)).groups
+    assert re.search(r"4 partitions.*asks for 2", info.stuck or "")
+    with pytest.raises(ConfigurationError, match=r"4 partitions.*asks for 2.*generations begin"):
+        await member.receive(1, 10.0)
+    running._session.topology.topics["orders", None].found = False  # as after a publish that failed
+    (refused,) = await running.publish([outgoing(topic, "one", key="ann")])
+    assert isinstance(refused, PublishError)
+    assert "asks for 2" in str(refused)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_program_that_asks_for_as_many_partitions_reads_all_that_was_sent_to_the_added_ones(
+    bench: Bench, ordered: bool
+) -> None:
+    adapter, topic, _ = await grown(bench, ordered=ordered)
+    more = replace(topic, partitions=4)
+    await publish(await bench.adapter(), more, "before", partition=3)
+    await bench.group(adapter, more)
+    await fill(bench, more, *NAMES)
+    (info,) = await adapter.groups()
+    assert info.lag == 31
+
+    deliveries = await receive(bench.consumer(adapter, replace(bench.groups[0], topic=more)), 31)
+
+    assert sorted(ids(deliveries)) == sorted([*NAMES, "before"])

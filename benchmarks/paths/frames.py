@@ -13,9 +13,6 @@ from benchmarks.measure import Incomplete, Measured, Moment
 from benchmarks.paths import ours
 from benchmarks.payload import order
 from messaging import connect
-from messaging.clock import SystemClock
-from messaging.prepare import Options, Preparation
-from messaging.topology import TopicSpec
 from messaging_rabbitmq.amqp import ACK, AROUND_FRAME, METHOD
 from messaging_rabbitmq.frames import USUAL_FRAME, marshalled, table_limit
 from messaging_rabbitmq.names import Names
@@ -36,9 +33,7 @@ async def prepared_frames(url: str, messages: int, *, window: int = 256) -> Meas
     orders = ours.topic()
     async with connect(url) as bus:
         await bus.declare(orders, groups=["bench"])
-        preparation, options = Preparation(clock=SystemClock(), source=bus.source), Options()
-        made = preparation.messages(orders, map(order, range(messages)), options)
-        sent = preparation.outgoing(TopicSpec(orders.name), made, options, bus.capabilities)
+        sent = ours.prepared(bus, orders, map(order, range(messages)))
         measured = await asyncio.to_thread(_publish, url, sent, window)
         await bus.delete_group(orders, "bench")
         return measured

@@ -9,9 +9,14 @@ from benchmarks.measure import HANDLER, Incomplete, Measured, Tally, asking, han
 from benchmarks.path import OURS, Contender, Path
 from benchmarks.payload import Order, body, fresh, number_of, order
 from messaging import App, Bus, Endpoint, Topic, connect
+from messaging.clock import SystemClock
+from messaging.prepare import Options, Preparation
+from messaging.topology import TopicSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from messaging.adapter import Outgoing
 
 T = TypeVar("T")
 
@@ -51,6 +56,13 @@ async def _publish(url: str, topic: Topic[T], payloads: Sequence[T], callers: in
         )
         await _clear(url, bus, topic)
         return measured
+
+
+def prepared(bus: Bus, topic: Topic[T], payloads: Iterable[T]) -> list[Outgoing]:
+    """These as the adapter gets them from the library."""
+    preparation, options = Preparation(clock=SystemClock(), source=bus.source), Options()
+    made = preparation.messages(topic, payloads, options)
+    return preparation.outgoing(TopicSpec(topic.name), made, options, bus.capabilities)
 
 
 def counting(orders: Topic[Order], tally: Tally, app: App | None = None) -> App:

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from messaging.slots import Slots
 from messaging.tls import client_context
 from messaging_redis.line import Line
+from messaging_redis.sentinels import Sentinels
 
 if TYPE_CHECKING:
     from messaging_redis.settings import RedisSettings
@@ -92,7 +93,7 @@ class Clients:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._cluster: Any = None
-        self._sentinel: Any = None
+        self._sentinel: Sentinels | None = None
         self._pools: dict[tuple[str, Use], Pool] = {}
         self._lock = asyncio.Lock()
         self.native: Any = None
@@ -125,18 +126,7 @@ class Clients:
             await self._cluster.initialize()
             return
         if settings.mode == "sentinel":
-            sentinel_password = settings.sentinel_password
-            self._sentinel = _sentinel.Sentinel(
-                list(settings.hosts),
-                sentinel_kwargs={
-                    **self._security(),
-                    "ssl": settings.tls,
-                    "username": settings.sentinel_username,
-                    "password": None if sentinel_password is None else sentinel_password.get_secret_value(),
-                    "socket_timeout": settings.connect_timeout,
-                    "socket_connect_timeout": settings.connect_timeout,
-                },
-            )
+            self._sentinel = Sentinels(settings, self._security(), self._distrust_all)
         self.native = _aio.Redis(
             connection_pool=self._make_pool(
                 _ANY_NODE, {"socket_timeout": settings.socket_timeout}, settings.max_connections
@@ -153,8 +143,7 @@ class Clients:
             await self.native.aclose()
             await self.native.connection_pool.aclose()
         if self._sentinel is not None:
-            for sentinel in self._sentinel.sentinels:
-                await sentinel.aclose()
+            await self._sentinel.close()
 
     async def refresh(self) -> None:
         """Ask the cluster who has which slots now; nothing to do elsewhere."""
@@ -163,6 +152,11 @@ class Clients:
                 await self._cluster.aclose()
                 await self._cluster.initialize()
         self.stale = False
+
+    def _distrust_all(self) -> None:
+        """There is another master: what one program says must not go to both."""
+        for pool in self._pools.values():
+            pool.distrust()
 
     def node_of(self, key: str) -> str:
         """The node that has a key; one for all keys where there is no cluster."""

@@ -1,6 +1,7 @@
 """A master that a sentinel names."""
 
 import asyncio
+import signal
 import subprocess
 import time
 
@@ -15,17 +16,32 @@ from messaging_contracts.brokers.resp import Connection
 from tests.contract.redis.stores import keeps_keys
 
 
+def started(folder, master):
+    """A sentinel that has `master` under the name main, and its port."""
+    port = free_port()
+    file = folder / f"sentinel{port}.conf"
+    file.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor main 127.0.0.1 {port_of(master)} 1\n"
+    )
+    program = native_program(Redis())
+    return subprocess.Popen([program, file, "--sentinel"], stdout=subprocess.DEVNULL), port
+
+
+def port_of(broker):
+    return broker.url.rpartition(":")[2]
+
+
+def name_master(port, broker):
+    """As the sentinel would after a failover."""
+    with Connection(f"redis://127.0.0.1:{port}", 5) as admin:
+        admin.call("SENTINEL", "REMOVE", "main")
+        admin.call("SENTINEL", "MONITOR", "main", "127.0.0.1", port_of(broker), 1)
+
+
 @pytest.fixture
 async def sentinel(own, tmp_path):
     broker, bench = await own()
-    port = free_port()
-    file = tmp_path / "sentinel.conf"
-    master = broker.url.rpartition(":")[2]
-    file.write_text(
-        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor main 127.0.0.1 {master} 1\n"
-    )
-    program = native_program(Redis())
-    process = subprocess.Popen([program, file, "--sentinel"], stdout=subprocess.DEVNULL)
+    process, port = started(tmp_path, broker)
     yield broker, bench, port
     process.terminate()
     process.wait(10)
@@ -65,12 +81,42 @@ async def test_after_a_failover_one_publish_is_uncertain_however_many_connection
 
     old.pause()
     try:
-        with Connection(f"redis://127.0.0.1:{port}", 5) as admin:
-            admin.call("SENTINEL", "REMOVE", "main")
-            admin.call("SENTINEL", "MONITOR", "main", "127.0.0.1", new.url.rpartition(":")[2], 1)
+        name_master(port, new)
         results = [(await bench.publish(adapter, group.topic, 1))[0] for _ in range(3)]
     finally:
         old.resume()
 
     assert isinstance(results[0], PublishUncertain)
     assert all(isinstance(result, Receipt) for result in results[1:]), results
+
+
+async def test_a_former_master_that_still_answers_gets_nothing_more(sentinel, own):
+    _, bench, port = sentinel
+    new, _ = await own()
+    adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main")
+    group = await bench.group(adapter)
+    await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(5)])
+
+    name_master(port, new)
+    stream = adapter._topics.keys(group.topic).stream(0)
+    with Connection(new.url, 5) as there:
+        async with asyncio.timeout(10):
+            while not there.call("EXISTS", stream):
+                await bench.publish(adapter, group.topic, 1)
+        before = str(there.call("XLEN", stream))
+        await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(8)])
+
+        assert there.call("XLEN", stream) == int(before) + 8
+
+
+async def test_a_sentinel_that_is_frozen_keeps_nobody_from_the_master(sentinel, tmp_path):
+    broker, bench, port = sentinel
+    other, frozen = started(tmp_path, broker)
+    try:
+        await opened(bench, f"redis+sentinel://127.0.0.1:{frozen}/main")
+        other.send_signal(signal.SIGSTOP)
+
+        await opened(bench, f"redis+sentinel://127.0.0.1:{frozen},127.0.0.1:{port}/main?connect_timeout=1", 0)
+    finally:
+        other.kill()
+        other.wait(10)

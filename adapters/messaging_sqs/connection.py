@@ -20,6 +20,7 @@ from messaging.errors import (
 )
 from messaging_sqs.broker_time import BrokerTime
 from messaging_sqs.clients import ATTEMPTS, Clients, botocore_errors, make_clients
+from messaging_sqs.names import owner_of, queue_name
 from messaging_sqs.threads import Threads
 
 if TYPE_CHECKING:
@@ -186,19 +187,26 @@ class Connection:
         return f"arn:{clients.partition}:sns:{clients.region}:{self._account}:{name}"
 
     def remember(self, url: str) -> str:
-        """A queue's URL tells those of the others."""
+        """The URL of a queue of this account tells those of the others."""
         self._queues = url.rpartition("/")[0]
         return url
 
-    async def queue_url(self, name: str) -> str:
-        """Raises Absent."""
-        return self.remember((await self.call("sqs", "get_queue_url", QueueName=name))["QueueUrl"])
+    async def queue_url(self, reference: str) -> str:
+        """Of a queue by its name in this account, or by its ARN or URL. Raises Absent."""
+        owner = owner_of(reference)
+        more: dict[str, Any] = {} if owner is None else {"QueueOwnerAWSAccountId": owner}
+        url: str = (await self.call("sqs", "get_queue_url", QueueName=queue_name(reference), **more))[
+            "QueueUrl"
+        ]
+        return self.remember(url) if owner in (None, self._account) else url
 
-    async def likely_url(self, name: str) -> str:
-        """The URL that a queue of this name in this account has, if there is one."""
+    async def likely_url(self, reference: str) -> str:
+        """The URL that a queue of this name in this account, or of this ARN, has, if there is one. Raises Absent."""
         if self._queues is None:
-            return await self.queue_url(name)
-        return f"{self._queues}/{name}"
+            return await self.queue_url(reference)
+        owner = owner_of(reference)
+        queues = self._queues if owner is None else f"{self._queues.rpartition('/')[0]}/{owner}"
+        return f"{queues}/{queue_name(reference)}"
 
     # --- calls -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ FIFO = ".fifo"
 LONGEST_QUEUE = 80
 """Amazon SQS quotas, "Queue name", with the suffix."""
 LONGEST_TOPIC = 256
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _CUT = 24
 """What `physical` puts at the end of a name that was too long."""
 
@@ -35,6 +36,14 @@ def twin(name: str) -> str:
 def queue_name(reference: str) -> str:
     """A queue's name, of its name, ARN or URL."""
     return reference.rpartition(":")[2] if reference.startswith("arn:") else reference.rpartition("/")[2]
+
+
+def owner_of(reference: str) -> str | None:
+    """The account that a queue's ARN or URL names; None of a name, and of a URL that names none."""
+    if reference.startswith("arn:"):
+        return reference.split(":")[4]
+    account = reference.rpartition("/")[0].rpartition("/")[2]
+    return account if _ACCOUNT.fullmatch(account) else None
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,7 @@ CALLS: Mapping[Role, Collection[Call]] = {
 
 _ADOPTED_GROUP = _HANDLE | _calls("sns", "GetTopicAttributes")
 ADOPTED: Mapping[AdoptedRole, Collection[Call]] = {
-    "publisher to a topic": (
-        _calls("sns", "GetTopicAttributes", "ListSubscriptionsByTopic", "PublishBatch")
-        | _calls("sqs", "GetQueueUrl")
-    ),
+    "publisher to a topic": _calls("sns", "GetTopicAttributes", "ListSubscriptionsByTopic", "PublishBatch"),
     "publisher to a queue": _calls("sqs", "GetQueueUrl", "SendMessageBatch"),
     "consumer": _ADOPTED_GROUP | _calls("sqs", "ListQueueTags", "TagQueue", "UntagQueue"),
     "dead letters": _ADOPTED_GROUP,

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from messaging.adapter import Outgoing
     from messaging.message import Message
     from messaging_sqs.connection import Connection
-    from messaging_sqs.topology import Topics, TopicState
+    from messaging_sqs.state import TopicState
+    from messaging_sqs.topology import Topics
 
 Result: TypeAlias = "Receipt | PublishError"
 
@@ -204,8 +205,13 @@ class Publisher:
         try:
             await self._topics.look(state, within=0.0)
             refused = state.strangers or state.spec.ordered
+            state.queues = await self._topics.urls(state)
         except ConfigurationError:
             refused = True
+        except MessagingError as error:
+            for item in items:
+                results[item.at] = _not_sent(item.outgoing, error)
+            return
         if not refused:
             await self._to_queues(state, items, results)
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from messaging.errors import ConfigurationError
 from messaging_sqs.connection import Absent, DeletedRecently, Exists
 from messaging_sqs.entries import LARGEST
-from messaging_sqs.names import is_fifo, queue_name
+from messaging_sqs.names import is_fifo
 from messaging_sqs.settings import LONGEST_RETENTION, SNS_DEFAULT_BYTES
 
 if TYPE_CHECKING:
@@ -36,14 +36,10 @@ class Queues:
 
     async def find(self, reference: str) -> str | None:
         """The URL of a queue, by its name, ARN or URL; None where there is none."""
-        parameters: dict[str, Any] = {"QueueName": queue_name(reference)}
-        if reference.startswith("arn:"):
-            parameters["QueueOwnerAWSAccountId"] = reference.split(":")[4]
         try:
-            url = (await self._connection.call("sqs", "get_queue_url", **parameters))["QueueUrl"]
+            return await self._connection.queue_url(reference)
         except Absent:
             return None
-        return self._connection.remember(url)
 
     async def create(
         self,

@@ -12,14 +12,14 @@ import logging
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_sqs.connection import Absent, Denied
 from messaging_sqs.lost_letters import warn_lost
-from messaging_sqs.names import Names, is_fifo, queue_name, twin
+from messaging_sqs.names import Names, is_fifo, owner_of, queue_name, twin
 from messaging_sqs.queues import Queues, delivery_policy
 from messaging_sqs.record import (
     FORMAT,
@@ -36,6 +36,7 @@ from messaging_sqs.record import (
     yes,
 )
 from messaging_sqs.settings import LONGEST_RETENTION, SHORTEST_RETENTION, SNS_DEFAULT_BYTES
+from messaging_sqs.state import TopicState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,37 +47,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 Key: TypeAlias = "tuple[str, str | None, int]"
-
-
-@dataclass(slots=True)
-class TopicState:
-    """What this process knows of one topic."""
-
-    spec: TopicSpec
-    mode: TopologyMode
-    arn: str | None = None
-    """Of the SNS topic; None where messages go to queues."""
-    queue: str | None = None
-    """The URL of the adopted queue that is the topic."""
-    limit: int = SNS_DEFAULT_BYTES
-    """What the SNS topic takes, in bytes."""
-    queues: Sequence[str] = ()
-    """The URLs of the groups' queues."""
-    routed: bool = False
-    """Somebody got what was published when it was last looked."""
-    strangers: bool = False
-    """The SNS topic has subscribers that are no queues."""
-    verified: bool = False
-    """The service's record says the same."""
-    gone: bool = False
-    """A publish found no SNS topic."""
-    looked: float = -1e9
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def direct(self) -> bool:
-        """Messages go to queues, without SNS."""
-        return self.arn is None
 
 
 class Topics:
@@ -376,9 +346,21 @@ class Topics:
         except Absent:
             raise self.absent(state) from None
         mine = [one["Endpoint"] for one in subscriptions if one["Protocol"] == "sqs"]
-        state.queues = [await self._connection.likely_url(queue_name(endpoint)) for endpoint in mine]
+        state.endpoints = mine
         state.strangers = len(mine) < len(subscriptions)
         state.routed = bool(subscriptions)
+
+    async def urls(self, state: TopicState) -> list[str]:
+        """Of the queues to which its SNS topic delivers; without those that are gone, to which SNS delivers in vain."""
+        found: list[str] = []
+        for endpoint in state.endpoints:
+            with suppress(Absent):
+                found.append(await self._connection.likely_url(endpoint))
+        return found
+
+    async def _own_urls(self, state: TopicState, arn: str) -> list[str]:
+        """The same, of the account's own: our groups have no others, and nobody may ask for the tags of others."""
+        return [url for url in await self.urls(state) if owner_of(url) in (None, owner_of(arn))]
 
     def absent(self, state: TopicState) -> TopicNotFound:
         return TopicNotFound(
@@ -416,7 +398,7 @@ class Topics:
                     if strict and state.verified:
                         raise
                     continue
-                found = await self._groups_of(state.spec, state.queues)
+                found = await self._groups_of(state.spec, await self._own_urls(state, state.arn))
             groups += [group for _, group in found]
         known = await asyncio.gather(*(self._info(group) for group in groups))
         return [info for info in known if info is not None]

@@ -54,11 +54,13 @@ class IdempotencyStore(ABC):
         """A second call is a no-op."""
 
     @abstractmethod
-    async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
+    async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
         """Take the key for `lease` seconds, or tell who has it.
 
-        An expired lease is taken over with a larger fence. Raises IdempotencyConflict when the key is known with
-        another payload `digest`, ConnectionFailed when the store cannot be reached, AuthenticationFailed or
+        `token` names who asks: whoever the key is in progress for, and asks again since the answer was lost, gets the
+        same fence and a new lease. An empty one names nobody.
+        An expired lease is taken over by another token, with a larger fence. Raises IdempotencyConflict when the key is
+        known with another payload `digest`, ConnectionFailed when the store cannot be reached, AuthenticationFailed or
         ConfigurationError when it refuses for good, which ends the subscription. Anything else counts as a failure of
         the message.
         """

@@ -22,12 +22,13 @@ SPARE_ENDS = 64
 
 
 class _State:
-    """In progress until `until`, or done until then."""
+    """In progress for `token` until `until`, or done until then."""
 
-    __slots__ = ("digest", "done", "fence", "result", "until")
+    __slots__ = ("digest", "done", "fence", "result", "token", "until")
 
-    def __init__(self, digest: str, fence: int, until: float) -> None:
+    def __init__(self, digest: str, fence: int, until: float, token: str) -> None:
         self.digest = digest
+        self.token = token
         self.fence = fence
         self.until = until
         self.done = False
@@ -82,7 +83,7 @@ class MemoryStore(IdempotencyStore):
         if self._table.users == 0 and self._tables.get(self._name) is self._table:
             del self._tables[self._name]
 
-    async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
+    async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
         now = self._clock.monotonic()
         self._forget(now)
         table = self._table
@@ -95,10 +96,14 @@ class MemoryStore(IdempotencyStore):
                 )
             if state.done:
                 return Completed(state.result)
+            if token and state.token == token:
+                state.until = now + lease
+                self._put(key, state)
+                return Begun(state.fence)
             if state.until > now:
                 return InProgress(state.until - now)
         fence = next(table.fences)
-        self._put(key, _State(digest, fence, now + lease))
+        self._put(key, _State(digest, fence, now + lease, token))
         return Begun(fence)
 
     async def extend(self, key: str, fence: int, *, lease: float) -> bool:

@@ -46,10 +46,10 @@ class RedisStore(IdempotencyStore):
         """See `IdempotencyStore.close`."""
         await self._connection.close()
 
-    async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
+    async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
         """See `IdempotencyStore.begin`."""
         state, number, result, has_result = await self._connection.run(
-            BEGIN, [self._prefix + key], [digest, _milliseconds(lease), _FENCE_KEPT]
+            BEGIN, [self._prefix + key], [digest, _milliseconds(lease), _FENCE_KEPT, token]
         )
         if state == b"conflict":
             raise IdempotencyConflict(

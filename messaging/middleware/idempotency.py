@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from hashlib import sha256
+from itertools import count
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Self
 
 from messaging.binding import StoreState
@@ -28,6 +30,7 @@ _PATIENCE = 5.0  # seconds that a call to the store may take once the handler is
 _HUNG = 2  # leases of a key after which nobody waits for the store to give it
 _AWAY = (MessagingError, OSError)
 _STORE_AWAY = 1.0  # seconds until a message is tried again whose key the store could not take
+_UNANSWERED = 1000  # keys whose tokens are kept; the others wait for the lease that the store may have given
 
 
 def idempotent(
@@ -49,12 +52,15 @@ def idempotent(
     member has it, the message is released until the rest of that member's lease has passed; ours is extended
     while the handler runs, and not used where it, the delivery's lease or the message's time was over when the
     store answered. Two bodies under one key are rejected. Anything but an Ack clears the key, cancellation too.
-    While the store does not answer, messages are released uncounted: it is no fault of theirs. Any other error of it
-    is a failure of the message. When it goes away after the handler, the outcome stands.
+    A key whose `begin` got no answer is asked for once more at once, and when the message comes again: the store knows
+    by the token that the lease it may have given is ours. While the store does not answer, messages are released
+    uncounted: it is no fault of theirs. Any other error of it is a failure of the message. When it goes away after the
+    handler, the outcome stands.
 
     `lease` and `ttl` are seconds; `owner` names this member in the log; `state` is told how the store answers.
     """
     state = StoreState() if state is None else state
+    tokens = _Tokens()
 
     def middleware(next: Handler) -> Handler:
         async def handle(delivery: Delivery[Any]) -> Outcome:
@@ -62,7 +68,7 @@ def idempotent(
             name = f"{scope}:{message.id if key is None else _checked_key(key(message))}"
             asked = clock.monotonic()
             try:
-                begun = await _begin(store, name, message, lease=lease, clock=clock, state=state)
+                begun = await _begin(store, name, message, tokens, lease=lease, clock=clock, state=state)
             except IdempotencyConflict as conflict:
                 rejected = Reject(str(conflict), cause="exception")
                 rejected.__cause__ = conflict
@@ -103,18 +109,50 @@ def idempotent(
     return middleware
 
 
+class _Tokens:
+    """Who asks for which key. A token is kept only while nothing has ever run under it: for an answer that was lost."""
+
+    def __init__(self) -> None:
+        self._process = token_hex(8)
+        self._numbers = count()
+        self._unanswered: dict[str, str] = {}
+
+    def take(self, name: str) -> str:
+        """That of the last question for this key if it got no answer, else a new one: no two ask with the same."""
+        return self._unanswered.pop(name, None) or f"{self._process}-{next(self._numbers)}"
+
+    def keep(self, name: str, token: str) -> None:
+        """The question got no answer."""
+        self._unanswered[name] = token
+        if len(self._unanswered) > _UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
+
+
 async def _begin(
-    store: IdempotencyStore, name: str, message: Message, *, lease: float, clock: Clock, state: StoreState
+    store: IdempotencyStore,
+    name: str,
+    message: Message,
+    tokens: _Tokens,
+    *,
+    lease: float,
+    clock: Clock,
+    state: StoreState,
 ) -> BeginResult:
     """Ask for the key. No store is waited for without an end: the lease of what it says later is long over."""
+    digest, token = sha256(message.body).hexdigest(), tokens.take(name)
     state.asked(clock.monotonic())
     try:
         async with timeout(clock, _HUNG * lease):
-            return await store.begin(name, digest=sha256(message.body).hexdigest(), lease=lease)
-    except TimeoutError as error:
-        if str(error):
-            raise
-        raise ConnectionFailed("it did not answer in time") from error
+            try:
+                return await store.begin(name, digest=digest, lease=lease, token=token)
+            except ConnectionFailed:  # it may have given the key to us, and be there again
+                return await store.begin(name, digest=digest, lease=lease, token=token)
+    except BaseException as error:
+        if not isinstance(error, IdempotencyConflict):
+            tokens.keep(name, token)
+        if isinstance(error, TimeoutError) and not str(error):
+            raise ConnectionFailed("it did not answer in time") from error
+        raise
     finally:
         state.answered(clock.monotonic())
 

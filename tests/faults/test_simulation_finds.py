@@ -169,8 +169,8 @@ def test_a_success_that_is_not_stored_as_done(monkeypatch: pytest.MonkeyPatch):
 def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatch):
     begin = MemoryStore.begin
 
-    async def generous(self, key, *, digest, lease):
-        return await begin(self, key, digest=digest, lease=0.0)
+    async def generous(self, key, *, digest, lease, token):
+        return await begin(self, key, digest=digest, lease=0.0, token=token)
 
     monkeypatch.setattr(MemoryStore, "begin", generous)
     assert found("keys_given_up")

@@ -61,7 +61,7 @@ class Store(IdempotencyStore):
     def _ours(self, key, fence):
         return self.entries.get(key, {}).get("fence") == fence
 
-    async def begin(self, key, *, digest, lease):
+    async def begin(self, key, *, digest, lease, token=""):
         await self._called("begin", key)
         now = self.clock.monotonic()
         entry = self.entries.get(key)
@@ -335,8 +335,8 @@ async def test_the_lease_is_extended_while_the_handler_runs(store, clock):
 async def test_the_lease_counts_from_when_the_store_was_asked(store, clock):
     begin = store.begin
 
-    async def slow(key, *, digest, lease):
-        begun = await begin(key, digest=digest, lease=lease)
+    async def slow(key, **values):
+        begun = await begin(key, **values)
         await sleep(clock, LEASE * 0.9)
         return begun
 

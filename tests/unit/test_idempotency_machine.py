@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from messaging.errors import ConnectionFailed
 from messaging.message import Ack, Delivery, Message, Reject, Release, Retry
 from messaging.middleware import idempotent
 from messaging.store import Begun, Completed, IdempotencyStore, InProgress
@@ -36,6 +37,7 @@ class Key:
     """What a correct store knows of one key."""
 
     fence: int = 0
+    token: str = ""
     until: float = 0.0
     state: str = "absent"
     result: bytes | None = None
@@ -45,7 +47,8 @@ class Key:
 class Watched(IdempotencyStore):
     """One member's way to the store: nothing passes while the member is frozen, and every answer is checked.
 
-    What is wrong is written down: the middleware takes an exception for a store that is away.
+    So many answers to `begin` as `losing` says are lost. What is wrong is written down: the middleware takes an
+    exception for a store that is away.
     """
 
     shared = False
@@ -55,6 +58,8 @@ class Watched(IdempotencyStore):
         self.clock = clock
         self.model: dict[str, Key] = model
         self.wrong: list[str] = []
+        self.losing = 0
+        self.lost: list[tuple[str, dict[str, Any]]] = []
         self.thawed = asyncio.Event()
         self.thawed.set()
 
@@ -79,10 +84,21 @@ class Watched(IdempotencyStore):
         if not right:
             self.wrong.append(what)
 
-    async def begin(self, key, *, digest, lease):
+    async def begin(self, key, **values):
+        begun = await self.begin_unseen(key, **values)
+        if self.losing:
+            self.losing -= 1
+            self.lost.append((key, values))
+            raise ConnectionFailed("the answer was lost")
+        return begun
+
+    async def begin_unseen(self, key, *, digest, lease, token):
         known, now = await self.passing(key)
-        begun = await self.store.begin(key, digest=digest, lease=lease)
-        if known.state == "done":
+        begun = await self.store.begin(key, digest=digest, lease=lease, token=token)
+        if known.state == "progress" and known.token == token:
+            self.check(begun == Begun(known.fence), f"begun {begun} where the same asks again")
+            known.until = now + lease
+        elif known.state == "done":
             self.check(begun == Completed(known.result), f"begun {begun} where it is done")
         elif known.state == "progress" and known.until > now:
             self.check(begun == InProgress(known.until - now), f"begun {begun} while it is in progress")
@@ -91,7 +107,7 @@ class Watched(IdempotencyStore):
         else:
             self.check(begun.fence > known.last_fence, f"fence {begun.fence} after {known.last_fence}")
             known.fence = known.last_fence = begun.fence
-            known.state, known.until = "progress", now + lease
+            known.state, known.until, known.token = "progress", now + lease, token
         return begun
 
     async def extend(self, key, fence, *, lease):
@@ -123,6 +139,8 @@ class Member:
     store: Watched
     handle: Any = None
     freezes: int = 0
+    unanswered: dict[str, str] = field(default_factory=dict[str, str])
+    """By key, the token of its last question if that was never answered."""
 
     @property
     def frozen(self):
@@ -192,11 +210,17 @@ class Idempotency(RuleBasedStateMachine):
         return [one for one in self.running if not one.member.frozen and not one.gate.done()]
 
     @precondition(lambda self: self.awake)
-    @rule(data=st.data(), key=st.sampled_from(KEYS))
-    def deliver(self, data, key):
-        """A copy comes to a member that is awake: it runs, waits for another, or gets the stored reply."""
+    @rule(data=st.data(), key=st.sampled_from(KEYS), lost=st.sampled_from([0, 0, 0, 1, 2]))
+    def deliver(self, data, key, lost=0):
+        """A copy comes to a member that is awake: it runs, waits for another, or gets the stored reply.
+
+        It asks twice where the first answer is lost, and the next copy of this member asks as it did.
+        """
         member, known = self.pick(data, self.awake), self.model[key]
-        before = len(self.running)
+        before, now = len(self.running), self.clock.monotonic()
+        token = member.unanswered.pop(key, None)
+        of_another = known.state == "progress" and known.until > now and known.token != token
+        member.store.losing = lost
 
         async def call():
             body = key.encode()
@@ -210,14 +234,26 @@ class Idempotency(RuleBasedStateMachine):
         if task.done():
             assert len(self.running) == before
             outcome = task.result()
-            if known.state == "done":
+            if lost == 2:
+                assert outcome == Release(after=1.0)
+                member.unanswered[key] = member.store.lost[-1][1]["token"]
+            elif known.state == "done":
                 assert outcome == Ack(None if known.result is None else known.result.decode())
             else:
+                assert of_another
                 assert isinstance(outcome, Release)
                 assert outcome.after == pytest.approx(known.until - self.clock.monotonic())
         else:
             assert len(self.running) == before + 1
             self.calls.append(task)
+
+    @precondition(lambda self: any(member.store.lost for member in self.awake))
+    @rule(data=st.data())
+    def arrive_late(self, data):
+        """A question whose answer nobody waits for any more comes to the store once more."""
+        member = self.pick(data, [member for member in self.awake if member.store.lost])
+        key, values = member.store.lost.pop()
+        self.run(member.store.begin_unseen(key, **values))
 
     @precondition(lambda self: self.endable)
     @rule(data=st.data(), how=st.sampled_from(OUTCOMES), freezing=st.booleans())
@@ -311,11 +347,35 @@ class Unfenced(MemoryStore):
 class Forgetful(MemoryStore):
     """What is done can begin again."""
 
-    async def begin(self, key, *, digest, lease):
+    async def begin(self, key, **values):
         state = self._table.states.get(key)
         if state is not None and state.done:
             del self._table.states[key]
-        return await super().begin(key, digest=digest, lease=lease)
+        return await super().begin(key, **values)
+
+
+class Strange(MemoryStore):
+    """Who asks again is not known."""
+
+    async def begin(self, key, *, token="", **values):
+        return await super().begin(key, **values)
+
+
+class Trusting(MemoryStore):
+    """Whoever asks is taken for the owner."""
+
+    async def begin(self, key, *, token="", **values):
+        return await super().begin(key, token="anybody", **values)
+
+
+class Renumbering(MemoryStore):
+    """A question that comes late overtakes the handler that began with its second asking."""
+
+    async def begin(self, key, *, token="", **values):
+        state = self._table.states.get(key)
+        if state is not None and not state.done and state.token == token:
+            del self._table.states[key]
+        return await super().begin(key, token=token, **values)
 
 
 class Impatient(MemoryStore):
@@ -368,9 +428,35 @@ def a_copy_comes_after_a_lease(machine):
     machine.deliver(1, "m1")
 
 
+def the_answer_is_lost(machine):
+    machine.deliver(0, "m1", lost=1)
+
+
+def the_answers_are_lost_until_it_comes_again(machine):
+    machine.deliver(0, "m1", lost=2)
+    machine.pass_time(1)
+    machine.deliver(0, "m1")
+
+
+def another_asks_whose_answer_was_lost(machine):
+    machine.deliver(0, "m1", lost=2)
+    machine.deliver(1, "m1")
+
+
+def a_lost_question_comes_late(machine):
+    machine.deliver(0, "m1", lost=1)
+    machine.arrive_late(0)
+    machine.end(0, "ack", freezing=False)
+    machine.deliver(1, "m1")
+
+
 @pytest.mark.parametrize(
     ("store", "history"),
     [
+        (Strange, the_answer_is_lost),
+        (Strange, the_answers_are_lost_until_it_comes_again),
+        (Trusting, another_asks_whose_answer_was_lost),
+        (Renumbering, a_lost_question_comes_late),
         (Unfenced, a_frozen_owner_ends_late),
         (Forgetful, the_same_comes_twice),
         (Repeating, the_same_comes_after_a_failure),

@@ -12,7 +12,7 @@ elseif ARGV[1] == 'complete' then
   if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[5]) end
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 else
-  redis.call('HDEL', KEYS[1], 'state', 'digest', 'ends', 'result')
+  redis.call('HDEL', KEYS[1], 'state', 'digest', 'ends', 'owner', 'result')
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
 return 1

@@ -54,8 +54,8 @@ class RecordingStore(IdempotencyStore):
     async def close(self) -> None:
         await self._inner.close()
 
-    async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
-        result = await self._asked(key, self._inner.begin(key, digest=digest, lease=lease))
+    async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
+        result = await self._asked(key, self._inner.begin(key, digest=digest, lease=lease, token=token))
         if isinstance(result, Begun):
             self.tokens[_id(key)] = result.fence
             self._tell("taken", key, result.fence)

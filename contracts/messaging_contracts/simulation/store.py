@@ -86,11 +86,11 @@ class FaultyStore(IdempotencyStore):
         for id in self._owned:
             self._tell("missed", id)
 
-    async def begin(self, key: str, *, digest: str, lease: float) -> BeginResult:
+    async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
         id = self._id_of(key)
         with self._missing(id):
             await self._there(id)
-            result = await self._inner.begin(key, digest=digest, lease=lease)
+            result = await self._inner.begin(key, digest=digest, lease=lease, token=token)
             if isinstance(result, Begun):
                 self._owned[id] = result.fence
                 self._tell("taken", id, result.fence)

@@ -88,6 +88,32 @@ async def test_another_payload_under_one_key_is_a_conflict(store, done):
         await store.begin("k", digest="other", lease=5)
 
 
+async def test_who_asks_again_as_the_answer_was_lost_keeps_the_key_and_its_fence(store):
+    lost = await store.begin("k", digest="d", lease=0.05, token="mine")
+    assert isinstance(await store.begin("k", digest="d", lease=5, token="another's"), InProgress)
+
+    again = await store.begin("k", digest="d", lease=5, token="mine")
+
+    assert again == lost
+    waiting = await store.begin("k", digest="d", lease=5)
+    assert isinstance(waiting, InProgress)
+    assert waiting.remaining > 1
+    await store.clear("k", again.fence)
+    other = await store.begin("k", digest="d", lease=5, token="another's")
+    assert other.fence > again.fence
+    assert isinstance(await store.begin("k", digest="d", lease=5, token="mine"), InProgress)
+
+
+async def test_a_program_that_knows_no_tokens_is_not_taken_for_the_one_before_it(store):
+    await store.begin("k", digest="d", lease=5, token="mine")
+    key = store._prefix + "k"
+    await store._connection.call(
+        key, "HSET", key, "fence", "9" * 16
+    )  # as that program does, which leaves the rest
+
+    assert isinstance(await store.begin("k", digest="d", lease=5, token="mine"), InProgress)
+
+
 async def test_of_many_at_once_one_begins(store):
     results = await asyncio.gather(*(store.begin("k", digest="d", lease=5) for _ in range(50)))
 

@@ -49,7 +49,7 @@ class Origin:
 class DeadLetter:
     """A message that its group gave up, and why.
 
-    `attempts` and `deliveries` are totals over all redrives; an attempt that never began, because the message had
+    `attempts` and `deliveries` are totals over all redrives; an attempt that never began, as the message had
     expired, does not count. `cause` is None, and the counters are 0, where another program put the message there.
     `failure` holds the rest of what was recorded: the first failure, service, host.
     """

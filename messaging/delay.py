@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.errors import InvalidMessage, UnsupportedCapability
-from messaging.message import Reject, Release, seconds_if_any
+from messaging.message import Reject, Release, Unbegun, seconds_if_any
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -67,18 +67,22 @@ def check_delay(message: Message, topic: TopicSpec, capabilities: Capabilities, 
         )
 
 
-def judge_early(not_before: datetime, now: float, longest: float) -> Release | Reject | None:
+def judge_early(message: Message, now: float, longest: float) -> Release | Unbegun | None:
     """What to do with a message of an unordered group now; None: handle it.
 
-    What may wait goes back, uncounted, for what is left. What asks for more than anybody could have published is a
-    dead letter.
+    What may wait goes back, uncounted, for what is left: of the delay that its publisher asked for, however wrong our
+    clock is. What asks for more than anybody could have published is a dead letter.
     """
+    not_before, published = message.not_before, message.time
+    assert not_before is not None
     after = not_before.timestamp() - now
     if after <= 0:
         return None
+    if published is not None and published < not_before:
+        after = min(after, (not_before - published).total_seconds())
     bound = min(longest, LONGEST)
     if after > bound + CLOCKS:
-        return Reject(
+        return Unbegun(
             f"not to be handled before {not_before.isoformat()}, in {after:g} s; the longest delay is {bound:g} s",
             cause="delay_unsupported",
         )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-from messaging.middleware.expiry import Expired
+from messaging.message import Unbegun
 from messaging.stack import ErrorInfo, clip, describe
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def record(
 
 
 def attempts_begun(delivery: RawDelivery, outcome: Outcome) -> int:
-    """How many there were when this outcome came; of what had expired there was none with this delivery."""
-    return delivery.attempt - 1 if isinstance(outcome, Expired) else delivery.attempt
+    """How many there were when this outcome came."""
+    return delivery.attempt - 1 if isinstance(outcome, Unbegun) else delivery.attempt
 
 
 def redriven(previous: str | None, now: datetime) -> str:

@@ -217,6 +217,10 @@ class Reject(Exception):
         self.cause = cause
 
 
+class Unbegun(Reject):
+    """The end of a message that no handler got with this delivery: no attempt began, and none is counted."""
+
+
 Outcome: TypeAlias = Ack | Release | Retry | Reject
 OUTCOMES = (Ack, Release, Retry, Reject)
 Handler: TypeAlias = Callable[[Delivery[Any]], Awaitable[Outcome]]

@@ -325,7 +325,7 @@ class Workers:
     async def _unusual(self, raw: RawDelivery) -> Outcome | None:
         """The outcome of what no handler gets now: it is early, a suspect that may not run, or for us."""
         if raw.message.not_before is not None and not self._lanes.ordered:
-            early = judge_early(raw.message.not_before, self._clock.time(), self._binding.max_delay)
+            early = judge_early(raw.message, self._clock.time(), self._binding.max_delay)
             if isinstance(early, Release):
                 after = self._early.left(raw.message, seconds(early.after or 0), self._clock.monotonic())
                 early = Release(after=after) if after > 0 else None

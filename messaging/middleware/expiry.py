@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from messaging.message import Ack, Reject
+from messaging.message import Ack, Unbegun
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 OnExpired: TypeAlias = Literal["drop", "dead_letter"]
 
 
-class Expired(Reject):
-    """The end of a message whose time was over before this attempt: the attempt never began, and does not count."""
+class Expired(Unbegun):
+    """The end of a message whose time was over before this attempt."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, cause="expired")

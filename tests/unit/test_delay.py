@@ -11,28 +11,38 @@ from messaging.message import Message, Reject, Release
 NOW = 1_000_000.0
 
 
+def message(**values):
+    return Message(id="m", topic="jobs", body=b"", **values)
+
+
 def at(seconds):
     return datetime.fromtimestamp(NOW + seconds, UTC)
 
 
 @pytest.mark.parametrize("due", [at(0), at(-1), datetime.min.replace(tzinfo=timezone(timedelta(hours=23)))])
 def test_a_message_whose_time_has_come_is_handled(due):
-    assert judge_early(due, NOW, 60.0) is None
+    assert judge_early(message(not_before=due), NOW, 60.0) is None
 
 
 def test_a_message_that_comes_too_early_goes_back_for_what_is_left():
-    assert judge_early(at(2.5), NOW, 60.0) == Release(after=2.5)
+    assert judge_early(message(not_before=at(2.5)), NOW, 60.0) == Release(after=2.5)
 
 
 def test_a_clock_that_is_behind_buries_no_message():
-    assert judge_early(at(60 + CLOCKS), NOW, 60.0) == Release(after=60.0)
+    assert judge_early(message(not_before=at(60 + CLOCKS)), NOW, 60.0) == Release(after=60.0)
+
+
+def test_a_clock_that_is_years_behind_waits_for_the_delay_and_buries_no_message():
+    early = message(not_before=at(12 * LONGEST), time=at(12 * LONGEST - 5))
+
+    assert judge_early(early, NOW, 60.0) == Release(after=5.0)
 
 
 @pytest.mark.parametrize("longest", [60.0, float("inf")])
 def test_no_message_is_kept_for_ever(longest):
     asked = datetime.max.replace(tzinfo=timezone(timedelta(hours=-23)))
 
-    early = judge_early(asked, NOW, longest)
+    early = judge_early(message(not_before=asked), NOW, longest)
 
     assert isinstance(early, Reject)
     assert early.cause == "delay_unsupported"

@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from messaging import (
     connect,
     fixed,
 )
+from messaging.adapter import Outgoing, TopicSpec
+from messaging.message import Message
 from tests.unit.topics import jobs, orders, prices
 
 # handlers
@@ -64,6 +67,19 @@ async def test_the_letter_of_an_expired_message_counts_the_attempts_that_began(b
 
     (letter,) = [letter async for letter in bus.dead_letters(jobs, group="a").browse()]
     assert (letter.cause, letter.attempts) == ("expired", attempts)
+
+
+async def test_the_letter_of_a_message_that_asks_for_too_long_a_delay_counts_no_attempt(bus, clock):
+    app = App("a")
+    app.subscribe(jobs)(lambda job: None)
+
+    async with app.running(bus):
+        far = Message(id="far", topic="jobs", body=b'"x"', not_before=datetime.max.replace(tzinfo=UTC))
+        await bus.adapter.publish([Outgoing(TopicSpec("jobs"), far, 0)])
+        await clock.settle()
+
+    (letter,) = [letter async for letter in bus.dead_letters(jobs, group="a").browse()]
+    assert (letter.cause, letter.attempts) == ("delay_unsupported", 0)
 
 
 async def test_a_handler_waiting_for_something_cancelled_has_failed(bus, clock):

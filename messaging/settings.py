@@ -37,6 +37,7 @@ from messaging.registry import is_secret, redact, scheme_of
 from messaging.sources import (
     CODE,
     DEFAULT,
+    TOO_DEEP,
     KeyPath,
     Layer,
     code_layer,
@@ -47,6 +48,7 @@ from messaging.sources import (
     merged,
     nearest,
     origins_of,
+    too_deep,
 )
 
 if TYPE_CHECKING:
@@ -196,6 +198,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_brokers(cls, brokers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, options in brokers.items():
+            if too_deep(options):
+                raise ValueError(f"what is set for broker {name} is {TOO_DEEP}")
             if "url" in options and not (isinstance(options["url"], str) and "://" in options["url"]):
                 raise ValueError(f"the url of broker {name} is no URL")
         return brokers
@@ -222,6 +226,8 @@ class Settings(BaseSettings):
         """
         given = code_layer(code)
         layers = [given, file_layer(cls), environment_layer(cls)]
+        for layer in layers:
+            layer.check_depth()
         fixed: dict[str, Any] = {key: given.values[key] for key in ("url", "store") if key in given.values}
         if "url" in fixed:
             for layer in layers[1:]:

@@ -15,7 +15,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError, TomlConfigSettin
 from messaging.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydantic_settings import BaseSettings
 
@@ -30,6 +30,9 @@ SHORT = ("url", "store", "namespace", "source")
 """The keys with a short variable: `MESSAGING_URL` and so on."""
 JSON_ONLY = ("topics", "subscriptions", "routes")
 """Sections whose keys are names, which variables cannot spell."""
+DEEPEST = 50
+"""Levels of tables and lists; no option of an adapter has so many."""
+TOO_DEEP = f"nested more than {DEEPEST} deep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,13 @@ class Layer:
         """The origin of the value that this layer has at this path."""
         above = (path[:length] for length in range(len(path), -1, -1))
         return next(self.origins[part] for part in above if part in self.origins)
+
+    def check_depth(self) -> None:
+        """Raises ConfigurationError with the origin of what is nested so deep that nothing could read it."""
+        for key, value in self.values.items():
+            if too_deep(value):
+                origins = [origin for path, origin in self.origins.items() if not path or path[0] == key]
+                raise ConfigurationError(f"{' or '.join(origins)}: {key} is {TOO_DEEP}")
 
 
 def code_layer(values: Mapping[str, Any]) -> Layer:
@@ -65,6 +75,8 @@ def file_layer(settings: type[BaseSettings]) -> Layer:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path} is {TOO_DEEP}") from None
 
 
 def environment_layer(settings: type[BaseSettings]) -> Layer:
@@ -74,6 +86,8 @@ def environment_layer(settings: type[BaseSettings]) -> Layer:
         _check_short(settings, variable)
         if variable.upper().startswith(PREFIX):
             path = tuple(variable[len(PREFIX) :].lower().split("__"))
+            if len(path) > DEEPEST:
+                raise ConfigurationError(f"the variable {variable[:80]}... is {TOO_DEEP}")
             origins[path] = f"{variable} (environment)"
             _check_variable(settings, variable, path)
     try:
@@ -81,12 +95,31 @@ def environment_layer(settings: type[BaseSettings]) -> Layer:
     except SettingsError as error:
         names = ", ".join(origin.partition(" ")[0] for origin in origins.values() if origin.partition(" ")[0])
         raise ConfigurationError(f"a variable is no JSON ({names}): {error.__cause__ or error}") from error
+    except RecursionError:
+        names = ", ".join(origin.partition(" ")[0] for origin in origins.values())
+        raise ConfigurationError(f"a variable ({names}) is {TOO_DEEP}") from None
     for key in SHORT:
         variable = f"MESSAGING_{key.upper()}"
         if os.environ.get(variable):
             values[key] = os.environ[variable]
             origins[key,] = f"{variable} (environment)"
     return Layer(values, origins)
+
+
+def too_deep(value: object) -> bool:
+    """Whether it has more levels of tables and lists than settings may have. One that holds itself has."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in _inner(one)]
+        if not level:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value).values()
+    return cast("list[Any]", value) if isinstance(value, list | tuple) else ()
 
 
 def _check_short(settings: type[BaseSettings], variable: str) -> None:

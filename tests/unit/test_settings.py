@@ -398,3 +398,52 @@ def test_a_variable_cannot_spell_the_name_of_a_route(monkeypatch: pytest.MonkeyP
 def test_a_source_that_no_broker_carries_is_refused_at_start(source):
     with pytest.raises(ConfigurationError, match="source"):
         Settings.load(source=source)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    deep: dict[str, Any] = {}
+    for _ in range(levels):
+        deep = {"a": deep}
+    return deep
+
+
+def test_what_code_nests_so_deep_that_nothing_can_read_it_is_refused() -> None:
+    itself: dict[str, Any] = {}
+    itself["a"] = [itself]
+    for deep in (nested(10_000), itself):
+        with pytest.raises(ConfigurationError, match="code: broker is nested more than"):
+            Settings.load(broker={"redis": deep})
+        with pytest.raises(ValueError, match="broker redis is nested more than"):
+            Settings(broker={"redis": deep})
+    assert Settings.load(broker={"redis": nested(40)}).broker == {"redis": nested(40)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("broker.redis.x = " + "[" * 10_000 + "]" * 10_000, id="more than the parser bears"),
+        pytest.param(f"[broker.{'.'.join('a' * 100)}]", id="less"),
+    ],
+)
+def test_a_file_that_is_nested_too_deep_is_named(text: str) -> None:
+    write(text)
+
+    with pytest.raises(ConfigurationError, match=r"messaging\.toml.* is nested more than"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("MESSAGING__BROKER", '{"a":' * 10_000 + "1" + "}" * 10_000),
+        ("MESSAGING__BROKER", '{"a":' * 100 + "1" + "}" * 100),
+        ("MESSAGING__BROKER" + "__A" * 1000, "1"),
+    ],
+)
+def test_a_variable_that_is_nested_too_deep_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+
+    with pytest.raises(ConfigurationError, match="MESSAGING__BROKER.* is nested more than"):
+        Settings.load()

@@ -211,14 +211,15 @@ class KafkaConsumer(Consumer):
         return others + delayed if last else delayed + others
 
     def _read_part(self, unit: Unit, part: Part, limit: int) -> int:
-        records = part.source.read(limit)
-        ready = self._ready
+        source, ready = part.source, self._ready
         taken = 0
-        for record in records:
-            delivery = self._delivery(unit, part, record)
-            if delivery is not None:
-                ready.append(delivery)
-                taken += 1
+        # Of what a former owner left most may be done: that fills no room, and nothing wakes us for what is behind it.
+        while taken < limit and source.waiting and not part.progress.full:
+            for record in source.read(limit - taken):
+                delivery = self._delivery(unit, part, record)
+                if delivery is not None:
+                    ready.append(delivery)
+                    taken += 1
         self._pass(unit, part)
         return taken
 

@@ -33,6 +33,22 @@ async def test_a_handed_over_partition_redoes_only_what_was_not_done(bench: Benc
     assert {(one.attempt, one.returns, one.guard) for one in again} == {(1, 0, "none")}
 
 
+async def test_what_is_done_already_holds_up_nothing_behind_it_where_there_is_little_room(
+    bench: Bench,
+) -> None:
+    adapter = await bench.adapter(**QUICK)
+    group = await bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *map(str, range(20)), partition=0, key="ann")
+    former = bench.consumer(adapter, group)
+    await ack(former, (await receive(former, 20))[1:])
+    await former.close()
+    await publish(adapter, ORDERED, "new", partition=0, key="ann")
+
+    heir = bench.consumer(adapter, group)
+    assert ids(await heir.receive(1, 10.0)) == ["0"]
+    assert ids(await heir.receive(1, 10.0)) == ["new"]
+
+
 async def test_what_is_settled_is_freed_without_the_garbage_collector(bench: Bench) -> None:
     """In cycles, every message waited for a collection of all that the process has."""
     adapter = await bench.adapter()

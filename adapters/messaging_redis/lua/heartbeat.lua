@@ -29,8 +29,8 @@ if ARGV[4] == '1' then
   return {{}, {}, 0}
 end
 -- Nobody has beaten for a while: that was the server's outage, not the members'. Everyone gets a new lease, so that
--- the first to come back does not take all.
-if now - last > lease / 2 then
+-- the first to come back does not take all. Or the clock was set back: a dead member would live as long as that was.
+if now - last > lease / 2 or last > now then
   for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     redis.call('ZADD', KEYS[1], now + lease, member)
   end
@@ -59,7 +59,8 @@ end
 for p = 0, partitions - 1 do
   if #mine >= quota then break end
   if not given[p] and (not owners[p] or not alive[owners[p]]) then
-    epochs[p] = (epochs[p] or 0) + 1
+    -- The time: a fence is larger than all before it even when Redis has lost them.
+    epochs[p] = math.max((epochs[p] or 0) + 1, now)
     own(p, me)
     mine[#mine + 1] = p
     fresh[p] = true

@@ -62,3 +62,35 @@ async def test_health_is_connected_while_anything_is_answered(bench):
     assert health.connected
     assert "did not tell the figures" in health.error
     await busy
+
+
+async def test_a_fence_is_larger_than_all_before_it_though_redis_has_lost_them(bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ordered=True, partitions=1)
+    await bench.publish(adapter, group.topic, 2, keys=1)
+    former = bench.consumer(adapter, group)
+    (before,) = await bench.receive(former, 1)
+    await former.close()
+
+    leases = adapter._topics.group_keys(group).leases
+    await adapter.native.delete(leases)
+    (after,) = await bench.receive(bench.consumer(adapter, group), 1)
+
+    assert after.fence > before.fence
+
+
+async def test_a_dead_member_is_followed_soon_though_the_clock_of_redis_was_set_back(bench):
+    adapter = await bench.adapter(partition_lease=0.5)
+    group = await bench.group(adapter, ordered=True, partitions=1)
+    await bench.publish(adapter, group.topic, 1, keys=1)
+    dead = bench.consumer(adapter, group)
+    await bench.receive(dead, 1)
+    await bench.stop_short(dead)
+
+    # What was written before the clock was set back by an hour is an hour ahead.
+    keys = adapter._topics.group_keys(group)
+    for member, until in await adapter.native.zrange(keys.members, 0, -1, withscores=True):
+        await adapter.native.zadd(keys.members, {member: until + 3_600_000})
+    await adapter.native.hincrby(keys.leases, "beat", 3_600_000)
+
+    assert await bench.receive(bench.consumer(adapter, group), 1)

@@ -43,7 +43,7 @@ async def test_one_member_gets_each_key_in_publish_order(bench):
 
     assert all(numbers == sorted(numbers) for numbers in order_by_key(got).values())
     assert len(got) == len({delivery.message.id for delivery in got}) == 500
-    assert {delivery.fence for delivery in got} == {1}
+    assert len({delivery.fence for delivery in got}) == 1
 
 
 async def test_members_share_the_partitions_and_a_join_drains_the_surplus_first(bench, new_owner):
@@ -110,7 +110,7 @@ async def test_what_is_in_hand_when_a_partition_is_given_back_comes_again_in_ord
     assert all(numbers == sorted(numbers) for numbers in order_by_key(got).values())
     assert {delivery.message.id for delivery in got} == {delivery.message.id for delivery in held[20:]}
     assert all((delivery.attempt, delivery.returns) == (1, 0) for delivery in got)
-    assert min(delivery.fence for delivery in got) == 2
+    assert min(delivery.fence for delivery in got) > max(delivery.fence for delivery in held)
 
 
 async def test_a_killed_member_is_replaced_within_its_lease_in_order_and_counted(bench):

@@ -21,6 +21,7 @@ from messaging.shielded import given_up, shielded
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import in_batches, is_gone
+from messaging_sqs.bounds import Bounds, bounds_of
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
@@ -61,6 +62,7 @@ class Member(Consumer):
         self.where = f"{self.group.topic.name}/{self.group.name}"
         self.marks = Marks(connection, member)
         self.url = ""
+        self.bounds = Bounds(connection.settings.max_receives)
         self._letters = LostLetters(topics, subscription.group)
         self._polls = Polls(
             connection,
@@ -105,9 +107,11 @@ class Member(Consumer):
 
     async def _join(self) -> None:
         try:
-            self.url = await self.topics.queue_url(self.group)
-        except TopicNotFound as error:
+            url = await self.topics.queue_url(self.group)
+            self.bounds = await bounds_of(self.topics.queues, url, self.bounds)
+        except (Absent, TopicNotFound) as error:
             raise await self._gone(str(error)) from error
+        self.url = url
         self._connected = True
         if self._tending is None:
             self._tending = asyncio.create_task(self._tend(), name="messaging-sqs-tend")
@@ -155,7 +159,7 @@ class Member(Consumer):
 
     async def _step(self, early: list[tuple[RawDelivery, float]]) -> None:
         """The next step of a long delay; what cannot be sent on hides until its time, or for as long as a step."""
-        steps = [copies.next_step(delivery, left) for delivery, left in early]
+        steps = [copies.next_step(delivery, left, self.bounds.step) for delivery, left in early]
         lefts = dict(early)
         unsent = await self.replace(list(lefts), steps)
         await self._hide(unsent, [min(lefts[delivery], copies.LONGEST_DELAY) for delivery in unsent])

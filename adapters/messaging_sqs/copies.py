@@ -89,40 +89,40 @@ def fits(delivery: RawDelivery, copy: Copy) -> bool:
     return copy[0].size <= LARGEST and not delivery.token.too_large
 
 
-def failed(delivery: RawDelivery, after: float, failure: str | None) -> Copy:
+def failed(delivery: RawDelivery, after: float, failure: str | None, longest: int) -> Copy:
     """Handled again after so many seconds, one attempt later."""
     control = {**control_headers(delivery), ATTEMPT: str(delivery.attempt + 1)}
     if failure is not None:
         control[FAILURE] = failure
-    return _waiting(delivery, after, control)
+    return _waiting(delivery, after, control, longest)
 
 
-def released(delivery: RawDelivery, after: float) -> Copy:
+def released(delivery: RawDelivery, after: float, longest: int) -> Copy:
     """Handled again after so many seconds, uncounted, and with a new count of the service."""
     control = control_headers(delivery)
     if delivery.returns:
         control[RETURNS] = str(min(delivery.returns, MOST_RETURNS))
-    return _waiting(delivery, after, control)
+    return _waiting(delivery, after, control, longest)
 
 
-def _waiting(delivery: RawDelivery, after: float, control: Mapping[str, str]) -> Copy:
+def _waiting(delivery: RawDelivery, after: float, control: Mapping[str, str], longest: int) -> Copy:
     """A copy that waits for so long from when the service has it, or for the first step of that; the last part of a
     second is waited for by whoever gets it.
     """
     if after <= 0:
         return copy_of(delivery.message, control), {}
-    return copy_of(delivery.message, {**control, DELAY: repr(after)}), {"DelaySeconds": step(after)}
+    return copy_of(delivery.message, {**control, DELAY: repr(after)}), {"DelaySeconds": step(after, longest)}
 
 
-def next_step(delivery: RawDelivery, left: float) -> Copy:
+def next_step(delivery: RawDelivery, left: float, longest: int) -> Copy:
     """A copy that takes the next step towards its time by the service's clock, in `left` seconds."""
     control = {**control_headers(delivery), NOT_BEFORE: repr(delivery.token.due)}
-    return copy_of(delivery.message, control), {"DelaySeconds": step(left)}
+    return copy_of(delivery.message, control), {"DelaySeconds": step(left, longest)}
 
 
-def step(left: float) -> int:
-    """The whole seconds for which a standard queue hides what is due in so many."""
-    return min(max(math.floor(left), 0), LONGEST_DELAY)
+def step(left: float, longest: int) -> int:
+    """The whole seconds for which a standard queue hides what is due in so many, `longest` at once."""
+    return min(max(math.floor(left), 0), longest, LONGEST_DELAY)
 
 
 def dead(delivery: RawDelivery, url: str, failure: str | None, message: Message | None = None) -> Copy:

@@ -250,7 +250,8 @@ class Publisher:
         self, state: TopicState, url: str, items: Sequence[_Item]
     ) -> list[MessagingError | None]:
         fifo = is_fifo(url)
-        parcels = [(item.entry, item.fifo if fifo else _delay(item)) for item in items]
+        kept = state.spec.retention or self._settings.retention
+        parcels = [(item.entry, item.fifo if fifo else _delay(item, int(kept) // 2)) for item in items]
         return await copies.send(self._connection, url, parcels, self._slots[state.spec.name])
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
@@ -271,12 +272,12 @@ class Publisher:
 _PENDING = PublishError("not sent")
 
 
-def _delay(item: _Item) -> dict[str, int]:
+def _delay(item: _Item, longest: int) -> dict[str, int]:
     """The first step of a publish delay, without a hand-over: a topic of SNS has none, so members take it there (5)."""
     due = item.outgoing.message.not_before
     if due is None or item.outgoing.topic.ordered:
         return {}
-    return {"DelaySeconds": copies.step(due.timestamp() - time.time())}
+    return {"DelaySeconds": copies.step(due.timestamp() - time.time(), longest)}
 
 
 def _fifo(one: Outgoing) -> dict[str, str]:

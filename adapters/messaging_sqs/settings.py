@@ -23,6 +23,8 @@ DAY = 86_400
 LONGEST_RETENTION = 14 * DAY
 """Amazon SQS quotas, "Message retention"."""
 SHORTEST_RETENTION = 60
+FEWEST_RECEIVES = 10
+"""With less, the service's own bound is met before the crash guard has judged."""
 LONGEST_LEASE = 12 * 3600
 """Amazon SQS quotas, "Message visibility timeout": counted from the receive."""
 LONGEST_HOLD = LONGEST_LEASE * 0.9
@@ -82,7 +84,7 @@ class SQSSettings(BaseModel):
     """With attributes, as it travels. More than 256 KiB is written into each topic that we create."""
     retention: int = Field(default=LONGEST_RETENTION, ge=SHORTEST_RETENTION, le=LONGEST_RETENTION)
     """How long a queue that we create keeps what nobody handles."""
-    max_receives: int = Field(default=1000, ge=10, le=1000)
+    max_receives: int = Field(default=1000, ge=FEWEST_RECEIVES, le=1000)
     """The backstop: what was received so often without an end, the service itself moves to the dead letters."""
     kms_key: str | None = None
     """Encrypts what we create with this key of KMS. Without it, the service's own (SSE-SQS; SNS: none)."""

@@ -29,11 +29,11 @@ class SharedConsumer(Member):
             if 0 < after <= HELD_HERE:
                 return await self._hold(delivery, after)
             if self.worn(delivery) or after > left:
-                copy = copies.released(delivery, after)
+                copy = copies.released(delivery, after, self.bounds.step)
                 if copies.fits(delivery, copy):
                     return self.url, copy
             return max(min(after, left), 0.0)
-        copy = copies.failed(delivery, after, settlement.failure)
+        copy = copies.failed(delivery, after, settlement.failure, self.bounds.step)
         if copies.fits(delivery, copy):
             return self.url, copy
         if after > left:
@@ -46,7 +46,7 @@ class SharedConsumer(Member):
 
     async def leave_behind(self, deliveries: list[RawDelivery]) -> None:
         worn = [delivery for delivery in deliveries if self.worn(delivery)]
-        left = await self.replace(worn, [copies.released(delivery, 0) for delivery in worn])
+        left = await self.replace(worn, [copies.released(delivery, 0, self.bounds.step) for delivery in worn])
         await self.give_back([*left, *(one for one in deliveries if not self.worn(one))], 0)
 
     def worn(self, delivery: RawDelivery) -> bool:
@@ -54,7 +54,4 @@ class SharedConsumer(Member):
 
         A copy starts a new count.
         """
-        return (
-            delivery.returns == SUSPECT_AFTER - 1
-            or delivery.token.count > self.connection.settings.max_receives // 2
-        )
+        return delivery.returns == SUSPECT_AFTER - 1 or delivery.token.count > self.bounds.receives // 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +159,14 @@ class Queues:
             return
 
     async def subscriptions(self, arn: str) -> AsyncIterator[dict[str, str]]:
-        """The topic's subscriptions. Raises Absent."""
+        """The topic's subscriptions, without those to which it delivers nothing. Raises Absent."""
         more: dict[str, Any] = {}
         while True:
             answer = await self._connection.call("sns", "list_subscriptions_by_topic", TopicArn=arn, **more)
             for subscription in answer.get("Subscriptions") or ():
-                yield subscription
+                # What waits for a confirmation, or was deleted lately, is listed with a word in place of its ARN.
+                if subscription["SubscriptionArn"].startswith("arn:"):
+                    yield subscription
             if not answer.get("NextToken"):
                 return
             more = {"NextToken": answer["NextToken"]}
@@ -177,13 +178,13 @@ class Queues:
                 return subscription["SubscriptionArn"]
         return None
 
-    async def delivers_raw(self, subscription: str) -> bool:
-        """Whether the queue gets the message as it was published, not wrapped by SNS."""
+    async def subscription_attributes(self, subscription: str) -> dict[str, str]:
+        """Raises Absent."""
         answer = await self._connection.call(
             "sns", "get_subscription_attributes", SubscriptionArn=subscription
         )
         found: dict[str, str] = answer.get("Attributes") or {}
-        return found.get("RawMessageDelivery") == "true"
+        return found
 
     async def subscribe(self, arn: str, queue_arn: str) -> None:
         """Raises ConfigurationError where it is subscribed in another way."""
@@ -207,15 +208,3 @@ class Queues:
             await self._connection.call("sns", "unsubscribe", SubscriptionArn=subscription)
         except Absent:
             return
-
-
-def delivery_policy(queue_arn: str, topic_arn: str) -> str:
-    """Lets one SNS topic send to one queue."""
-    statement = {
-        "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": queue_arn,
-        "Condition": {"ArnEquals": {"aws:SourceArn": topic_arn}},
-    }
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})

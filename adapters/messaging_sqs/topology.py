@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_sqs.connection import Absent, Denied
+from messaging_sqs.delivery import delivery_policy, lets_send, not_let, subscribe
 from messaging_sqs.lost_letters import warn_lost
 from messaging_sqs.names import Names, is_fifo, owner_of, queue_name, twin
-from messaging_sqs.queues import Queues, delivery_policy
+from messaging_sqs.queues import Queues
 from messaging_sqs.record import (
     FORMAT,
     GENERATION,
@@ -39,7 +40,7 @@ from messaging_sqs.settings import LONGEST_RETENTION, SHORTEST_RETENTION, SNS_DE
 from messaging_sqs.state import TopicState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import TopicSpec, Topology, TopologyMode
     from messaging_sqs.connection import Connection
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 Key: TypeAlias = "tuple[str, str | None, int]"
+_WAITING = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed")
 
 
 class Topics:
@@ -240,7 +242,7 @@ class Topics:
             url = await self._create_queue(group, state, dead)
         self._urls[name], self._urls[self.names.dead(group)] = url, dead
         if state.arn is not None:
-            await self._subscribe(group, state.arn, url, create=state.mode == "declare")
+            await subscribe(self.queues, group, state.arn, url, create=state.mode == "declare")
         elif state.queue is None and self._settings.groups_refresh:
             await self._until_known(url)
 
@@ -265,23 +267,6 @@ class Topics:
             )
         return math.ceil(topic.retention)
 
-    async def _subscribe(self, group: GroupSpec, arn: str, url: str, *, create: bool) -> None:
-        """Without a subscription, publishing would be accepted and reach nobody."""
-        queue_arn = (await self.queues.attributes(url, "QueueArn"))["QueueArn"]
-        subscription = await self.queues.subscription(arn, queue_arn)
-        if subscription is not None:
-            if not await self.queues.delivers_raw(subscription):
-                raise ConfigurationError(
-                    f"the subscription of queue {queue_arn} to {arn} wraps messages: give it RawMessageDelivery"
-                )
-        elif create:
-            await self.queues.subscribe(arn, queue_arn)
-        else:
-            raise TopicNotFound(
-                f"group {group.name!r} gets nothing of topic {group.topic.name!r}: queue {queue_arn} is not "
-                f"subscribed to {arn}. Declare it first, or use topology='declare'"
-            )
-
     async def _subscribe_again(self, state: TopicState, arn: str) -> None:
         """The SNS topic is new: groups from before get nothing of it until their queues are subscribed."""
         try:
@@ -295,7 +280,7 @@ class Topics:
             return
         for url, group in known:
             with suppress(Absent):  # its members find that out, and declare it anew
-                await self._subscribe(group, arn, url, create=True)
+                await subscribe(self.queues, group, arn, url, create=True)
 
     async def _until_known(self, url: str) -> None:
         """Wait until every publisher has looked for groups since this one was created."""
@@ -386,6 +371,7 @@ class Topics:
     async def infos(self, *, strict: bool = False) -> list[GroupInfo]:
         """The groups of the declared topics. `strict`: raises TopicNotFound for one that is gone: no queue tells."""
         groups = [group for group in self._groups.values() if group.native is not None]
+        cut_off: list[GroupSpec] = []
         for state in list(self._states.values()):
             if state.spec.native is not None:
                 continue
@@ -399,27 +385,43 @@ class Topics:
                         raise
                     continue
                 found = await self._groups_of(state.spec, await self._own_urls(state, state.arn))
+                cut_off += self._missing(state, {group.name for _, group in found})
             groups += [group for _, group in found]
-        known = await asyncio.gather(*(self._info(group) for group in groups))
+        known = await asyncio.gather(
+            *(self._info(group) for group in groups), *(self._info(group, cut_off=True) for group in cut_off)
+        )
         return [info for info in known if info is not None]
 
-    async def _info(self, group: GroupSpec) -> GroupInfo | None:
+    def _missing(self, state: TopicState, subscribed: Collection[str]) -> list[GroupSpec]:
+        """The declared groups of a topic whose queues get nothing of it."""
+        key = _key(state.spec)
+        return [
+            group for (topic, name), group in self._groups.items() if topic == key and name not in subscribed
+        ]
+
+    async def _info(self, group: GroupSpec, *, cut_off: bool = False) -> GroupInfo | None:
+        arn = None if group.native is not None else self.state(group.topic).arn
         try:
-            queue = await self.queues.attributes(
-                await self.queue_url(group),
-                "ApproximateNumberOfMessages",
-                "ApproximateNumberOfMessagesDelayed",
-            )
+            url = await self.queue_url(group)
+            queue = await self.queues.attributes(url, *_WAITING, *(("Policy",) if arn is not None else ()))
             dead = await self.dead_count(group)
         except (Absent, TopicNotFound):
             return None
+        stuck: str | None = None
+        if arn is not None and cut_off:
+            stuck = (
+                f"queue {queue_name(url)} is not subscribed to {arn}, so its group gets nothing: declare it"
+            )
+        elif arn is not None and not lets_send(queue.get("Policy"), arn):
+            stuck = not_let(queue_name(url), arn)
         return GroupInfo(
             topic=group.topic.name,
             group=group.name,
-            lag=sum(int(number) for number in queue.values()),
+            lag=sum(int(queue.get(name, 0)) for name in _WAITING),
             dead_letters=dead,
             generation=group.topic.generation,
             ordered=group.ordered,
+            stuck=stuck,
         )
 
     async def dead_count(self, group: GroupSpec) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
 from messaging_sqs.batches import MOST
-from messaging_sqs.connection import Connection, Denied
+from messaging_sqs.connection import Connection, Denied, Throttled
 from messaging_sqs.entries import LARGEST, LONGEST_DELAY, ROOM
 from messaging_sqs.fifo import OrderedConsumer
 from messaging_sqs.generations import Generations
@@ -184,7 +184,7 @@ class SQSAdapter(Adapter):
         return self._generations.finished(group)
 
     async def health(self) -> BrokerHealth:
-        """See `Adapter.health`. Figures at which this role may not look are unknown, and no failure."""
+        """See `Adapter.health`. Figures at which this role may not look, or not now, are unknown, and no failure."""
         groups: Sequence[GroupInfo] = ()
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
@@ -192,7 +192,7 @@ class SQSAdapter(Adapter):
         except TimeoutError:
             error = f"SQS at {self._connection.address} gave no answer within {_HEALTH_BOUND:g} s"
             return BrokerHealth(False, error=error)
-        except Denied:
+        except (Denied, Throttled):
             pass  # the service has answered
         except MessagingError as error:
             return BrokerHealth(False, error=str(error))

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging.errors import MessagingError
-from messaging_sqs.connection import DOUBTFUL, Interrupted, Service, Untaken, throttled
+from messaging_sqs.connection import DOUBTFUL, Interrupted, Service, Throttled, throttled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _failed(failure: dict[str, Any], *, doubtful: bool) -> MessagingError:
     if doubtful:
         return Interrupted(f"{code}: {text}; an attempt before this one may have been taken")
     if throttled(code):
-        return Untaken(f"refused for now: {code} {text}")
+        return Throttled(f"refused for now: {code} {text}")
     if code in {"InternalError", "InternalFailure", "ServiceUnavailable", "InternalServerError"}:
         return Interrupted(f"failed in the service: {code} {text}")
     return Refused(code, text)

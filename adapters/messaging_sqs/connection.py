@@ -111,6 +111,10 @@ class Untaken(ConnectionFailed):
     """The service has done nothing with the request: throttled, or not reached. Sending it again makes no copy."""
 
 
+class Throttled(Untaken):
+    """The service was reached, and wants fewer requests."""
+
+
 class Interrupted(ConnectionFailed):
     """The request may have reached the service: what it did with it is unknown."""
 
@@ -340,8 +344,8 @@ class Connection:
         if "QueueNameExists" in codes or "already exists with different" in text:
             return Exists(f"{where}: {text}")
         if any(map(throttled, codes)) or status == _TOO_MANY_REQUESTS:
-            self.failed = f"{where} was refused for now: {code} {text}"
-            return Untaken(self.failed)
+            self.failed = None  # it is an answer
+            return Throttled(f"{where} was refused for now: {code} {text}")
         if status >= 500 or status == _REQUEST_TIMEOUT:  # a gateway's, which may have passed the request on
             self.failed = f"{where} failed in the service: {code} {text}"
             return Interrupted(self.failed)

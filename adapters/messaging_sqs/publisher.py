@@ -89,12 +89,13 @@ class Publisher:
     ) -> None:
         state = self._topics.state(messages[places[0]].topic)
         try:
-            blind = await self._look(state)
+            # No group is never believed for long.
+            await self._topics.look(state, within=self._settings.groups_refresh if state.routed else 0.0)
         except MessagingError as error:
             for at in places:
                 results[at] = _not_sent(messages[at], error)
             return
-        items = self._checked(state, places, messages, results, blind=blind)
+        items = self._checked(state, places, messages, results)
         if state.spec.ordered:
             await self._in_order(state, items, results)
         else:
@@ -106,8 +107,6 @@ class Publisher:
         places: Sequence[int],
         messages: Sequence[Outgoing],
         results: list[Result],
-        *,
-        blind: bool,
     ) -> list[_Item]:
         """What can be sent; on an ordered topic, what is behind a refused message of its key is not (7)."""
         most = min(self._settings.max_message_bytes, LARGEST - ROOM)
@@ -116,8 +115,8 @@ class Publisher:
         for at in places:
             one = messages[at]
             error = failed.behind(one) if failed else None
-            if error is None and one.mandatory and (blind or not state.routed):
-                error = _without_group(one.message, blind=blind)
+            if error is None and one.mandatory and (state.blind or not state.routed):
+                error = _without_group(one.message, state.blind)
             if error is None:
                 entry = pack(one.message, reply_to=one.reply_to)
                 if entry.size <= most:
@@ -127,18 +126,6 @@ class Publisher:
             results[at] = error
             failed.add(one, error)
         return items
-
-    async def _look(self, state: TopicState) -> bool:
-        """Know who gets it; True where that cannot be known. No group is never believed for long."""
-        fresh = self._settings.groups_refresh if state.routed else 0.0
-        try:
-            await self._topics.look(state, within=fresh)
-        except ConfigurationError:
-            if state.direct:
-                raise
-            state.routed = True  # this publisher may not list subscriptions, which only mandatory needs
-            return True
-        return False
 
     # --- send --------------------------------------------------------------------------------------------------
 
@@ -204,8 +191,8 @@ class Publisher:
         """Straight to the groups' queues, which take more; in no order with what goes through SNS."""
         try:
             await self._topics.look(state, within=0.0)
-            refused = state.strangers or state.spec.ordered
-            state.queues = await self._topics.urls(state)
+            refused = bool(state.strangers or state.spec.ordered or state.blind)
+            state.queues = [] if refused else await self._topics.urls(state)
         except ConfigurationError:
             refused = True
         except MessagingError as error:
@@ -296,11 +283,11 @@ def _too_large(message: Message, size: int, most: int) -> MessageTooLarge:
     )
 
 
-def _without_group(message: Message, *, blind: bool) -> PublishError:
-    if blind:
+def _without_group(message: Message, blind: MessagingError | None) -> PublishError:
+    if blind is not None:
         return PublishError(
-            f"message {message.id} was not published: whether topic {message.topic} has a group cannot be known "
-            f"without the permission sns:ListSubscriptionsByTopic, which mandatory=True needs"
+            f"message {message.id} was not published: mandatory=True needs to know whether topic {message.topic} has "
+            f"a group: {blind}"
         )
     return NoGroup(
         f"message {message.id} was not published: no group subscribes to topic {message.topic}. "

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import TopicSpec, TopologyMode
+    from messaging.errors import MessagingError
 
 
 @dataclass(slots=True)
@@ -34,6 +35,8 @@ class TopicState:
     """Somebody got what was published when it was last looked."""
     strangers: bool = False
     """The SNS topic has subscribers that are no queues."""
+    blind: MessagingError | None = None
+    """Why the subscriptions of the SNS topic could not be looked at the last time."""
     verified: bool = False
     """The service's record says the same."""
     gone: bool = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound
-from messaging_sqs.connection import Absent, Denied
+from messaging_sqs.connection import Absent, Denied, Throttled
 from messaging_sqs.delivery import delivery_policy, lets_send, not_let, subscribe
 from messaging_sqs.lost_letters import warn_lost
 from messaging_sqs.names import Names, is_fifo, owner_of, queue_name, twin
@@ -317,13 +317,21 @@ class Topics:
             if state.queue is not None:
                 state.queues, state.routed = (state.queue,), True
             elif state.arn is not None:
-                await self._look_at_subscriptions(state, state.arn)
+                await self._look_or_not(state, state.arn)
             else:
                 state.queues = [url for url, _ in await self._tagged(state.spec)]
                 state.routed = bool(state.queues)
                 if not state.routed and await self.queues.find(self.names.record(state.spec)) is None:
                     raise self.absent(state)
             state.looked = started
+
+    async def _look_or_not(self, state: TopicState, arn: str) -> None:
+        """SNS delivers whether or not this publisher may look now: only `mandatory` needs to know who gets it."""
+        try:
+            await self._look_at_subscriptions(state, arn)
+            state.blind = None
+        except (Denied, Throttled) as error:
+            state.blind, state.routed = error, True
 
     async def _look_at_subscriptions(self, state: TopicState, arn: str) -> None:
         try:

@@ -5,7 +5,7 @@ from botocore.exceptions import ClientError
 
 from messaging.errors import ConnectionFailed
 from messaging_sqs.batches import Refused, in_batches
-from messaging_sqs.connection import Connection, Untaken
+from messaging_sqs.connection import Connection, Throttled
 from messaging_sqs.settings import SQSSettings
 
 THROTTLED = [
@@ -43,7 +43,7 @@ async def test_an_entry_and_a_whole_call_are_throttled_by_the_same_codes(connect
         ClientError({"Error": {"Code": code, "Message": "no"}}, "DeleteMessageBatch"), "DeleteMessageBatch"
     )
 
-    assert type(entry) is type(call) is Untaken
+    assert type(entry) is type(call) is Throttled
     assert code in str(entry) and code in str(call)
 
 

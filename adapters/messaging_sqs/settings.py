@@ -110,11 +110,15 @@ class SQSSettings(BaseModel):
 
     @field_validator("endpoint_url", "sqs_endpoint_url", "sns_endpoint_url", "sts_endpoint_url")
     @classmethod
-    def _without_login(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and "@" in endpoint:
+    def _reachable(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        if "@" in endpoint:
             raise ValueError(
                 "an endpoint holds no user and password: nobody is told them but errors and logs"
             )
+        if not _is_http(endpoint):
+            raise ValueError("an endpoint looks like http://127.0.0.1:4566")
         return endpoint
 
     @property
@@ -150,6 +154,17 @@ class SQSSettings(BaseModel):
                 for problem in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise ConfigurationError(f"options of the SQS adapter: {problems}") from None
+
+
+def _is_http(endpoint: str) -> bool:
+    """Whether botocore may reach something there; what it cannot read, it takes for a service that does not answer."""
+    try:
+        parts = urlsplit(endpoint)
+        port = parts.port
+    except ValueError:
+        return False
+    legal = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+    return legal and not any(letter.isspace() for letter in endpoint)
 
 
 def _parse(url: str, known: list[str]) -> dict[str, Any]:

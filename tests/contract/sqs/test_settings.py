@@ -49,6 +49,13 @@ def test_the_url_names_the_region_and_its_query_goes_before_the_options():
         ("sqs://us-east-1/queue", "region"),
         ("sqs://us_east", "region"),
         ("sqs://us-east-1?retention=59", "retention"),
+        ("sqs://us-east-1?endpoint_url=127.0.0.1:4566", "endpoint_url"),
+        ("sqs://us-east-1?endpoint_url=localhost:4566", "endpoint_url"),
+        ("sqs://us-east-1?sns_endpoint_url=ftp://127.0.0.1", "sns_endpoint_url"),
+        ("sqs://us-east-1?sqs_endpoint_url=http://[::1", "sqs_endpoint_url"),
+        ("sqs://us-east-1?sts_endpoint_url=http://127.0.0.1:x", "sts_endpoint_url"),
+        ("sqs://us-east-1?endpoint_url=http://127.0.0.1:4566%20", "endpoint_url"),
+        ("sqs://us-east-1?endpoint_url=", "endpoint_url"),
     ],
 )
 def test_what_cannot_be_is_refused_and_named(url, named):

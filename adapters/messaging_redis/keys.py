@@ -35,6 +35,8 @@ class TopicKeys:
         self.ended = f"{self.root}:ended"
         """There where nobody writes to a former generation any more."""
         self.groups = f"{self.root}:groups"
+        self.deleted = f"{self.root}:deleted"
+        """Groups that were deleted, by when: what is neither here nor on record was lost."""
         self.trimmed = f"{self.root}:trimmed"
         self.once = f"{self.root}:once"
         """Positions by the mark of what is stored once; with `:order`, when each came."""

@@ -30,6 +30,9 @@ logger = logging.getLogger("messaging")
 
 _FORMAT = "1"
 _Place: TypeAlias = "tuple[str, str | None, int]"
+_NOTED_FOR = 7 * 24 * 3600 * 1000
+"""Milliseconds for which a group is known to be deleted: its members ask when they next read."""
+_MOST_NOTES = 10_000
 _BEFORE = "18446744073709551615"
 """The last sequence number of a millisecond: the id after which a group starts is exclusive."""
 
@@ -149,7 +152,7 @@ class Topics:
         record = json.dumps({"ordered": group.ordered})
         stored, lost, deleted = await self._connection.run(
             DECLARE_GROUP,
-            [keys.topic.groups, keys.topic.record, keys.retry, *keys.topic.streams],
+            [keys.topic.groups, keys.topic.deleted, keys.retry, *keys.topic.streams],
             [int(create), group.name, record, keys.name, _first_id(group.start)],
         )
         return None if stored is None else _record(stored), int(lost), bool(deleted)
@@ -369,8 +372,8 @@ class Topics:
         streams = [] if group.native is not None else keys.topic.streams
         await self._connection.run(
             DELETE_GROUP,
-            [keys.topic.groups, keys.topic.record, *streams, *keys.own],
-            [group.name, keys.name, len(streams)],
+            [keys.topic.groups, keys.topic.record, keys.topic.deleted, *streams, *keys.own],
+            [group.name, keys.name, len(streams), _NOTED_FOR, _MOST_NOTES],
         )
         self._groups.pop((_place(group.topic), group.name), None)
         self._ours.discard((_place(group.topic), group.name))

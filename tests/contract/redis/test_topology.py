@@ -1,6 +1,7 @@
 """Topics and groups on the broker."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -342,3 +343,20 @@ async def test_a_server_that_tells_its_figures_late_is_connected_all_the_same(be
 async def lose_all(bench, adapter):
     keys = [key async for key in adapter.native.scan_iter(match=f"*{bench.namespace}*", count=1000)]
     await adapter.native.delete(*keys)
+
+
+async def test_what_is_noted_of_deleted_groups_does_not_grow_for_good(bench, monkeypatch):
+    monkeypatch.setattr("messaging_redis.topology._MOST_NOTES", 3)
+    adapter = await bench.adapter()
+    record = adapter._topics.keys((await bench.group(adapter, name="g0")).topic)
+    week_ago = int(time.time() - 8 * 24 * 3600) * 1000
+    await adapter.native.zadd(record.deleted, {"ancient": week_ago})
+
+    left = []
+    for n in range(6):
+        await adapter.delete_group(await bench.group(adapter, name=f"g{n}"))
+        left.append(await adapter.native.zrange(record.deleted, 0, -1))
+
+    assert left[0] == [b"g0"]
+    assert left[-1] == [b"g3", b"g4", b"g5"]
+    assert await adapter.native.hlen(record.record) == 4

@@ -345,6 +345,8 @@ class BrokerHealth:
     """Why it takes no publishes now, where it says so by itself; what came of publishes is known without it."""
     silent: bool = False
     """It did not answer this probe at all, on a connection that is not given up yet."""
+    unsafe: bool = False
+    """It may lose what it has confirmed, because of how it is configured by now; `error` says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,8 +68,8 @@ class BrokerState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """`red`: a broker or an idempotency store is not reached, a subscription ended, somebody deleted what it reads, or
-    the replies to this process do not arrive. `yellow`: something waits that should not, or a broker does not take what
-    is published, or does not answer a probe in time on a connection that it has not lost.
+    the replies to this process do not arrive. `yellow`: something waits that should not, a broker does not take what
+    is published or may lose it, or does not answer a probe in time on a connection that it has not lost.
     """
 
     status: Literal["green", "yellow", "red"]
@@ -122,7 +122,9 @@ def assess(
     errors += [str(fatal)] if fatal else []
     waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
     waiting = (
-        waiting or any(state.publishing for state in states) or any(one.silent for one in brokers.values())
+        waiting
+        or any(state.publishing for state in states)
+        or any(one.silent or one.unsafe for one in brokers.values())
     )
     gone = any(one.gone or one.store for one in subscriptions) or any(state.requests for state in states)
     connected = all(state.connected for state in states)

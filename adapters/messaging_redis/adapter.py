@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
-from messaging_redis.connection import RedisConnection
+from messaging_redis.connection import RedisConnection, translate
 from messaging_redis.consumer import SharedConsumer
 from messaging_redis.dead_letters import RedisDeadLetters
 from messaging_redis.partitioned import PartitionedConsumer
 from messaging_redis.publisher import Publisher
 from messaging_redis.replies import RedisReplies
-from messaging_redis.server import Server, inspect
+from messaging_redis.server import MEMORY, Server, eviction, inspect
 from messaging_redis.settings import RedisSettings
 from messaging_redis.topology import Topics
 from messaging_redis.trimming import Trimmer
@@ -197,8 +197,11 @@ class RedisAdapter(Adapter):
         address, begun = self._settings.address, time.monotonic()
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
-                await self._connection.call("", "PING")
-                return BrokerHealth(True, await self._topics.infos())
+                pong, memory = await self._connection.exchange("", (("PING",), MEMORY))
+                if isinstance(pong, Exception):
+                    raise translate(pong, "PING")
+                unsafe = self._unsafe(eviction(memory))
+                return BrokerHealth(True, await self._topics.infos(), unsafe, unsafe=unsafe is not None)
         except TimeoutError:
             # Not the ping: on a slow network it may wait for a connection to be made while others are answered.
             if self._connection.answered < begun:
@@ -210,3 +213,12 @@ class RedisAdapter(Adapter):
             )
         except MessagingError as error:
             return BrokerHealth(False, error=str(error))
+
+    def _unsafe(self, policy: str) -> str | None:
+        """What somebody has changed since this program started: such a server is refused then."""
+        if not policy or (self._server.evicts and policy.startswith("volatile-")):
+            return None
+        return (
+            f"Redis at {self._settings.address} has got maxmemory-policy {policy}: once its memory is full it evicts "
+            f"what messages, or the marks of what was done, are kept in. Set noeviction"
+        )

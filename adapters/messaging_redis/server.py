@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Durability: TypeAlias = Literal["none", "process crash", "power loss", "unknown"]
 
 OLDEST = (7, 0)
+MEMORY = ("INFO", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,24 @@ async def inspect(connection: RedisConnection) -> Server:
     return Server(version, _durability(facts, fsync), policy.startswith("volatile-"))
 
 
-async def refuse_eviction(connection: RedisConnection) -> None:
-    """Raises ConfigurationError where the server would evict what has a time to live, as idempotency keys have.
-
-    A user who may not ask is let through.
-    """
-    (info,) = await connection.exchange("", (("INFO", "memory"),))
+def eviction(info: Any) -> str:
+    """What the answer to `MEMORY` says the server evicts; empty for nothing, and where the user may not ask."""
     policy = "" if isinstance(info, Exception) else _lines(info).get("maxmemory_policy", "")
-    if policy not in ("", "noeviction"):
-        raise ConfigurationError(
-            f"Redis at {connection.settings.address} has maxmemory-policy {policy}: as an idempotency store it would "
-            f"evict keys, and what they stand for would be handled twice. Set noeviction, or name another store"
-        )
+    return "" if policy == "noeviction" else policy
+
+
+async def evicts_keys(connection: RedisConnection) -> str | None:
+    """What is wrong with a store on a server that would evict what has a time to live, as idempotency keys have.
+
+    None where it would not, and where the user may not ask.
+    """
+    (info,) = await connection.exchange("", (MEMORY,))
+    if not (policy := eviction(info)):
+        return None
+    return (
+        f"Redis at {connection.settings.address} has maxmemory-policy {policy}: as an idempotency store it would "
+        f"evict keys, and what they stand for would be handled twice. Set noeviction, or name another store"
+    )
 
 
 def _durability(facts: dict[str, str], fsync: Any) -> Durability:

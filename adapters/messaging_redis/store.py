@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.errors import IdempotencyConflict
+from messaging.errors import ConfigurationError, IdempotencyConflict
 from messaging.store import BeginResult, Begun, Completed, IdempotencyStore, InProgress
 from messaging_redis.connection import RedisConnection
 from messaging_redis.scripts import BEGIN, FINISH
-from messaging_redis.server import refuse_eviction
+from messaging_redis.server import evicts_keys
 from messaging_redis.settings import RedisSettings
 
 if TYPE_CHECKING:
     from messaging.clock import Clock
 
+logger = logging.getLogger("messaging")
+
+_LOOK_AGAIN = 60.0
+"""Seconds after which the server is asked again whether it evicts keys."""
 _FENCE_KEPT = 24 * 3600 * 1000
 """Milliseconds for which the fence of a key in no state stays. Later fences are larger all the same: they are times."""
 
@@ -25,6 +32,7 @@ class RedisStore(IdempotencyStore):
 
     def __init__(self, settings: RedisSettings) -> None:
         self._connection = RedisConnection(settings)
+        self._looked = -inf
         namespace = "" if settings.namespace is None else f"{settings.namespace}::"
         self._prefix = f"{settings.prefix}once:{namespace}"
 
@@ -37,7 +45,9 @@ class RedisStore(IdempotencyStore):
         """See `IdempotencyStore.open`. Raises ConfigurationError for a server that would evict keys."""
         await self._connection.open()
         try:
-            await refuse_eviction(self._connection)
+            if wrong := await evicts_keys(self._connection):
+                raise ConfigurationError(wrong)
+            self._looked = time.monotonic()
         except BaseException:  # a cancelled start leaves nothing open either
             await self._connection.close()
             raise
@@ -48,6 +58,7 @@ class RedisStore(IdempotencyStore):
 
     async def begin(self, key: str, *, digest: str, lease: float, token: str = "") -> BeginResult:
         """See `IdempotencyStore.begin`."""
+        await self._look()
         state, number, result, has_result = await self._connection.run(
             BEGIN, [self._prefix + key], [digest, _milliseconds(lease), _FENCE_KEPT, token]
         )
@@ -60,6 +71,15 @@ class RedisStore(IdempotencyStore):
         if state == b"progress":
             return InProgress(int(number) / 1000)
         return Begun(int(number))
+
+    async def _look(self) -> None:
+        """Tell of a server that evicts keys by now: what they stand for is handled twice, and nobody would know."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return
+        self._looked = now
+        if wrong := await evicts_keys(self._connection):
+            logger.error("%s", wrong, extra={"store": self._connection.settings.address})
 
     async def extend(self, key: str, fence: int, *, lease: float) -> bool:
         """See `IdempotencyStore.extend`."""

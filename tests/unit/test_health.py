@@ -188,6 +188,19 @@ async def test_messages_that_the_broker_hands_to_no_member_are_no_green(bus, clo
         assert health.last_error == "nobody consumes it"
 
 
+async def test_a_broker_that_may_lose_what_it_has_is_no_green(bus, monkeypatch):
+    answer = MemoryAdapter.health
+
+    async def unsafe(adapter):
+        return replace(await answer(adapter), error="it evicts what it keeps", unsafe=True)
+
+    monkeypatch.setattr(MemoryAdapter, "health", unsafe)
+    health = await bus.health()
+
+    assert (health.status, health.connected) == ("yellow", True)
+    assert (health.last_error or "").endswith("it evicts what it keeps")
+
+
 async def test_a_broker_that_does_not_answer_a_probe_is_no_green_while_its_connection_stays(bus, monkeypatch):
     answer = MemoryAdapter.health
 

@@ -82,6 +82,22 @@ async def test_a_server_that_would_evict_messages_is_refused_and_one_that_evicts
     assert adapter.capabilities.idempotent_publish.level == "unsupported"
 
 
+async def test_a_server_that_is_told_to_evict_while_programs_run_is_told_by_health(own):
+    _, bench = await own()
+    adapter = await bench.adapter()
+    await bench.group(adapter)
+    before = await healthy(adapter)
+
+    await adapter.native.config_set("maxmemory-policy", "allkeys-lru")
+    async with asyncio.timeout(10):
+        while not (after := await adapter.health()).unsafe:
+            pass
+
+    assert not before.unsafe
+    assert after.connected
+    assert "allkeys-lru" in after.error
+
+
 @pytest.mark.parametrize(
     ("config", "durability"),
     [

@@ -140,3 +140,21 @@ async def test_a_server_that_would_evict_keys_is_refused_as_a_store(own, policy)
 
     with pytest.raises(ConfigurationError, match=f"{policy}.*handled twice"):
         await RedisStore.from_url(bench.url, clock=SystemClock()).open()
+
+
+async def test_a_store_that_is_told_to_evict_keys_while_programs_run_says_so_in_the_log(
+    own, monkeypatch, caplog
+):
+    monkeypatch.setattr("messaging_redis.store._LOOK_AGAIN", 0)
+    _, bench = await own()
+    store = RedisStore.from_url(bench.url, clock=SystemClock())
+    await store.open()
+    adapter = await bench.adapter()
+
+    await store.begin("k", digest="d", lease=5)
+    assert not caplog.records
+    await adapter.native.config_set("maxmemory-policy", "volatile-lru")
+    assert isinstance(await store.begin("other", digest="d", lease=5), Begun)
+
+    assert "volatile-lru" in caplog.text
+    await store.close()

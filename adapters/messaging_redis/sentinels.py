@@ -76,9 +76,15 @@ class Sentinels:
                 f"No master found for {name!r}: {'; '.join(sorted(set(reasons)))}"
             )
         _, master = max(answers)
-        if self._master not in (None, master):
+        former, self._master = self._master, master
+        if former is not None and former != master:
             self._changed()
-        self._master = master
+            logger.warning(
+                "The sentinels at %s name another master, %s:%s in place of %s:%s. What the former one confirmed "
+                "and did not pass on in time is lost, or delivered again",
+                *(self._settings.address, *master, *former),
+                extra={"broker": self._settings.address},
+            )
         return master
 
     async def _ask(self, one: Any, name: str) -> tuple[int, tuple[str, int]] | str:

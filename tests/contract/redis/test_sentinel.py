@@ -90,8 +90,10 @@ async def test_after_a_failover_one_publish_is_uncertain_however_many_connection
     assert all(isinstance(result, Receipt) for result in results[1:]), results
 
 
-async def test_a_former_master_that_still_answers_gets_nothing_more(sentinel, own):
-    _, bench, port = sentinel
+async def test_a_former_master_that_still_answers_gets_nothing_more_and_the_log_says_so(
+    sentinel, own, caplog
+):
+    old, bench, port = sentinel
     new, _ = await own()
     adapter = await opened(bench, f"redis+sentinel://127.0.0.1:{port}/main")
     group = await bench.group(adapter)
@@ -107,6 +109,7 @@ async def test_a_former_master_that_still_answers_gets_nothing_more(sentinel, ow
         await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(8)])
 
         assert there.call("XLEN", stream) == int(before) + 8
+    assert f":{port_of(new)} in place of 127.0.0.1:{port_of(old)}" in caplog.text
 
 
 async def test_a_sentinel_that_is_frozen_keeps_nobody_from_the_master(sentinel, tmp_path):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DELETED_WAIT = 62.0
 """Amazon SQS, "DeleteQueue": a name is free again after 60 seconds."""
 _DELETED_PAUSE = 5.0
+_KNOWN_WITHIN = (0.1, 0.4, 1.0, 2.0, 4.0)
+"""Pauses. Amazon SQS, "CreateQueue": wait for a second before a new queue is used."""
 _PAGE = 1000
 
 
@@ -80,6 +82,16 @@ class Queues:
                     f"queue {name!r} exists with other attributes than this program asks for: {error}. "
                     f"Change the setting, or delete the group."
                 ) from error
+
+    async def known(self, url: str) -> str:
+        """The URL of a queue that was just made, when the service knows it: until then it says that there is none."""
+        for pause in _KNOWN_WITHIN:
+            try:
+                await self.attributes(url, "QueueArn")
+                break
+            except Absent:
+                await asyncio.sleep(pause)
+        return url
 
     async def attributes(self, url: str, *names: str) -> dict[str, str]:
         """Raises Absent."""

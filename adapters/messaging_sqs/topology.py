@@ -235,11 +235,13 @@ class Topics:
         if dead is None:
             if state.mode != "declare":
                 raise self._no_group(group, self.names.dead(group))
-            dead = await self.queues.create(self.names.dead(group), group_tags(group))
+            dead = await self.queues.known(
+                await self.queues.create(self.names.dead(group), group_tags(group))
+            )
             if url is not None:
                 warn_lost(group)
         if url is None:
-            url = await self._create_queue(group, state, dead)
+            url = await self.queues.known(await self._create_queue(group, state, dead))
         self._urls[name], self._urls[self.names.dead(group)] = url, dead
         if state.arn is not None:
             await subscribe(self.queues, group, state.arn, url, create=state.mode == "declare")

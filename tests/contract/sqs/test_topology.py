@@ -9,10 +9,11 @@ import pytest
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
+from messaging_sqs.connection import Absent
 from messaging_sqs.names import Names
 from messaging_sqs.settings import SQSSettings
 from tests.contract.bench import ids, publish, receive
-from tests.contract.sqs.support import Bench, attributes_of
+from tests.contract.sqs.support import Bench, attributes_of, intercept
 
 UNORDERED = TopicSpec("orders", partitions=2)
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
@@ -178,3 +179,23 @@ async def test_health_tells_that_nobody_answers(sqs_url):
     finally:
         with suppress(Exception):
             await adapter.close()
+
+
+async def test_a_group_is_declared_though_the_service_does_not_know_its_new_queues_at_once(
+    bench: Bench, monkeypatch
+):
+    adapter = await bench.adapter()
+    asked: set[str] = set()
+
+    async def late(call, parameters):
+        if parameters["QueueUrl"] not in asked:
+            asked.add(parameters["QueueUrl"])
+            raise Absent("no such queue yet")
+        return await call(**parameters)
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "get_queue_attributes", late)
+        group = await bench.group(adapter)
+    assert len(asked) == 2
+    await publish(adapter, group.topic, "one")
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["one"]

@@ -24,6 +24,7 @@ from messaging_sqs.batches import in_batches, is_gone
 from messaging_sqs.bounds import Bounds, bounds_of
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
+from messaging_sqs.envelopes import Envelopes
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
 from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.moved import renewed
@@ -61,6 +62,7 @@ class Member(Consumer):
         self.lease = connection.settings.lease
         self.where = f"{self.group.topic.name}/{self.group.name}"
         self.marks = Marks(connection, member)
+        self._envelopes = Envelopes(self.where)
         self.url = ""
         self.bounds = Bounds(connection.settings.max_receives)
         self._letters = LostLetters(topics, subscription.group)
@@ -133,6 +135,7 @@ class Member(Consumer):
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
         """What a poll brought: judged by the crash guard, and sent on where it is too early for it."""
         self._connected = True
+        messages = self._envelopes.opened(messages)
         now, since = self.connection.time.handed_over(messages), time.monotonic()
         deliveries = self.unpacked(messages, came + self.connection.settings.lease, now)
         deliveries = await renewed(self, deliveries)

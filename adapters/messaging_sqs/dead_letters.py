@@ -15,6 +15,7 @@ from messaging_sqs.batches import in_batches
 from messaging_sqs.browse import Reading
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
+from messaging_sqs.envelopes import opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -72,7 +73,7 @@ class SQSDeadLetters(DeadLetterStore):
     async def _letters(self, reading: Reading) -> AsyncIterator[StoredLetter]:
         known: dict[str, Letter] = {}
         async for raw in reading.messages():
-            delivery = unpack(raw, self._group, Lease(inf))
+            delivery = unpack(opened(raw), self._group, Lease(inf))
             token: Token = delivery.token
             letter = known.get(token.origin)
             if letter is None:

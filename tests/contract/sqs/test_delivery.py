@@ -7,6 +7,7 @@ import pytest
 from messaging.adapter import TopicSpec, Topology
 from messaging.errors import NoGroup
 from messaging_sqs.delivery import delivery_policy, lets_send
+from messaging_sqs.envelopes import opened
 from tests.contract.bench import outgoing, publish, receive
 from tests.contract.sqs.support import Bench, intercept
 
@@ -99,3 +100,39 @@ async def test_a_subscription_that_delivers_nothing_is_none(bench: Bench, monkey
         assert isinstance(result, NoGroup)
     await publish(adapter, group.topic, "two")
     assert len(await receive(bench.consumer(adapter, group), 1)) == 1
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_messages_that_sns_wraps_since_somebody_changed_that_arrive_as_they_were(
+    bench: Bench, caplog, ordered
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
+    sns, arn = adapter.native.sns, adapter._topics.state(group.topic).arn
+    (one,) = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
+    sns.set_subscription_attributes(
+        SubscriptionArn=one["SubscriptionArn"], AttributeName="RawMessageDelivery", AttributeValue="false"
+    )
+    await publish(adapter, group.topic, "one", key="a", headers={"tenant": "ours"}, body=b"\xff{")
+    consumer = bench.consumer(adapter, group)
+    (delivery,) = await receive(consumer, 1)
+    message = delivery.message
+    assert (message.id, message.key, message.headers) == ("one", "a", {"tenant": "ours"})
+    assert message.body == b"\xff{"
+    assert "RawMessageDelivery" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"Type": "Notification", "Message": "{}", "MessageAttributes": {}}',
+        '{"Type": "Notification", "Message": 1, "MessageAttributes": {"messaging": {"Value": "{}"}}}',
+        '{"Type": "Notification", "Message": "{}", "MessageAttributes": ["messaging"]}',
+        '{"Type": "Notification", "Message": "{}", "MessageAttributes": {"messaging": "{}"}}',
+        '{"Type": "Order", "Message": "{}", "MessageAttributes": {"messaging": {"Value": "{}"}}}',
+        '{"messaging"',
+    ],
+)
+def test_an_envelope_of_others_is_a_message_of_theirs(body):
+    message = {"Body": body}
+    assert opened(message) is message

@@ -378,6 +378,10 @@ class Adapter(ABC):
     What is published without order then goes in full requests, in up to `shares` calls of `publish` at once for each
     topic. 0: a call is one exchange with the broker, however many messages and topics it has.
     """
+    topics_apart: ClassVar[bool] = False
+    """Whether what is published to each topic goes in calls of its own, so that one whose storage hangs holds up no
+    other. For brokers of which a part may hang while others answer, and on which a call for a topic costs little.
+    """
 
     @classmethod
     @abstractmethod

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
+IDLE = 64
+"""Topics that go apart (`Adapter.topics_apart`), and are not forgotten when nothing of them is under way."""
 PURGE_AFTER = 1000
 """Abandoned messages that may lie in the queues."""
 
@@ -39,7 +41,10 @@ class Publisher:
 
     def __init__(self, adapter: Adapter, clock: Clock, refusals: Refusals) -> None:
         self._adapter = adapter
-        self._requests = adapter.per_request > 0
+        self._kind = Requests if adapter.per_request else Exchanges
+        self._apart = adapter.per_request > 0 or adapter.topics_apart
+        self._ordered_apart = adapter.topics_apart
+        self._kept = IDLE if adapter.topics_apart else 0
         self._clock = clock
         self._refusals = refusals
         self._numbers = count()
@@ -49,9 +54,9 @@ class Publisher:
         self._waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls that wait for room, in their order: nobody overtakes them."""
         self._common = Exchanges(adapter, clock, refusals, self._confirm, self._conclude)
-        """All that is ordered; without requests (`Adapter.per_request`) also what is not."""
-        self._topics: dict[str, Requests] = {}
-        """With requests, what is not ordered: none without a message outstanding or an exchange under way."""
+        """What does not go apart: with requests (`Adapter.per_request`) what is ordered, else all or nothing."""
+        self._topics: dict[str, Exchanges] = {}
+        """What goes apart, by topic. Of topics without a message outstanding or an exchange under way, a few."""
         self._outstanding = 0
         self._calls: Counter[str] = Counter()
         """Calls under way for each ordered topic."""
@@ -143,22 +148,27 @@ class Publisher:
 
     def _admit(self, call: Call) -> None:
         self._outstanding += call.missing
-        if self._requests and call.ordered is None:
-            self._of(call.messages[0].topic.name).add(call)
+        if self._apart and (call.ordered is None or self._ordered_apart):
+            topic = call.messages[0].topic.name
+            (self._topics.get(topic) or self._begin(topic)).add(call)
         else:
             self._common.add(call)
 
-    def _of(self, topic: str) -> Requests:
-        found = self._topics.get(topic)
-        if found is None:
-            ended = partial(self._end, topic)
-            found = self._topics[topic] = Requests(
-                self._adapter, self._clock, self._refusals, self._confirm, self._conclude, ended
-            )
-        return found
+    def _begin(self, topic: str) -> Exchanges:
+        begun = self._topics[topic] = self._kind(
+            self._adapter,
+            self._clock,
+            self._refusals,
+            self._confirm,
+            self._conclude,
+            partial(self._end, topic),
+        )
+        return begun
 
     def _end(self, topic: str) -> None:
-        self._topics.pop(topic).close()
+        # One that is soon needed again costs more to make than to keep.
+        if len(self._topics) > self._kept:
+            self._topics.pop(topic).close()
 
     @property
     def _all(self) -> list[Exchanges]:
@@ -235,7 +245,7 @@ class Publisher:
             first.setdefault((outgoing.topic.name, outgoing.message.key), (call, at, error))
             lanes[outgoing.topic.name, outgoing.partition] = None
             self._remember(call, at)
-        queued = self._common.behind(lanes)
+        queued = chain.from_iterable(one.behind(lanes) for one in self._all)
         waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
         for call, at in [*queued, *waiting]:
             outgoing = call.messages[at]

@@ -52,6 +52,7 @@ class RabbitMQAdapter(Adapter):
     """Topics as exchanges, groups as quorum queues. `native` is the connection that publishes (aiormq)."""
 
     name: ClassVar[str] = "rabbitmq"
+    topics_apart: ClassVar[bool] = True
 
     def __init__(self, settings: RabbitMQSettings, context: AdapterContext) -> None:
         self._settings = settings
@@ -117,7 +118,9 @@ class RabbitMQAdapter(Adapter):
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         self._session.publishing.check_open()
         results: list[Receipt | PublishError] = [_PENDING] * len(messages)
-        parcels, sent = self._parcels(messages, await self._missing_topics(messages), results)
+        parcels, sent, topics = self._parcels(messages, await self._missing_topics(messages), results)
+        spread = not any(topic.ordered for topic in topics)
+        lane = parcels[0].exchange if len(topics) == 1 and parcels else None
         failed = FailedKeys()
         for wave in self._waves(messages, sent):
             going = wave
@@ -126,7 +129,7 @@ class RabbitMQAdapter(Adapter):
                 going = [at for at in wave if told[at] is None]
                 for at, behind in told.items():
                     results[sent[at]] = behind or _PENDING
-            fates = await self._session.publisher.send([parcels[at] for at in going])
+            fates = await self._session.publisher.send([parcels[at] for at in going], lane, spread=spread)
             for at, fate in zip(going, fates, strict=True):
                 one = messages[sent[at]]
                 if fate == "stored":
@@ -168,8 +171,8 @@ class RabbitMQAdapter(Adapter):
         messages: Sequence[Outgoing],
         missing: Mapping[tuple[str, int], PublishError],
         results: list[Receipt | PublishError],
-    ) -> tuple[list[Parcel], Sequence[int]]:
-        """What can be sent, and the places of it; the results of all else."""
+    ) -> tuple[list[Parcel], Sequence[int], Sequence[TopicSpec]]:
+        """What can be sent, the places of it, and the topics in turn; the results of all else."""
         failed = FailedKeys()
         parcels: list[Parcel] = []
         sent: list[int] = []
@@ -177,11 +180,13 @@ class RabbitMQAdapter(Adapter):
         table_limit = self._session.consuming.table_limit
         known: TopicSpec | None = None
         exchange = ""
+        topics: list[TopicSpec] = []
         for index, one in enumerate(messages):
             topic = one.topic
             if topic is not known:
                 known = topic
                 exchange = self._session.names.exchange(topic)
+                topics.append(topic)
             error = None
             if missing or failed:
                 error = missing.get(_place(topic)) or failed.behind(one)
@@ -205,7 +210,7 @@ class RabbitMQAdapter(Adapter):
                     error = invalid
                     failed.add(one, invalid)
             results[index] = error
-        return parcels, sent
+        return parcels, sent, topics
 
     def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> Sequence[Sequence[int]]:
         """Places in `sent`, to be handed over wave by wave: each finds room at once, or not at all.

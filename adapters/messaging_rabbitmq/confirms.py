@@ -22,28 +22,43 @@ class Batch:
     """What was handed over together; `over` is done when there is a word on each, or nobody waits any longer."""
 
     __slots__ = (
-        "_ended",
         "_ids",
         "_left",
         "_places",
         "_returned",
+        "ended",
         "first",
+        "lane",
         "last",
         "over",
         "parcels",
+        "spread",
+        "unsent",
         "words",
     )
 
-    def __init__(self, parcels: Sequence[Parcel], ended: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        parcels: Sequence[Parcel],
+        ended: Callable[[int], None] | None = None,
+        *,
+        lane: str = "",
+        spread: bool = False,
+    ) -> None:
         self.parcels = parcels
         """Until they are handed over."""
+        self.lane = lane
+        self.spread = spread
+        """See `Ports`."""
+        self.unsent: Exception | None = None
+        """Why they were not handed over, where more than time was missing."""
         self._ids: Sequence[str] = ()
         self.words: list[Word] = [None] * len(parcels)
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.first = self.last = 0
         """Delivery tags."""
         self._left = len(parcels)
-        self._ended = ended
+        self.ended = ended
         """Gets the number of its messages when the last word has come, even if nobody waits for it."""
         self._returned: set[int] = set()
         self._places: dict[str | None, int] = {}
@@ -58,7 +73,8 @@ class Batch:
                 self._left -= 1
         if self._left:
             return False
-        self._ended(len(words))
+        if self.ended is not None:
+            self.ended(len(words))
         self.let_go()
         return True
 

@@ -191,6 +191,13 @@ class Link:
         """The connection, if there is one now."""
         return self._current
 
+    def channel_limit(self, most: int) -> int:
+        """How many channels may be open for one purpose: a broker that is asked for too many ends the connection."""
+        connection = self._current
+        allowed = connection.connection_tune.channel_max if connection is not None else 0
+        # 0 is no limit. Who uses the raw client has the other half.
+        return min(most, max(1, allowed // 2)) if allowed else most
+
     @property
     def blocked(self) -> bool:
         """Whether the broker has told that it reads nothing from this connection now (`connection.blocked`)."""

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 class Outlet(Protocol):
     """Where batches go out."""
 
-    def hand_over(self, batch: Batch) -> bool:
-        """Send all of it, in order; False when the channel is closed and nothing was sent. The batch is told."""
+    def hand_over(self, batch: Batch, *, more: bool = False) -> bool:
+        """Send all of it, in order; False when the channel is closed and nothing was sent. The batch is told.
+
+        With `more`, others will be handed over in the same tick.
+        """
         ...
 
     def lose(self, error: Exception) -> None:
@@ -56,10 +59,10 @@ class TappedOutlet:
         self.confirms = Confirms()
         self._wire.tap(self._number, self.confirms)
 
-    def hand_over(self, batch: Batch) -> bool:
+    def hand_over(self, batch: Batch, *, more: bool = False) -> bool:
         """See `Outlet`."""
         if self.confirms.closed or not self._wire.write(
-            marshalled(self._number, self._largest, batch.parcels)
+            marshalled(self._number, self._largest, batch.parcels), more=more
         ):
             return False
         self.confirms.expect(batch)
@@ -76,10 +79,12 @@ class PlainOutlet:
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
 
-    def hand_over(self, batch: Batch) -> bool:
+    def hand_over(self, batch: Batch, *, more: bool = False) -> bool:
         """See `Outlet`."""
+        del more
         for place, parcel in enumerate(batch.parcels):
             _publish(self._channel, parcel).add_done_callback(partial(_confirmed, batch, place))
+        batch.forget_bodies()
         return True
 
     def lose(self, error: Exception) -> None:

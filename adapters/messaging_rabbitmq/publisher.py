@@ -1,15 +1,13 @@
-"""Publishing with confirms: many at once on one channel, one fate for each message."""
+"""Publishing with confirms: many at once, one fate for each message."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from messaging.errors import ConnectionFailed, MessagingError, PublishError, PublishUncertain
-from messaging.slots import Slots
+from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
 from messaging_rabbitmq.confirms import Batch
-from messaging_rabbitmq.connection import when_closed
-from messaging_rabbitmq.outlet import outlet_of
+from messaging_rabbitmq.ports import TOGETHER, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.confirms import Word
     from messaging_rabbitmq.connection import Link
     from messaging_rabbitmq.frames import Parcel
-    from messaging_rabbitmq.outlet import Outlet
     from messaging_rabbitmq.settings import RabbitMQSettings
 
 Fate: TypeAlias = Literal["stored", "unrouted"] | PublishError
@@ -25,7 +22,7 @@ Fate: TypeAlias = Literal["stored", "unrouted"] | PublishError
 
 
 class Publisher:
-    """One confirmed channel on the connection for publishing.
+    """Confirmed channels on the connection for publishing (`Ports`).
 
     A place is free again only when its confirm came or the channel is gone, so that a broker that reads or confirms
     nothing holds no more in memory than `outstanding` messages, each up to `max_message_bytes`.
@@ -34,69 +31,72 @@ class Publisher:
     def __init__(self, link: Link, settings: RabbitMQSettings) -> None:
         self._link = link
         self._timeout = settings.confirm_timeout
-        self._slots = Slots(settings.outstanding)
-        self.most = max(1, settings.outstanding // 2)
+        self.ports = Ports(link, settings.outstanding)
+        self.most = min(TOGETHER, max(1, settings.outstanding // 2))
         """Parcels that are handed over together, or none of them; of more, some may be without those before them."""
-        self._outlet: Outlet | None = None
-        self._opening = asyncio.Lock()
 
-    def send(self, parcels: Sequence[Parcel]) -> Coroutine[None, None, list[Fate]]:
-        """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channel whole."""
-        return self._send(parcels) if 0 < len(parcels) <= self.most else self._send_chunks(parcels)
+    def send(
+        self, parcels: Sequence[Parcel], lane: str | None = None, *, spread: bool = False
+    ) -> Coroutine[None, None, list[Fate]]:
+        """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channels whole.
 
-    async def _send_chunks(self, parcels: Sequence[Parcel]) -> list[Fate]:
+        The order is kept within a lane (`Ports`) that is not spread: without `lane`, within an exchange, or past the
+        exchanges a queue. What a lane waits for holds up no other.
+        """
+        if lane and 0 < len(parcels) <= self.most:
+            return self._send(parcels, lane, spread=spread)
+        return (
+            self._send_chunks(parcels, lane, spread=spread)
+            if lane
+            else self._send_apart(parcels, spread=spread)
+        )
+
+    async def _send_chunks(self, parcels: Sequence[Parcel], lane: str, *, spread: bool) -> list[Fate]:
         fates: list[Fate] = []
         for start in range(0, len(parcels), self.most):
-            fates += await self._send(parcels[start : start + self.most])
+            fates += await self._send(parcels[start : start + self.most], lane, spread=spread)
         return fates
 
-    async def _send(self, parcels: Sequence[Parcel]) -> list[Fate]:
+    async def _send_apart(self, parcels: Sequence[Parcel], *, spread: bool) -> list[Fate]:
+        lanes: dict[str, list[int]] = {}
+        for at, parcel in enumerate(parcels):
+            lanes.setdefault(parcel.exchange or parcel.routing_key, []).append(at)
+        if len(lanes) == 1:
+            return await self._send_chunks(parcels, *lanes, spread=spread)
+        sending = [
+            self._send_chunks([parcels[at] for at in places], lane, spread=spread)
+            for lane, places in lanes.items()
+        ]
+        fates: list[Fate] = ["stored"] * len(parcels)
+        for places, sent in zip(lanes.values(), await asyncio.gather(*sending), strict=True):
+            for at, fate in zip(places, sent, strict=True):
+                fates[at] = fate
+        return fates
+
+    async def _send(self, parcels: Sequence[Parcel], lane: str, *, spread: bool) -> list[Fate]:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        if not self._slots.take_now(len(parcels)):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._slots.take(len(parcels))
-            except TimeoutError:
-                return [
-                    PublishError(
-                        f"not handed to RabbitMQ at {self._link.address} within {self._timeout:g} s: "
-                        f"{self._slots.number} earlier messages wait for their confirms"
-                    )
-                ] * len(parcels)
-        batch = Batch(parcels, self._slots.give_back)
-        handed_over = False
-        try:
-            outlet = self._outlet or await self._open()
-            handed_over = outlet.hand_over(batch)
-        except ConnectionFailed as error:
-            return [_not_sent(error)] * len(parcels)
-        finally:
-            if not handed_over:
-                self._slots.give_back(len(parcels))
-        if not handed_over:
-            return [
-                _not_sent(ConnectionFailed(f"RabbitMQ at {self._link.address} closed the channel"))
-            ] * len(parcels)
-        timer = loop.call_at(deadline, batch.let_go)
+        batch = Batch(parcels, lane=lane, spread=spread)
+        timer = loop.call_at(loop.time() + self._timeout, batch.let_go)
+        self.ports.send(batch)
         try:
             await batch.over
         finally:
             timer.cancel()
+            if batch.parcels:
+                self.ports.withdraw(batch)
+        if batch.parcels:
+            return [self._unsent(batch.unsent)] * len(parcels)
         return ["stored" if word == "stored" else self._fate(word) for word in batch.words]
 
-    async def _open(self) -> Outlet:
-        async with self._opening:
-            if self._outlet is None:
-                channel = await self._link.channel(confirms=True, buffer=1024)
-                self._outlet = outlet = outlet_of(channel)
-                when_closed(channel, lambda: self._gone(outlet))
-        return self._outlet
-
-    def _gone(self, outlet: Outlet) -> None:
-        if self._outlet is outlet:
-            self._outlet = None
-        outlet.lose(ConnectionFailed("the channel was closed"))
+    def _unsent(self, error: Exception | None) -> PublishError:
+        if error is None:
+            return PublishError(
+                f"not handed to RabbitMQ at {self._link.address} within {self._timeout:g} s: "
+                f"{self.ports.unconfirmed} earlier messages wait for their confirms"
+            )
+        if not isinstance(error, ConnectionFailed):
+            raise error
+        return _caused(PublishError(f"not published: {error}"), error)
 
     def _fate(self, word: Word) -> Fate:
         if word is None:
@@ -121,10 +121,6 @@ class Publisher:
                 word,
             )
         return word
-
-
-def _not_sent(error: MessagingError) -> PublishError:
-    return _caused(PublishError(f"not published: {error}"), error)
 
 
 def _caused(error: PublishError, cause: BaseException) -> PublishError:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.session import Session
 
+_LANE = "reply"
+"""Inboxes are queues of one node, which make nobody wait."""
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -69,7 +71,7 @@ async def send_replies(
             continue
         parcels.append(parcel)
         sent.append(index)
-    for index, fate in zip(sent, await session.publisher.send(parcels), strict=True):
+    for index, fate in zip(sent, await session.publisher.send(parcels, _LANE), strict=True):
         if isinstance(fate, PublishError):
             results[index] = fate
     return results

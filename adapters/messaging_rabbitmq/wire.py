@@ -196,12 +196,19 @@ class Wire(TransportFactory):
         assert self._reader is not None
         self._reader.taps[channel] = tap
 
-    def write(self, frames: bytes) -> bool:
-        """Send these; False when the connection is known to be lost, of which its channels tell."""
-        assert self._writer is not None
-        if self._writer.is_closing():
+    def write(self, frames: bytes, *, more: bool = False) -> bool:
+        """Send these, with `more` at the end of the tick, with what comes until then.
+
+        False when the connection is known to be lost, of which its channels tell.
+        """
+        writer = self._writer
+        assert writer is not None
+        if writer.is_closing():
             return False
-        self._writer.write_now(frames)
+        if more:
+            writer.write(frames)
+        else:
+            writer.write_now(frames)
         return True
 
     def farewell(self) -> Connection.Close | None:

@@ -15,19 +15,16 @@ def requesting(**says):
 
 
 def nothing_is_left(publisher):
-    """No call, nothing under way, and no topic of its own."""
-    common = publisher._common
+    """No call, nothing under way, and no more topics of their own than are kept."""
     return not (
         publisher._waiting
         or publisher._outstanding
-        or publisher._topics
+        or len(publisher._topics) > publisher._kept
         or publisher._failed
-        or common._free
-        or common._ordered
-        or common._busy
-        or common.tasks
-        or common.outstanding
-        or common.queued
+        or any(
+            one._free or one._ordered or one._busy or one.tasks or one.outstanding or one.queued
+            for one in publisher._all
+        )
     )
 
 

@@ -418,18 +418,16 @@ def fate(number):
     st.integers(1, 30).flatmap(lambda size: st.tuples(*map(fate, range(size)))),
     st.floats(0, 2),
     st.integers(1, 4),
-    st.sampled_from([0, 1, 3, 10]),
+    st.sampled_from([{}, {"topics_apart": True}, *({"per_request": number} for number in (1, 3, 10))]),
 )
 @settings(max_examples=120, deadline=None)
-def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(
-    plan, delay, partitions, per_request
-):
-    asyncio.run(one_history(plan, delay, partitions, per_request))
+def test_whatever_happens_every_call_resolves_in_order_and_nothing_is_left(plan, delay, partitions, says):
+    asyncio.run(one_history(plan, delay, partitions, says))
 
 
-async def one_history(plan, delay, partitions, per_request):
+async def one_history(plan, delay, partitions, says):
     clock = VirtualClock(patience=30)
-    adapter = requesting(per_request=per_request)(clock)
+    adapter = requesting(**says)(clock)
     publisher = Publisher(adapter, clock, Refusals("scripted", clock))
     fates = {id: fate for id, _, fate, *_ in plan}
     stored, busy = defaultdict(list), set()

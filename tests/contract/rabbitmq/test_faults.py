@@ -21,6 +21,7 @@ from messaging.errors import (
     PublishUncertain,
 )
 from messaging.message import Ack, Receipt, Retry
+from messaging_rabbitmq.confirms import Batch
 from messaging_rabbitmq.connection import translated
 from tests.contract.bench import Recorder, ack, healthy, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
@@ -321,7 +322,7 @@ async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) ->
     await publish(adapter, group.topic, "m1")
 
     assert adapter.native is native
-    assert adapter._session.publisher._outlet is not None
+    assert adapter._session.publisher.ports.unconfirmed == 0
 
 
 async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) -> None:
@@ -354,15 +355,16 @@ async def test_a_copy_that_cannot_be_stored_leaves_the_delivery_ours(bench: Benc
     await publish(adapter, group.topic, "m1", "m2")
     one, two = await receive(consumer, 2)
     await settle(consumer, [two], Retry(), after=0.1, failure="{}")
-    publisher = adapter._session.publisher
-    real = publisher._open
+    ports = adapter._session.publisher.ports
+    real = ports.send
 
-    async def broken():
-        raise ConnectionFailed("no way")
+    def broken(batch: Batch) -> None:
+        batch.unsent = ConnectionFailed("no way")
+        batch.let_go()
 
-    publisher._open, publisher._outlet = broken, None  # type: ignore[method-assign]
+    ports.send = broken  # type: ignore[method-assign]
     (failed,) = await settle(consumer, [one], Retry(), after=0.1, failure="{}")
-    publisher._open = real  # type: ignore[method-assign]
+    ports.send = real  # type: ignore[method-assign]
 
     assert isinstance(failed, SettleError)
     assert not recorder.lost

@@ -114,9 +114,11 @@ async def test_publishers_side_by_side_each_get_their_own_results(bench: Bench) 
     assert len(set(seen)) == 800
     for task in range(20):
         assert [one for one in seen if one.startswith(f"{task}-")] == [f"{task}-{n}" for n in range(40)]
-    used = adapter._session.publisher._outlet
-    assert isinstance(used, outlet.TappedOutlet)
-    assert not used.confirms.batches
+    ports = adapter._session.publisher.ports
+    assert ports._all and not ports.unconfirmed
+    for port in ports._all:
+        assert isinstance(port.outlet, outlet.TappedOutlet)
+        assert not port.outlet.confirms.batches
 
 
 @pytest.mark.parametrize(

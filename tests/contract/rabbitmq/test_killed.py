@@ -21,7 +21,7 @@ from messaging_rabbitmq import RabbitMQAdapter, answering
 from messaging_rabbitmq.answering import silent as silent_queues
 from messaging_rabbitmq.arguments import quorum
 from messaging_rabbitmq.tiers import tier_arguments
-from tests.contract.bench import ids, publish, receive, settle
+from tests.contract.bench import ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 TIERS = (125, 250, 500, 1000)
@@ -220,6 +220,31 @@ async def test_a_queue_that_does_not_answer_holds_up_no_other_group(after: Bench
     assert await held == [Done()]
 
 
+async def test_a_queue_that_does_not_answer_holds_up_the_publishes_to_its_own_topic_only(
+    after: Bench, victims: Victims
+) -> None:
+    group, seconds = victims.delaying[1]
+    member = await after.adapter()
+    names, held, free = member._session.names, TopicSpec("held"), (await after.group(member)).topic
+    await member.declare(Topology(topics=[held]))
+    channel = await member.native.channel()
+    await channel.queue_bind(names.tier(group, round(seconds * 1000)), names.exchange(held), "0")
+    # More than the broker takes for a channel that waits, before it reads nothing of the connection any more.
+    waiting = [
+        asyncio.create_task(member.publish([outgoing(held, f"{call}-{number}") for number in range(100)]))
+        for call in range(6)
+    ]
+    while not member._session.publisher.ports.unconfirmed:
+        await asyncio.sleep(0)
+
+    await publish(member, free, *(f"m{number}" for number in range(500)))
+
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+
 async def test_a_queue_that_confirms_nothing_is_asked_again(
     after: Bench, broker: Broker, victims: Victims
 ) -> None:
@@ -238,11 +263,6 @@ async def test_a_queue_that_confirms_nothing_is_asked_again(
     finally:
         broker.resume()
     assert isinstance(failed, SettleError)
-
-    publishing = member._session.publishing
-    publishing.abort()  # its channel confirms nothing else for a minute
-    while publishing.current is not None:
-        await asyncio.sleep(0)
 
     assert await settle(consumer, deliveries, Retry(), after=seconds) == [Done()]
     assert ids(await receive(consumer, 1)) == ["m1"]

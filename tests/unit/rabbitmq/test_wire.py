@@ -32,7 +32,7 @@ class Socket:
         self.written = b""
         self.open = True
 
-    def write(self, frames: bytes) -> bool:
+    def write(self, frames: bytes, *, more: bool = False) -> bool:
         self.written += frames if self.open else b""
         return self.open
 

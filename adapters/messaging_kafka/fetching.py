@@ -38,6 +38,10 @@ BUSY_WAIT = 0.02
 """Seconds that a broker may wait where a partition was left out, so that it is asked for soon."""
 PAUSE = 0.05
 """Seconds before a broker that answered with an error is asked again."""
+UNLED_PAUSE = 0.5
+"""Seconds between looks for the leader of a partition that has none for longer."""
+UNLED_AFTER = 5.0
+"""Seconds for which a partition may have no leader until that is told: another is elected within them."""
 _MOVED = (
     *GONE,
     Errors.NotLeaderForPartitionError,
@@ -174,6 +178,8 @@ class Fetcher:
         self._polls: dict[int, asyncio.Task[None]] = {}
         self._finding: asyncio.Task[None] | None = None
         self._unled = asyncio.Event()
+        self._since: dict[Place, float] = {}
+        """Since when partitions have no leader, in monotonic seconds; endless where that was told."""
         self._room = asyncio.Event()
         self._again = asyncio.Event()
         self._again.set()
@@ -212,7 +218,13 @@ class Fetcher:
 
     def asking(self) -> list[Source]:
         """What answers are expected for: nothing after an error, until somebody tries again."""
-        return [] if self.error is not None else [one for one in self._sources.values() if one.hungry]
+        if self.error is not None:
+            return []
+        return [
+            one
+            for place, one in self._sources.items()
+            if one.hungry and self._brokers.leader(place) is not None
+        ]
 
     async def behind(self, sources: Iterable[Source]) -> int:
         """How many records the brokers have beyond what was fetched of these."""
@@ -250,22 +262,48 @@ class Fetcher:
 
     async def _find(self) -> None:
         """Give every broker that leads something a task that asks it."""
+        pause = PAUSE
         while True:
             self._unled.clear()
             lost = [place for place in self._sources if self._brokers.leader(place) is None]
             if lost:
-                await self._look(lost)
+                lost = await self._look(lost)
+            self._tell_unled(lost)
             for place in self._sources:
                 node = self._brokers.leader(place)
                 if node is not None and node not in self._polls:
                     self._polls[node] = asyncio.create_task(self._poll(node), name="messaging-kafka-fetch")
             self._room.set()  # one that had nothing to ask for may have now
-            await self._unled.wait()
+            if lost:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, UNLED_PAUSE)
+            else:
+                pause = PAUSE
+                await self._unled.wait()
 
-    async def _look(self, lost: list[Place]) -> None:
+    def _tell_unled(self, lost: list[Place]) -> None:
+        """Of partitions that have no leader: once each, when no broker becomes it soon."""
+        now = time.monotonic()
+        self._since = {place: self._since.get(place, now) for place in lost}
+        for place, since in self._since.items():
+            if now - since < UNLED_AFTER:
+                continue
+            self._since[place] = inf
+            logger.warning(
+                "Partition %d of %s has no leader on Kafka: %s reads nothing of it until a broker that has a copy of "
+                "it is back",
+                place.partition,
+                place.topic,
+                self._name,
+                extra={"topic": place.topic, "partition": place.partition},
+            )
+
+    async def _look(self, lost: list[Place]) -> list[Place]:
+        """Those that have no leader, and are wanted still."""
         try:
             await self._brokers.find_leaders(lost)
-            missing = {place.topic for place in lost if self._brokers.leader(place) is None}
+            lost = [place for place in lost if place in self._sources and self._brokers.leader(place) is None]
+            missing = {place.topic for place in lost}
             if missing:
                 there = await self._brokers.partitions(missing)
                 gone = sorted(missing - there.keys())
@@ -274,11 +312,11 @@ class Fetcher:
                         f"{self._name}: Kafka at {self._link.settings.address} has no topic {', '.join(gone)} "
                         f"any more: it was deleted"
                     )
-                await asyncio.sleep(PAUSE)
-                self._unled.set()
         except Exception as error:
             await self._failed(error)
             self._unled.set()
+            return []
+        return lost
 
     # --- ask ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from messaging_kafka.dead_letters import KafkaDeadLetters
     from messaging_kafka.session import Session
 
+NAMED = 3
+"""Partitions that an error names."""
+
 
 async def group_infos(
     session: Session, letters: Callable[[GroupSpec], KafkaDeadLetters], *, registered: bool
@@ -54,19 +57,30 @@ async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -
         state = await session.topology.state(group.topic)
         name = session.names.group(group)
         beside = session.names.redrive(group) if group.ordered else session.names.retry(group)
-        there = await session.brokers.partitions([state.physical, beside])
+        there = await session.brokers.partitions([state.physical, beside, session.names.dead(group)])
+        unled = [
+            Place(topic, number)
+            for topic, count in there.items()
+            for number in range(count)
+            if session.brokers.leader(Place(topic, number)) is None
+        ]
         stored = there.get(state.physical, state.partitions)
         if state.mode != "off" and group.topic.native is None and stored != group.topic.partitions:
             # Its members end by it within half a minute; those of other programs may have the other count already.
-            topic = group.topic
-            return GroupInfo(
-                topic.name,
-                group.name,
-                generation=topic.generation,
-                ordered=group.ordered,
-                stuck=str(differs(topic, stored)),
+            return _unknown(group, str(differs(group.topic, stored)))
+        if unled:
+            named = ", ".join(f"partition {place.partition} of {place.topic}" for place in unled[:NAMED])
+            more = f" and {len(unled) - NAMED} more" if len(unled) > NAMED else ""
+            return _unknown(
+                group,
+                f"group {group.name} of topic {group.topic.name}: no broker leads {named}{more} at Kafka "
+                f"{session.settings.address}. What is in there waits until one that has a copy is back",
             )
-        places = [Place(topic, number) for topic, count in there.items() for number in range(count)]
+        places = [
+            Place(topic, number)
+            for topic in (state.physical, beside)
+            for number in range(there.get(topic, 0))
+        ]
         committed = await session.brokers.committed(name, places)
         ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
         known = {
@@ -91,4 +105,11 @@ async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -
         dead_letters=dead,
         generation=group.topic.generation,
         ordered=group.ordered,
+    )
+
+
+def _unknown(group: GroupSpec, stuck: str) -> GroupInfo:
+    """A group of which the figures cannot be told."""
+    return GroupInfo(
+        group.topic.name, group.name, generation=group.topic.generation, ordered=group.ordered, stuck=stuck
     )

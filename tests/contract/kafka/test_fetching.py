@@ -8,11 +8,12 @@ import pytest
 from messaging.adapter import DONE, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack
+from messaging_kafka import fetching
 from messaging_kafka.brokers import Committed, NewTopic
 from messaging_kafka.fetching import Fetcher, Source, read_between
 from messaging_kafka.library import Place
-from tests.contract.bench import Recorder, ack, ids, nothing, publish, receive, settle
-from tests.contract.kafka.support import Bench, brokers_of, owned, receive_through
+from tests.contract.bench import Recorder, ack, healthy, ids, nothing, publish, receive, settle
+from tests.contract.kafka.support import QUICK, Bench, brokers_of, owned, receive_through
 
 ONE = TopicSpec("orders", partitions=1)
 ORDERED = TopicSpec("orders", ordered=True, partitions=1)
@@ -178,6 +179,38 @@ async def test_a_partition_that_has_a_leader_again_is_asked_for_while_another_ha
 
     await brokers.link.until_asked(1, {1})
     await fetcher.close()
+
+
+async def test_a_partition_without_a_leader_is_told_and_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All brokers that have a copy of it are gone, and the others are well."""
+    monkeypatch.setattr(fetching, "UNLED_AFTER", 0.0)
+    adapter, topic = await bench.adapter(**QUICK), TopicSpec("orders", partitions=2)
+    consumer = bench.consumer(adapter, await bench.group(adapter, topic))
+    await owned(consumer)
+    brokers, place = brokers_of(adapter), Place(adapter._session.names.topic(topic), 1)
+    look = brokers._look
+
+    async def without_leader(names):
+        found = await look(names)
+        brokers._leaders[place] = -1
+        return found
+
+    monkeypatch.setattr(brokers, "_look", without_leader)
+    await consumer._fetcher.restart(ConnectionFailed("its broker is gone"))
+    publisher = await bench.adapter()
+    await publish(publisher, topic, "one", partition=1)
+    await publish(publisher, topic, "zero", partition=0)
+    assert ids(await receive_through(consumer, 1)) == ["zero"]
+    (info,) = (await healthy(adapter)).groups
+    assert "no broker leads partition 1 of" in (info.stuck or "")
+
+    monkeypatch.setattr(brokers, "_look", look)
+    assert ids(await receive_through(consumer, 1)) == ["one"]
+    assert caplog.text.count("has no leader") == 1
+    (info,) = (await healthy(adapter)).groups
+    assert info.stuck is None
 
 
 async def test_a_reader_that_stands_still_is_started_again_and_counted(

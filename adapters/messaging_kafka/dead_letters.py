@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import sys
 import time
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from messaging.adapter import GroupSpec
     from messaging.message import Message
     from messaging_kafka.session import Session
+
+logger = logging.getLogger("messaging")
 
 LETTERS = 0
 MARKS = 1
@@ -260,10 +263,22 @@ class KafkaDeadLetters(DeadLetterStore):
         return len(offsets)
 
     async def _remove(self, offsets: Sequence[int]) -> None:
-        """These letters are gone. Raises PublishError or ConnectionFailed."""
+        """These letters are gone. Raises PublishError."""
         if not offsets:
             return
         await self._write({"letters": list(offsets)})
+        try:
+            await self._tidy()
+        except MessagingError as error:  # they are marked: nobody sees them any more
+            where = f"{self._group.topic.name}/{self._group.name}"
+            logger.warning(
+                "Dead letters of %s that are gone were not deleted from Kafka: %s. They take room until others go",
+                where,
+                error,
+                extra={"topic": self._group.topic.name, "group": self._group.name},
+            )
+
+    async def _tidy(self) -> None:
         start, end = await self._bounds()
         first = start
         while first < end and first in self._marks.gone:

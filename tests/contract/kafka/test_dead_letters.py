@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from messaging.adapter import DONE, GONE, StoredLetter, TopicSpec
-from messaging.errors import ConnectionFailed
+from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging.message import Ack, Reject, Retry
 from messaging_kafka import dead_letters, library
 from messaging_kafka.library import Place
@@ -276,6 +276,29 @@ async def test_letters_that_are_gone_are_cut_off(bench: Bench) -> None:
     assert [one.message.id for one in await letters_of(store)] == [one.message.id for one in letters[2:]]
     assert await store.purge(letters) == 2
     assert (await first(), await store.count()) == (4, 0)
+
+
+async def test_letters_that_cannot_be_cut_off_are_gone_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who redrives has no right to delete, or the answer was lost: the letter was redriven, whatever became of that."""
+    adapter, group, _ = await make_dead(bench, ORDERED, "a", "b", "c")
+    store = adapter.dead_letters(group)
+    letters = await letters_of(store)
+    place = Place(adapter._session.names.dead(group), 0)
+
+    async def refused(before: object) -> None:
+        raise ConfigurationError("not allowed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(brokers_of(adapter), "delete_records", refused)
+        assert await store.redrive([(letters[0], letters[0].message, None)]) == [None]
+        assert await store.purge([letters[1]]) == 1
+    assert caplog.text.count("were not deleted from Kafka: not allowed") == 2
+    assert [one.message.id for one in await letters_of(store)] == [letters[2].message.id]
+
+    assert await store.purge([letters[2]]) == 1
+    assert (await brokers_of(adapter).offsets({place: library.EARLIEST}))[place] == 3
 
 
 async def test_letters_of_other_programs_are_letters(bench: Bench) -> None:

@@ -17,6 +17,8 @@ from messaging_kafka.library import Place
 from messaging_kafka.names import recorded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from messaging.adapter import GroupSpec, TopicSpec
     from messaging_kafka.registry import Fields, Name, Record
     from messaging_kafka.session import Session
@@ -40,7 +42,16 @@ class Generations:
             record = self._registry.get(("topic", recorded(spec)))
             if record is not None:
                 found.append(_described(spec, record))
-        return found
+        return [*await self._as_they_are(found[:-1]), *found[-1:]]
+
+    async def _as_they_are(self, formers: Sequence[TopicSpec]) -> list[TopicSpec]:
+        """What is only read is read whole, the partitions that somebody added by hand too."""
+        names = [self._session.names.topic(spec) for spec in formers]
+        there = await self._session.brokers.partitions(names)
+        return [
+            replace(spec, partitions=there.get(name, spec.partitions))
+            for name, spec in zip(names, formers, strict=True)
+        ]
 
     async def _first(self, spec: TopicSpec) -> list[TopicSpec]:
         name = self._session.names.topic(spec)

@@ -8,7 +8,7 @@ import pytest
 from messaging.adapter import TopicSpec, Topology
 from messaging.errors import ConfigurationError
 from messaging_kafka.records import Parcel
-from tests.contract.kafka.support import Bench
+from tests.contract.kafka.support import Bench, brokers_of
 
 ORDERS = TopicSpec("orders", ordered=True, partitions=2)
 
@@ -37,6 +37,21 @@ async def test_beginning_twice_is_no_error(bench: Bench):
     await two.begin_generation(new)
 
     assert await two.generations(TopicSpec("orders")) == [ORDERS, new]
+
+
+async def test_a_former_generation_that_was_grown_by_hand_is_read_whole(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, ORDERS)
+    await brokers_of(adapter).grow(adapter._session.names.topic(ORDERS), 3)
+    new = replace(ORDERS, generation=2, partitions=5)
+    other = await bench.adapter()
+    await other.declare(Topology(topics=[new]))
+    await other.begin_generation(new)
+
+    former, latest = await other.generations(TopicSpec("orders"))
+
+    assert (former.partitions, latest) == (3, new)
+    await other.declare(Topology(groups=[replace(group, topic=former)]))
 
 
 async def test_a_deleted_group_has_finished_nothing(bench: Bench):

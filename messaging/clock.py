@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 
+STILL = 0.1
+"""Seconds by which a timer may be late before the program is taken to have stood still: its loop was blocked, or it."""
+CATCH_UP = 1.0
+"""Seconds that are given then to read what came meanwhile: the answer that is waited for may be there."""
+
+
 class Timer(Protocol):
     """A scheduled call."""
 
@@ -87,9 +93,10 @@ async def sleep(clock: Clock, delay: float) -> None:
 
 
 @asynccontextmanager
-async def timeout(clock: Clock, delay: float | None) -> AsyncGenerator[None]:
+async def timeout(clock: Clock, delay: float | None, *, catch_up: float = 0.0) -> AsyncGenerator[None]:
     """Cancel the body after `delay` seconds of this clock and raise TimeoutError; None waits for ever.
 
+    A body that only waits for an answer has `catch_up` seconds more where the program stood still (`STILL`).
     A cancellation that comes from outside is passed on unchanged, as `asyncio.timeout` does.
     """
     if delay is None:
@@ -98,10 +105,15 @@ async def timeout(clock: Clock, delay: float | None) -> AsyncGenerator[None]:
     task = asyncio.current_task()
     assert task is not None, "timeout() needs a running task"
     cancelling = task.cancelling()
-    expired = False
+    expired, more = False, catch_up
+    timer: Timer | None = None
+    due = clock.monotonic() + delay
 
     def expire() -> None:
-        nonlocal expired
+        nonlocal expired, timer, more
+        if more and clock.monotonic() - due > STILL:
+            timer, more = clock.call_later(more, expire), 0.0
+            return
         expired = True
         task.cancel()
 

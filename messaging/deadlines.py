@@ -2,12 +2,16 @@
 
 A timer per wait costs more than what is waited for. Those that may take equally long end in the order in which they
 began, so each length has a queue, and only the heads of the queues are looked at.
+
+Where the program stood still, its timers run before what came meanwhile has been read: the waits go on a little.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from messaging.clock import CATCH_UP, STILL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +34,8 @@ class Deadlines(Generic[W]):
         """By length in seconds: the waits in the order of their deadlines."""
         self._timer: Timer | None = None
         self._timer_due = 0.0
+        self._second: dict[W, float] = {}
+        """Those whose time was over while the program stood still: they have until then."""
 
     def add(self, wait: W, within: float) -> None:
         """Begin a wait of at most `within` seconds."""
@@ -43,13 +49,17 @@ class Deadlines(Generic[W]):
     def remove(self, wait: W, within: float) -> None:
         """The wait is over. A no-op when it was late."""
         queue = self._queues.get(within)
-        if queue is not None and queue.pop(wait, None) is not None and not queue:
-            del self._queues[within]
+        if queue is not None and queue.pop(wait, None) is not None:
+            if not queue:
+                del self._queues[within]
+        elif self._second:
+            self._second.pop(wait, None)
         # The timer stays: the next wait needs one all the same.
 
     def close(self) -> None:
         """Leave no timer behind; whoever still waits is never late."""
         self._queues.clear()
+        self._second.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -63,18 +73,28 @@ class Deadlines(Generic[W]):
     def _look(self) -> None:
         self._timer = None
         now = self._clock.monotonic()
+        stood_still = now - self._timer_due > STILL
         # A loop's timer may come a little early: who is due with it is late now.
         now = max(now, self._timer_due)
-        late: list[W] = []
+        late = _taken(self._second, now)
         for within, queue in list(self._queues.items()):
-            over = [wait for wait, _ in takewhile(lambda one: one[1] <= now, queue.items())]
-            for wait in over:
-                del queue[wait]
-            late += over
+            over = _taken(queue, now)
+            if stood_still:
+                self._second.update(dict.fromkeys(over, now + CATCH_UP))
+            else:
+                late += over
             if not queue:
                 del self._queues[within]
-        if self._queues:
-            soonest = min(next(iter(queue.values())) for queue in self._queues.values())
-            self._arm(max(soonest, now + PAUSE * len(self._queues)))
+        if waiting := [*self._queues.values(), *([self._second] if self._second else ())]:
+            soonest = min(next(iter(queue.values())) for queue in waiting)
+            self._arm(max(soonest, now + PAUSE * len(waiting)))
         if late:
             self._late(late)
+
+
+def _taken(queue: dict[W, float], now: float) -> list[W]:
+    """Those whose time is over: they are in the queue no more."""
+    over = [wait for wait, _ in takewhile(lambda one: one[1] <= now, queue.items())]
+    for wait in over:
+        del queue[wait]
+    return over

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messaging.clock import CATCH_UP
 from messaging.deadlines import Deadlines
 from messaging.testing import VirtualClock
 
@@ -54,6 +55,28 @@ async def test_who_is_late_may_wait_again(clock, late):
     await clock.advance(7)
 
     assert late == [2, 4, 6]
+
+
+async def test_what_came_while_the_program_stood_still_is_read_before_anybody_is_late(clock, deadlines, late):
+    deadlines.add("answered", 5)
+    deadlines.add("never answered", 5)
+    clock._now = 40
+    await clock.settle()
+    deadlines.remove("answered", 5)
+    deadlines.add("later", 0.5)
+
+    await clock.advance(5)
+
+    assert late == [("later", 40.5), ("never answered", 40 + CATCH_UP)]
+
+
+async def test_who_waits_is_late_in_the_end_however_often_the_program_stands_still(clock, deadlines, late):
+    deadlines.add("never answered", 5)
+    for now in (40, 80):
+        clock._now = now
+        await clock.settle()
+
+    assert late == [("never answered", 80)]
 
 
 async def test_removing_who_was_late_is_a_no_op(clock, deadlines, late):

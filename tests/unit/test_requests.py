@@ -4,7 +4,7 @@ import pytest
 
 from messaging import Bus, Endpoint, Settings
 from messaging.adapter import ReplyInbox
-from messaging.clock import sleep
+from messaging.clock import CATCH_UP, sleep
 from messaging.codec import Codec
 from messaging.errors import (
     AuthenticationFailed,
@@ -105,6 +105,18 @@ async def test_replies_are_received_again_after_another_part_of_the_program_canc
 
     assert lost.done()
     assert asked.done()
+
+
+async def test_a_reply_that_came_while_the_program_stood_still_is_read_before_the_request_times_out(desk):
+    answered, unanswered = await desk.ask(), await desk.ask()
+    desk.clock._now = 40
+    await desk.clock.settle()
+    await desk.reply(desk.sent[0])
+
+    assert answered.result().id == f"re-{desk.sent[0]}"
+    await desk.clock.advance(CATCH_UP)
+    with pytest.raises(RequestTimeout):
+        unanswered.result()
 
 
 async def test_a_request_without_a_reply_times_out_and_its_late_reply_is_counted(desk):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from typing_extensions import is_typeddict
 
 from messaging.errors import ConfigurationError
+from messaging.message import Delivery
 from messaging.parameters import evaluated, kinds, name_of
 from messaging.unions import choices
 
@@ -76,8 +77,13 @@ def _annotated(function: Callable[..., Any]) -> tuple[type, ...]:
         return ()
     if isinstance(annotation, str) and "." in plain.__qualname__:
         return ()  # a class of this name in the module need not be the one of the function or class around it
-    allowed = kinds(evaluated(function, annotation))
+    allowed = [_bare(kind) for kind in kinds(evaluated(function, annotation))]
     return tuple(allowed) if all(map(_is_plain, allowed)) else ()
+
+
+def _bare(kind: Any) -> Any:
+    """`Delivery[Order]` is a Delivery: a new user's mistake, who wants the message with its payload."""
+    return Delivery if get_origin(kind) is Delivery else kind
 
 
 def _is_plain(kind: object) -> bool:

@@ -35,7 +35,8 @@ def bind(
     """The function as a Handler: called with the payload and what its annotations ask for.
 
     `provided` are the bus and what the lifespan yields; `conclude` makes an outcome of what the function returns. A
-    synchronous function runs in a thread of the executor, with the caller's context variables.
+    synchronous function runs in a thread of the executor, with the caller's context variables; what it returns to be
+    awaited, as a plain function around a coroutine function does, is awaited on the loop.
     Raises ConfigurationError for a parameter that nothing can fill.
     """
     arguments = _arguments(function, provided)
@@ -44,9 +45,7 @@ def bind(
     def values(delivery: Delivery[Any]) -> dict[str, Any]:
         return {name: delivery if value is _DELIVERY else value for name, value in arguments.items()}
 
-    if inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is a coroutine function
-    ):
+    if _is_coroutine_function(function):
         nothing = conclude(None)  # what most handlers return
 
         async def call(delivery: Delivery[Any]) -> Outcome:
@@ -71,14 +70,34 @@ def bind(
             except StopIteration as error:
                 raise RuntimeError("the handler raised StopIteration") from error  # no future carries it
 
-        with clock.busy():
-            try:
-                return conclude(await _result(executor.submit(run)))
-            except asyncio.CancelledError as error:
-                _check_asked(function, error)
-                raise
+        try:
+            with clock.busy():
+                result = await _result(executor.submit(run))
+            return conclude(await result if inspect.isawaitable(result) else result)
+        except asyncio.CancelledError as error:
+            _check_asked(function, error)
+            raise
 
     return call_in_thread
+
+
+def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+    plain = _without_bound(inspect.unwrap(function))
+    if inspect.iscoroutinefunction(inspect.unwrap(plain)):
+        return True
+    return inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004  of an object
+
+
+def _without_bound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a partial is of."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def _bound(function: Any) -> Any:
+    """The arguments that a partial brings by their names."""
+    return function.keywords if isinstance(function, partial) else ()
 
 
 async def _result(job: Future[Any]) -> Any:
@@ -128,9 +147,10 @@ def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict
         raise ConfigurationError(
             f"Handler {name_of(function)} takes no payload: its first parameter must be positional"
         )
+    bound = _bound(function)
     arguments: dict[str, Any] = {}
     for parameter in parameters[1:]:
-        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+        if parameter.name in bound or parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             continue
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigurationError(
@@ -216,7 +236,5 @@ def _shown(wanted: Any) -> str:
 
 def name_of(function: Callable[..., Any]) -> str:
     """The function's name with its module, for logs and dead letters."""
-    while isinstance(function, partial):
-        function = function.func
-    plain = inspect.unwrap(function)
+    plain = inspect.unwrap(_without_bound(function))
     return f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', repr(plain))}"

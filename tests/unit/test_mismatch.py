@@ -82,6 +82,7 @@ def subscribed(type_: Any, annotation: Any, app: App | None = None) -> None:
         (bytes, str, "takes a str, and the topic carries bytes"),
         (int, Annotated[str, "a number"], "takes a str, and the topic carries int"),
         (Order | None, Invoice | Large, "takes a Invoice | Large, and the topic carries Order | NoneType"),
+        (Order, Delivery[Order], "takes a Delivery, and the topic carries Order"),
         (Numbers, Invoice, "takes a Invoice, and the topic carries Numbers"),
     ],
 )
@@ -115,7 +116,6 @@ def test_an_annotation_as_text_is_read_and_a_responder_is_told_too() -> None:
         (Order, HasId),
         (Order, T),
         (Order, Annotated[Order, "said twice"]),
-        (Order, Delivery[Order]),
         (Order, "NotYetDefined"),
         (Order, "Order | NotYetDefined"),
         (Order, Anything),

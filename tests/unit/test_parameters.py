@@ -251,10 +251,35 @@ async def test_a_coroutine_function_in_any_dress_runs_on_the_loop(bound):
         return Handler().method(*args, **kwargs)
 
     partial = functools.partial(Handler().method, db=db)
-    for function in (Handler(), Handler().method, wrapped, partial):
+    for function in (Handler(), Handler().method, wrapped, partial, functools.partial(Handler())):
         assert await bound(function, db)(a_delivery()) == Ack()
 
     assert threads == {threading.current_thread()}
+
+
+async def test_what_a_plain_function_returns_to_be_awaited_is_awaited_on_the_loop(bound):
+    threads = []
+
+    async def handle(order: str):
+        threads.append(threading.current_thread())
+        return Reject(order)
+
+    outcome = await bound(lambda order: handle(order))(a_delivery())
+
+    assert outcome.reason == "x"
+    assert threads == [threading.current_thread()]
+
+
+async def test_what_a_partial_has_bound_stays_though_something_of_its_kind_is_provided(bound):
+    mine, seen = Db(), []
+
+    def handle(order: str, db: Db, other: Db):
+        seen.extend((db, other))
+
+    provided = Db()
+    await bound(functools.partial(handle, db=mine), provided)(a_delivery())
+
+    assert seen == [mine, provided]
 
 
 async def test_a_plain_function_runs_in_a_thread_with_the_callers_context(bound):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,11 @@ def store_class(url: str) -> type[IdempotencyStore]:
     if not (isinstance(found, type) and issubclass(found, IdempotencyStore)):
         raise ConfigurationError(
             f"the entry point of scheme {scheme_of(url)!r} is no messaging.store.IdempotencyStore"
+        )
+    if "token" not in inspect.signature(found.begin).parameters:
+        raise ConfigurationError(
+            f"the store of scheme {scheme_of(url)!r} was written for an earlier version of its SPI: its `begin` takes "
+            "no `token`. Add it as messaging.store.IdempotencyStore says, or install a release that fits"
         )
     return found
 

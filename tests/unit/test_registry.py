@@ -162,6 +162,16 @@ def test_an_entry_point_that_is_no_adapter_is_refused(entries: Entries, module: 
         store_class("acme://")
 
 
+def test_a_store_that_cannot_be_told_who_asks_is_refused(entries: Entries, module: Any) -> None:
+    async def begin(self: object, key: str, *, digest: str, lease: float) -> None: ...
+
+    module.Store = type("Old", (FakeStore,), {"begin": begin})
+    entries[STORES, "acme"] = "acme_messaging:Store"
+
+    with pytest.raises(ConfigurationError, match="'acme'.*its `begin` takes no `token`"):
+        store_class("acme://")
+
+
 def test_an_adapter_of_another_spi_version_is_refused(entries: Entries, module: Any) -> None:
     module.Adapter = type("Old", (FakeAdapter,), {"api_version": 0})
     entries[ADAPTERS, "acme"] = "acme_messaging:Adapter"

@@ -245,7 +245,9 @@ def test_a_reply_that_goes_to_another_request(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_request_that_ends_after_its_time(monkeypatch: pytest.MonkeyPatch):
     timeout = requests.timeout
-    monkeypatch.setattr(requests, "timeout", lambda clock, within: timeout(clock, within + 1.0))
+    monkeypatch.setattr(
+        requests, "timeout", lambda clock, within, **more: timeout(clock, within + 1.0, **more)
+    )
     assert any(result.requests.unanswered for result in asking())
 
 

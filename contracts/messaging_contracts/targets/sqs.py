@@ -32,7 +32,7 @@ def target(url: str, store: str | None) -> Target:
         url = targets.with_options(url, groups_refresh=0)
     return Target(
         url=url,
-        short_lease_url=targets.with_options(url, lease=1),
+        short_lease_url=targets.with_options(url, lease=2),
         store=store or STORE,
         foreign=ForeignToSQS(),
     )

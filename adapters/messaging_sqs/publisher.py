@@ -28,6 +28,7 @@ from messaging.message import Receipt
 from messaging.slots import Slots
 from messaging_sqs import copies
 from messaging_sqs.batches import MOST, in_batches
+from messaging_sqs.bounds import Bounds
 from messaging_sqs.connection import Absent, Interrupted
 from messaging_sqs.entries import LARGEST, ROOM, Entry, message_group, pack, unique
 from messaging_sqs.names import is_fifo
@@ -238,7 +239,8 @@ class Publisher:
     ) -> list[MessagingError | None]:
         fifo = is_fifo(url)
         kept = state.spec.retention or self._settings.retention
-        parcels = [(item.entry, item.fifo if fifo else _delay(item, int(kept) // 2)) for item in items]
+        longest = Bounds(self._settings.max_receives, int(kept)).step
+        parcels = [(item.entry, item.fifo if fifo else _delay(item, longest)) for item in items]
         return await copies.send(self._connection, url, parcels, self._slots[state.spec.name])
 
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:

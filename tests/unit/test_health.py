@@ -188,30 +188,24 @@ async def test_messages_that_the_broker_hands_to_no_member_are_no_green(bus, clo
         assert health.last_error == "nobody consumes it"
 
 
-async def test_a_broker_that_may_lose_what_it_has_is_no_green(bus, monkeypatch):
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param({"error": "it evicts what it keeps", "unsafe": True}, id="may lose what it has"),
+        pytest.param({"error": "no answer within 1 s", "silent": True}, id="does not answer a probe"),
+    ],
+)
+async def test_what_a_broker_tells_of_itself_is_no_green_while_its_connection_stays(bus, monkeypatch, told):
     answer = MemoryAdapter.health
 
-    async def unsafe(adapter):
-        return replace(await answer(adapter), error="it evicts what it keeps", unsafe=True)
+    async def amiss(adapter):
+        return replace(await answer(adapter), **told)
 
-    monkeypatch.setattr(MemoryAdapter, "health", unsafe)
+    monkeypatch.setattr(MemoryAdapter, "health", amiss)
     health = await bus.health()
 
     assert (health.status, health.connected) == ("yellow", True)
-    assert (health.last_error or "").endswith("it evicts what it keeps")
-
-
-async def test_a_broker_that_does_not_answer_a_probe_is_no_green_while_its_connection_stays(bus, monkeypatch):
-    answer = MemoryAdapter.health
-
-    async def silent(adapter):
-        return replace(await answer(adapter), error="no answer within 1 s", silent=True)
-
-    monkeypatch.setattr(MemoryAdapter, "health", silent)
-    health = await bus.health()
-
-    assert (health.status, health.connected) == ("yellow", True)
-    assert (health.last_error or "").endswith("no answer within 1 s")
+    assert (health.last_error or "").endswith(told["error"])
 
 
 async def test_figures_of_groups_that_come_late_are_told_and_make_no_broker_unwell(bus, monkeypatch):

@@ -102,13 +102,18 @@ async def test_a_signal_cancels_a_start_and_closes_what_was_opened():
         await starting.bus.publish(jobs, "x")
 
 
+async def ask_to_stop():
+    """Until the signal was taken: the next one would end this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        await asyncio.sleep(0)
+
+
 async def test_a_second_signal_ends_a_process_whose_start_does_not_end():
     release = asyncio.Event()
     serving = await Starting(release.wait).serve()
 
-    os.kill(os.getpid(), signal.SIGTERM)
-    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        await asyncio.sleep(0)
+    await ask_to_stop()
 
     assert not serving.done()
     release.set()
@@ -119,9 +124,7 @@ async def test_a_start_that_another_part_of_the_program_cancels_stays_cancelled(
     release = asyncio.Event()
     serving = await Starting(release.wait).serve()
 
-    os.kill(os.getpid(), signal.SIGTERM)
-    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        await asyncio.sleep(0)
+    await ask_to_stop()
     serving.cancel()
     release.set()
 

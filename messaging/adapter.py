@@ -17,6 +17,8 @@ from messaging.capabilities import Capabilities as Capabilities
 from messaging.capabilities import Capability as Capability
 from messaging.errors import PublishUncertain
 from messaging.message import Message, Outcome, Receipt
+from messaging.probe import BrokerHealth as BrokerHealth
+from messaging.probe import GroupInfo as GroupInfo
 from messaging.topology import GroupSpec as GroupSpec
 from messaging.topology import Start as Start
 from messaging.topology import TopicSpec as TopicSpec
@@ -313,40 +315,6 @@ class ReplyInbox(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Leave nothing behind on the broker. A second call is a no-op."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInfo:
-    """A group as the broker knows it."""
-
-    topic: str
-    group: str
-    lag: int | None = None
-    """Messages not yet handed to a member, where the broker can tell."""
-    members: int | None = None
-    dead_letters: int | None = None
-    oldest: float | None = None
-    """Age in seconds of the oldest message not yet handled, where the broker can tell."""
-    generation: int = 1
-    """Of the topic; above the SPI, all generations are one group."""
-    ordered: bool | None = None
-    stuck: str | None = None
-    """Why messages wait that the broker hands to no member, and what to do; None where it cannot tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerHealth:
-    """What the broker answers to a probe."""
-
-    connected: bool
-    groups: Sequence[GroupInfo] = ()
-    error: str | None = None
-    refusing: str | None = None
-    """Why it takes no publishes now, where it says so by itself; what came of publishes is known without it."""
-    silent: bool = False
-    """It did not answer this probe at all, on a connection that is not given up yet."""
-    unsafe: bool = False
-    """It may lose what it has confirmed, because of how it is configured by now; `error` says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

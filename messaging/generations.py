@@ -33,6 +33,7 @@ from messaging.errors import (
 )
 from messaging.health import SubscriptionHealth
 from messaging.ids import new_id
+from messaging.lasting import lasting, this_task
 from messaging.message import Ack, Message, Release
 
 if TYPE_CHECKING:
@@ -102,9 +103,15 @@ class Subscriber:
     async def run(self) -> None:
         """As `Dispatcher.run`."""
         failed: BaseException | None = None
+        me = this_task()
+
+        def start(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
+            whole = lasting(work, name, lambda: self._stop.is_set() or me.cancelling() > 0)
+            return tasks.create_task(whole, name=name)
+
         try:
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch(tasks), name="messaging-generations")
+                watching = start(partial(self._watch, start), "messaging-generations")
                 await self._stop.wait()
                 watching.cancel()
                 for dispatcher in self._dispatchers.values():
@@ -189,15 +196,13 @@ class Subscriber:
     def _group(self, spec: TopicSpec) -> GroupSpec:
         return self._catalogue.in_generation(self._binding.subscription.group, spec)
 
-    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
+    async def _watch(self, start: Callable[[Callable[[], Awaitable[None]], str], object]) -> None:
         while True:
             for spec in self._kept:
                 if spec.generation not in self._dispatchers and await self._may_start(spec):
                     check_cancelled()  # nobody would stop it
                     dispatcher = self._dispatcher(spec)
-                    tasks.create_task(
-                        self._run(spec, dispatcher), name=f"messaging-{self.topic}-{spec.generation}"
-                    )
+                    start(partial(self._run, spec, dispatcher), f"messaging-{self.topic}-{spec.generation}")
             check_cancelled()
             await sleep(self._clock, self._interval)
             try:

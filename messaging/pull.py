@@ -12,6 +12,7 @@ from messaging.adapter import SettleError, Subscription
 from messaging.binding import Binding, Counters
 from messaging.errors import Closed, ConfigurationError, LeaseLost, UnsupportedCapability
 from messaging.generations import subscriber
+from messaging.lasting import lasting, this_task
 from messaging.message import OUTCOMES, Release, T
 from messaging.middleware.expiry import expiring, has_expired
 from messaging.middleware.retry import RetryPolicy, retrying
@@ -68,6 +69,7 @@ class Pull(Generic[T]):
         self._dispatcher: Dispatcher | Subscriber | None = None
         self._task: asyncio.Task[None] | None = None
         self._in_use = False
+        self._leaving = False
 
     async def __aenter__(self) -> Self:
         """Declare the group and join it.
@@ -120,13 +122,17 @@ class Pull(Generic[T]):
         )
         self._dispatcher = subscriber(self._bus, binding)
         self._bus.dispatchers.append(self._dispatcher)
-        self._task = asyncio.create_task(self._dispatcher.run(), name=f"messaging-consume-{self._topic.name}")
+        name, me = f"messaging-consume-{self._topic.name}", this_task()
+        self._leaving = False
+        running = lasting(self._dispatcher.run, name, lambda: self._leaving or me.cancelling() > 0)
+        self._task = asyncio.create_task(running, name=name)
         self._task.add_done_callback(self._ended)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._dispatcher is not None and self._task is not None  # noqa: PT018  set by __aenter__
+        self._leaving = True
         self._bus.dispatchers.remove(self._dispatcher)
         self._dispatcher.stop()
         try:

@@ -19,7 +19,7 @@ from messaging import (
     connect,
 )
 from messaging.adapter import Capability, Outgoing, TopicSpec, Topology
-from messaging.errors import ConnectionFailed, TopologyLost
+from messaging.errors import ConnectionFailed, MessagingError, TopologyLost
 from messaging.generations import END
 from messaging.message import Message
 from messaging.testing import VirtualClock
@@ -64,6 +64,27 @@ async def interrupted(bus, clock, topic, **how):
     changing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await changing
+
+
+@pytest.mark.parametrize("part", ["generations", "orders-1"])
+async def test_a_part_that_another_part_of_the_program_cancels_ends_the_app_with_an_error(bus, clock, part):
+    app, _ = collecting()
+
+    async def run():
+        async with app.running(bus):
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    await clock.settle()
+    (task,) = (one for one in asyncio.all_tasks() if one.get_name() == f"messaging-{part}")
+
+    task.cancel()
+    await clock.advance(10)
+
+    with pytest.raises(
+        MessagingError, match=f"messaging-{part} was cancelled by another part of this program"
+    ):
+        running.result()
 
 
 async def test_never_more_handlers_run_than_asked_for_on_two_generations(bus, clock):

@@ -5,7 +5,7 @@ import pytest
 
 from messaging import Ack, ConfigurationError, LeaseLost, Reject, Release, Retry, connect
 from messaging.adapter import Capability
-from messaging.errors import AuthenticationFailed, Closed, UnsupportedCapability
+from messaging.errors import AuthenticationFailed, Closed, MessagingError, UnsupportedCapability
 from tests.unit.topics import jobs, orders
 
 
@@ -64,6 +64,20 @@ async def test_it_cannot_be_opened_while_it_is_open(bus, clock):
     await bus.publish(jobs, "a")
     async with pull:
         assert [one.payload for one in await taken(pull, clock)] == ["a"]
+
+
+async def test_one_that_another_part_of_the_program_cancels_ends_with_an_error_not_as_if_cancelled(
+    bus, clock
+):
+    with pytest.raises(MessagingError, match="was cancelled by another part of this program"):
+        async with bus.consume(jobs, group="audit") as pull:
+            waiting = asyncio.create_task(anext(pull))
+            await clock.settle()
+            (task,) = (one for one in asyncio.all_tasks() if one.get_name() == "messaging-consume-jobs")
+
+            task.cancel()
+
+            await waiting
 
 
 async def test_what_is_not_settled_at_exit_goes_back_uncounted(bus, clock):

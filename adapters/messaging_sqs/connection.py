@@ -20,7 +20,7 @@ from messaging.errors import (
 )
 from messaging_sqs.broker_time import BrokerTime
 from messaging_sqs.clients import ATTEMPTS, Clients, botocore_errors, make_clients
-from messaging_sqs.names import owner_of, queue_name
+from messaging_sqs.names import owner_of, queue_name, region_of
 from messaging_sqs.threads import Threads
 
 if TYPE_CHECKING:
@@ -195,8 +195,24 @@ class Connection:
         self._queues = url.rpartition("/")[0]
         return url
 
+    def is_elsewhere(self, reference: str) -> bool:
+        """Whether an ARN or URL is of another region, where nothing of this connection reaches it."""
+        there, here = region_of(reference), region_of(f"{self.clients.region}/")
+        return None not in (there, here) and there != here
+
+    def check_region(self, reference: str) -> None:
+        """Raises ConfigurationError for another region: what has the same name here is not what was meant."""
+        if self.is_elsewhere(reference):
+            raise ConfigurationError(
+                f"{reference!r} is in region {region_of(reference)}, and this connection is to "
+                f"{self.clients.region}: use a bus of its own for it, with sqs://{region_of(reference)}"
+            )
+
     async def queue_url(self, reference: str) -> str:
-        """Of a queue by its name in this account, or by its ARN or URL. Raises Absent."""
+        """Of a queue by its name in this account, or by its ARN or URL. Raises Absent, or ConfigurationError for one
+        of another region.
+        """
+        self.check_region(reference)
         owner = owner_of(reference)
         more: dict[str, Any] = {} if owner is None else {"QueueOwnerAWSAccountId": owner}
         url: str = (await self.call("sqs", "get_queue_url", QueueName=queue_name(reference), **more))[

@@ -19,6 +19,8 @@ LONGEST_QUEUE = 80
 """Amazon SQS quotas, "Queue name", with the suffix."""
 LONGEST_TOPIC = 256
 _ACCOUNT = re.compile(r"[0-9]{12}")
+_REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]+)?-(?:north|south|east|west|central)+-[0-9]+")
+"""As AWS names them; servers that are not AWS have others, which say nothing."""
 _CUT = 24
 """What `physical` puts at the end of a name that was too long."""
 
@@ -44,6 +46,15 @@ def owner_of(reference: str) -> str | None:
         return reference.split(":")[4]
     account = reference.rpartition("/")[0].rpartition("/")[2]
     return account if _ACCOUNT.fullmatch(account) else None
+
+
+def region_of(reference: str) -> str | None:
+    """The region of AWS that an ARN or a URL names; None where it names none."""
+    if reference.startswith("arn:"):
+        named = [reference.split(":")[3]]
+    else:
+        named = re.split(r"[/.:]", reference.rpartition("/")[0])
+    return next((part for part in named if _REGION.fullmatch(part)), None)
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ class TopicState:
     queues: Sequence[str] = ()
     """The URLs of the groups' queues; with SNS, see `Topics.urls`."""
     endpoints: Sequence[str] = ()
-    """The ARNs of the queues to which the SNS topic delivers."""
+    """The ARNs of the queues of this region to which the SNS topic delivers."""
     routed: bool = False
     """Somebody got what was published when it was last looked."""
     strangers: bool = False
-    """The SNS topic has subscribers that are no queues."""
+    """The SNS topic has subscribers that are no queues, or none of this region."""
     blind: MessagingError | None = None
     """Why the subscriptions of the SNS topic could not be looked at the last time."""
     verified: bool = False

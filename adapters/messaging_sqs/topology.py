@@ -208,6 +208,7 @@ class Topics:
                 f"{spoken(is_fifo(native))}: say the same"
             )
         if ":sns:" in native:
+            self._connection.check_region(native)
             state.arn = native
             attributes = await self.queues.topic(native)
             exists = attributes is not None
@@ -340,7 +341,11 @@ class Topics:
             subscriptions = [one async for one in self.queues.subscriptions(arn)]
         except Absent:
             raise self.absent(state) from None
-        mine = [one["Endpoint"] for one in subscriptions if one["Protocol"] == "sqs"]
+        mine = [
+            one["Endpoint"]
+            for one in subscriptions
+            if one["Protocol"] == "sqs" and not self._connection.is_elsewhere(one["Endpoint"])
+        ]
         state.endpoints = mine
         state.strangers = len(mine) < len(subscriptions)
         state.routed = bool(subscriptions)

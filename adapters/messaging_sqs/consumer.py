@@ -26,6 +26,7 @@ from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.envelopes import Envelopes
 from messaging_sqs.guard import SUSPECT_AFTER, Marks
+from messaging_sqs.leases import tend
 from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.moved import renewed
 from messaging_sqs.polling import Polls
@@ -116,7 +117,9 @@ class Member(Consumer):
         self.url = url
         self._connected = True
         if self._tending is None:
-            self._tending = asyncio.create_task(self._tend(), name="messaging-sqs-tend")
+            lease, held, leaving = self.connection.settings.lease, self._held, self._leaving
+            tending = tend(lease, held=held, leaving=leaving, ended=self._end, extend=self._keep_waiting)
+            self._tending = asyncio.create_task(tending, name="messaging-sqs-tend")
 
     async def _failed(self) -> MessagingError:
         error, self._polls.failure = self._polls.failure, None
@@ -326,17 +329,8 @@ class Member(Consumer):
             return  # if it comes back, it comes back suspected
 
     async def _remove(self, deliveries: Sequence[RawDelivery]) -> list[MessagingError | None]:
-        if not deliveries:
-            return []
         entries = [{"ReceiptHandle": delivery.token.handle} for delivery in deliveries]
-        self._leaving.update(deliveries)
-        try:
-            fates = await in_batches(
-                self.connection, "sqs", "delete_message_batch", entries, QueueUrl=self.url
-            )
-        finally:
-            self._leaving.difference_update(deliveries)
-        return self._told(deliveries, fates)
+        return await self._give_up("delete_message_batch", deliveries, entries)
 
     async def replace(
         self, deliveries: Sequence[RawDelivery], those: Sequence[copies.Copy]
@@ -349,6 +343,9 @@ class Member(Consumer):
         ]
         errors = await copies.store(self.connection, self.url, [copy for _, copy in fitting])
         stored = {delivery for (delivery, _), error in zip(fitting, errors, strict=True) if error is None}
+        for delivery in stored:
+            delivery.token.copied = True
+            self._held[delivery] = None
         await self._remove(list(stored))
         return [delivery for delivery in deliveries if delivery not in stored]
 
@@ -356,21 +353,28 @@ class Member(Consumer):
         self, deliveries: Sequence[RawDelivery], seconds: Sequence[float]
     ) -> list[MessagingError | None]:
         """Give these back, each after so many seconds; in this order, and one batch after the other."""
-        if not deliveries:
-            return []
         entries = [
             {"ReceiptHandle": delivery.token.handle, "VisibilityTimeout": math.ceil(after)}
             for delivery, after in zip(deliveries, seconds, strict=True)
         ]
+        return await self._give_up(
+            "change_message_visibility_batch", deliveries, entries, in_turn=self.group.ordered
+        )
+
+    async def _give_up(
+        self,
+        operation: str,
+        deliveries: Sequence[RawDelivery],
+        entries: Sequence[dict[str, Any]],
+        *,
+        in_turn: bool = False,
+    ) -> list[MessagingError | None]:
+        if not deliveries:
+            return []
         self._leaving.update(deliveries)
         try:
             fates = await in_batches(
-                self.connection,
-                "sqs",
-                "change_message_visibility_batch",
-                entries,
-                in_turn=self.group.ordered,
-                QueueUrl=self.url,
+                self.connection, "sqs", operation, entries, in_turn=in_turn, QueueUrl=self.url
             )
         finally:
             self._leaving.difference_update(deliveries)
@@ -412,14 +416,10 @@ class Member(Consumer):
         ours = [
             delivery for delivery in deliveries if delivery.lease.deadline > sent and not delivery.token.done
         ]
-        until = {delivery: min(sent + seconds, delivery.token.received + LONGEST_LEASE) for delivery in ours}
-        entries = [
-            {
-                "ReceiptHandle": delivery.token.handle,
-                "VisibilityTimeout": max(1, math.floor(until[delivery] - sent)),
-            }
-            for delivery in ours
-        ]
+        asked = {
+            one: max(1, math.floor(min(seconds, one.token.received + LONGEST_LEASE - sent))) for one in ours
+        }
+        entries = [{"ReceiptHandle": one.token.handle, "VisibilityTimeout": asked[one]} for one in ours]
         fates = await in_batches(
             self.connection, "sqs", "change_message_visibility_batch", entries, QueueUrl=self.url
         )
@@ -433,7 +433,7 @@ class Member(Consumer):
                 gone.add(delivery)
         for delivery in ours:
             if id(delivery.lease) not in failed:
-                delivery.lease.deadline = until[delivery]
+                delivery.lease.deadline = sent + asked[delivery]
         kept = set(ours) - gone
         # What was settled meanwhile is not lost: its settlement answers for it.
         return [delivery in kept or delivery.token.done for delivery in deliveries]
@@ -453,18 +453,16 @@ class Member(Consumer):
         delivery.guard = "alone"
         return True
 
-    async def _tend(self) -> None:
-        """Keep what waits for the next `receive`, which nobody else extends; let go of what was lost."""
-        while True:
-            await asyncio.sleep(self.connection.settings.lease / 3)
-            now = time.monotonic()
-            for delivery in [one for one in self._held if one.lease.deadline <= now]:
-                self.forget(delivery)
-            if self._arrivals.waiting:
-                try:
-                    await self.extend(self._arrivals.waiting, self.connection.settings.lease)
-                except MessagingError:
-                    continue  # what cannot be extended ends with its lease
+    async def _keep_waiting(self) -> None:
+        """Keep what waits for the next `receive`, which nobody else extends; remove what its copy stands beside."""
+        await self._remove([one for one in self._held if one.token.copied and one not in self._leaving])
+        if self._arrivals.waiting:
+            await self.extend(self._arrivals.waiting, self.connection.settings.lease)
+
+    def _end(self, deliveries: list[RawDelivery]) -> None:
+        for delivery in deliveries:
+            self.forget(delivery)
+        self.ownership.on_lost(deliveries, "their lease ended")
 
     # --- lifecycle ---------------------------------------------------------------------------------------------
 
@@ -491,7 +489,8 @@ class Member(Consumer):
         for delivery in left:
             await self.unmark(delivery)
         self._arrivals.clear()
-        await self.leave_behind(left)
+        await self.leave_behind([one for one in left if not one.token.copied])
+        await self._remove([one for one in left if one.token.copied and not one.token.done])
 
     @abstractmethod
     async def leave_behind(self, deliveries: list[RawDelivery]) -> None:

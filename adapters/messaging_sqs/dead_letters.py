@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
 from messaging.adapter import GONE, DeadLetterStore, Gone, Lease, StoredLetter
-from messaging.errors import MessagingError, TopicNotFound
+from messaging.errors import ConnectionFailed, MessagingError, TopicNotFound
 from messaging_sqs import copies
 from messaging_sqs.batches import in_batches
 from messaging_sqs.browse import Reading
+from messaging_sqs.clients import ATTEMPTS
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.envelopes import opened
@@ -131,22 +134,31 @@ class SQSDeadLetters(DeadLetterStore):
         return len(letters)
 
     async def _delete(self, reading: Reading, handles: Sequence[str]) -> None:
-        fates = await in_batches(
-            self._connection,
-            "sqs",
-            "delete_message_batch",
-            [{"ReceiptHandle": handle} for handle in handles],
-            QueueUrl=await self._topics.dead_url(self._group),
-        )
-        removed = [
-            handle
-            for handle, fate in zip(handles, fates, strict=True)
-            if not isinstance(fate, MessagingError)
-        ]
-        reading.removed(removed)
-        for fate in fates:
-            if isinstance(fate, MessagingError):
-                raise fate
+        """Those that the service refuses for a moment are tried again: a redriven letter that stayed would be redriven
+        twice. Raises the last error.
+        """
+        url, error = await self._topics.dead_url(self._group), None
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(random.uniform(0, 2.0 ** (attempt - 1)))
+            fates = await in_batches(
+                self._connection,
+                "sqs",
+                "delete_message_batch",
+                [{"ReceiptHandle": handle} for handle in handles],
+                QueueUrl=url,
+            )
+            failed = {
+                handle: fate
+                for handle, fate in zip(handles, fates, strict=True)
+                if isinstance(fate, MessagingError)
+            }
+            reading.removed([handle for handle in handles if handle not in failed])
+            handles, error = list(failed), next(iter(failed.values()), None)
+            if not isinstance(error, ConnectionFailed):
+                break
+        if error is not None:
+            raise error
 
 
 async def no_letters() -> AsyncGenerator[StoredLetter]:

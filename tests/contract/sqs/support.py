@@ -75,6 +75,23 @@ def intercept(adapter: SQSAdapter, monkeypatch, operation: str, answer: Callable
     monkeypatch.setattr(adapter._connection, "call", call)
 
 
+def refuse_entries(adapter: SQSAdapter, monkeypatch, operation: str, times: int) -> None:
+    """Refuse all entries of the first so many batches of an operation, as the service does in trouble of its own."""
+    left = itertools.count(times, -1)
+
+    async def refuse(go_on: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+        if next(left) <= 0:
+            return await go_on(**parameters)
+        return {
+            "Failed": [
+                {"Id": one["Id"], "SenderFault": False, "Code": "InternalError", "Message": "try again"}
+                for one in parameters["Entries"]
+            ]
+        }
+
+    intercept(adapter, monkeypatch, operation, refuse)
+
+
 class Refusal:
     """Answers an operation in place of the service, where a request has `part` in its body, until it is `over`."""
 

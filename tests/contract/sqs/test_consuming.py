@@ -352,21 +352,6 @@ async def test_while_one_message_of_a_key_is_ours_no_other_member_gets_a_later_o
     assert ids(await receive(other, 1)) == ["b"]
 
 
-async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Bench):
-    adapter = await any_bench.adapter(lease=1)
-    group = await any_bench.group(adapter, ORDERED)
-    await publish(adapter, ORDERED, *"abc", key="k")
-    await stored(adapter, group, 3)
-    told = Recorder()
-    consumer = any_bench.consumer(adapter, group, told)
-    held = await receive(consumer, 3)
-    await asyncio.sleep(1.1)
-    (late,) = await settle(consumer, held[:1], Ack())
-    assert isinstance(late, SettleError)
-    assert ids(told.lost) == ["b", "c"]
-    assert ids(await handled(any_bench.consumer(adapter, group), 3)) == ["a", "b", "c"]
-
-
 async def test_the_deliveries_of_a_key_have_one_lease_and_those_of_another_have_theirs(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter, ORDERED)

@@ -17,7 +17,7 @@ from messaging.message import Reject, Retry
 from messaging_sqs import browse, copies
 from messaging_sqs.entries import unpack
 from tests.contract.bench import ack, ids, nothing, outgoing, publish, receive, settle
-from tests.contract.sqs.support import Bench, intercept
+from tests.contract.sqs.support import Bench, intercept, refuse_entries
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 
@@ -165,6 +165,20 @@ async def test_a_letter_that_could_not_be_sent_stays(any_bench: Bench, monkeypat
             (error,) = await dead.redrive([(letter, letter.message, None)])
     assert isinstance(error, PublishError)
     assert await browsed(adapter, group) == ["one"]
+
+
+async def test_a_redriven_letter_is_removed_though_the_service_refuses_that_at_first(
+    any_bench: Bench, monkeypatch
+):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter)
+    await make_dead(any_bench, adapter, group, "one")
+    dead = adapter.dead_letters(group)
+    refuse_entries(adapter, monkeypatch, "delete_message_batch", 1)
+    async with dead.scan() as letters:
+        (letter,) = [one async for one in letters]
+        assert await dead.redrive([(letter, letter.message, None)]) == [None]
+    assert await dead.count() == 0
 
 
 async def test_a_letter_of_a_closed_scan_is_not_taken(any_bench: Bench):

@@ -5,11 +5,13 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from messaging.adapter import TopicSpec
 from messaging_sqs.connection import Untaken
 from messaging_sqs.entries import ATTRIBUTE, DELAY, NOT_BEFORE
-from tests.contract.bench import ids, publish, receive
-from tests.contract.sqs.support import Bench, intercept
+from tests.contract.bench import ids, nothing, publish, receive
+from tests.contract.sqs.support import Bench, attributes_of, intercept, refuse_entries
 
 
 async def test_what_cannot_be_sent_on_hides_no_longer_than_until_its_time(bench: Bench, monkeypatch):
@@ -31,6 +33,28 @@ async def test_what_cannot_be_sent_on_hides_no_longer_than_until_its_time(bench:
     assert not await bench.consumer(adapter, group).receive(1, 0.1)
     async with asyncio.timeout(10):
         assert 1 <= (await hidden)["VisibilityTimeout"] <= 20
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_message_whose_next_step_is_stored_is_removed_though_the_service_refuses_that_at_first(
+    bench: Bench, monkeypatch, leaves
+):
+    adapter = await bench.adapter(lease=3)
+    group = await bench.group(adapter)
+    url = await adapter._topics.queue_url(group)
+    refuse_entries(adapter, monkeypatch, "delete_message_batch", 1)
+    consumer = bench.consumer(adapter, group)
+    await publish(adapter, group.topic, "one", not_before=datetime.now(UTC) + timedelta(seconds=60))
+    async with asyncio.timeout(10):
+        while not consumer._held:
+            await nothing(consumer, 0.1)
+        if leaves:
+            await consumer.close()
+        while consumer._held:
+            await asyncio.sleep(0.05)
+    found = attributes_of(adapter, url)
+    waiting = {name: found[f"ApproximateNumberOfMessages{name}"] for name in ("", "NotVisible", "Delayed")}
+    assert waiting == {"": "0", "NotVisible": "0", "Delayed": "1"}
 
 
 async def test_a_forged_due_time_holds_up_no_key(bench: Bench):

@@ -1,0 +1,101 @@
+"""A lease ends when it ends: an extension that hangs or is refused lets no handler run beside the next one."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from messaging.adapter import RawDelivery, SettleError, TopicSpec
+from messaging.message import Ack
+from messaging_contracts.standstill import standstill
+from tests.contract.bench import Recorder, handled, ids, publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept, stored
+
+ORDERED = TopicSpec("orders", ordered=True, partitions=2)
+LEASE = 3
+REFUSAL = "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]"
+
+
+class Watch(Recorder):
+    """When something was lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+        self.at = 0.0
+
+    def on_lost(self, deliveries, reason: str) -> None:
+        super().on_lost(deliveries, reason)
+        self.at = time.monotonic()
+        self.told.set()
+
+
+async def hanging(*_: Any) -> Any:
+    await asyncio.sleep(60)
+
+
+async def refused(_: Any, parameters: dict[str, Any]) -> Any:
+    failed = [
+        {"Id": one["Id"], "SenderFault": True, "Code": "InvalidParameterValue", "Message": REFUSAL}
+        for one in parameters["Entries"]
+    ]
+    return {"Failed": failed}
+
+
+@pytest.mark.parametrize("answer", [hanging, refused])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_lease_that_is_not_extended_is_lost_when_it_ends(bench: Bench, monkeypatch, answer, ordered):
+    adapter = await bench.adapter(lease=LEASE)
+    group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
+    watch = Watch()
+    consumer = bench.consumer(adapter, group, watch)
+    await publish(adapter, group.topic, "one", key="a")
+    (delivery,) = await receive(consumer, 1)
+    intercept(adapter, monkeypatch, "change_message_visibility_batch", answer)
+    extending = asyncio.create_task(extended_again_and_again(consumer, delivery))
+    async with standstill(adapter.dead_letters(group).count) as lost, asyncio.timeout(3 * LEASE):
+        await watch.told.wait()
+    extending.cancel()
+    assert ids(watch.lost) == ["one"]
+    assert 0 <= watch.at - delivery.lease.deadline < 0.3 + lost.seconds
+
+
+async def extended_again_and_again(consumer: Any, delivery: RawDelivery) -> None:
+    while True:
+        await asyncio.sleep(LEASE / 3)
+        await consumer.extend([delivery], LEASE)
+
+
+async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"abc", key="k")
+    await stored(adapter, group, 3)
+    told = Recorder()
+    consumer = any_bench.consumer(adapter, group, told)
+    held = await receive(consumer, 3)
+
+    async def gone(_, parameters):
+        ids = [entry["Id"] for entry in parameters["Entries"]]
+        return {"Failed": [{"Id": id, "SenderFault": True, "Code": "ReceiptHandleIsInvalid"} for id in ids]}
+
+    intercept(adapter, monkeypatch, "delete_message_batch", gone)
+    (late,) = await settle(consumer, held[:1], Ack())
+    assert isinstance(late, SettleError)
+    assert ids(told.lost) == ["b", "c"]
+
+
+async def test_a_lease_that_ends_takes_all_messages_of_its_key(any_bench: Bench):
+    adapter = await any_bench.adapter(lease=1)
+    group = await any_bench.group(adapter, ORDERED)
+    await publish(adapter, ORDERED, *"abc", key="k")
+    await stored(adapter, group, 3)
+    told = Recorder()
+    consumer = any_bench.consumer(adapter, group, told)
+    held = await receive(consumer, 3)
+    await asyncio.sleep(1.1)
+    (late,) = await settle(consumer, held[:1], Ack())
+    assert isinstance(late, SettleError)
+    assert ids(told.lost) == ["a", "b", "c"]
+    assert ids(await handled(any_bench.consumer(adapter, group), 3)) == ["a", "b", "c"]

@@ -404,7 +404,7 @@ class Dispatcher:
         return ours
 
     async def _keep_leases(self) -> None:
-        """Extend what is held, at a third of the lease (15). With one that ends, its whole partition may go."""
+        """Extend what is held, at a third of the lease (15); what cannot be extended is lost when its lease ends."""
         lease = self._consumer.lease
         if lease is None:
             return
@@ -413,21 +413,20 @@ class Dispatcher:
             await sleep(self._clock, lease / 3)
             held = [delivery for delivery in self._lanes.held if delivery not in self._lost]
             try:
-                ours = (
-                    (await self._consumer.extend([*held, *self._parting], lease))[: len(held)] if held else ()
-                )
+                extended = await self._consumer.extend([*held, *self._parting], lease) if held else ()
+                ours, self._lease_error = extended[: len(held)], None
             except MessagingError as error:
                 if is_fatal(error):
                     raise
-                self._lease_error = str(error)
-                continue
-            self._lease_error = None
+                now, self._lease_error = self._clock.monotonic(), str(error)
+                ours = [delivery.lease.deadline > now for delivery in held]
             # What is being settled may be gone just because it was settled: its settlement tells.
             settling = self._settler.deliveries
             gone = [delivery for delivery, kept in zip(held, ours, strict=True) if not kept]
             owned = {(one.partition, one.fence) for one, kept in zip(held, ours, strict=True) if kept}
             self._taken = {one for one in gone if one in settling and (one.partition, one.fence) in owned}
-            self._forget_lost([one for one in gone if one not in settling], "the broker gave it away")
+            reason = "its lease ended" if self._lease_error else "the broker gave it away"
+            self._forget_lost([one for one in gone if one not in settling], reason)
 
     # --- looking in ------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,24 @@ async def test_what_could_not_be_extended_is_lost():
         work.finish("kept")
 
 
+async def test_what_cannot_be_extended_while_the_broker_is_away_ends_with_its_lease():
+    work = Work()
+    bench = Bench(work, lease=30)
+
+    async def fail(deliveries, seconds):
+        raise ConnectionFailed("cut")
+
+    bench.consumer.on_extend = fail
+    async with bench.running():
+        await bench.put(raw("1", lease=Lease(bench.clock.monotonic() + 30)))
+        await bench.clock.advance(29)
+        before = list(work.cancelled)
+        await bench.clock.advance(1)
+
+        assert (before, work.cancelled) == ([], ["1"])
+        assert (bench.counters.lost, bench.health.last_error) == (1, "cut")
+
+
 async def test_an_extension_that_fails_is_tried_again():
     work = Work()
     bench = Bench(work, lease=30)

@@ -32,6 +32,7 @@ class Batch:
         "last",
         "over",
         "parcels",
+        "refused",
         "spread",
         "unsent",
         "words",
@@ -40,7 +41,7 @@ class Batch:
     def __init__(
         self,
         parcels: Sequence[Parcel],
-        ended: Callable[[int], None] | None = None,
+        ended: Callable[[int, bool], None] | None = None,
         *,
         lane: str = "",
         spread: bool = False,
@@ -59,7 +60,10 @@ class Batch:
         """Delivery tags."""
         self._left = len(parcels)
         self.ended = ended
-        """Gets the number of its messages when the last word has come, even if nobody waits for it."""
+        """Gets the number of its messages, and whether one was refused, when the last word has come, even if nobody
+        waits for it.
+        """
+        self.refused = False
         self._returned: set[int] = set()
         self._places: dict[str | None, int] = {}
         """By message id, once one has come back."""
@@ -71,10 +75,12 @@ class Batch:
             if words[at] is None:
                 words[at] = "unrouted" if at in returned and word == "stored" else word
                 self._left -= 1
+        if word == "refused":
+            self.refused = True
         if self._left:
             return False
         if self.ended is not None:
-            self.ended(len(words))
+            self.ended(len(words), self.refused)
         self.let_go()
         return True
 

@@ -14,11 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from messaging.errors import ConnectionFailed
-from messaging_rabbitmq.connection import when_closed
+from messaging_rabbitmq.connection import abandon, when_closed
 from messaging_rabbitmq.outlet import outlet_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aiormq.abc import AbstractChannel
 
     from messaging_rabbitmq.confirms import Batch
     from messaging_rabbitmq.connection import Link
@@ -37,19 +39,27 @@ SPREAD: Final = 2
 """Channels of a lane without order: one takes what is sent while the other must first be confirmed."""
 PAUSE: Final = 5.0
 """Seconds until another channel is asked for after one was not given."""
+RENEWED: Final = 1.0
+"""Seconds after which a channel is given up that was refused a message. To a queue whose leader was away when the
+channel first sent something to it, RabbitMQ takes nothing of that channel any more, with a new leader either (seen on
+3.10.8). Where the queue is full, a new channel each second costs little.
+"""
 
 
 class Port:
     """One channel, and what it takes for certain."""
 
-    __slots__ = ("_allowed", "_confirmed", "_sent", "ended", "lane", "outlet")
+    __slots__ = ("_allowed", "_confirmed", "_sent", "ended", "lane", "opened", "outlet", "spent")
 
     def __init__(self, outlet: Outlet) -> None:
         self.outlet = outlet
         self.lane = ""
         """What is unconfirmed on it is of this lane."""
-        self.ended: Callable[[int], None] | None = None
+        self.ended: Callable[[int, bool], None] | None = None
         """Told of each batch that is over."""
+        self.opened = 0.0
+        self.spent = False
+        """It takes nothing more, and is closed when all on it is over."""
         self._sent = self._confirmed = 0
         self._allowed = CREDIT - 1
 
@@ -60,7 +70,7 @@ class Port:
 
     def has_room(self, number: int) -> bool:
         """Whether it certainly takes so many more."""
-        return self._sent + number <= self._allowed
+        return self._sent + number <= self._allowed and not self.spent
 
     def send(self, number: int) -> None:
         """So many are handed over."""
@@ -135,7 +145,7 @@ class Ports:
             if len(homes) >= (SPREAD if spread else 1):
                 return None
         for port in self._all:
-            if not port.busy:
+            if not port.busy and not port.spent:
                 self._leave_home(port)
                 port.lane = lane
                 self._homes.setdefault(lane, []).append(port)
@@ -175,9 +185,15 @@ class Ports:
 
     # --- from channels to batches --------------------------------------------------------------------------------
 
-    def _over(self, port: Port, number: int) -> None:
+    def _over(self, port: Port, channel: AbstractChannel, number: int, refused: bool) -> None:
         self.unconfirmed -= number
         port.confirm(number)
+        if refused and asyncio.get_running_loop().time() - port.opened > RENEWED:
+            port.spent = True
+        # Not before: what follows in its lane must not pass what is on its way.
+        if port.spent and not port.busy:
+            self._gone(port)
+            abandon(channel)
         if self._waiting:
             self._serve_soon()
 
@@ -197,7 +213,8 @@ class Ports:
             return
         self._opening = None
         port = Port(outlet_of(channel))
-        port.ended = partial(self._over, port)
+        port.opened = asyncio.get_running_loop().time()
+        port.ended = partial(self._over, port, channel)
         self._all.append(port)
         when_closed(channel, partial(self._gone, port))
         self._serve()

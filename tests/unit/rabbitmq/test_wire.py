@@ -262,9 +262,9 @@ def test_names_that_are_no_text_stay_apart():
     assert [one.routing_key for one in came] == ["k\\xe4", "k\\xf6"]
 
 
-def batch(number: int, ended: list[int]) -> Batch:
+def batch(number: int, ended: list[tuple[int, bool]]) -> Batch:
     parcels = [parcel_of("", "q", Basic.Properties(message_id=f"{number}-{at}"), b"") for at in range(number)]
-    return Batch(parcels, ended.append)
+    return Batch(parcels, lambda number, refused: ended.append((number, refused)))
 
 
 def said(confirms: Confirms, *frames: object) -> None:
@@ -274,7 +274,7 @@ def said(confirms: Confirms, *frames: object) -> None:
 
 
 async def test_each_message_gets_the_word_that_was_meant_for_it():
-    confirms, ended = Confirms(), list[int]()
+    confirms, ended = Confirms(), list[tuple[int, bool]]()
     first, second, third = batch(3, ended), batch(2, ended), batch(4, ended)
     for one in (first, second, third):
         confirms.expect(one)
@@ -290,7 +290,7 @@ async def test_each_message_gets_the_word_that_was_meant_for_it():
     lost = ConnectionError("lost")
     confirms.lose(lost)
     assert third.words == ["stored", "refused", "stored", lost]
-    assert ended == [3, 2, 4]
+    assert ended == [(3, False), (2, False), (4, True)]
     assert not confirms.batches
     assert third.over.done()
 
@@ -303,7 +303,7 @@ async def test_a_body_goes_out_whole_where_the_broker_sets_no_limit(monkeypatch)
     body = bytes(200_000)
 
     outlet.TappedOutlet(unlimited).hand_over(
-        Batch([parcel_of("", "q", Basic.Properties(message_id="1"), body)], lambda _: None)
+        Batch([parcel_of("", "q", Basic.Properties(message_id="1"), body)], lambda *_: None)
     )
 
     frames, data = [], socket.written
@@ -315,7 +315,7 @@ async def test_a_body_goes_out_whole_where_the_broker_sets_no_limit(monkeypatch)
 
 
 async def test_a_return_that_fits_no_message_makes_none_of_them_stored():
-    confirms, ended = Confirms(), list[int]()
+    confirms, ended = Confirms(), list[tuple[int, bool]]()
     first, second = batch(2, ended), batch(1, ended)
     for one in (first, second):
         confirms.expect(one)
@@ -327,11 +327,11 @@ async def test_a_return_that_fits_no_message_makes_none_of_them_stored():
     assert first.words[0] == "stored"
     assert all(isinstance(word, ConnectionFailed) for word in (first.words[1], second.words[0]))
     assert first.over.done() and second.over.done()
-    assert ended == [2, 1]
+    assert ended == [(2, False), (1, False)]
 
 
 async def test_what_was_handed_over_is_not_kept_until_its_confirm():
-    confirms, ended = Confirms(), list[int]()
+    confirms, ended = Confirms(), list[tuple[int, bool]]()
     one = batch(2, ended)
     confirms.expect(one)
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from messaging.errors import ConnectionFailed
 from messaging.shielded import shielded
 
 if TYPE_CHECKING:
@@ -18,6 +21,13 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
 T = TypeVar("T")
+
+_AWAY = ("is down or inaccessible", "is stopped by supervisor", "has crashed and failed to restart")
+"""How RabbitMQ ends what it says of a queue that is there and cannot be used, with the code of one that is not."""
+
+
+class NodeAway(ConnectionFailed):
+    """The queue is there, and the node of the cluster that has it is not."""
 
 
 class Calls:
@@ -45,7 +55,12 @@ class Calls:
 
     def _whole(self, call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
         async def whole(*args: Any, **options: Any) -> T:
-            return await shielded(self.start(call(*args, **options)))
+            try:
+                return await shielded(self.start(call(*args, **options)))
+            except ChannelNotFoundEntity as error:
+                if any(words in str(error) for words in _AWAY):
+                    raise NodeAway(f"RabbitMQ cannot use the queue now: {error}") from error
+                raise
 
         return whole
 

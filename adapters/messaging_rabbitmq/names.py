@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from messaging.names import NameRules, physical
+from messaging_rabbitmq.tiers import SPARES
 
 if TYPE_CHECKING:
     from messaging.adapter import GroupSpec, TopicSpec
@@ -74,8 +75,9 @@ class Names:
     def tier(self, group: GroupSpec, milliseconds: int) -> str:
         return self._of(group, "delay", milliseconds)
 
-    def members(self, group: GroupSpec) -> str:
-        return self._of(group, "members")
+    def members(self, group: GroupSpec) -> list[str]:
+        """The queue that the members consume, and those that take its place while its node is away."""
+        return [self._of(group, "members", spare or None) for spare in range(1 + SPARES)]
 
     def own(self, group: GroupSpec, partition: int, spare: int = 0) -> str:
         """The lock of a partition; or a spare one, which has the number of no partition, so that permissions hold."""

@@ -1,9 +1,9 @@
 """Which member of an ordered group owns which partitions: an equal share for each, without a coordinator.
 
-Every member consumes the group's queue of members, so its number of consumers is the number of members, and a fair
-share is the partitions divided by it. A partition that nobody consumes is claimed by declaring an exclusive queue
-as its lock: the broker grants it to one connection and drops it with that connection. It may fail to drop it: after
-its virtual host crashed it refuses such a lock to everybody, for a connection that is long gone.
+A fair share is the partitions divided by the number of members (`Members`). A partition that nobody consumes is
+claimed by declaring an exclusive queue as its lock: the broker grants it to one connection and drops it with that
+connection. It may fail to drop it: after its virtual host crashed it refuses such a lock to everybody, for a
+connection that is long gone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
-from messaging.errors import MessagingError, TopicNotFound
+from messaging.errors import MessagingError
 from messaging.shielded import given_up, shielded
 from messaging_rabbitmq.connection import close_channel, translated, when_closed
+from messaging_rabbitmq.members import Members, missing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
-    from aiormq.abc import AbstractChannel, DeliveredMessage
+    from aiormq.abc import AbstractChannel
 
     from messaging.adapter import GroupSpec
     from messaging_rabbitmq.session import Session
@@ -47,7 +48,7 @@ CLAIM_TIMEOUT = 2.0
 
 
 class Seat:
-    """One member's seat in its group, on one channel."""
+    """One member's seat in its group."""
 
     def __init__(self, session: Session, group: GroupSpec) -> None:
         self._session = session
@@ -55,6 +56,7 @@ class Seat:
         self._partitions = group.topic.partitions
         self._channel: AbstractChannel | None = None
         self._connection: Any = None
+        self._members = Members(session, group)
         self._locks: dict[int, str] = {}
         self._asking: asyncio.Task[bool] | None = None
         """A lock that is asked for: it may be granted to a claim that was cancelled."""
@@ -70,18 +72,12 @@ class Seat:
         self._channel = channel
         self._connection = session.consuming.current
         when_closed(channel, self.gone.set)
-        channel.on_consumer_cancel_callbacks.add(lambda _: self.gone.set())
-        members = session.names.members(self._group)
-        with translated(f"joining group {self._group.name}", session.settings.address):
-            try:
-                await channel.basic_consume(members, _nothing)
-            except ChannelNotFoundEntity:
-                raise self._missing(members) from None
+        await self._members.join()
 
-    async def share(self) -> int:
-        """How many partitions this member may own."""
-        members = await self._look(self._session.names.members(self._group))
-        return math.ceil(self._partitions / max(1, members))
+    async def share(self, owned: int) -> int:
+        """How many partitions this member may own. While nobody can tell, it keeps those that it has."""
+        members = await self._members.count()
+        return owned if members is None else math.ceil(self._partitions / max(1, members))
 
     async def claim(self, owned: Collection[int], wanted: int) -> AsyncGenerator[int]:
         """Up to `wanted` more partitions that nobody consumes, each now locked for us: consume it before the next."""
@@ -163,6 +159,7 @@ class Seat:
         for partition in list(self._locks):
             with suppress(MessagingError):  # it goes with its connection, or others take it after `UNOWNED`
                 await self.unlock(partition)
+        await self._members.leave()
         if self._channel is not None:
             await close_channel(self._channel)
 
@@ -179,14 +176,7 @@ class Seat:
                 try:
                     return (await self._channel.queue_declare(queue, passive=True)).consumer_count or 0
                 except ChannelNotFoundEntity:
-                    raise self._missing(queue) from None
-
-    def _missing(self, queue: str) -> TopicNotFound:
-        return TopicNotFound(
-            f"queue {queue!r} of group {self._group.name}, topic {self._group.topic.name}, does not exist at "
-            f"RabbitMQ {self._session.settings.address}: it was deleted or never declared. Declare the group, then "
-            f"start again."
-        )
+                    raise missing(self._session, self._group, queue) from None
 
 
 def new_fence() -> int:
@@ -194,7 +184,3 @@ def new_fence() -> int:
     clocks agree; the broker itself refuses the settlements of a former owner, whose channel is gone.
     """
     return time.time_ns() // 1000
-
-
-async def _nothing(_: DeliveredMessage) -> None:
-    """The queue of members never holds a message."""

@@ -92,7 +92,7 @@ class PartitionedConsumer(Member):
         taken = False
         try:
             await seat.take()
-            await self._claim(seat, await seat.share())
+            await self._claim(seat, await seat.share(len(self._owned)))
             taken = True
         finally:
             if not taken:
@@ -132,11 +132,9 @@ class PartitionedConsumer(Member):
                 except TimeoutError:
                     pass
                 else:
-                    self._lose_all(
-                        "it is no longer a member: its connection or the group's queue of members went"
-                    )
+                    self._lose_all("it is no longer a member: its channel was closed")
                     return
-                share = await seat.share()
+                share = await seat.share(len(self._owned))
                 surplus = len(self._owned) - share
                 if surplus > 0:
                     await self._give_up(list(self._owned)[-surplus:])

@@ -10,6 +10,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from messaging.adapter import GroupInfo, GroupSpec
 from messaging.errors import TopicNotFound
+from messaging_rabbitmq.members import members_of
 from messaging_rabbitmq.ownership import UNOWNED
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ async def _info(session: Session, group: GroupSpec, *, of_topic: bool) -> GroupI
                 else:
                     session.unread.pop(queue, None)
             if group.ordered:
-                members = (
-                    await channel.queue_declare(names.members(group), passive=True)
-                ).consumer_count or 0
+                members = await members_of(session, group)
             elif group.native is None:
                 lag += (await channel.queue_declare(names.suspects(group), passive=True)).message_count or 0
             if group.native is None:

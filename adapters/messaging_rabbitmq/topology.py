@@ -8,6 +8,7 @@ only while the topic has a group: without one, a mandatory publish must come bac
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from messaging.adapter import GroupSpec
 from messaging.errors import ConfigurationError, TopicNotFound, UnsupportedCapability
 from messaging_rabbitmq.answering import silent
 from messaging_rabbitmq.arguments import quorum
+from messaging_rabbitmq.calls import NodeAway
 from messaging_rabbitmq.queues import Queues
 from messaging_rabbitmq.registry import Registry
 from messaging_rabbitmq.tiers import SPARES, all_tiers, with_spares
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.names import Names
     from messaging_rabbitmq.registry import Entries
     from messaging_rabbitmq.settings import RabbitMQSettings
+
+logger = logging.getLogger("messaging")
 
 LONGEST_RETENTION = 10 * 365 * 86_400.0
 """Seconds: the longest `x-message-ttl`. RabbitMQ's refusal of more reads like one of arguments that have changed."""
@@ -207,25 +211,53 @@ class TopologyKeeper:
         if mode == "verify" or group.native is not None:
             await self._group_exists(group)
             return
-        async with self.registry_of(group.topic, create=True) as entries:
-            assert entries is not None
-            known = entries.groups.get(group.name)
-            if known is not None and known != group.ordered:
-                raise _different_order(group, stored=known)
-            await self._delete_silent(group, self._doubtful(group, entries))
-            if known is None:
-                await entries.begin(group.name, ordered=group.ordered)
-            sealed = group.name not in entries.begun and await self._is_whole(group)
-            async with self._link.throwaway(f"declaring group {group.name}") as channel:
-                await self._group_queues(channel, group)
-                if not sealed:
-                    await self.queues.seal(channel, group)
-                if group.name in entries.begun:
-                    await entries.end(group.name)
-                # Not before: queues whose declaration did not end have nothing, and may be deleted.
-                await self._bind(channel, group)
-                await self._bind_ingress(channel, group.topic)
+        try:
+            async with self.registry_of(group.topic, create=True) as entries:
+                assert entries is not None
+                await self._recorded_group(group, entries)
+        except NodeAway as error:
+            await self._take_as_it_is(group, error)
         self.queues.exists(self._names.dead(group))
+
+    async def _recorded_group(self, group: GroupSpec, entries: Entries) -> None:
+        known = entries.groups.get(group.name)
+        if known is not None and known != group.ordered:
+            raise _different_order(group, stored=known)
+        await self._delete_silent(group, self._doubtful(group, entries))
+        if known is None:
+            await entries.begin(group.name, ordered=group.ordered)
+        sealed = group.name not in entries.begun and await self._is_whole(group)
+        if group.ordered:
+            await self._members_queue(group)
+        async with self._link.throwaway(f"declaring group {group.name}") as channel:
+            await self._group_queues(channel, group)
+            if not sealed:
+                await self.queues.seal(channel, group)
+            if group.name in entries.begun:
+                await entries.end(group.name)
+            # Not before: queues whose declaration did not end have nothing, and may be deleted.
+            await self._bind(channel, group)
+            await self._bind_ingress(channel, group.topic)
+
+    async def _take_as_it_is(self, group: GroupSpec, away: NodeAway) -> None:
+        """The record of the topic's groups is of one node: while it is away, a group that is there is not declared
+        again. Its queues tell that it is, and whether it keeps order. Raises `away` where one of them is missing.
+        """
+        if not await self._is_whole(group):
+            raise away
+        logger.warning(
+            "Group %s of topic %s is taken as it is, for what RabbitMQ at %s records of groups is away: %s",
+            group.name,
+            group.topic.name,
+            self._link.address,
+            away,
+            extra={"broker": self._link.address, "topic": group.topic.name, "group": group.name},
+        )
+
+    async def _members_queue(self, group: GroupSpec) -> None:
+        async with self._link.throwaway(f"declaring group {group.name}") as channel:
+            with suppress(NodeAway):  # members make a spare of it
+                await channel.queue_declare(self._names.members(group)[0], durable=True)
 
     async def _group_queues(self, channel: AbstractChannel, group: GroupSpec) -> None:
         topic = group.topic
@@ -236,7 +268,6 @@ class TopologyKeeper:
             arguments = quorum(single_active_consumer=True, message_ttl=retention)
             for queue in self._names.queues(group):
                 await self.queues.declare(channel, queue, arguments)
-            await channel.queue_declare(self._names.members(group), durable=True)
             return
         queue = self._names.queue(group)
         await self.queues.declare(channel, queue, quorum(message_ttl=retention))
@@ -302,7 +333,11 @@ class TopologyKeeper:
         self._known_exchanges.discard(self._names.exchange(group.topic))
         await self.exchange_exists(group.topic)
         await self._topic(group.topic, "verify")
-        known = (await self.registry.groups(self._names.registry(group.topic))).get(group.name)
+        try:
+            known = (await self.registry.groups(self._names.registry(group.topic))).get(group.name)
+        except NodeAway as error:
+            await self._take_as_it_is(group, error)
+            return
         if known is None:
             raise ConfigurationError(
                 f"topic {group.topic.name} has no group {group.name} at RabbitMQ {self._link.address}: declare it, "
@@ -347,7 +382,7 @@ class TopologyKeeper:
         queues = names.declared(group)
         queues += [names.tier(group, time) for tier in all_tiers() for time in with_spares(tier)]
         if group.ordered:
-            queues.append(names.members(group))
+            queues += names.members(group)
             numbers = product(range(group.topic.partitions), range(1 + SPARES))
             queues += [names.guard(group, partition, spare) for partition, spare in numbers]
         self.queues.deleted(queues)

@@ -9,6 +9,7 @@ ever skipped.
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable
 from messaging_contracts.brokers.cluster import RedisCluster, redis_cluster
 from messaging_contracts.brokers.find import NAMES, environment_variable, start, with_an_adapter
+from messaging_contracts.brokers.rabbitmq_cluster import rabbitmq_cluster
 
 __all__ = [
     "NAMES",
@@ -16,6 +17,7 @@ __all__ = [
     "BrokerUnavailable",
     "RedisCluster",
     "environment_variable",
+    "rabbitmq_cluster",
     "redis_cluster",
     "start",
     "with_an_adapter",

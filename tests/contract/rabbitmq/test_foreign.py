@@ -218,7 +218,7 @@ async def test_what_a_stranger_puts_into_our_own_queues_ends_nothing(bench: Benc
     (delivery,) = await receive(first, 1)
     await first.isolate(delivery)
     names = adapter._session.names
-    name = {"registry": names.registry(group.topic), "members": names.members(group)}.get(
+    name = {"registry": names.registry(group.topic), "members": names.members(group)[0]}.get(
         queue, names.guard(group, 0)
     )
     stranger = await (await bench.adapter()).native.channel(publisher_confirms=False)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 
-STILL = 0.1
+STILL = 0.01
 """Seconds by which a timer may be late before the program is taken to have stood still: its loop was blocked, or it."""
 CATCH_UP = 1.0
-"""Seconds that are given then to read what came meanwhile: the answer that is waited for may be there."""
+"""Most seconds that are given then to read what came meanwhile: the answer that is waited for may be there."""
+_PACE = 10
+"""As many times as long as the timer was late: a loop that is only busy puts off no timeout by much."""
 
 
 class Timer(Protocol):
@@ -63,6 +65,11 @@ class SystemClock:
         return nullcontext()
 
 
+def catching_up(late: float) -> float:
+    """The seconds to read what came while the program stood still, of a timer that was so late."""
+    return min(CATCH_UP, _PACE * late) if late > STILL else 0.0
+
+
 def check_cancelled() -> None:
     """Raise CancelledError in a task that was cancelled, even where the first one did not arrive.
 
@@ -93,10 +100,10 @@ async def sleep(clock: Clock, delay: float) -> None:
 
 
 @asynccontextmanager
-async def timeout(clock: Clock, delay: float | None, *, catch_up: float = 0.0) -> AsyncGenerator[None]:
+async def timeout(clock: Clock, delay: float | None, *, catch_up: bool = False) -> AsyncGenerator[None]:
     """Cancel the body after `delay` seconds of this clock and raise TimeoutError; None waits for ever.
 
-    A body that only waits for an answer has `catch_up` seconds more where the program stood still (`STILL`).
+    With `catch_up`, a body that only waits for an answer has a little more where the program stood still (`STILL`).
     A cancellation that comes from outside is passed on unchanged, as `asyncio.timeout` does.
     """
     if delay is None:
@@ -111,8 +118,8 @@ async def timeout(clock: Clock, delay: float | None, *, catch_up: float = 0.0) -
 
     def expire() -> None:
         nonlocal expired, timer, more
-        if more and clock.monotonic() - due > STILL:
-            timer, more = clock.call_later(more, expire), 0.0
+        if more and (left := catching_up(clock.monotonic() - due)):
+            timer, more = clock.call_later(left, expire), False
             return
         expired = True
         task.cancel()

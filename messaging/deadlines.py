@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from messaging.clock import CATCH_UP, STILL
+from messaging.clock import catching_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,14 +73,15 @@ class Deadlines(Generic[W]):
     def _look(self) -> None:
         self._timer = None
         now = self._clock.monotonic()
-        stood_still = now - self._timer_due > STILL
+        more = catching_up(now - self._timer_due)
         # A loop's timer may come a little early: who is due with it is late now.
         now = max(now, self._timer_due)
         late = _taken(self._second, now)
+        until = max(now + more, next(reversed(self._second.values()), now))
         for within, queue in list(self._queues.items()):
             over = _taken(queue, now)
-            if stood_still:
-                self._second.update(dict.fromkeys(over, now + CATCH_UP))
+            if more:
+                self._second.update(dict.fromkeys(over, until))
             else:
                 late += over
             if not queue:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from messaging.backoff import Backoff
-from messaging.clock import CATCH_UP, check_cancelled, sleep, timeout
+from messaging.clock import check_cancelled, sleep, timeout
 from messaging.errors import (
     Closed,
     InvalidMessage,
@@ -91,7 +91,7 @@ class Requester:
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         reached = _NO_INBOX
         try:
-            async with timeout(self._clock, within, catch_up=CATCH_UP):
+            async with timeout(self._clock, within, catch_up=True):
                 inbox = self._inbox
                 if inbox is None or self._task is None or self._task.cancelled():
                     inbox = await self._open()

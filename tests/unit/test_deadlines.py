@@ -70,6 +70,21 @@ async def test_what_came_while_the_program_stood_still_is_read_before_anybody_is
     assert late == [("later", 40.5), ("never answered", 40 + CATCH_UP)]
 
 
+async def test_who_is_found_a_little_late_has_a_little_more_and_nobody_before_who_came_first(
+    clock, deadlines, late
+):
+    deadlines.add("one", 5)
+    clock._now = 5.05
+    await clock.settle()
+    deadlines.add("two", 0.1)
+    clock._now += 0.12
+    await clock.settle()
+
+    await clock.advance(5)
+
+    assert late == [("one", pytest.approx(5.55)), ("two", pytest.approx(5.55))]
+
+
 async def test_who_waits_is_late_in_the_end_however_often_the_program_stands_still(clock, deadlines, late):
     deadlines.add("never answered", 5)
     for now in (40, 80):

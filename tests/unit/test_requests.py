@@ -119,6 +119,20 @@ async def test_a_reply_that_came_while_the_program_stood_still_is_read_before_th
         unanswered.result()
 
 
+async def test_a_reply_is_read_first_too_where_the_program_stood_still_for_hardly_longer_than_the_timeout(
+    desk,
+):
+    answered, unanswered = await desk.ask(), await desk.ask()
+    desk.clock._now = 5.05
+    await desk.clock.settle()
+    await desk.reply(desk.sent[0])
+
+    assert answered.result().id == f"re-{desk.sent[0]}"
+    await desk.clock.advance(0.5)
+    with pytest.raises(RequestTimeout):
+        unanswered.result()
+
+
 async def test_a_request_without_a_reply_times_out_and_its_late_reply_is_counted(desk):
     task = await desk.ask()
     await desk.clock.advance(5)

@@ -13,6 +13,7 @@ import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
+from random import randrange
 from typing import TYPE_CHECKING, Any, cast
 
 import aiormq
@@ -180,6 +181,8 @@ class Link:
         """Bytes of a message's headers, as the broker said when it was last reached."""
         self._transport: asyncio.Transport | None = None
         self._attempt: asyncio.Task[PlainConnection] | None = None
+        self._turn = randrange(len(settings.hosts))
+        """Which host is tried first: programs spread over the nodes."""
         self._context: ssl.SSLContext | None = None
         self._calls = Calls()
         self._closed = False
@@ -217,7 +220,7 @@ class Link:
             raise Closed("the RabbitMQ adapter is closed")
 
     async def connection(self) -> PlainConnection:
-        """The connection, after at most one attempt to open it, which all who wait share."""
+        """The connection, after at most one attempt at each host to open it, which all who wait share."""
         self.check_open()
         if self._current is not None:
             return self._current
@@ -230,15 +233,25 @@ class Link:
         self._attempt = None
 
     async def _connect(self) -> PlainConnection:
+        hosts, started = self._settings.hosts, time.monotonic()
+        for _ in hosts[1:]:
+            try:
+                return await self._connect_to(*hosts[self._turn % len(hosts)], started)
+            except AuthenticationFailed:
+                raise
+            except ConnectionFailed:
+                self._turn += 1
+        return await self._connect_to(*hosts[self._turn % len(hosts)], started)
+
+    async def _connect_to(self, host: str, port: int, started: float) -> PlainConnection:
         settings = self._settings
-        started = time.monotonic()
         if settings.tls and self._context is None:
             self._context = await asyncio.to_thread(_tls_context, settings)
         wire = Wire(self._context)
         url = URL.build(
             scheme="amqps" if settings.tls else "amqp",
-            host=settings.host,
-            port=settings.port,
+            host=host,
+            port=port,
             user=settings.user,
             password=settings.password.get_secret_value(),
             path="/",
@@ -284,6 +297,7 @@ class Link:
         if self._current is not connection:
             return
         self._current = None
+        self._turn += 1
         if self._closed:
             return
         reason = f"the connection to RabbitMQ at {self.address} was lost"

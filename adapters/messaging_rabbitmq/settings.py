@@ -24,8 +24,8 @@ class RabbitMQSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    host: str = "localhost"
-    port: int = Field(default=5672, ge=1, le=65535)
+    hosts: tuple[tuple[str, int], ...] = (("localhost", 5672),)
+    """Nodes of one cluster: one of them is used, and another when that is lost."""
     tls: bool = False
     user: str = "guest"
     password: SecretStr = SecretStr("guest")
@@ -65,11 +65,11 @@ class RabbitMQSettings(BaseModel):
 
     @property
     def address(self) -> str:
-        """Host and port, for errors and logs."""
-        return f"{self.host}:{self.port}"
+        """Hosts and ports, for errors and logs."""
+        return ",".join(f"{host}:{port}" for host, port in self.hosts)
 
 
-_FROM_URL = frozenset({"host", "port", "tls", "user", "password", "virtual_host"})
+_FROM_URL = frozenset({"hosts", "tls", "user", "password", "virtual_host"})
 _KNOWN = sorted(RabbitMQSettings.model_fields.keys() - _FROM_URL)
 
 
@@ -80,7 +80,6 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError:
         raise ConfigurationError(f"the RabbitMQ URL has an illegal host or port; {ESCAPED}") from None
     if parts.scheme not in DEFAULT_PORTS:
@@ -95,8 +94,7 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
     values: dict[str, Any] = _checked_options(context.options)
     values |= read_query(parts.query, _KNOWN, "the RabbitMQ URL")
     values |= {
-        "host": _host(parts.netloc),
-        "port": port or DEFAULT_PORTS[parts.scheme],
+        "hosts": _hosts(parts.netloc, DEFAULT_PORTS[parts.scheme]),
         "tls": parts.scheme == "amqps",
         "virtual_host": unquote(parts.path[1:]) or "/",
     }
@@ -115,13 +113,20 @@ def read_settings(url: str, context: AdapterContext) -> RabbitMQSettings:
         raise ConfigurationError(f"RabbitMQ settings: {wrong}") from None
 
 
-def _host(location: str) -> str:
+def _hosts(location: str, default_port: int) -> tuple[tuple[str, int], ...]:
     # Not `hostname`, which leaves out what is written behind a bracket.
-    location = location.rpartition("@")[2]
-    host, colon, _ = location.rpartition(":")
-    if not colon or location.endswith("]"):
-        host = location
-    return check_host(host or "localhost", "the RabbitMQ URL").lower()
+    items = location.rpartition("@")[2].split(",")
+    hosts: list[tuple[str, int]] = []
+    for item in items:
+        host, colon, port = item.rpartition(":")
+        if not colon or item.endswith("]"):
+            host, port = item, ""
+        is_number = port.isascii() and port.isdecimal()
+        number = int(port) if is_number else default_port
+        if (port and not is_number) or not 0 < number < 65536 or (not host and len(items) > 1):
+            raise ConfigurationError(f"the RabbitMQ URL has an illegal host or port; {ESCAPED}")
+        hosts.append((check_host(host or "localhost", "the RabbitMQ URL").lower(), number))
+    return tuple(hosts)
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from messaging.adapter import Consumer, TopicSpec
 from messaging.message import Receipt
 from messaging_contracts.brokers import rabbitmq_cluster
-from messaging_rabbitmq import RabbitMQAdapter, members
+from messaging_rabbitmq import RabbitMQAdapter, connection, members
 from messaging_rabbitmq.ports import RENEWED
 from tests.contract.bench import ack, healthy, ids, outgoing, publish, receive
 from tests.contract.rabbitmq.support import Bench
@@ -17,7 +17,7 @@ ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 
 
 async def store(adapter: RabbitMQAdapter, name: str) -> None:
-    """One to each partition, however often: its queue may be electing a leader."""
+    """One to each partition, however often: its queue may be electing a leader, its connection gone."""
     for partition in range(2):
         one = outgoing(ORDERED, f"{name}{partition}", partition=partition)
         async with asyncio.timeout(30):
@@ -41,18 +41,26 @@ async def test_an_ordered_group_goes_on_and_balances_without_the_node_that_count
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(members, "AGAIN", 0.5)
+    monkeypatch.setattr(connection, "randrange", lambda hosts: 0 * hosts)  # the node that is killed
     with rabbitmq_cluster() as nodes:
         first, *others = nodes
         async with AsyncExitStack() as stack:
             bench = Bench(first.url, stack)
             group = await bench.group(await bench.adapter(), ORDERED)
             adapter, other = [await bench.adapter(node.url) for node in others]
+            monkeypatch.setattr(
+                connection, "randrange", lambda _: 0
+            )  # the node that is killed is tried first
+            of_all = await bench.adapter(
+                "amqp://guest:guest@" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+            )
+            await bench.group(of_all, ORDERED)
             one = bench.consumer(adapter, group)
             assert await one.receive(1, 0.1) == ()
 
             await asyncio.to_thread(first.kill)
-            for name in ("a", "b"):
-                await store(adapter, name)
+            for name, publisher in (("a", adapter), ("b", of_all)):
+                await store(publisher, name)
             assert await handled(one, 4) == [["a0", "b0"], ["a1", "b1"]]
 
             await bench.group(other, ORDERED)  # a program starts meanwhile

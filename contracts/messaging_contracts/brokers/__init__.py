@@ -9,14 +9,17 @@ ever skipped.
 from messaging_contracts.brokers.broker import Broker, BrokerUnavailable
 from messaging_contracts.brokers.cluster import RedisCluster, redis_cluster
 from messaging_contracts.brokers.find import NAMES, environment_variable, start, with_an_adapter
+from messaging_contracts.brokers.kafka_cluster import KafkaCluster, kafka_cluster
 from messaging_contracts.brokers.rabbitmq_cluster import rabbitmq_cluster
 
 __all__ = [
     "NAMES",
     "Broker",
     "BrokerUnavailable",
+    "KafkaCluster",
     "RedisCluster",
     "environment_variable",
+    "kafka_cluster",
     "rabbitmq_cluster",
     "redis_cluster",
     "start",

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -33,6 +34,9 @@ LOGIN_MODULES = {
     "oauthbearer": "oauthbearer.OAuthBearerLoginModule",
 }
 
+HEAPS = {"server": 512, "controller": 192}
+"""Megabytes."""
+
 SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -59,9 +63,24 @@ SETTINGS = {
 }
 
 
+CONTROLLER = "1000"
+"""The id of the controller of a cluster, below none of its brokers'."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a broker of a cluster has in common with the others. The first one brings the controller along, as a
+    process of its own, which runs on when the broker is killed.
+    """
+
+    number: int
+    cluster: str
+    controller_port: int
+
+
 class Kafka:
-    """One node, broker and controller at once (KRaft). It listens for clients on a port, and for itself on two
-    others.
+    """One node, broker and controller at once (KRaft), or a member of a cluster. It listens for clients on a port, and
+    for itself on two others.
 
     With a user and a password, clients log in by PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or, with an unsigned token,
     OAUTHBEARER. Configuration of one's own are lines of server.properties; `listener` makes those of another
@@ -71,6 +90,9 @@ class Kafka:
     name = "kafka"
     package = java.PACKAGES
     client_environment: Mapping[str, str] = {}
+
+    def __init__(self, member: Member | None = None) -> None:
+        self._member = member
 
     def program(self) -> Path | None:
         return java.java(SERVER)
@@ -82,15 +104,36 @@ class Kafka:
 
     def prepare(self, program: Path, home: Path, port: int, options: Options) -> Sequence[Command]:
         class_path = java.class_path(SERVER, ARTIFACTS)
-        file = home / "server.properties"
-        file.touch(mode=0o600)
-        file.write_text("".join(_lines(_settings(home, port, options))), encoding="ascii")
         logging = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        tool = [str(program), "-Xmx64m", *java.FLAGS, logging, "-cp", class_path, "kafka.tools.StorageTool"]
-        identity = f"--cluster-id={secrets.token_urlsafe(16)}"
-        run([*tool, "format", identity, f"--config={file}", *_scram(options)], "Kafka's format")
-        server = [str(program), "-Xmx512m", *java.FLAGS, logging, "-cp", class_path, "kafka.Kafka", str(file)]
-        return [Command(server)]
+        member = self._member
+        identity = f"--cluster-id={member.cluster if member else secrets.token_urlsafe(16)}"
+        files = {"server": _settings(home, port, options)}
+        if member is not None:
+            files = {"server": files["server"] | _shared(member, files["server"]["listeners"])}
+            if member.number == 1:
+                files = {"controller": _controller(home, files["server"]), **files}
+        commands: list[Command] = []
+        for name, settings in files.items():
+            file = home / f"{name}.properties"
+            file.touch(mode=0o600)
+            file.write_text("".join(_lines(settings)), encoding="ascii")
+            tool = [
+                str(program),
+                "-Xmx64m",
+                *java.FLAGS,
+                logging,
+                "-cp",
+                class_path,
+                "kafka.tools.StorageTool",
+            ]
+            run([*tool, "format", identity, f"--config={file}", *_scram(options)], "Kafka's format")
+            heap = f"-Xmx{HEAPS[name]}m"
+            commands.append(
+                Command(
+                    [str(program), heap, *java.FLAGS, logging, "-cp", class_path, "kafka.Kafka", str(file)]
+                )
+            )
+        return commands
 
     def container(self, options: Options, host: str, port: int) -> Container | None:
         if options != Options():  # credentials have to be there when the folders are formatted
@@ -146,6 +189,37 @@ def _settings(home: Path, port: int, options: Options) -> dict[str, str]:
         if key in own:
             own[key] = f"{settings[key]},{own[key]}"
     return settings | own
+
+
+def _shared(member: Member, listeners: str) -> dict[str, str]:
+    """What a member of a cluster has otherwise than a node that is alone: its defaults are Kafka's own."""
+    copies = "3"
+    return {
+        "process.roles": "broker",
+        "node.id": str(member.number),
+        "listeners": ",".join(one for one in listeners.split(",") if not one.startswith("CONTROLLER:")),
+        "controller.quorum.voters": f"{CONTROLLER}@{LOOPBACK}:{member.controller_port}",
+        "default.replication.factor": "1",
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": "2",
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": "2",
+    }
+
+
+def _controller(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """The controller's own settings, beside those of the first broker."""
+    address = settings["controller.quorum.voters"].partition("@")[2]
+    of_brokers = {"inter.broker.listener.name", "listeners", "advertised.listeners"}
+    left = {key: value for key, value in settings.items() if key not in of_brokers}
+    return {
+        **left,
+        "process.roles": "controller",
+        "node.id": CONTROLLER,
+        "log.dirs": str(home / "controller"),
+        "listeners": f"CONTROLLER://{address}",
+    }
 
 
 def _logins(options: Options) -> dict[str, str]:

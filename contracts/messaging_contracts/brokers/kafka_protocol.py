@@ -59,6 +59,20 @@ def ask(url: str, timeout: float) -> str:
     return release
 
 
+def brokers_of(url: str, timeout: float) -> int:
+    """How many brokers the first server of the URL knows that live; it asks for no credentials.
+
+    :raises OSError: no answer of Kafka's within `timeout` seconds
+    """
+    address = urlsplit("//" + urlsplit(url).netloc.split(",")[0])
+    with (
+        socket.create_connection((address.hostname, address.port or PORT), timeout) as wire,
+        wire.makefile("rb") as reader,
+    ):
+        (brokers,) = struct.unpack_from(">i", _Connection(wire, reader).call(METADATA, struct.pack(">i", 0)))
+    return int(brokers)
+
+
 class _Connection:
     def __init__(self, wire: socket.socket, reader: BinaryIO) -> None:
         self._wire = wire

@@ -95,6 +95,11 @@ class NativeBroker(Broker):
         return self._server.pid
 
     @property
+    def runs(self) -> bool:
+        """Whether there is a process of the server, paused or not."""
+        return self._server.poll() is None
+
+    @property
     def command(self) -> Command:
         """What runs the server: its tools want the same environment."""
         return self._commands[-1]

@@ -33,6 +33,8 @@ _COORDINATOR_MOVES = (
     Errors.GroupCoordinatorNotAvailableError,
     Errors.NotCoordinatorForGroupError,
 )
+SAFE_COPIES = 3
+"""With these, one may be lost, and another be away, without the loss of a message."""
 FETCH = 1
 _TOO_OLD = "before 3.7"
 RELEASES = (
@@ -121,13 +123,26 @@ class Brokers:
                 self._leaders[Place(name, number)] = leader
         return found
 
-    async def replication(self) -> int:
-        """How many copies a new topic has: as the settings say, else three where there are as many brokers."""
+    async def replication(self, name: str) -> int:
+        """How many copies this new topic has: as the settings say, else three, or as many as there are brokers.
+
+        One that is down counts: a topic has its copies for ever, and is not to have fewer for when it was made.
+        """
         if self._link.settings.replication is not None:
             return self._link.settings.replication
         with self._link.translated("counting the brokers"):
             response = await self._link.send(library.Metadata([], False))
-        return max(1, min(3, len(response.brokers)))
+            living = len(response.brokers)
+            for copies in range(SAFE_COPIES, living, -1):
+                if await self._can_have(name, copies):
+                    return copies
+        return max(1, min(SAFE_COPIES, living))
+
+    async def _can_have(self, name: str, copies: int) -> bool:
+        """Whether there are so many brokers: the controller alone knows of those that are down."""
+        wait = int(self._link.settings.operation_timeout * 1000)
+        response = await self._link.send(library.CreateTopics([(name, 1, copies, [], [])], wait, True))
+        return all(code == 0 for _, code, _ in response.topic_errors)
 
     async def reach(self) -> None:
         """See that a broker answers."""
@@ -142,14 +157,15 @@ class Brokers:
         fetch = {key: (least, most) for key, least, most, *_ in response.api_versions}.get(FETCH, (0, 0))
         return release(fetch, self._link.settings.address)
 
-    async def create(self, topics: Sequence[NewTopic]) -> set[str]:
+    async def create(self, topics: Sequence[NewTopic], copies: int | None = None) -> set[str]:
         """Create these and wait until they can be used; the names of those that were not there before.
 
         So many in one request as a slow broker makes within `operation_timeout`. Raises what names those that failed.
         """
         if not topics:
             return set()
-        copies = await self.replication()
+        if copies is None:
+            copies = await self.replication(topics[0].name)
         created: set[str] = set()
         for some in _portions(topics):
             names = [one.name for one in some]
@@ -242,6 +258,11 @@ class Brokers:
         """The broker that leads a partition, as far as it is known."""
         leader = self._leaders.get(place, -1)
         return leader if leader >= 0 else None
+
+    async def leaders(self, topics: Iterable[str]) -> dict[Place, int]:
+        """Who leads the partitions of these topics now; -1 where nobody does. Raises aiokafka's errors."""
+        found = await self._look(list(topics))
+        return {Place(name, number): leader for name, led in found.items() for number, leader in led.items()}
 
     def forget_leader(self, place: Place) -> None:
         """The partition has another leader now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ from messaging.errors import (
     MissingExtra,
     TopicNotFound,
 )
-from messaging.shielded import to_its_end
 from messaging.tls import client_context
 from messaging_kafka import library
+from messaging_kafka.client import Client
 from messaging_kafka.library import Errors, KafkaError
 from messaging_kafka.tokens import Tokens, TokenUnavailable
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from messaging_kafka.settings import KafkaSettings
 
 CLOSE_TIMEOUT = 2.0
-BOOTSTRAP_END = 0.2
-"""Seconds that a broker which answers needs, at most, to tell of itself."""
+ASKED = 3
+"""Brokers that are asked, one after the other, what any of them can tell."""
 COORDINATOR_PAUSE = 0.05
 RETRY_PAUSE_MS = 500
 """Between aiokafka's own attempts to read the cluster's metadata."""
@@ -63,6 +64,8 @@ _NO_COORDINATOR = (
     Errors.NodeNotReadyError,
     Errors.KafkaConnectionError,
 )
+_QUESTIONS = (library.Metadata, library.FindCoordinator, library.ApiVersions, library.InitProducerId)
+"""What may be asked twice."""
 
 
 def client_options(settings: KafkaSettings, tokens: Tokens | None = None) -> dict[str, Any]:
@@ -107,6 +110,8 @@ class Link:
         self._tokens: Tokens | None = None
         self._stale = False
         self._coordinators: dict[str, int] = {}
+        self._silent: dict[int, float] = {}
+        """Of brokers that owe an answer to what any can tell, when it was asked last (monotonic seconds)."""
         self._opening = asyncio.Lock()
         self._ending: set[asyncio.Future[None]] = set()
         """Connections on their way out: over TLS the broker has a word in it."""
@@ -129,20 +134,17 @@ class Link:
         started = time.monotonic()
         if self.settings.sasl == "OAUTHBEARER" and self._tokens is None:
             self._tokens = Tokens(self.settings)
-        client = self._client or library.Client(
-            **client_options(self.settings, self._tokens), request_timeout_ms=int(self._patience * 1000)
-        )
+        client = self._client or Client(client_options(self.settings, self._tokens), patience=self._patience)
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
-                # Where it is cut off, aiokafka forgets to close a connection: it may end.
-                await to_its_end(client.bootstrap(), BOOTSTRAP_END)
+                await client.bootstrap()
             if self._tokens is not None and not client.cluster.brokers():
                 # What was refused shows by the next request only, and aiokafka does not look there.
                 raise Errors.SaslAuthenticationFailed("the token was refused")
         except (KafkaError, OSError, TimeoutError) as error:
             if self._client is None:
                 await close_client(client)
-            why = await self._why(error)
+            why = self._why(error)
             raise self._unreachable(why, time.monotonic() - started) from why
         except BaseException:  # cancelled, too, it leaves no client open
             if self._client is None:
@@ -151,27 +153,10 @@ class Link:
         self._client, self._stale = client, False
         self._coordinators.clear()
 
-    async def _why(self, error: Exception) -> Exception:
-        """Aiokafka's bootstrap only says that it failed: one connection tells why."""
-        refused = isinstance(error, _AUTHENTICATION)
-        if refused:
-            return error
+    def _why(self, error: Exception) -> Exception:
+        """A broker only says that the token was refused which could not be had."""
         failure: Exception | None = None if self._tokens is None else self._tokens.failure
-        if failure is not None:
-            return failure
-        host, _, port = self.settings.hosts[0].rpartition(":")
-        options = client_options(self.settings, self._tokens)
-        for name in ("bootstrap_servers", "retry_backoff_ms"):
-            del options[name]
-        try:
-            async with asyncio.timeout(self.settings.connect_timeout):
-                connection = await library.connect(
-                    host.strip("[]"), int(port), **options, request_timeout_ms=int(self._patience * 1000)
-                )
-        except (KafkaError, OSError, TimeoutError) as reason:
-            return reason
-        await bounded(connection.close(), CLOSE_TIMEOUT)
-        return error
+        return error if failure is None or isinstance(error, _AUTHENTICATION) else failure
 
     def _unreachable(self, error: Exception, after: float) -> MessagingError:
         if isinstance(error, (ConfigurationError, *_AUTHENTICATION)):
@@ -212,14 +197,14 @@ class Link:
         Raises aiokafka's errors, for `translated`; a broker that gives no answer has its connection closed, so
         that the next call makes a new one.
         """
+        if node is None:
+            return await self._send_to_any(request, channel, within or self.settings.operation_timeout)
+        return await self._send_to(node, request, channel, within)
+
+    async def _send_to(self, node: int, request: Any, channel: Any, within: float | None) -> Any:
         if self._client is None or self._stale:
             await self.open()
         client: Any = self._client
-        if node is None:
-            node = client.get_random_node()
-        if node is None:
-            self._stale = True
-            raise Errors.NoBrokersAvailable("no broker is known")
         try:
             async with asyncio.timeout(within or self.settings.operation_timeout):
                 return await client.send(node, request, group=channel)
@@ -232,11 +217,49 @@ class Link:
                 raise self._tokens.failure or error from error
             raise
 
+    async def _send_to_any(self, request: Any, channel: Any, within: float) -> Any:
+        """Ask a broker, and another where it does not answer; one that was sent an order is left its whole time."""
+        tried: set[int] = set()
+        until = time.monotonic() + within
+        while True:
+            if self._client is None or self._stale:
+                await self.open()
+            client: Any = self._client
+            nodes = {broker.nodeId for broker in client.cluster.brokers()} - tried
+            if not nodes:
+                self._stale = True
+                raise Errors.NoBrokersAvailable("no broker is known")
+            node = min(nodes, key=lambda one: (self._silent.get(one, 0.0), random.random()))
+            last = len(nodes) == 1 or len(tried) == ASKED - 1
+            share = 1 if last or not isinstance(request, _QUESTIONS) else ASKED - len(tried)
+            self._silent[node] = time.monotonic()  # until it answers: who is cancelled does not know better
+            try:
+                within = max(0.1, (until - time.monotonic()) / share)
+                response = await self._send_to(node, request, channel, within)
+            except KafkaError as error:
+                unsent = isinstance(error, (Errors.NodeNotReadyError, Errors.StaleMetadata))
+                if last or not (unsent or isinstance(request, _QUESTIONS)):
+                    raise
+                tried.add(node)
+            else:
+                self._silent.pop(node, None)
+                return response
+
     def _drop(self, client: Any, node: int, channel: Any) -> None:
         self._stale = True
         connection = client._conns.get((node, channel))  # noqa: SLF001  there is no public way
         if connection is not None:
             self._end(connection)
+
+    def drop_node(self, node: int, channel: Any) -> None:
+        """Close the connection of a channel to a broker that hangs: what was sent on it has no answer."""
+        if self._client is not None:
+            self._drop(self._client, node, channel)
+
+    def end_with(self, task: asyncio.Task[None]) -> None:
+        """`close` waits for the end of this, which comes when the connections are closed at the latest."""
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def drop_channel(self, channel: Any) -> None:
         """Close the connections of a channel that is not used any more."""

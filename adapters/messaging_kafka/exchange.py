@@ -20,6 +20,7 @@ from messaging_kafka.brokers import GONE
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.produce import Produce
+from messaging_kafka.unanswered import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,7 @@ class Exchange:
         self._brokers = brokers
         self._link = brokers.link
         self._timeout = brokers.link.settings.confirm_timeout
+        self._unanswered = Unanswered(brokers, CHANNEL)
 
     async def send(self, batches: Sequence[Batch]) -> None:
         """Every batch once, and once more where another broker leads. Each has an outcome then."""
@@ -138,6 +140,7 @@ class Exchange:
         for batch in batches:
             topics.setdefault(batch.to.topic, []).append((batch.to.partition, batch.data))
         request = Produce(int(self._timeout * 1000), list(topics.items()))
+        self._unanswered.begin(request, node, [batch.to for batch in batches])
         try:
             response = await self._link.send(request, node=node, channel=CHANNEL, within=self._timeout)
         except (KafkaError, MessagingError) as error:
@@ -145,6 +148,8 @@ class Exchange:
                 self._brokers.forget_leader(batch.to)
                 batch.outcome = error
             return
+        finally:
+            self._unanswered.end(request)
         by_place = {batch.to: batch for batch in batches}
         for topic, partitions in response.topics:
             for partition, code, offset in partitions:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from messaging.adapter import Unrouted
-from messaging.errors import MessageTooLarge, MessagingError, NoGroup, PublishError
+from messaging.errors import ConnectionFailed, MessageTooLarge, MessagingError, NoGroup, PublishError
 from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
 from messaging.partition import partition_of
 from messaging_kafka.names import recorded
 from messaging_kafka.once import OnceWriter
 from messaging_kafka.records import parcel
-from messaging_kafka.topology import TopicState
+from messaging_kafka.topology import NEVER, TopicState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 GROUPS_KNOWN_FOR = 5.0
 """Seconds for which a topic counts as having a group, or as having none where nobody insists, without a look."""
+LOOKED_FOR = 1.0
+"""Seconds for which messages wait for such a look, where it is not the first."""
 SMALL = 300 * 1024
 """Bytes that headers and key cannot exceed together."""
 
@@ -98,8 +101,10 @@ class Publisher:
             state = await self._session.topology.state(topic)
             fresh = time.monotonic() - state.looked <= GROUPS_KNOWN_FOR
             insisting = not state.routed and any(one.mandatory for one in messages if one.topic is topic)
-            if not fresh or insisting:
+            if insisting or state.looked == NEVER:
                 await self._look(state)
+            elif not fresh:
+                await self._look_again(state)
         except PublishError as error:
             return error
         except MessagingError as error:
@@ -107,6 +112,14 @@ class Publisher:
             unsent.__cause__ = error
             return unsent
         return state
+
+    async def _look_again(self, state: TopicState) -> None:
+        """What was known goes on to count where the broker that knows more is away: others may take messages."""
+        try:
+            async with asyncio.timeout(LOOKED_FOR):
+                await self._look(state)
+        except (TimeoutError, ConnectionFailed):
+            state.looked = time.monotonic()
 
     async def _look(self, state: TopicState) -> None:
         """Whether the topic has a group. A topic of another program may have groups that we do not know."""

@@ -19,7 +19,7 @@ from messaging.adapter import Topology
 from messaging.backoff import LEFT_ALONE
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_kafka import library, tiers
-from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, Committed, NewTopic
+from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, SAFE_COPIES, Committed, NewTopic
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.names import recorded
@@ -45,7 +45,7 @@ MEMBERS_GO = 0.2
 """Seconds between two attempts to say where a group begins that has members already: the broker sends no event."""
 MISSED_FOR = 30.0
 """Seconds after which it is another time that something is missed: others have made it anew meanwhile."""
-SAFE_COPIES = 3
+NEVER = -inf
 COPIES_KEPT = 7 * 86400.0
 """Seconds for which retries and redriven messages are kept at least, however short their topic's retention. A retry
 is written anew at each step of its delay, an hour at most: what this bounds is how long a group may be away.
@@ -64,7 +64,7 @@ class TopicState:
     """The broker is known to have it."""
     routed: bool = False
     """It had a group when it was last looked at."""
-    looked: float = -1e9
+    looked: float = NEVER
     """When that was (monotonic seconds)."""
 
 
@@ -248,12 +248,15 @@ class TopologyKeeper:
         return True
 
     async def _create(self, topics: Sequence[NewTopic]) -> set[str]:
-        if await self._brokers.replication() >= SAFE_COPIES:
+        if not topics:
+            return set()
+        copies = await self._brokers.replication(topics[0].name)
+        if copies >= SAFE_COPIES:
             topics = [
                 NewTopic(one.name, one.partitions, {**one.config, "min.insync.replicas": "2"})
                 for one in topics
             ]
-        return await self._brokers.create(topics)
+        return await self._brokers.create(topics, copies)
 
     def _config(self, topic: TopicSpec, *, room: int = 64 * 1024, at_least: float = 0.001) -> dict[str, str]:
         retention = self._settings.retention if topic.retention is None else topic.retention
@@ -436,7 +439,7 @@ class TopologyKeeper:
         state = self.topics.get(_known_by(group.topic))
         if state is not None:
             state.routed = False
-            state.looked = -1e9
+            state.looked = NEVER
 
     def registered(self, topic: TopicSpec) -> bool:
         """Whether the topic has a group, as far as the registry was read."""

@@ -182,7 +182,7 @@ class Catalogue:
     async def declare_topic(self, topic: Topic[Any]) -> TopicSpec:
         """Declare the topic, or look for its generation. Callers go on in the order of their calls (7)."""
         spec = self.spec(topic)
-        with self._using(spec.name):
+        with self.using(spec.name):
             together = self._together.setdefault(spec.name, Together())
             return await together.get(lambda: self._write_generation(topic))
 
@@ -205,7 +205,8 @@ class Catalogue:
                     return kept[-1]
 
     @contextmanager
-    def _using(self, topic: str) -> Generator[None]:
+    def using(self, topic: str) -> Generator[None]:
+        """Meanwhile `declared` knows no generation of this topic to write to."""
         self._first_uses[topic] += 1
         try:
             yield
@@ -242,7 +243,7 @@ class Catalogue:
         async with self._declaring[self._routing.of(spec.name)]:
             kept, until = await self._look(spec)
         if kept != known and spec.name in self._kept:
-            with self._using(spec.name):
+            with self.using(spec.name):
                 await self._move(spec.name, known, kept)
         self._known_until[spec.name] = until
         return kept

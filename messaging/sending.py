@@ -16,10 +16,10 @@ from messaging.errors import (
 from messaging.middleware.publishing import PublishMiddleware, publish_through
 from messaging.prepare import checked_timeout, passed_on
 from messaging.refusals import SILENT
-from messaging.waiting import Waiting
+from messaging.waiting import Waiter, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from messaging.adapter import Capability, TopicSpec
     from messaging.catalogue import Catalogue
@@ -62,23 +62,23 @@ class Sender:
         self, topic: Topic[Any], messages: Sequence[Message], options: Options, within: float
     ) -> Sequence[Receipt | PublishError]:
         start = self.clock.monotonic()
-        spec, failed = await self._declare_within(topic, messages, within)
-        remaining = max(0.0, within - (self.clock.monotonic() - start))
-        messages = [message for at, message in enumerate(messages) if at not in failed]
-        deliver = self._deliver_through if self.middleware else self._deliver
-        results = await deliver(spec, messages, options, remaining)
-        if not failed:
-            return results
-        others = iter(results)
-        return [failed.get(at) or next(others) for at in range(len(failed) + len(results))]
+        known = self.catalogue.kept(self.catalogue.spec(topic))[-1]
+        with self.waiting.call(topic.name, messages, ordered=known.ordered) as waiter:
+            spec = known if waiter.over else await self._declare_within(topic, waiter, within)
+            remaining = max(0.0, within - (self.clock.monotonic() - start))
+            deliver = self._deliver_through if self.middleware else self._deliver
+            failed = waiter.failed
+            if not failed:
+                return await deliver(spec, messages, options, remaining)
+            messages = [message for at, message in enumerate(messages) if at not in failed]
+            with self.catalogue.using(topic.name):  # who comes meanwhile has to see what failed
+                others = iter(await deliver(spec, messages, options, remaining))
+            return [failed.get(at) or next(others) for at in range(len(failed) + len(messages))]
 
-    async def _declare_within(
-        self, topic: Topic[Any], messages: Sequence[Message], within: float
-    ) -> tuple[TopicSpec, Mapping[int, PublishError]]:
-        """The first use of a topic, as a part of the call's time; and which messages have failed meanwhile."""
+    async def _declare_within(self, topic: Topic[Any], waiter: Waiter, within: float) -> TopicSpec:
+        """The first use of a topic, as a part of the call's time."""
         broker = self.routing.of(topic.name)
         spec = self.catalogue.kept(self.catalogue.spec(topic))[-1]
-        waiter = self.waiting.call(topic.name, messages, ordered=spec.ordered)
         try:
             async with waiter, timeout(self.clock, within):
                 spec = await self.catalogue.declare_topic(topic)
@@ -95,7 +95,7 @@ class Sender:
             if isinstance(error, ConnectionFailed) or not is_fatal(error):
                 broker.refusals.note(topic.name, error)
             raise
-        return spec, waiter.failed
+        return spec
 
     async def _deliver_through(
         self, spec: TopicSpec, messages: Sequence[Message], options: Options, within: float

@@ -25,6 +25,9 @@ class Together(Generic[V]):
         self._found: list[V] = []
         self._going = 0
         """Callers who got the value and have not gone on yet: nobody overtakes them."""
+        self._failing = 0
+        """Callers who got an error and have not gone on yet: nobody goes on past them."""
+        self._error: Exception | None = None
 
     async def get(self, fetch: Callable[[], Awaitable[V]]) -> V:
         """What `fetch` gives to the first of those who call together, or raises: none goes on past one that failed (7).
@@ -42,6 +45,8 @@ class Together(Generic[V]):
             finally:
                 self._going -= 1
             return self._found[0]
+        elif self._failing and self._error is not None:
+            raise self._error
         self._fetching = True
         try:
             value = await fetch()
@@ -72,13 +77,19 @@ class Together(Generic[V]):
         finally:
             if _given(turn):
                 self._going -= 1
+            elif turn.done() and not turn.cancelled() and turn.exception() is not None:
+                self._failing -= 1
+                if not self._failing:
+                    self._error = None
 
     def _fail(self, error: Exception) -> None:
         self._fetching = False
+        self._error = error
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_exception(error)
+                self._failing += 1
 
     def _pass_on(self) -> None:
         while self._waiting:

@@ -24,17 +24,19 @@ class Waiting:
         self._numbers = count()
         self.by_key: dict[tuple[str, Key | None], dict[Waiter, None]] = {}
         """In the order of their calls."""
+        self.failed: dict[tuple[str, Key | None], dict[Waiter, tuple[Message, PublishError]]] = {}
+        """The calls whose callers do not know yet that a message failed: whoever comes then is behind it."""
 
     def call(self, topic: str, messages: Sequence[Message], *, ordered: bool) -> Waiter:
-        """A call that begins to wait: use it as a context."""
+        """A call, until its end: use it as a context."""
         return Waiter(self, next(self._numbers), topic, messages if ordered else ())
 
 
 class Waiter:
-    """One call, which waits inside `async with`.
+    """One call: what failed of it counts inside `with`, it waits inside `async with`.
 
-    When all of its messages have failed with those before them, the body is cancelled, and the context ends without an
-    error.
+    When all of its messages have failed with those before them, the body that waits is cancelled, and the context ends
+    without an error.
     """
 
     __slots__ = (
@@ -58,11 +60,32 @@ class Waiter:
         self._messages = messages
         self._interrupted = False
 
+    def __enter__(self) -> Self:
+        for key in {message.key for message in self._messages} if self._waiting.failed else ():
+            if calls := self._waiting.failed.get((self._topic, key)):
+                self._hold(*next(iter(calls.values())))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for key in {self._messages[at].key for at in self.failed}:
+            calls = self._waiting.failed[self._topic, key]
+            del calls[self]
+            if not calls:
+                del self._waiting.failed[self._topic, key]
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has failed."""
+        return 0 < len(self._messages) == len(self.failed)
+
     async def __aenter__(self) -> Self:
         self._task = this_task()
         self._cancelling = self._task.cancelling()
-        for message in self._messages:
-            self._waiting.by_key.setdefault((self._topic, message.key), {})[self] = None
+        for at, message in enumerate(self._messages):
+            if at not in self.failed:
+                self._waiting.by_key.setdefault((self._topic, message.key), {})[self] = None
         return self
 
     async def __aexit__(
@@ -85,13 +108,18 @@ class Waiter:
 
     def fail(self, former: Message, error: PublishError) -> None:
         """One before this call has failed: `former` is its first message of a key, and the error is that one's."""
-        for at, message in enumerate(self._messages):
-            if message.key == former.key:
-                self.failed[at] = overtaking(message, former, error)
+        self._hold(former, error)
         self._leave(former.key)
-        if len(self.failed) == len(self._messages):
+        if self.over:
             self._interrupted = True
             self._task.cancel()
+
+    def _hold(self, former: Message, error: PublishError) -> None:
+        behind = [(at, message) for at, message in enumerate(self._messages) if message.key == former.key]
+        self.failed |= {at: overtaking(message, former, error) for at, message in behind}
+        at, first = behind[0]
+        known = self._waiting.failed.setdefault((self._topic, former.key), {})
+        known[self] = first, self.failed[at]
 
     def _leave(self, key: Key | None) -> None:
         waiters = self._waiting.by_key.get((self._topic, key))

@@ -82,6 +82,28 @@ async def test_where_it_fails_nobody_who_waits_goes_on_and_the_next_to_call_fetc
     assert await together.get(source.fetch) == "value 1"
 
 
+async def test_who_comes_before_those_who_waited_are_told_that_it_failed_does_not_go_past_them(
+    together, source
+):
+    late = []
+
+    async def fetch():
+        await source.gate.wait()
+        late.append(asyncio.create_task(together.get(source.fetch)))
+        raise ValueError("refused")
+
+    first = asyncio.create_task(together.get(fetch))
+    await asyncio.sleep(0)
+    tasks, _, _ = await started(together, source, 2)
+    source.gate.set()
+
+    await asyncio.wait((first, *tasks))
+    found = await asyncio.gather(first, *tasks, *late, return_exceptions=True)
+
+    assert [str(error) for error in found] == ["refused"] * 4
+    assert await together.get(source.fetch) == "value 1"
+
+
 async def test_who_is_cancelled_as_it_fails_leaves_no_error_unread(together, source):
     source.errors = [ValueError("refused")]
     tasks, _, _ = await started(together, source, 3)

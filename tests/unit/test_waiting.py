@@ -86,6 +86,38 @@ async def test_of_a_batch_what_is_behind_it_fails_and_the_rest_is_published(bus,
     assert await bodies(bus, clock, orders) == [b'"b1"', b'"b2"']
 
 
+async def test_who_comes_before_a_batch_is_told_what_failed_of_it_does_not_go_past_that(
+    bus, clock, gate, monkeypatch
+):
+    hasty = await published(bus, clock, "a1", timeout=1)
+    batch = asyncio.create_task(bus.publish_many(orders, ["a2", "b1"]))
+    await clock.advance(1)
+    assert hasty.exception()
+    publish, confirmed = bus.adapter.publish, asyncio.Event()
+
+    async def slow(messages):
+        await confirmed.wait()
+        return await publish(messages)
+
+    monkeypatch.setattr(bus.adapter, "publish", slow)
+    behind = [asyncio.create_task(bus.publish(orders, "a3"))]
+    await clock.settle()
+    gate.set()
+    await clock.settle()
+    behind.append(asyncio.create_task(bus.publish(orders, "a4")))
+    behind.append(asyncio.create_task(bus.publish_many(orders, ["a5", "c1"])))
+    await clock.settle()
+    confirmed.set()
+
+    await asyncio.wait((batch, *behind))
+    assert [PublishError, PublishError, PublishManyError] == [type(call.exception()) for call in behind]
+    assert all("published before it with the same key" in str(call.exception()) for call in behind[:2])
+    assert sorted(await bodies(bus, clock, orders)) == [b'"b1"', b'"c1"']
+    assert isinstance(await bus.publish(orders, "a6"), Receipt)
+    assert not bus._sender.waiting.by_key
+    assert not bus._sender.waiting.failed
+
+
 async def test_a_topic_without_order_takes_nothing_with_it(bus, clock, gate):
     hasty = await published(bus, clock, "a1", topic=jobs, timeout=1)
     behind = await published(bus, clock, "a2", topic=jobs)

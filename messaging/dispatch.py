@@ -454,6 +454,7 @@ class Dispatcher:
             last_error=next(filter(None, errors), None),
             unsettled=self._settler.error is not None,
             store=store,
+            stuck=self._workers.stuck,
             **asdict(self._binding.counters),
         )
 
@@ -478,18 +479,17 @@ class Dispatcher:
         self._room.set()
         self._schedule_wake()
 
-    async def _until(self, condition: Callable[[], bool], deadline: float) -> bool:
-        """Wait for a condition that changes with progress; False at the deadline."""
+    async def _until(self, condition: Callable[[], bool], deadline: float) -> None:
+        """Wait for a condition that changes with progress, until the deadline at most."""
         timer: Timer | None = None
         try:
             while not condition():
                 if self._clock.monotonic() >= deadline:
-                    return False
+                    return
                 if timer is None:
                     timer = self._clock.call_later(deadline - self._clock.monotonic(), self._progress.set)
                 self._progress.clear()
                 await self._progress.wait()
-            return True
         finally:
             if timer is not None:
                 timer.cancel()

@@ -151,7 +151,9 @@ class Subscriber:
             parked_full=any(state.parked_full for state in states),
             gone=self._gone is not None,
             unsettled=any(state.unsettled for state in states),
-            stuck=self._unfollowed or self._interrupted,
+            stuck=self._unfollowed
+            or self._interrupted
+            or next(filter(None, (one.stuck for one in states)), None),
             last_error=self._gone or next((state.last_error for state in states if state.last_error), None),
         )
 

@@ -34,6 +34,11 @@ class Isolation:
         self._waiting[asking] = freed
         return False
 
+    def before(self, asking: object) -> list[object]:
+        """Whose end it waits for."""
+        others = [self._holder, *self._returned]
+        return [one for one in dict.fromkeys(others) if one is not None and one is not asking]
+
     def take(self, holder: object) -> None:
         """Hold it: it was free just now."""
         self._holder = holder

@@ -43,6 +43,8 @@ comes in, while it goes on.
 """
 CANCELLED_AGAIN = 1.0
 """Seconds until a message comes again whose handler was cancelled, not by us: that may happen each time."""
+KEPT_WAITING = 30.0
+"""Seconds for which what came back may wait for another subscription before health tells of it."""
 ABANDON_AFTER = 5.0
 """Seconds given to a handler that was cancelled, before it is left behind."""
 
@@ -85,7 +87,10 @@ class Workers:
         self._waiting: deque[asyncio.Future[None]] = deque()
         group = binding.subscription.group
         self._group = group.name
+        self.name = f"{group.topic.name}/{group.name}"
         self._isolation = binding.isolation
+        self._kept_waiting: float | None = None
+        """Since when what came back waits for another subscription."""
         self._ordinary = None if group.topic.name.startswith(CONTROL) else group.topic.name
         """The type of most messages."""
         self._stopped = False
@@ -110,6 +115,19 @@ class Workers:
     def lonely(self) -> bool:
         """Whether a suspect runs alone, or something waits for one."""
         return self.alone is not None or bool(self._suspects or self._returned)
+
+    @property
+    def stuck(self) -> str | None:
+        """Why something that came back has waited for long; None while nothing has."""
+        waiting = [*self._suspects, *self._returned]
+        since = self._kept_waiting
+        if not waiting or since is None or self._clock.monotonic() < since + KEPT_WAITING:
+            return None
+        others = [one.name for one in self._isolation.before(self) if isinstance(one, Workers)]
+        return (
+            f"messages of {self.name} that came back ({len(waiting)}, message {waiting[0].message.id} among them) wait "
+            f"until what came back to {', '.join(others)} in this program is over: each may have ended a process"
+        )
 
     async def run(self) -> None:
         """Work until cancelled; raises what ends a worker, which never ends by itself."""
@@ -177,6 +195,8 @@ class Workers:
             self._returned.remove(delivery)
         else:
             return
+        if not (self._suspects or self._returned):
+            self._kept_waiting = None
         self.wake(len(self._waiting))
         self._changed()
 
@@ -275,7 +295,7 @@ class Workers:
     def _next(self) -> RawDelivery | None:
         """The next delivery to run; a suspect only when nothing else runs, and nothing elsewhere that came back."""
         while self.alone is None and not self._stopped:
-            if self._suspects and self._isolation.free_for(self, self._freed):
+            if self._suspects and self._let(self._suspects, self._isolation.free_for(self, self._freed)):
                 if self.running:
                     return None
                 suspect = self._suspects.popleft()
@@ -284,7 +304,9 @@ class Workers:
                     self._isolation.take(self)
                     return suspect
                 continue
-            if self._returned and self._isolation.begin_returned(self, self._freed):
+            if self._returned and self._let(
+                self._returned, self._isolation.begin_returned(self, self._freed)
+            ):
                 returned = self._returned.popleft()
                 if self._leased(returned):
                     return returned
@@ -308,6 +330,14 @@ class Workers:
             else:
                 self._returned.append(delivery)
         return None
+
+    def _let(self, waiting: deque[RawDelivery], free: bool) -> bool:
+        """Whether the next of these may begin; notes since when it may not."""
+        if not free and self._kept_waiting is None:
+            self._kept_waiting = self._clock.monotonic()
+        elif free and (waiting is self._suspects or not self._suspects):
+            self._kept_waiting = None
+        return free
 
     def _freed(self) -> None:
         self.wake(len(self._waiting))

@@ -3,6 +3,7 @@
 from messaging.adapter import DONE, Hold, Lease
 from messaging.isolation import Isolation
 from messaging.message import Reject, Release, Retry
+from messaging.workers import KEPT_WAITING
 from tests.unit.scripted import Bench, Work, raw, suspect
 
 
@@ -112,6 +113,35 @@ async def test_what_came_back_runs_beside_no_suspect_of_another_subscription():
         guilty.finish("new")
         guilty.finish("another")
         await one.clock.settle()
+
+
+async def test_health_tells_of_what_came_back_and_has_waited_long_for_another_subscription():
+    isolation, slow, held_up = Isolation(), Work(), Work()
+    async with (
+        Bench(slow, isolation=isolation).running() as one,
+        Bench(held_up, isolation=isolation).running() as other,
+    ):
+        await one.put(raw("slow", returns=1))
+        await other.put(suspect("s"))
+        await other.clock.advance(KEPT_WAITING - 1)
+        assert other.health.stuck is None
+        await other.put(raw("2", returns=1))
+        held_up.finish("2")
+        await other.clock.advance(1)
+        assert other.health.stuck is not None
+        assert other.health.stuck.startswith(
+            "messages of orders/billing that came back (1, message s among them) wait until what came back to "
+            "orders/billing in this program is over"
+        )
+        assert one.health.stuck is None
+
+        slow.finish("slow")
+        await one.clock.settle()
+        await other.clock.settle()
+        assert held_up.running == {"s"}
+        await other.clock.advance(2 * KEPT_WAITING)
+        assert other.health.stuck is None, "it runs"
+        held_up.finish("s")
 
 
 async def test_all_that_waited_for_the_suspect_of_another_subscription_runs_when_it_is_over():

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Lane: TypeAlias = "tuple[str, int]"
 Result: TypeAlias = "Receipt | PublishError"
+Failed: TypeAlias = "tuple[Message, Exception]"
+"""A message that was not published, and why: what is behind it of its key fails with it."""
 Place: TypeAlias = "tuple[Call, int]"
 """Where a message is: its call and its number in it."""
 
@@ -24,6 +26,10 @@ UNDER_WAY = PublishUncertain("it is under way")
 ABANDONED = PublishError("nobody waits for it any more")
 ONLY = (0,)
 """The places of a call with one message, of a topic without order."""
+
+
+def nobody_waits(_topic: str, _former: Message, _error: Exception) -> None:
+    """Behind a message that failed, where no calls wait before they publish."""
 
 
 class Call:

@@ -13,19 +13,19 @@ from itertools import chain, count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from messaging.calls import ABANDONED, ONLY, UNDER_WAY, Call, overtaking, too_late, unsent
+from messaging.calls import ABANDONED, ONLY, UNDER_WAY, Call, nobody_waits, overtaking, too_late, unsent
 from messaging.clock import timeout
 from messaging.deadlines import Deadlines
 from messaging.errors import Closed, PublishError
 from messaging.exchanges import Exchanges, Requests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from messaging.adapter import Adapter, Outgoing
-    from messaging.calls import Batch, Lane, Place, Result
+    from messaging.calls import Batch, Failed, Lane, Place, Result
     from messaging.clock import Clock
-    from messaging.message import Key
+    from messaging.message import Key, Message
     from messaging.refusals import Refusals
 
 OUTSTANDING = 10_000
@@ -62,6 +62,8 @@ class Publisher:
         """Calls under way for each ordered topic."""
         self._failed: dict[tuple[str, Key | None], dict[Call, int]] = {}
         """Of each ordered topic and key: the calls whose callers do not know yet that a message failed, and which."""
+        self.fail_behind: Callable[[str, Message, Exception], object] = nobody_waits
+        """Told of each message of an ordered topic that fails: calls may wait that do not publish yet."""
         self._ended = asyncio.Event()
         """One of these has ended."""
         self._abandoned = 0
@@ -245,6 +247,8 @@ class Publisher:
             first.setdefault((outgoing.topic.name, outgoing.message.key), (call, at, error))
             lanes[outgoing.topic.name, outgoing.partition] = None
             self._remember(call, at)
+        for (topic, _), (call, at, error) in first.items():
+            self.fail_behind(topic, call.messages[at].message, error)
         queued = chain.from_iterable(one.behind(lanes) for one in self._all)
         waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
         for call, at in [*queued, *waiting]:
@@ -260,6 +264,12 @@ class Publisher:
         if call.waited:
             outgoing = call.messages[at]
             self._failed.setdefault((outgoing.topic.name, outgoing.message.key), {}).setdefault(call, at)
+
+    def failed_before(self, topic: str, key: Key | None) -> Failed | None:
+        """A message of an ordered topic that failed, while its caller does not know yet."""
+        for call, at in self._failed.get((topic, key), {}).items():
+            return call.messages[at].message, cast("PublishError", call.results[at])
+        return None
 
     def _forget(self, call: Call) -> None:
         """Its caller knows."""

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
     from messaging.adapter import Capability, TopicSpec
+    from messaging.calls import Failed
     from messaging.catalogue import Catalogue
     from messaging.clock import Clock
-    from messaging.message import Duration, Message, Receipt, Topic
+    from messaging.message import Duration, Key, Message, Receipt, Topic
     from messaging.prepare import Options, Preparation
     from messaging.routing import Broker, Routing
     from messaging.turns import Turns
@@ -41,10 +42,22 @@ class Sender:
     clock: Clock
     within: float
     """Seconds for a call that does not say it."""
-    waiting: Waiting = field(default_factory=Waiting)
-    """Calls that wait for their topic."""
     turns: Turns
     """Calls that go through middleware."""
+    waiting: Waiting = field(init=False)
+    """Calls that wait for their topic."""
+
+    def __post_init__(self) -> None:
+        """What fails further on takes with it what waits for its topic."""
+        self.waiting = Waiting(self._failed_before)
+        self.turns.fail_behind = self.waiting.fail_behind
+        for broker in self.routing.brokers:
+            broker.publisher.fail_behind = self.waiting.fail_behind
+
+    def _failed_before(self, topic: str, key: Key | None) -> Failed | None:
+        for failed in self.turns.failed.get((topic, key), {}).values():
+            return failed
+        return self.routing.of(topic).publisher.failed_before(topic, key)
 
     def send(
         self, topic: Topic[Any], payloads: Iterable[Any], options: Options, within: Duration | None

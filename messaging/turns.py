@@ -6,13 +6,14 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from messaging.calls import too_late
+from messaging.calls import nobody_waits, too_late
 from messaging.clock import timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from messaging.calls import Failed
     from messaging.clock import Clock
     from messaging.errors import PublishError
     from messaging.message import Key, Message, Receipt
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 GRACE = 0.1
 """Seconds by which middleware may take longer than the call: the hand-over, which ends in time, knows what it sent."""
-Failed: TypeAlias = "tuple[Message, Exception]"
-"""A message that was not published, and why: what is behind it of its key fails with it."""
 End: TypeAlias = "asyncio.Future[Failed | None]"
 """Done when a call, and those before it, have nothing more of one key to publish."""
 
@@ -34,6 +33,8 @@ class Turns:
         self.last: dict[tuple[str, Key | None], End] = {}
         self.failed: dict[tuple[str, Key | None], dict[Turn, Failed]] = {}
         """The calls whose callers do not know yet that a message failed: whoever comes then is behind it."""
+        self.fail_behind: Callable[[str, Message, Exception], object] = nobody_waits
+        """Told of each that fails: calls may wait that have not entered yet."""
 
     def enter(self, topic: str, messages: Sequence[Message], within: float) -> Turn:
         """A call of `within` seconds, behind those that entered before it: use it as a context."""
@@ -120,6 +121,7 @@ class Turn:
                 raise self._late(message, sent=False) from None
             if (failed := before.result()) is not None:
                 self._hold(key, failed)
+                self._turns.fail_behind(self._topic, *failed)
         return self._failed.get(key)
 
     def published(self, message: Message) -> None:
@@ -131,6 +133,7 @@ class Turn:
     def fail(self, message: Message, error: Exception) -> None:
         """It is not, nor is what is behind it of its key."""
         self._hold(message.key, (message, error))
+        self._turns.fail_behind(self._topic, message, error)
         self._end(message.key)
 
     def _hold(self, key: Key | None, failed: Failed) -> None:

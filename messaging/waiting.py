@@ -10,9 +10,10 @@ from messaging.calls import overtaking
 from messaging.lasting import this_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from messaging.calls import Failed
     from messaging.errors import PublishError
     from messaging.message import Key, Message
 
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 class Waiting:
     """All that wait. Calls for an ordered topic are known by the keys of their messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed_before: Callable[[str, Key | None], Failed | None]) -> None:
+        """`failed_before` tells of a message of this topic and key that failed, while its caller does not know yet."""
         self._numbers = count()
+        self.failed_before = failed_before
         self.by_key: dict[tuple[str, Key | None], dict[Waiter, None]] = {}
         """In the order of their calls."""
-        self.failed: dict[tuple[str, Key | None], dict[Waiter, tuple[Message, PublishError]]] = {}
+        self.failed: dict[tuple[str, Key | None], dict[Waiter, Failed]] = {}
         """The calls whose callers do not know yet that a message failed: whoever comes then is behind it."""
 
     def call(self, topic: str, messages: Sequence[Message], *, ordered: bool) -> Waiter:
         """A call, until its end: use it as a context."""
         return Waiter(self, next(self._numbers), topic, messages if ordered else ())
+
+    def fail_behind(self, topic: str, former: Message, error: Exception) -> None:
+        """A message of a call that waits no more has failed: what waits of its key, all of it behind it, fails too."""
+        for waiter in list(self.by_key.get((topic, former.key), ())):
+            waiter.fail(former, error)
 
 
 class Waiter:
@@ -61,9 +69,11 @@ class Waiter:
         self._interrupted = False
 
     def __enter__(self) -> Self:
-        for key in {message.key for message in self._messages} if self._waiting.failed else ():
-            if calls := self._waiting.failed.get((self._topic, key)):
-                self._hold(*next(iter(calls.values())))
+        for key in {message.key for message in self._messages}:
+            calls = self._waiting.failed.get((self._topic, key), {})
+            failed = next(iter(calls.values()), None) or self._waiting.failed_before(self._topic, key)
+            if failed is not None:
+                self._hold(*failed)
         return self
 
     def __exit__(
@@ -106,7 +116,7 @@ class Waiter:
                 if waiter.number > self.number:
                     waiter.fail(former, error)
 
-    def fail(self, former: Message, error: PublishError) -> None:
+    def fail(self, former: Message, error: Exception) -> None:
         """One before this call has failed: `former` is its first message of a key, and the error is that one's."""
         self._hold(former, error)
         self._leave(former.key)
@@ -114,7 +124,7 @@ class Waiter:
             self._interrupted = True
             self._task.cancel()
 
-    def _hold(self, former: Message, error: PublishError) -> None:
+    def _hold(self, former: Message, error: Exception) -> None:
         behind = [(at, message) for at, message in enumerate(self._messages) if message.key == former.key]
         self.failed |= {at: overtaking(message, former, error) for at, message in behind}
         at, first = behind[0]

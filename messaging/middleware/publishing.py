@@ -36,7 +36,7 @@ async def publish_through(
     """
     handler = _through(middleware, send)
     if ordered:
-        return [await _in_turn(handler, message, turn) for message in messages]
+        return await _one_by_one(handler, messages, turn)
     under_way = [_published(handler, message, turn) for message in messages]
     results = await asyncio.gather(*under_way, return_exceptions=True)
     return [_result(result) for result in results]
@@ -63,6 +63,20 @@ async def _published(handler: PublishHandler, message: Message, turn: Turn) -> R
             f"{message.topic}, which may have been published or not: return what `next` returned"
         )
     return receipt
+
+
+async def _one_by_one(
+    handler: PublishHandler, messages: Sequence[Message], turn: Turn
+) -> Sequence[Receipt | PublishError]:
+    results: list[Receipt | PublishError] = []
+    try:
+        for message in messages:
+            results.append(await _in_turn(handler, message, turn))  # noqa: PERF401  the error tells how far it came
+    except Exception as error:
+        for message in messages[len(results) + 1 :]:
+            turn.fail(message, error)
+        raise
+    return results
 
 
 async def _in_turn(handler: PublishHandler, message: Message, turn: Turn) -> Receipt | PublishError:

@@ -313,6 +313,61 @@ async def test_what_fails_in_one_call_holds_what_later_calls_have_for_its_key(cl
         assert await bodies(bus, clock, orders) == [b'"b0"', b'"a3"']
 
 
+async def test_what_a_batch_did_not_come_to_because_middleware_failed_holds_what_is_behind_it(clock):
+    def failing(next):
+        async def send(message):
+            await sleep(clock, 1)
+            if message.key == "a":
+                raise OSError("full")
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[failing]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        batch = asyncio.create_task(bus.publish_many(orders, ["b1", "a1", "c1"]))
+        await clock.settle()
+        behind = [asyncio.create_task(bus.publish(orders, payload)) for payload in ("b2", "c2")]
+        await clock.advance(5)
+
+        assert isinstance(batch.exception(), OSError)
+        assert isinstance(behind[0].result(), Receipt)
+        assert "published before it with the same key, failed: full" in str(behind[1].exception())
+        assert await bodies(bus, clock, orders) == [b'"b1"', b'"b2"']
+
+
+async def test_with_middleware_too_what_fails_takes_with_it_what_waits_for_its_topic(clock, monkeypatch):
+    async def slow(topology):
+        await sleep(clock, 3)
+        await declare(topology)
+
+    def failing(next):
+        async def send(message):
+            await sleep(clock, 1)
+            if message.body == b'"a1"':
+                raise OSError("full")
+            return await next(message)
+
+        return send
+
+    async with connect("memory://", clock=clock, publish_middleware=[failing]) as bus:
+        await bus.declare(orders, groups=["audit"])
+        declare = bus.adapter.declare
+        monkeypatch.setattr(bus.adapter, "declare", slow)
+        first = asyncio.create_task(bus.publish(orders, "a1"))
+        batch = asyncio.create_task(bus.publish_many(orders, ["b1", "a2"]))
+        await clock.settle()
+        bus.catalogue._again.add("orders")
+        last = asyncio.create_task(bus.publish(orders, "a3"))
+        await clock.advance(5)
+
+        assert isinstance(first.exception(), OSError)
+        assert isinstance(batch.exception(), PublishManyError)
+        assert "published before it with the same key, failed: full" in str(last.exception())
+        monkeypatch.undo()
+        assert await bodies(bus, clock, orders) == [b'"b1"']
+
+
 async def test_what_is_published_before_a_caller_knows_of_a_failure_is_behind_it(clock):
     gates = {b'"b0"': asyncio.Event()}
 

@@ -171,3 +171,58 @@ async def test_where_the_broker_does_not_declare_it_everybody_is_told_that(bus, 
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {str(result) for result in results} == {"the broker is away"}
     assert not bus._sender.waiting.by_key
+
+
+@pytest.fixture
+async def refusing(bus, gate, monkeypatch):
+    """What is handed over is refused when this is set, but for the key b."""
+    gate.set()
+    await bus.publish(orders, "b0")
+    await bus.publish(orders, "a0")
+    gate.clear()
+    publish, refusing = bus.adapter.publish, asyncio.Event()
+
+    async def refuse(messages):
+        await refusing.wait()
+        results = await publish([one for one in messages if one.message.key == "b"])
+        return [PublishError("refused")] * (len(messages) - len(results)) + list(results)
+
+    monkeypatch.setattr(bus.adapter, "publish", refuse)
+    return refusing
+
+
+async def test_a_publish_that_fails_further_on_takes_with_it_what_waits_for_its_topic(
+    bus, clock, gate, refusing
+):
+    former = await published(bus, clock, "a1")
+    bus.catalogue._again.add("orders")
+    behind = await published(bus, clock, "a2")
+    other = await published(bus, clock, "b1")
+
+    refusing.set()
+    await clock.settle()
+
+    assert "refused" in str(former.exception())
+    assert "published before it with the same key, failed: refused" in str(behind.exception())
+    gate.set()
+    assert isinstance(await other, Receipt)
+    assert await bodies(bus, clock, orders) == [b'"b0"', b'"a0"', b'"b1"']
+
+
+async def test_who_begins_to_wait_before_a_failure_further_on_is_told_is_behind_it(
+    bus, clock, gate, refusing
+):
+    first = await published(bus, clock, "a1")
+    hasty = await published(bus, clock, "a2", timeout=1)
+    batch = asyncio.create_task(bus.publish_many(orders, ["a3", "b1"]))
+    await clock.advance(1)
+    assert hasty.exception()
+    assert not batch.done()
+
+    bus.catalogue._again.add("orders")
+    with pytest.raises(PublishError, match="published before it with the same key, failed"):
+        await bus.publish(orders, "a4")
+    refusing.set()
+    gate.set()
+    await asyncio.wait((first, batch))
+    assert isinstance(batch.exception(), PublishManyError)

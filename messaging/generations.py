@@ -421,7 +421,13 @@ async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None
         for info in await adapter.groups()
         if info.topic == last.name and info.generation == last.generation
     ]
-    await adapter.declare(Topology((wanted,), groups, "declare"))
+    try:
+        await adapter.declare(Topology((wanted,), groups, "declare"))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"Generation {wanted.generation} of topic {wanted.name} was declared with other numbers by a change "
+            f"that was interrupted: {error}. Begin it with those first, then begin another with these"
+        ) from error
 
 
 async def _end(adapter: Adapter, formers: Sequence[TopicSpec], grace: float, clock: Clock) -> None:

@@ -292,6 +292,25 @@ async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock
     assert {info.lag for info in await bus.groups()} == {0}
 
 
+async def test_who_wants_other_numbers_than_a_change_that_was_interrupted_declared_is_told_the_way_out(
+    bus, clock, monkeypatch
+):
+    async def ends(topic):
+        raise asyncio.CancelledError
+
+    await bus.declare(orders, groups=["a"])
+    with monkeypatch.context() as patched, pytest.raises(asyncio.CancelledError):
+        patched.setattr(bus.adapter, "begin_generation", ends)
+        await bus.begin_generation(orders, partitions=3)
+
+    with pytest.raises(
+        ConfigurationError, match="Generation 2 of topic orders was declared with other numbers.*partitions=3"
+    ):
+        await bus.begin_generation(orders, partitions=5)
+    await change(bus, clock, orders, partitions=3)
+    assert (await change(bus, clock, orders, partitions=5)).partitions == 5
+
+
 async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_the_same_again(bus, clock):
     app, seen = collecting()
 

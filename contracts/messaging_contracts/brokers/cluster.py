@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from messaging_contracts.brokers.broker import Broker, NotReady, Options
+from messaging_contracts.brokers.broker import NotReady, Options
 from messaging_contracts.brokers.find import native_program
+from messaging_contracts.brokers.nodes import Nodes
 from messaging_contracts.brokers.process import (
     LOOPBACK,
     NativeBroker,
@@ -25,39 +26,15 @@ SLOTS = 16_384
 NODES = 3
 
 
-class RedisCluster(Broker):
+class RedisCluster(Nodes):
     """Three nodes seen as one broker; `nodes` are the single ones, to be killed or paused one at a time."""
 
     def __init__(self, nodes: Sequence[NativeBroker]) -> None:
-        addresses = ",".join(f"{LOOPBACK}:{node.port}" for node in nodes)
-        super().__init__("redis", f"redis+cluster://{addresses}", nodes[0].version)
-        self.nodes = tuple(nodes)
-
-    @property
-    def pid(self) -> int:
-        """The first node's process id."""
-        return self.nodes[0].pid
-
-    def stop(self) -> None:
-        for node in self.nodes:
-            node.stop()
-
-    def kill(self) -> None:
-        for node in self.nodes:
-            node.kill()
+        super().__init__("redis", "redis+cluster", nodes)
 
     def restart(self) -> None:
-        for node in self.nodes:
-            node.restart()
+        super().restart()
         _wait_until_whole(self.nodes, timeout=30)
-
-    def pause(self) -> None:
-        for node in self.nodes:
-            node.pause()
-
-    def resume(self) -> None:
-        for node in self.nodes:
-            node.resume()
 
 
 def redis_cluster(*, timeout: float = 30) -> RedisCluster:

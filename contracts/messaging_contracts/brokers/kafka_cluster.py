@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from messaging_contracts.brokers.broker import Broker, NotReady, Options
+from messaging_contracts.brokers.broker import NotReady, Options
 from messaging_contracts.brokers.find import native_program
 from messaging_contracts.brokers.kafka import Kafka, Member
 from messaging_contracts.brokers.kafka_protocol import brokers_of
+from messaging_contracts.brokers.nodes import Nodes
 from messaging_contracts.brokers.process import (
-    LOOPBACK,
     NativeBroker,
     free_port,
     start_native,
@@ -26,42 +26,18 @@ if TYPE_CHECKING:
 NODES = 3
 
 
-class KafkaCluster(Broker):
+class KafkaCluster(Nodes):
     """Three brokers seen as one; `nodes` are the single ones, to be killed or paused one at a time.
 
     The controller is a process of its own, which only `stop` ends.
     """
 
     def __init__(self, nodes: Sequence[NativeBroker]) -> None:
-        addresses = ",".join(f"{LOOPBACK}:{node.port}" for node in nodes)
-        super().__init__("kafka", f"kafka://{addresses}", nodes[0].version)
-        self.nodes = tuple(nodes)
-
-    @property
-    def pid(self) -> int:
-        """The first broker's process id."""
-        return self.nodes[0].pid
-
-    def stop(self) -> None:
-        for node in reversed(self.nodes):
-            node.stop()
-
-    def kill(self) -> None:
-        for node in self.nodes:
-            node.kill()
+        super().__init__("kafka", "kafka", nodes)
 
     def restart(self) -> None:
-        for node in self.nodes:
-            node.restart()
+        super().restart()
         self.wait_until_whole()
-
-    def pause(self) -> None:
-        for node in self.nodes:
-            node.pause()
-
-    def resume(self) -> None:
-        for node in self.nodes:
-            node.resume()
 
     def mend(self) -> None:
         """Let those that were paused go on, start those that were killed, and wait until it is whole."""

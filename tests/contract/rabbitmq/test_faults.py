@@ -1,10 +1,9 @@
-"""Broken connections, wrong credentials, a broker that does not answer."""
+"""Broken connections, a broker that does not answer."""
 
 import asyncio
 import contextlib
 import socket
 import time
-from urllib.parse import urlsplit
 
 import pytest
 from pamqp.commands import Connection
@@ -12,7 +11,6 @@ from pamqp.frame import marshal
 
 from messaging.adapter import BrokerHealth, Done, SettleError, TopicSpec
 from messaging.errors import (
-    AuthenticationFailed,
     Closed,
     ConfigurationError,
     ConnectionFailed,
@@ -21,137 +19,13 @@ from messaging.errors import (
     PublishUncertain,
 )
 from messaging.message import Ack, Receipt, Retry
+from messaging_contracts.faults.proxy import Proxy
 from messaging_rabbitmq.confirms import Batch
 from messaging_rabbitmq.connection import translated
 from tests.contract.bench import Recorder, ack, healthy, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
-
-
-class Proxy:
-    """Between an adapter and the broker: can stop forwarding, cut, and refuse connections in the broker's words."""
-
-    def __init__(self, url: str) -> None:
-        self._target = urlsplit(url)
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.refusal: str | None = None
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        credentials = f"{self._target.username}:{self._target.password}"
-        return f"amqp://{credentials}@127.0.0.1:{port}{self._target.path}"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
-        self._writers += [writer, back]
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
-            self._tasks.add(task)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                await self._flowing.wait()
-                if self.refusal is not None and data == marshal(Connection.OpenOk(), 0):
-                    data = marshal(Connection.Close(530, self.refusal, 10, 40), 0)  # noqa: PLW2901
-                sink.write(data)
-                await sink.drain()
-        sink.close()
-
-    def stall(self) -> None:
-        self._flowing.clear()
-
-    def flow(self) -> None:
-        self._flowing.set()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def stop(self) -> None:
-        self.cut()
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def proxied(bench: Bench, **options: object):
-    proxy = Proxy(bench.url)
-    bench.stack.push_async_callback(proxy.stop)
-    return proxy, await bench.adapter(await proxy.start(), **options)
-
-
-async def test_wrong_credentials_are_told_at_once_without_the_password(bench: Bench) -> None:
-    parts = urlsplit(bench.url)
-    url = f"amqp://guest:hunter2@{parts.hostname}:{parts.port}/"
-    adapter = bench.unopened(url)
-    started = time.monotonic()
-
-    with pytest.raises(AuthenticationFailed, match="guest") as refused:
-        await adapter.open()
-
-    assert time.monotonic() - started < 5
-    assert "hunter2" not in str(refused.value) + repr(adapter._settings)
-
-
-async def test_a_missing_virtual_host_is_a_matter_of_configuration(bench: Bench) -> None:
-    parts = urlsplit(bench.url)
-    adapter = bench.unopened(
-        f"amqp://{parts.username}:{parts.password}@{parts.hostname}:{parts.port}/nowhere"
-    )
-    with pytest.raises(ConfigurationError, match="no virtual host 'nowhere'"):
-        await adapter.open()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "NOT_ALLOWED - connection refused for user 'guest': user connection limit (2) is reached",
-        "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (2) is reached",
-        "NOT_ALLOWED - access to vhost '/' refused for user 'guest', backend http returned an error: timeout",
-        "NOT_ALLOWED - vhost / not found",
-    ],
-)
-async def test_a_refusal_that_may_pass_ends_nothing(bench: Bench, words: str) -> None:
-    """Half-open connections count for the limit until their heartbeats end; a virtual host may be imported again."""
-    proxy, adapter = await proxied(bench)
-    group = await bench.group(adapter)
-    consumer = bench.consumer(adapter, group)
-    assert await consumer.receive(1, 0.1) == ()
-
-    proxy.refusal = words
-    proxy.cut()
-    for _ in range(2):
-        with pytest.raises(ConnectionFailed) as refused:
-            await consumer.receive(1, 0.5)
-    assert not isinstance(refused.value, AuthenticationFailed)
-    assert words.partition(" - ")[2] in str(refused.value) or "no virtual host '/'" in str(refused.value)
-    assert not (await adapter.health()).connected
-
-    proxy.refusal = None
-    await publish(adapter, group.topic, "m1")
-    assert ids(await receive(consumer, 1)) == ["m1"]
-
-
-async def test_a_virtual_host_that_is_not_for_this_user_any_more_is_told_as_such(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
-    consumer = bench.consumer(adapter, await bench.group(adapter))
-    user = urlsplit(bench.url).username
-
-    proxy.refusal = f"NOT_ALLOWED - access to vhost '/' refused for user '{user}'"
-    proxy.cut()
-    async with asyncio.timeout(15):
-        while adapter._session.consuming.current is not None:
-            await asyncio.sleep(0)
-    with pytest.raises(AuthenticationFailed, match="refuses user"):
-        await consumer.receive(1, 0.5)
 
 
 async def test_nobody_there_is_told_with_address_and_time(bench: Bench) -> None:
@@ -206,14 +80,14 @@ async def test_after_close_everything_says_closed(bench: Bench) -> None:
 
 
 async def test_a_cut_consumer_tells_once_and_gets_its_messages_again(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
+    proxy, adapter = await bench.behind(Proxy)
     group = await bench.group(adapter)
     recorder = Recorder()
     consumer = bench.consumer(adapter, group, recorder)
     await publish(adapter, group.topic, "m1", "m2")
     held = await receive(consumer, 2)
 
-    proxy.cut()
+    await proxy.close_connections()
     with pytest.raises(ConnectionFailed):
         await consumer.receive(1, 5)
 
@@ -228,27 +102,27 @@ async def test_a_cut_consumer_tells_once_and_gets_its_messages_again(bench: Benc
 
 
 async def test_a_publish_under_way_is_uncertain_and_the_next_reconnects(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
+    proxy, adapter = await bench.behind(Proxy)
     group = await bench.group(adapter)
     await publish(adapter, group.topic, "m0")
-    proxy.stall()
+    proxy.black_hole()
     under_way = asyncio.create_task(
         adapter.publish([outgoing(group.topic, "m1"), outgoing(group.topic, "m2")])
     )
     await asyncio.sleep(0.1)
 
-    proxy.cut()
-    proxy.flow()
+    await proxy.close_connections()
+    proxy.heal()
 
     assert [type(result) for result in await under_way] == [PublishUncertain, PublishUncertain]
     assert isinstance((await adapter.publish([outgoing(group.topic, "m3")]))[0], Receipt)
 
 
 async def test_without_a_broker_a_publish_fails_for_certain(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
+    proxy, adapter = await bench.behind(Proxy)
     group = await bench.group(adapter)
     await publish(adapter, group.topic, "m0")
-    await proxy.stop()
+    await proxy.cut()
     async with asyncio.timeout(15):
         while adapter.native is not None:
             await asyncio.sleep(0.01)
@@ -262,10 +136,10 @@ async def test_without_a_broker_a_publish_fails_for_certain(bench: Bench) -> Non
 
 
 async def test_a_broker_that_confirms_nothing_is_uncertain_and_then_bounds_what_waits(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench, confirm_timeout=1.5, outstanding=4)
+    proxy, adapter = await bench.behind(Proxy, confirm_timeout=1.5, outstanding=4)
     group = await bench.group(adapter)
     await publish(adapter, group.topic, "m0")
-    proxy.stall()
+    proxy.black_hole()
 
     first = await adapter.publish([outgoing(group.topic, f"a{number}") for number in range(2)])
     second = await adapter.publish([outgoing(group.topic, f"b{number}") for number in range(2)])
@@ -275,25 +149,25 @@ async def test_a_broker_that_confirms_nothing_is_uncertain_and_then_bounds_what_
     assert type(third[0]) is PublishError
     health = await adapter.health()
     assert health.error and "did not answer" in health.error
-    proxy.flow()
+    proxy.heal()
     async with asyncio.timeout(15):
         while not isinstance((await adapter.publish([outgoing(group.topic, "d")]))[0], Receipt):
             pass
 
 
 async def test_what_finds_no_room_in_time_is_overtaken_by_nothing_of_its_key(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench, confirm_timeout=1.5, outstanding=4)
+    proxy, adapter = await bench.behind(Proxy, confirm_timeout=1.5, outstanding=4)
     group, full = await bench.group(adapter, ORDERED), await bench.group(adapter, TopicSpec("full"))
     await publish(adapter, ORDERED, "m0", key="a")
     await publish(adapter, full.topic, "f0")
-    proxy.stall()
+    proxy.black_hole()
     for _ in range(2):
         await adapter.publish([outgoing(full.topic, "f") for _ in range(2)])
 
     batch = [outgoing(ORDERED, f"m{number}", key="a") for number in range(1, 5)]
     waiting = asyncio.create_task(adapter.publish(batch))
     await adapter.publish([outgoing(full.topic, "f")])  # as late as the first half of the batch
-    proxy.flow()
+    proxy.heal()
 
     results = await waiting
     assert [type(result) for result in results] == [PublishError] * 4
@@ -326,11 +200,11 @@ async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) ->
 
 
 async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
+    proxy, adapter = await bench.behind(Proxy)
     group = await bench.group(adapter)
     consumer = bench.consumer(adapter, group)
     await consumer.receive(1, 0.05)
-    proxy.stall()
+    proxy.black_hole()
     waiting = [
         asyncio.create_task(consumer.receive(1, 30)),
         asyncio.create_task(adapter.groups()),
@@ -341,8 +215,8 @@ async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) ->
     await asyncio.sleep(0.1)
     for task in waiting:
         task.cancel()
-    proxy.cut()
-    proxy.flow()
+    await proxy.close_connections()
+    proxy.heal()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert all(task.cancelled() for task in waiting)
 
@@ -375,11 +249,11 @@ async def test_a_copy_that_cannot_be_stored_leaves_the_delivery_ours(bench: Benc
 
 
 async def test_closing_is_quick_without_a_broker(bench: Bench) -> None:
-    proxy, adapter = await proxied(bench)
+    proxy, adapter = await bench.behind(Proxy)
     group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
     consumer = bench.consumer(adapter, group)
     await consumer.receive(1, 0.05)
-    proxy.stall()
+    proxy.black_hole()
     started = time.monotonic()
 
     await consumer.close()
@@ -391,13 +265,13 @@ async def test_closing_is_quick_without_a_broker(bench: Bench) -> None:
 async def test_closing_does_not_wait_for_all_that_the_broker_does_not_confirm_and_it_comes_again(
     bench: Bench,
 ) -> None:
-    proxy, adapter = await proxied(bench, confirm_timeout=1.0)
+    proxy, adapter = await bench.behind(Proxy, confirm_timeout=1.0)
     group = await bench.group(adapter)
     consumer = bench.consumer(adapter, group)
     names = [f"{number:02}" for number in range(60)]
     await publish(adapter, group.topic, *names)
     held = await receive(consumer, len(names))
-    proxy.stall()
+    proxy.black_hole()
     settling = [asyncio.create_task(settle(consumer, [one], Retry(), failure="{}")) for one in held]
     await asyncio.sleep(0)
 
@@ -406,7 +280,7 @@ async def test_closing_does_not_wait_for_all_that_the_broker_does_not_confirm_an
     ):  # one confirmation and the end of two channels; one after the other they take 60 s
         await consumer.close()
         results = [one for (one,) in await asyncio.gather(*settling)]
-    proxy.cut()
+    await proxy.close_connections()
 
     assert {type(one) for one in results} == {SettleError}
     again = await receive(bench.consumer(await bench.adapter(), group), len(names))
@@ -415,7 +289,7 @@ async def test_closing_does_not_wait_for_all_that_the_broker_does_not_confirm_an
 
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Bench, ordered: bool) -> None:
-    proxy, adapter = await proxied(bench, heartbeat=2)
+    proxy, adapter = await bench.behind(Proxy, heartbeat=2)
     topic = TopicSpec("orders", ordered=ordered, partitions=1)
     group = await bench.group(adapter, topic)
     recorder = Recorder()
@@ -428,11 +302,11 @@ async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Ben
     (other,) = await receive(consumer, 1)
     assert time.monotonic() < first < held.lease.deadline == other.lease.deadline < time.monotonic() + 3
 
-    proxy.stall()
+    proxy.black_hole()
     # The broker gives it to others after four seconds at the earliest.
     await asyncio.sleep(held.lease.deadline - time.monotonic() + 0.05)
     ended = held.lease.deadline
-    proxy.flow()
+    proxy.heal()
     with pytest.raises(ConnectionFailed):
         while True:
             await consumer.receive(1, 5.0)
@@ -444,12 +318,12 @@ async def test_a_sign_of_life_moves_the_lease_and_none_comes_too_late(bench: Ben
 async def test_a_connection_that_breaks_while_a_member_joins_is_a_passing_fault(
     bench: Bench, ordered: bool
 ) -> None:
-    proxy, adapter = await proxied(bench, heartbeat=2)
+    proxy, adapter = await bench.behind(Proxy, heartbeat=2)
     topic = TopicSpec("orders", ordered=ordered, partitions=2)
     group = await bench.group(adapter, topic)
     consumer = bench.consumer(adapter, group)
     await publish(adapter, topic, "m1", key="k")
-    proxy.stall()
+    proxy.black_hole()
     joining = asyncio.create_task(consumer.receive(1, 5.0))
     await asyncio.sleep(0.05)
 
@@ -457,7 +331,7 @@ async def test_a_connection_that_breaks_while_a_member_joins_is_a_passing_fault(
     with pytest.raises(ConnectionFailed):
         await joining
 
-    proxy.flow()
+    proxy.heal()
     assert ids(await receive(consumer, 1)) == ["m1"]
 
 

@@ -29,14 +29,20 @@ class Client(library.Client):  # type: ignore[misc]  # aiokafka has no types
         self._connecting: WeakValueDictionary[tuple[Any, Any], asyncio.Lock] = WeakValueDictionary()
 
     async def bootstrap(self) -> None:
-        """Learn from any of the addresses which brokers there are. Raises why the last of them does not tell."""
-        rest: list[tuple[str, int, Any]] = list(self.hosts)
+        """Learn which brokers there are from any of the addresses, or of the brokers that were told of before.
+
+        Raises why the last of them does not tell.
+        """
+        addresses: list[tuple[str, int]] = [(host, port) for host, port, _ in self.hosts]
+        # Those of the URL may be away for long, or for good, while the cluster is well.
+        known = sorted((one.host, one.port) for one in self.cluster.brokers())
+        rest = list(dict.fromkeys([*addresses, *known]))
         asking: set[asyncio.Task[Any]] = set()
         failure: BaseException = Errors.NoBrokersAvailable()
         try:
             while rest or asking:
                 if rest:
-                    host, port, _ = rest.pop(0)
+                    host, port = rest.pop(0)
                     asking.add(
                         asyncio.create_task(self._learn_from(host, port), name="messaging-kafka-bootstrap")
                     )

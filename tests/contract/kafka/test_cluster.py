@@ -97,6 +97,19 @@ async def test_a_bus_opens_although_the_first_address_hangs(
         await brokers_of(adapter).partitions(["nothing"])
 
 
+async def test_a_bus_goes_on_when_the_only_address_that_it_was_given_dies(cluster: KafkaCluster) -> None:
+    async with AsyncExitStack() as stack:
+        bench = Bench(cluster.nodes[0].url, stack)
+        adapter = await bench.adapter()
+        await bench.group(adapter, ORDERS)
+        assert all(isinstance(one, Receipt) for one in await publish_to_all(adapter, 1))
+        cluster.nodes[0].kill()
+        await until_counted(cluster, 2)
+        async with asyncio.timeout(WITHIN):
+            _ = await publish_to_all(adapter, 2)  # learns of the new leaders
+            assert [one for one in await publish_to_all(adapter, 3) if not isinstance(one, Receipt)] == []
+
+
 async def test_a_broker_that_hangs_holds_publishes_up_until_another_leads(
     bench: Bench, cluster: KafkaCluster
 ) -> None:

@@ -14,7 +14,7 @@ from messaging_redis.dead_letters import RedisDeadLetters
 from messaging_redis.partitioned import PartitionedConsumer
 from messaging_redis.publisher import Publisher
 from messaging_redis.replies import RedisReplies
-from messaging_redis.server import MEMORY, Server, eviction, inspect
+from messaging_redis.server import MEMORY, WRITE, Server, eviction, inspect, refusal
 from messaging_redis.settings import RedisSettings
 from messaging_redis.topology import Topics
 from messaging_redis.trimming import Trimmer
@@ -195,24 +195,35 @@ class RedisAdapter(Adapter):
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`. Where the figures of the groups take longer than a probe may, they are unknown."""
         address, begun = self._settings.address, time.monotonic()
+        refusing: str | None = None
+        unsafe: str | None = None
         try:
             async with asyncio.timeout(_HEALTH_BOUND):
-                pong, memory = await self._connection.exchange("", (("PING",), MEMORY))
-                if isinstance(pong, Exception):
-                    raise translate(pong, "PING")
-                unsafe = self._unsafe(eviction(memory))
-                return BrokerHealth(True, await self._topics.infos(), unsafe, unsafe=unsafe is not None)
+                refusing, unsafe = await self._ask_servers()
+                groups = await self._topics.infos()
         except TimeoutError:
             # Not the ping: on a slow network it may wait for a connection to be made while others are answered.
             if self._connection.answered < begun:
                 return BrokerHealth(False, error=f"Redis at {address} gave no answer within a second")
-            return BrokerHealth(
-                True,
-                [GroupInfo(one.topic.name, one.name) for one in self._topics.groups],
-                f"Redis at {address} did not tell the figures of its groups within a second",
-            )
+            groups = [GroupInfo(one.topic.name, one.name) for one in self._topics.groups]
+            error = unsafe or f"Redis at {address} did not tell the figures of its groups within a second"
+            return BrokerHealth(True, groups, error, refusing, unsafe=unsafe is not None)
         except MessagingError as error:
             return BrokerHealth(False, error=str(error))
+        return BrokerHealth(True, groups, unsafe, refusing, unsafe=unsafe is not None)
+
+    async def _ask_servers(self) -> tuple[str | None, str | None]:
+        """Why a server that has topics of ours takes no publishes, and what is unsafe about one."""
+        refusing: str | None = None
+        unsafe: str | None = None
+        records = [state.keys.record for state in self._topics.states]
+        for key in {self._connection.shard(record): record for record in records or [""]}.values():
+            pong, memory, written = await self._connection.exchange(key, (("PING",), MEMORY, WRITE))
+            if isinstance(pong, Exception):
+                raise translate(pong, "PING")
+            refusing = refusing or refusal(self._connection, written)
+            unsafe = unsafe or self._unsafe(eviction(memory))
+        return refusing, unsafe
 
     def _unsafe(self, policy: str) -> str | None:
         """What somebody has changed since this program started: such a server is refused then."""

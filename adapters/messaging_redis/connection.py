@@ -298,9 +298,7 @@ def translate(error: Exception, what: str) -> MessagingError:
         )
     if text.removeprefix("ERR ").startswith(_MISUSE):
         return ConfigurationError(f"Redis does not know {what} as it is meant here: {text}")
-    return ConnectionFailed(
-        f"Redis refused {what} for now: {text if text.startswith(code) else f'{code} {text}'}"
-    )
+    return ConnectionFailed(f"Redis refused {what} for now: {described(error)}")
 
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -323,6 +321,12 @@ def code_of(error: object) -> str:
             return code
     words = str(error).split(None, 1)
     return words[0] if words and words[0].isupper() else ""
+
+
+def described(error: Exception) -> str:
+    """An error reply as the server wrote it."""
+    code, text = code_of(error), _text(error)
+    return text if text.startswith(code) else f"{code} {text}"
 
 
 def _is_authentication(error: BaseException) -> bool:

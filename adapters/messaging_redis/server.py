@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from messaging.errors import ConfigurationError
+from messaging_redis.connection import described, translate
 from messaging_redis.topology import as_dict
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ Durability: TypeAlias = Literal["none", "process crash", "power loss", "unknown"
 
 OLDEST = (7, 0)
 MEMORY = ("INFO", "memory")
+WRITE = ("EVAL", "#!lua\nreturn 1", 0)
+"""Writes nothing, and is refused where a publish is: such a script is taken for one that writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,13 @@ def eviction(info: Any) -> str:
     """What the answer to `MEMORY` says the server evicts; empty for nothing, and where the user may not ask."""
     policy = "" if isinstance(info, Exception) else _lines(info).get("maxmemory_policy", "")
     return "" if policy == "noeviction" else policy
+
+
+def refusal(connection: RedisConnection, written: Any) -> str | None:
+    """What the answer to `WRITE` says against publishes; None where they are taken, and where the user may not ask."""
+    if not isinstance(written, Exception) or isinstance(translate(written, "EVAL"), ConfigurationError):
+        return None
+    return f"Redis at {connection.settings.address} takes no publishes for now: {described(written)}"
 
 
 async def evicts_keys(connection: RedisConnection) -> str | None:

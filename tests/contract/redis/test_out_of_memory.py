@@ -11,6 +11,7 @@ from messaging.clock import SystemClock
 from messaging.errors import ConnectionFailed, PublishError
 from messaging.store import Completed
 from messaging_redis import RedisStore
+from tests.contract.bench import healthy
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -44,6 +45,35 @@ async def test_a_program_that_starts_on_a_full_server_empties_it(own, ordered):
             else:
                 break
         assert await handled.get() == "one more"
+
+
+async def test_health_tells_of_a_full_server_where_nothing_is_published_until_it_has_room_again(own):
+    _, bench = await own()
+    adapter = await bench.adapter()
+    await bench.group(adapter)
+    told = [await healthy(adapter)]
+    for most in (1, 0):
+        await adapter.native.config_set("maxmemory", most)
+        told.append(await healthy(adapter))
+
+    assert [one.refusing is None for one in told] == [True, False, True]
+    assert "OOM" in (told[1].refusing or "")
+
+
+async def test_health_tells_of_the_node_of_a_cluster_that_is_full_where_it_has_a_topic(cluster):
+    nodes, bench = cluster
+    adapter = await bench.adapter(nodes.url.replace("redis://", "redis+cluster://"))
+    group = await bench.group(adapter)
+    native = adapter.native
+    theirs = native.get_node_from_key(adapter._topics.keys(group.topic).record)
+    others = [node for node in native.get_primaries() if node != theirs]
+    for node in others:
+        await native.config_set("maxmemory", 1, target_nodes=node)
+    before = await healthy(adapter)
+    await native.config_set("maxmemory", 1, target_nodes=theirs)
+    after = await healthy(adapter)
+
+    assert (before.refusing, "OOM" in (after.refusing or "")) == (None, True)
 
 
 async def test_an_adopted_group_is_emptied_as_well(own):

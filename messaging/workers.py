@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from messaging.apart import apart
+from messaging.apart import Apart
 from messaging.backoff import Backoff
 from messaging.clock import sleep
 from messaging.current import current_delivery, still_leased
@@ -205,6 +205,7 @@ class Workers:
         assert task is not None
         binding, lanes, at_work, ordinary = self._binding, self._lanes, self._at_work, self._ordinary
         still_leased.set(lambda: self._in_time(at_work[number]))
+        apart: Apart[Outcome] = Apart()
         woken, run = False, 0
         while not self._over():  # a handler may have swallowed the cancellation
             delivery = self._next()
@@ -233,7 +234,9 @@ class Workers:
                         outcome = given
                     else:
                         current_delivery.set(given)
-                        outcome = await apart(binding.handler(given))
+                        if (waiting := apart.begin(binding.handler(given))) is not None:
+                            await waiting
+                        outcome = apart.result
             except asyncio.CancelledError as error:
                 if self._over():
                     raise

@@ -55,18 +55,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+def _no_switch(value: Any) -> Any:
+    """What is on or off is no number, though Python and pydantic take it for 1 or 0."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")  # noqa: TRY004  pydantic wants a ValueError
+    return value
+
+
 def _in_seconds(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             value = TypeAdapter(timedelta).validate_python(value)
-    return value.total_seconds() if isinstance(value, timedelta) else value
+    return value.total_seconds() if isinstance(value, timedelta) else _no_switch(value)
 
 
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_in_seconds), Field(ge=0, allow_inf_nan=False)]
 Timeout: TypeAlias = Annotated[float, BeforeValidator(_in_seconds), Field(gt=0, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+Count: TypeAlias = Annotated[int, BeforeValidator(_no_switch), Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -81,8 +88,8 @@ class RetrySettings(_Section):
     attempts: Count | None = None
     delay: Seconds | None = None
     maximum: Seconds | None = None
-    multiplier: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    jitter: Annotated[float, Field(ge=0, le=1)] | None = None
+    multiplier: Annotated[float, BeforeValidator(_no_switch), Field(ge=1, allow_inf_nan=False)] | None = None
+    jitter: Annotated[float, BeforeValidator(_no_switch), Field(ge=0, le=1)] | None = None
 
 
 class AppSettings(_Section):

@@ -65,16 +65,16 @@ def file_layer(settings: type[BaseSettings]) -> Layer:
     """The TOML file, if there is one. Raises ConfigurationError when it is named and absent, or no TOML."""
     named = os.environ.get(FILE_VARIABLE)
     path = Path(named or FILE_NAME)
-    if not path.is_file():
-        if named:
-            raise ConfigurationError(f"{FILE_VARIABLE} names {named}, where there is no file")
-        return Layer({}, {})
     try:
+        if not path.is_file():
+            if named:
+                raise ConfigurationError(f"{FILE_VARIABLE} names {named}, where there is no file")
+            return Layer({}, {})
         return Layer(dict(TomlConfigSettingsSource(settings, toml_file=path)()), {(): str(path)})
     except (TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(f"{named or FILE_NAME} cannot be read: {error.strerror}") from error
     except RecursionError:
         raise ConfigurationError(f"{path} is {TOO_DEEP}") from None
 

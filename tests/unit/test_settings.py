@@ -447,3 +447,30 @@ def test_a_variable_that_is_nested_too_deep_is_named(
 
     with pytest.raises(ConfigurationError, match="MESSAGING__BROKER.* is nested more than"):
         Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ('topics."orders"', "partitions"),
+        ("app", "concurrency"),
+        ("app", "timeout"),
+        ("app.retry", "attempts"),
+        ("app.retry", "multiplier"),
+        ("app.retry", "jitter"),
+    ],
+)
+def test_true_is_no_number(section: str, key: str) -> None:
+    write(f"[{section}]\n{key} = true\n")
+
+    with pytest.raises(
+        ConfigurationError, match=rf"messaging.toml: .*{key}: Input should be a number, not true"
+    ):
+        Settings.load()
+
+
+def test_a_name_of_a_file_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESSAGING_CONFIG", "x" * 5000)
+
+    with pytest.raises(ConfigurationError, match="cannot be read: File name too long"):
+        Settings.load()

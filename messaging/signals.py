@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SENT_TWICE = 0.5
+"""Seconds in which a second signal is the first once more: `timeout`, `uv run` and other runners pass on what the whole
+process group got."""
 _serving: WeakKeyDictionary[asyncio.AbstractEventLoop, set[Stop]] = WeakKeyDictionary()
 """Who is told in each loop when the program is asked to stop."""
+_leaving: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
+"""When each loop that was asked leaves the next signal to the system."""
 
 
 class Stop:
@@ -59,7 +64,8 @@ class Stop:
 
 @contextmanager
 def stop_asked() -> Generator[Stop]:
-    """What the first SIGTERM or SIGINT asks, of everyone who is inside; a second ends the process as usual.
+    """What the first SIGTERM or SIGINT asks, of everyone who is inside; a second ends the process as usual, unless it
+    comes within `SENT_TWICE`.
 
     Raises ConfigurationError outside the main thread, which alone gets signals.
     """
@@ -67,10 +73,13 @@ def stop_asked() -> Generator[Stop]:
     stops = _serving.setdefault(loop, set())
 
     def ask_all() -> None:
+        if loop in _leaving:
+            return
         for one in stops:
             one.ask()
-        _remove(loop)
+        _leaving[loop] = loop.call_later(SENT_TWICE, _remove, loop)
 
+    _stay(loop)
     try:
         for number in _SIGNALS:
             loop.add_signal_handler(number, ask_all)
@@ -88,6 +97,12 @@ def stop_asked() -> Generator[Stop]:
             _remove(loop)
 
 
+def _stay(loop: asyncio.AbstractEventLoop) -> None:
+    if (leaving := _leaving.pop(loop, None)) is not None:
+        leaving.cancel()
+
+
 def _remove(loop: asyncio.AbstractEventLoop) -> None:
+    _stay(loop)
     for number in _SIGNALS:
         loop.remove_signal_handler(number)

@@ -32,6 +32,50 @@ async def test_serve_drains_at_a_signal():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+async def send(number):
+    """Until the loop has taken it: reading its pipe is one turn, calling who is told another."""
+    os.kill(os.getpid(), number)
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_signal_that_is_sent_twice_at_once_drains():
+    app, handled, started = App("a"), [], asyncio.Event()
+
+    @app.subscribe(jobs)
+    async def handle(job: str):
+        started.set()
+        await release.wait()
+        handled.append(job)
+
+    release, bus = asyncio.Event(), connect("memory://")
+    serving = asyncio.create_task(app.serve(bus))
+    while not bus.dispatchers:
+        await asyncio.sleep(0)
+    await bus.publish(jobs, "x")
+    await started.wait()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        await send(number)
+
+    release.set()
+    await serving
+
+    assert handled == ["x"]
+
+
+async def test_an_app_that_is_served_while_others_drain_is_asked_too():
+    first = await Starting(asyncio.Event().wait).serve()
+    await send(signal.SIGTERM)
+    second = await Starting().serve()
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    async with asyncio.timeout(10):
+        await second
+    first.cancel()
+    await asyncio.wait({first})
+
+
 async def two_served_apps():
     buses = [connect("memory://"), connect("memory://")]
     apps = [App("a"), App("b")]

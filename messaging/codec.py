@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from itertools import repeat
 from types import UnionType
@@ -30,7 +30,7 @@ from typing_extensions import TypeForm, TypeVar
 from messaging.bulk import AT_ONCE, Bulk
 from messaging.errors import ConfigurationError, DecodeError, InvalidMessage
 from messaging.fields import check_fields
-from messaging.lossy import has_floats, may_be_unreadable, may_lose_floats, nulls
+from messaging.lossy import constants, has_floats, has_untyped, may_be_unreadable, may_lose_floats, nulls
 from messaging.unions import check_unions
 
 if TYPE_CHECKING:
@@ -106,14 +106,18 @@ class Codec(Generic[T]):
     __slots__ = (
         "_adapter",
         "_classes",
+        "_constants",
         "_doubted",
         "_essence",
+        "_exact",
         "_expected",
+        "_floats",
         "_from_json",
         "_lossy",
         "_many",
         "_to_json",
         "_unreadable",
+        "_untyped",
         "content_type",
         "type",
     )
@@ -136,16 +140,21 @@ class Codec(Generic[T]):
         self._adapter: TypeAdapter[Any] | None = None
         self._classes: tuple[Any, ...] = ()
         self._many: Bulk | None = None
-        self._doubted = self._lossy = self._unreadable = False
+        self._exact: frozenset[Any] = frozenset()
+        self._constants: Encode | None = None
+        self._doubted = self._floats = self._lossy = self._unreadable = self._untyped = False
         if type is bytes or type is Any:
             return
         self._adapter = _type_adapter(type)
         check_fields(self._adapter.core_schema, self._expected)
         check_unions(self._adapter.core_schema, self._expected)
         self._classes = _classes(type)
+        self._exact = frozenset(self._classes)
         self._lossy = may_lose_floats(self._adapter.core_schema)
         self._unreadable = may_be_unreadable(self._adapter.core_schema)
-        self._doubted = self._unreadable or has_floats(self._adapter.core_schema)
+        self._floats = has_floats(self._adapter.core_schema)
+        self._untyped = has_untyped(self._adapter.core_schema)
+        self._doubted = self._unreadable or self._floats or self._untyped
         self._to_json = self._adapter.serializer.to_json
         self._from_json = self._adapter.validator.validate_json
 
@@ -159,7 +168,7 @@ class Codec(Generic[T]):
         adapter = self._adapter
         if adapter is None:
             return self._encode_untyped(payload)
-        if not isinstance(payload, self._classes):
+        if payload.__class__ not in self._exact:
             self._check(adapter, payload)
         try:
             if self._essence == JSON:
@@ -263,7 +272,9 @@ class Codec(Generic[T]):
     def _check_read(self, payload: Any, body: bytes) -> None:
         """Refuse what nobody could read, and NaN and infinity, which JSON does not have, where they would be None."""
         has_null = b"null" in body
-        if not (has_null or self._unreadable):
+        if has_null and self._untyped:
+            self._check_untyped(payload, body)
+        if not ((has_null and self._floats) or self._unreadable):
             return
         try:
             read = self._from_json(body)
@@ -273,10 +284,22 @@ class Codec(Generic[T]):
                 f"keys are texts: {_brief(error)}"
             ) from error
         if has_null and self._lossy and not _same(read, payload) and self._has_lost(payload, body):
-            raise InvalidMessage(
-                f"a payload of type {self._expected} has NaN or infinity where None may be: JSON writes them as null, "
-                f"and they would be read as None"
-            )
+            raise self._lost_floats()
+
+    def _check_untyped(self, payload: Any, body: bytes) -> None:
+        """Refuse NaN and infinity where there is no type. Null is mostly None: written once more, it stays null."""
+        if self._constants is None:
+            assert self._adapter is not None
+            self._constants = constants(self._adapter.core_schema)
+        named = self._constants(payload)
+        if named.count(b"null") < body.count(b"null") and (b"NaN" in named or b"Infinity" in named):
+            raise self._lost_floats()
+
+    def _lost_floats(self) -> InvalidMessage:
+        return InvalidMessage(
+            f"a payload of type {self._expected} has NaN or infinity where None may be: JSON writes them as null, "
+            f"and they would be read as None"
+        )
 
     def _has_lost(self, payload: Any, body: bytes) -> bool:
         from pydantic_core import from_json
@@ -286,7 +309,20 @@ class Codec(Generic[T]):
         return nulls(from_json(body)) > nulls(plain)
 
     def _check(self, adapter: TypeAdapter[Any], payload: object) -> None:
-        """What is no instance of a class of ours must be what strict validation takes."""
+        """What is no instance of a class of ours must be what strict validation takes; of a subclass, no field is
+        lost.
+        """
+        if isinstance(payload, self._classes):
+            kind = type(payload)
+            bases = [one for one in self._classes if isinstance(payload, one)]
+            lost = _fields(kind).difference(*map(_fields, bases))
+            if lost and not any(map(_writes_itself, bases)):
+                raise InvalidMessage(
+                    f"expected a payload of type {self._expected}, got {_name(kind)}, a subclass whose own fields "
+                    f"would be lost ({', '.join(sorted(lost))}): publish one without them, or give the topic the type "
+                    f"that has them"
+                )
+            return
         try:
             adapter.validate_python(payload, strict=True)
         except Exception as error:
@@ -359,7 +395,17 @@ def _type_adapter(type_: Any) -> TypeAdapter[Any]:
         if not adapter.pydantic_complete:
             adapter.rebuild(raise_errors=True)
     except Exception as error:
-        raise ConfigurationError(f"pydantic cannot carry payloads of type {_name(type_)}: {error}") from error
+        from pydantic.errors import PydanticSchemaGenerationError
+
+        reason = str(error).partition("\n")[0].removesuffix(".")
+        if isinstance(error, PydanticSchemaGenerationError):  # what it advises is for reading only
+            reason = (
+                f"{reason.partition('. ')[0]}. What can be carried is a dataclass, a pydantic model, a TypedDict, a "
+                f"plain value, or bytes that your program writes and reads itself"
+            )
+        raise ConfigurationError(
+            f"pydantic cannot carry payloads of type {_name(type_)}: {reason}"
+        ) from error
     return adapter
 
 
@@ -368,12 +414,34 @@ def _classes(type_: Any) -> tuple[type, ...]:
     type_ = getattr(type_, "__value__", type_)  # a type alias
     origin = get_origin(type_)
     if origin is Annotated:
-        return _classes(get_args(type_)[0])
+        return () if _written_as_any(type_) else _classes(get_args(type_)[0])
     if origin is Union or origin is UnionType:
         return tuple(found for member in get_args(type_) for found in _classes(member))
     found: Any = origin or type_
     structured = is_dataclass(found) or hasattr(found, "__pydantic_core_schema__")
     return (found,) if structured and isinstance(found, type) else ()
+
+
+def _written_as_any(annotated: Any) -> bool:
+    """Whether an instance of a subclass is written with its own fields, for readers that know more than this one."""
+    from pydantic import SerializeAsAny
+
+    marker = cast("type[Any]", SerializeAsAny)  # a type checker sees an alias
+    return any(isinstance(one, marker) for one in get_args(annotated)[1:])
+
+
+def _fields(kind: type[Any]) -> frozenset[str]:
+    """What is written of a model or dataclass."""
+    if is_dataclass(kind):
+        return frozenset(field.name for field in fields(kind))
+    found: Mapping[str, Any] = getattr(kind, "model_fields", {})
+    return frozenset(name for name, field in found.items() if not field.exclude)
+
+
+def _writes_itself(kind: type[Any]) -> bool:
+    """Whether a serializer of the author's writes it, who may mean its subclasses, too."""
+    decorators = getattr(kind, "__pydantic_decorators__", None)
+    return bool(decorators and decorators.model_serializers)
 
 
 def _name(type_: Any) -> str:

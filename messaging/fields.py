@@ -117,6 +117,18 @@ def _check(name: str, field: Schema, place: _Place) -> None:
                 f"nobody; give it a default"
             )
         return
+    if field.get("init_only"):
+        if inner["type"] != "default" and not place.rewritten:
+            raise ConfigurationError(
+                f"the field {name!r} of {place.owner} is an InitVar, which is required and never written: what is "
+                f"published could be read by nobody; give it a default"
+            )
+        return
+    if field.get("init") is False and place.closed and not place.rewritten:
+        raise ConfigurationError(
+            f"{place.owner} forbids extra fields, and its field {name!r}, which is no argument, is one: what is "
+            f"published could be read by nobody; let it ignore them"
+        )
     written, read = written_name(name, field), _read_names(name, field, place)
     if written not in read and not place.rewritten:
         known = " or ".join(map(repr, read)) or "no name"

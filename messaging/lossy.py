@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from messaging.fields import children
+from messaging.unions import COLLECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from pydantic_core import CoreSchema
 
 Schema: TypeAlias = "Mapping[str, Any]"
 
@@ -31,6 +35,19 @@ def may_lose_floats(schema: Schema) -> bool:
 def may_be_unreadable(schema: Schema) -> bool:
     """Whether there are keys, or members of an Enum, that may be read no more as the text that is written of them."""
     return _any(schema, _is_odd)
+
+
+def has_untyped(schema: Schema) -> bool:
+    """Whether there may be values without a type, in which NaN and infinity are not looked for as in a float."""
+    return _any(schema, _is_untyped)
+
+
+def constants(schema: CoreSchema) -> Callable[[Any], bytes]:
+    """Writes as the type does, but NaN and infinity where no type is by their names."""
+    from pydantic_core import CoreConfig, SchemaSerializer
+
+    serializer = SchemaSerializer(schema, CoreConfig(ser_json_inf_nan="constants"))
+    return partial(serializer.to_json, by_alias=True, warnings=False)
 
 
 def nulls(value: object) -> int:
@@ -59,6 +76,13 @@ def _is_number(schema: Schema) -> bool:
         "lax-or-strict",
         "json-or-python",
     }
+
+
+def _is_untyped(schema: Schema) -> bool:
+    kind = schema["type"]
+    if schema.get("config", {}).get("extra_fields_behavior") == "allow":
+        return True
+    return kind == "any" or (kind in COLLECTIONS and COLLECTIONS[kind] not in schema)
 
 
 def _is_odd(schema: Schema) -> bool:

@@ -25,7 +25,7 @@ _TRANSPARENT = {
     "json-or-python": "json_schema",
     "lax-or-strict": "lax_schema",
 }
-_COLLECTIONS = {
+COLLECTIONS = {
     "list": "items_schema",
     "set": "items_schema",
     "frozenset": "items_schema",
@@ -69,8 +69,8 @@ class _Check:
         kind = schema["type"]
         if kind in _TRANSPARENT:
             self.visit(schema[_TRANSPARENT[kind]])
-        elif kind in _COLLECTIONS:
-            self.visit(schema.get(_COLLECTIONS[kind], _ANY))
+        elif kind in COLLECTIONS:
+            self.visit(schema.get(COLLECTIONS[kind], _ANY))
         elif kind == "tuple":
             for item in cast("Iterable[Schema]", schema["items_schema"]):
                 self.visit(item)

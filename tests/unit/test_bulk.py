@@ -56,7 +56,8 @@ class Pairs(RootModel[list[tuple[str, None]]]):
 
 
 class Child(Plain):
-    more: int = 1
+    def label(self) -> str:
+        return f"child {self.number}"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 from messaging.adapter import RawDelivery, SettleError, TopicSpec
 from messaging.message import Ack
 from messaging_contracts.standstill import standstill
+from messaging_sqs import SQSAdapter
+from messaging_sqs.consumer import Member
 from tests.contract.bench import Recorder, handled, ids, publish, receive, settle
 from tests.contract.sqs.support import Bench, intercept, stored
 
@@ -67,14 +69,21 @@ async def extended_again_and_again(consumer: Any, delivery: RawDelivery) -> None
         await consumer.extend([delivery], LEASE)
 
 
-async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Bench, monkeypatch):
-    adapter = await any_bench.adapter()
-    group = await any_bench.group(adapter, ORDERED)
+async def holds_three_of_a_key(
+    bench: Bench, adapter: SQSAdapter
+) -> tuple[Member, list[RawDelivery], Recorder]:
+    """A member, the messages a, b and c that it has received, and what it tells of them."""
+    group = await bench.group(adapter, ORDERED)
     await publish(adapter, ORDERED, *"abc", key="k")
     await stored(adapter, group, 3)
     told = Recorder()
-    consumer = any_bench.consumer(adapter, group, told)
-    held = await receive(consumer, 3)
+    consumer = bench.consumer(adapter, group, told)
+    return consumer, await receive(consumer, 3), told
+
+
+async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Bench, monkeypatch):
+    adapter = await any_bench.adapter()
+    consumer, held, told = await holds_three_of_a_key(any_bench, adapter)
 
     async def gone(_, parameters):
         ids = [entry["Id"] for entry in parameters["Entries"]]
@@ -88,14 +97,9 @@ async def test_who_loses_one_message_of_a_key_loses_its_successors(any_bench: Be
 
 async def test_a_lease_that_ends_takes_all_messages_of_its_key(any_bench: Bench):
     adapter = await any_bench.adapter(lease=1)
-    group = await any_bench.group(adapter, ORDERED)
-    await publish(adapter, ORDERED, *"abc", key="k")
-    await stored(adapter, group, 3)
-    told = Recorder()
-    consumer = any_bench.consumer(adapter, group, told)
-    held = await receive(consumer, 3)
+    consumer, held, told = await holds_three_of_a_key(any_bench, adapter)
     await asyncio.sleep(1.1)
     (late,) = await settle(consumer, held[:1], Ack())
     assert isinstance(late, SettleError)
     assert ids(told.lost) == ["a", "b", "c"]
-    assert ids(await handled(any_bench.consumer(adapter, group), 3)) == ["a", "b", "c"]
+    assert ids(await handled(any_bench.consumer(adapter, any_bench.groups[0]), 3)) == ["a", "b", "c"]

@@ -14,6 +14,7 @@ from messaging_kafka import library
 from messaging_kafka.broker_time import BrokerTime
 from messaging_kafka.connection import check
 from messaging_kafka.library import Errors, Place
+from messaging_kafka.topic_ids import LookAt, TopicIds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,6 +95,7 @@ class Brokers:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._leaders: dict[Place, int] = {}
+        self.topic_ids = TopicIds()
         self.time = BrokerTime()
 
     @property
@@ -110,14 +112,15 @@ class Brokers:
         return {name: len(leaders) for name, leaders in found.items()}
 
     async def _look(self, names: Sequence[str]) -> dict[str, dict[int, int]]:
-        response = await self._link.send(library.Metadata(list(names), False))
+        response = await self._link.send(LookAt(list(names)))
         found: dict[str, dict[int, int]] = {}
-        for code, name, _, partitions in response.topics:
+        for code, name, topic_id, _, partitions, *_ in response.topics:
             error = library.failure_of(code)
             if isinstance(error, GONE):
                 continue
             if error is not None and not isinstance(error, Errors.LeaderNotAvailableError):
                 raise error
+            self.topic_ids.told(name, topic_id)
             found[name] = {number: leader for _, number, leader, *_ in partitions}
             for number, leader in found[name].items():
                 self._leaders[Place(name, number)] = leader

@@ -22,6 +22,7 @@ from messaging_kafka import library
 from messaging_kafka.client import Client
 from messaging_kafka.library import Errors, KafkaError
 from messaging_kafka.tokens import Tokens, TokenUnavailable
+from messaging_kafka.topic_ids import LookAt
 
 if TYPE_CHECKING:
     import ssl
@@ -64,7 +65,7 @@ _NO_COORDINATOR = (
     Errors.NodeNotReadyError,
     Errors.KafkaConnectionError,
 )
-_QUESTIONS = (library.Metadata, library.FindCoordinator, library.ApiVersions, library.InitProducerId)
+_QUESTIONS = (LookAt, library.Metadata, library.FindCoordinator, library.ApiVersions, library.InitProducerId)
 """What may be asked twice."""
 
 

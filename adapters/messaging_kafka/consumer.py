@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
-    from messaging_kafka.fetching import Source
     from messaging_kafka.partitions import Part, Unit
     from messaging_kafka.session import Session
+    from messaging_kafka.source import Source
 
 EARLY = 0.002
 """Seconds by which a step may seem to end before its delay, for the sake of rounding: they are waited for here."""

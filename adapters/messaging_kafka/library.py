@@ -17,6 +17,7 @@ from aiokafka import abc, client, conn, errors
 from aiokafka.coordinator import protocol as consumer_protocol
 from aiokafka.protocol import (
     admin,
+    api,
     commit,
     coordination,
     fetch,
@@ -24,6 +25,7 @@ from aiokafka.protocol import (
     metadata,
     offset,
     transaction,
+    types,
 )
 from aiokafka.record import default_records, memory_records
 
@@ -54,6 +56,9 @@ LeaveGroup: Any = group.LeaveGroupRequest
 Metadata: Any = metadata.MetadataRequest
 ListOffsets: Any = offset.OffsetRequest
 Fetch: Any = fetch.FetchRequest
+Api: Any = api
+Types: Any = types
+"""Of these, requests are made that aiokafka does not have."""
 InitProducerId: Any = transaction.InitProducerIdRequest
 
 MemberMetadata: Any = consumer_protocol.ConsumerProtocolMemberMetadata

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
 from messaging_kafka import progress, tiers
 from messaging_kafka.brokers import Committed
-from messaging_kafka.fetching import Source
 from messaging_kafka.library import Errors, Place
 from messaging_kafka.membership import Membership
+from messaging_kafka.source import Source
 from messaging_kafka.topology import differs
 
 if TYPE_CHECKING:

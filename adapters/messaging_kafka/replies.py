@@ -27,9 +27,10 @@ from messaging.errors import (
 )
 from messaging_kafka import library
 from messaging_kafka.brokers import BY_BROKER, KEPT_BY_AGE, NewTopic
-from messaging_kafka.fetching import Fetcher, Source
+from messaging_kafka.fetching import Fetcher
 from messaging_kafka.library import Place
 from messaging_kafka.records import Parcel, parcel, read
+from messaging_kafka.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

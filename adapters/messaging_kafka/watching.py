@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from messaging.errors import ConnectionFailed, MessagingError
 
 if TYPE_CHECKING:
-    from messaging_kafka.fetching import Fetcher, Source
+    from messaging_kafka.fetching import Fetcher
     from messaging_kafka.partitions import Partitions
     from messaging_kafka.settings import KafkaSettings
+    from messaging_kafka.source import Source
 
 logger = logging.getLogger("messaging")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
 from messaging.message import Message, Reject
 from messaging.requests import Requester
 from messaging_kafka import KafkaAdapter
+from messaging_kafka.fetching import Fetcher
 from messaging_kafka.library import Place
 from tests.contract.bench import ack, ids, publish, receive, settle
 from tests.contract.kafka.support import QUICK, Bench, brokers_of, membership, owned
@@ -65,6 +67,63 @@ async def test_a_group_reads_a_topic_that_was_made_anew_from_its_first_message(
 
     deliveries = await receive(bench.consumer(adapter, group), 4)
     assert ids(deliveries) == [f"new {number}" for number in range(4)]
+
+
+@pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
+async def test_a_topic_that_is_full_again_before_a_member_looks_is_read_from_its_first_message(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, topic: TopicSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name is the same, and the new log is longer than what was read of the old one."""
+    adapter, tool = await bench.adapter(**QUICK), await bench.adapter()
+    group = await bench.group(adapter, topic)
+    consumer = bench.consumer(adapter, group)
+    await publish(tool, topic, *(f"old {number}" for number in range(3)))
+    await ack(consumer, await receive(consumer, 3))
+    full, find_leaders = asyncio.Event(), brokers_of(adapter).find_leaders
+
+    async def late(places: Iterable[Place]) -> None:
+        await full.wait()
+        await find_leaders(places)
+
+    monkeypatch.setattr(brokers_of(adapter), "find_leaders", late)
+    await deleted(tool, topic)
+    another = await bench.adapter()
+    await another.declare(Topology([topic]))
+    await publish(another, topic, *(f"new {number}" for number in range(5)))
+    full.set()
+
+    assert ids(await receive(consumer, 5)) == [f"new {number}" for number in range(5)]
+    assert "was deleted and made anew" in caplog.text
+
+
+async def test_a_topic_that_was_made_anew_between_two_fetches_is_read_from_its_first_message_once_anybody_looks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No broker refuses anything: the next request finds a log of that name."""
+    adapter, tool = await bench.adapter(**QUICK), await bench.adapter()
+    group = await bench.group(adapter, UNORDERED)
+    consumer = bench.consumer(adapter, group)
+    await publish(tool, UNORDERED, *(f"old {number}" for number in range(3)))
+    await ack(consumer, await receive(consumer, 3))
+    between, full, ask = asyncio.Event(), asyncio.Event(), Fetcher._ask
+
+    async def late(self: Fetcher, *wanted: Any, **how: Any) -> bool:
+        between.set()
+        await full.wait()
+        return await ask(self, *wanted, **how)
+
+    monkeypatch.setattr(Fetcher, "_ask", late)
+    await between.wait()
+    await deleted(tool, UNORDERED)
+    another = await bench.adapter()
+    await another.declare(Topology([UNORDERED]))
+    await publish(another, UNORDERED, *(f"new {number}" for number in range(5)))
+    full.set()
+    assert ids(await receive(consumer, 2)) == ["new 3", "new 4"]
+
+    await brokers_of(adapter).partitions([adapter._session.names.topic(UNORDERED)])
+
+    assert ids(await receive(consumer, 5)) == [f"new {number}" for number in range(5)]
 
 
 async def forgotten(adapter: KafkaAdapter, group: GroupSpec) -> None:

@@ -10,8 +10,10 @@ from messaging.errors import ConnectionFailed, LeaseLost
 from messaging.message import Ack
 from messaging_kafka import fetching
 from messaging_kafka.brokers import Committed, NewTopic
-from messaging_kafka.fetching import Fetcher, Source, read_between
+from messaging_kafka.fetching import Fetcher, read_between
 from messaging_kafka.library import Place
+from messaging_kafka.source import Source
+from messaging_kafka.topic_ids import TopicIds
 from tests.contract.bench import Recorder, ack, healthy, ids, nothing, publish, receive, settle
 from tests.contract.kafka.support import QUICK, Bench, brokers_of, owned, receive_through
 
@@ -118,6 +120,7 @@ class FakeLink:
 class FakeBrokers:
     def __init__(self, leaders: dict[Place, int]) -> None:
         self.link = FakeLink()
+        self.topic_ids = TopicIds()
         self.leaders = leaders
         self.actual = dict(leaders)
         self.elected = asyncio.Event()

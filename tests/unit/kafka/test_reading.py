@@ -6,8 +6,8 @@ import struct
 import pytest
 from aiokafka.record.util import calc_crc32c
 
-from messaging_kafka.fetching import Source
 from messaging_kafka.library import BatchBuilder, Place
+from messaging_kafka.source import Source
 
 CRC_AT, CRC_ENDS = 17, 21
 

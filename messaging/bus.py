@@ -36,7 +36,6 @@ from messaging.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
-    from types import TracebackType
 
     from messaging.adapter import Adapter, Capabilities, GroupInfo
     from messaging.app import App
@@ -121,6 +120,7 @@ class Bus:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = "new"
         self.dispatchers: list[Dispatcher | Subscriber] = []
+        self.pulls: set[Pull[Any]] = set()  # those that are open
         self.isolation = Isolation()
         self.ended: dict[tuple[str, str], Exception] = {}
         """What ended a subscription for good, by topic and group, until it runs again."""
@@ -151,9 +151,7 @@ class Bus:
         self._state = "open"
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._close()
 
     async def _open_store(self, store: IdempotencyStore, within: float) -> None:
@@ -170,6 +168,9 @@ class Bus:
             if self._store is not None:
                 stack.push_async_callback(self._store.close)
             stack.push_async_callback(self._routing.close, self.settings.drain_timeout)
+            for pull in self.pulls:  # before their brokers: what they have handed out goes back
+                pull.stop()
+                stack.push_async_callback(pull.stopped)
 
     def check_open(self) -> None:
         """Raises Closed unless the bus is open and this is its event loop."""

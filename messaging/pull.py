@@ -70,6 +70,7 @@ class Pull(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._in_use = False
         self._leaving = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """Declare the group and join it.
@@ -123,26 +124,47 @@ class Pull(Generic[T]):
         self._dispatcher = subscriber(self._bus, binding)
         self._bus.dispatchers.append(self._dispatcher)
         name, me = f"messaging-consume-{self._topic.name}", this_task()
-        self._leaving = False
+        self._leaving = self._closed = False
         running = lasting(self._dispatcher.run, name, lambda: self._leaving or me.cancelling() > 0)
         self._task = asyncio.create_task(running, name=name)
         self._task.add_done_callback(self._ended)
+        self._bus.pulls.add(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._dispatcher is not None and self._task is not None  # noqa: PT018  set by __aenter__
-        self._leaving = True
+        self._bus.pulls.discard(self)
         self._bus.dispatchers.remove(self._dispatcher)
-        self._dispatcher.stop()
         try:
-            await asyncio.wait((self._task,))
+            self._leave(self._dispatcher)
+            await self._left(self._task)
         finally:
-            self._task.cancel()  # where the wait was cancelled
-            await asyncio.wait((self._task,))
             self._in_use = False
         if error is None and not self._task.cancelled():
             self._task.result()
+
+    def stop(self) -> None:
+        """The bus closes before the block has ended: the next delivery raises Closed."""
+        assert self._dispatcher is not None
+        self._closed = True
+        self._leave(self._dispatcher)
+
+    async def stopped(self) -> None:
+        """When what was unsettled is given back."""
+        assert self._task is not None
+        await self._left(self._task)
+
+    def _leave(self, dispatcher: Dispatcher | Subscriber) -> None:
+        self._leaving = True
+        dispatcher.stop()
+
+    async def _left(self, task: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.wait((task,))
+        finally:
+            task.cancel()  # where the wait was cancelled
+            await asyncio.wait((task,))
 
     def __aiter__(self) -> Self:
         return self
@@ -162,6 +184,8 @@ class Pull(Generic[T]):
                 raise Closed("bus.consume() is opened by `async with` before deliveries are taken")
             if self._task.done():
                 self._task.result()
+                if self._closed:
+                    self._bus.check_open()
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()

@@ -396,3 +396,26 @@ async def test_what_is_no_outcome_is_refused_and_the_delivery_stays_open(bus, cl
         await pull.settle(delivery, Ack())
 
     assert await lag(bus) == 0
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 32])
+async def test_one_that_is_open_when_its_bus_closes_gives_back_and_ends(clock, prefetch):
+    async with connect("memory://shared", clock=clock) as other:
+        async with connect("memory://shared", clock=clock) as bus:
+            await bus.declare(jobs, groups=["audit"])
+            await bus.publish_many(jobs, ["a", "b"])
+            pull = bus.consume(jobs, group="audit", prefetch=prefetch)
+            before = asyncio.all_tasks()
+            await pull.__aenter__()
+            left = await anext(pull)
+
+        assert asyncio.all_tasks() == before, "its tasks ended with the bus"
+        with pytest.raises(Closed):
+            async with asyncio.timeout(10):
+                await anext(pull)
+        await pull.__aexit__(None, None, None)
+
+        async with other.consume(jobs, group="audit") as next_pull:
+            again = await taken(next_pull, clock)
+    assert [one.payload for one in again] == ["a", "b"]
+    assert again[0].attempt == left.attempt

@@ -77,7 +77,7 @@ class Sender:
         start = self.clock.monotonic()
         known = self.catalogue.kept(self.catalogue.spec(topic))[-1]
         with self.waiting.call(topic.name, messages, ordered=known.ordered) as waiter:
-            spec = known if waiter.over else await self._declare_within(topic, waiter, within)
+            spec = known if waiter.over else await self._declare_within(topic, known, waiter, within)
             remaining = max(0.0, within - (self.clock.monotonic() - start))
             deliver = self._deliver_through if self.middleware else self._deliver
             failed = waiter.failed
@@ -88,10 +88,11 @@ class Sender:
                 others = iter(await deliver(spec, messages, options, remaining))
             return [failed.get(at) or next(others) for at in range(len(failed) + len(messages))]
 
-    async def _declare_within(self, topic: Topic[Any], waiter: Waiter, within: float) -> TopicSpec:
-        """The first use of a topic, as a part of the call's time."""
+    async def _declare_within(
+        self, topic: Topic[Any], spec: TopicSpec, waiter: Waiter, within: float
+    ) -> TopicSpec:
+        """The first use of a topic, as a part of the call's time; `spec` where others have done it meanwhile."""
         broker = self.routing.of(topic.name)
-        spec = self.catalogue.kept(self.catalogue.spec(topic))[-1]
         try:
             async with waiter, timeout(self.clock, within):
                 spec = await self.catalogue.declare_topic(topic)

@@ -24,8 +24,8 @@ from messaging.generations import END
 from messaging.message import Message
 from messaging.testing import VirtualClock
 from messaging_memory import MemoryAdapter
+from tests.unit.generations import change, collecting, orders
 
-orders = Topic("orders", str, key=lambda text: text, ordered=True, partitions=2)
 clicks = Topic("clicks", str, partitions=2)
 
 
@@ -38,32 +38,6 @@ def clock():
 async def bus(clock):
     async with connect(Settings(url="memory://"), clock=clock) as opened:
         yield opened
-
-
-def collecting():
-    """An app with a group on the topic with order, and what that group has handled."""
-    app, seen = App("a"), []
-
-    @app.subscribe(orders)
-    async def handle(order: str) -> None:
-        seen.append(order)
-
-    return app, seen
-
-
-async def change(bus, clock, topic, **how):
-    changing = asyncio.create_task(bus.begin_generation(topic, **how))
-    while not changing.done():
-        await clock.advance(1)
-    return changing.result()
-
-
-async def interrupted(bus, clock, topic, **how):
-    changing = asyncio.create_task(bus.begin_generation(topic, **how))
-    await clock.advance(1)
-    changing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await changing
 
 
 @pytest.mark.parametrize("part", ["generations", "orders-1"])
@@ -243,88 +217,6 @@ async def test_what_cannot_be_changed_is_refused(bus, clock, monkeypatch):
     monkeypatch.setattr(MemoryAdapter, "capabilities", poor)
     with pytest.raises(UnsupportedCapability, match="another name"):
         await bus.begin_generation(orders, partitions=3)
-
-
-async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(bus, clock):
-    app, seen = collecting()
-
-    async with app.running(bus):
-        await interrupted(bus, clock, orders, partitions=3)
-        await bus.publish(orders, "waits")
-        await clock.advance(bus.settings.generation_grace)
-        assert (await bus.health()).status == "green", "a change takes that long"
-
-        await clock.advance(30)
-        health = await bus.health()
-        assert health.status == "yellow"
-        assert health.last_error == (
-            "orders/a does not read what is behind generation 1, which was not ended: if its change was interrupted, "
-            "begin the same generation again"
-        )
-
-        await change(bus, clock, orders, partitions=3)
-        await clock.advance(20)
-        assert (await bus.health()).status == "green"
-        assert seen == ["waits"]
-
-
-@pytest.mark.parametrize(
-    "later",
-    [[{"partitions": 5}], [{"ordered": False}], [{"partitions": 3}], [{"partitions": 5}, {"partitions": 5}]],
-    ids=["other partitions", "no order", "the same", "the next one twice"],
-)
-async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock, later):
-    app, seen = collecting()
-
-    async with app.running(bus):
-        await bus.publish(orders, "first")
-        await interrupted(bus, clock, orders, partitions=3)
-        await clock.advance(20)
-        await bus.publish(orders, "second")
-        for again in later[1:]:
-            await interrupted(bus, clock, orders, **again)
-        await change(bus, clock, orders, **later[0])
-        await clock.advance(20)
-        await bus.publish(orders, "third")
-        await clock.advance(20)
-
-    assert sorted(seen) == ["first", "second", "third"]
-    assert {info.lag for info in await bus.groups()} == {0}
-
-
-async def test_who_wants_other_numbers_than_a_change_that_was_interrupted_declared_is_told_the_way_out(
-    bus, clock, monkeypatch
-):
-    async def ends(topic):
-        raise asyncio.CancelledError
-
-    await bus.declare(orders, groups=["a"])
-    with monkeypatch.context() as patched, pytest.raises(asyncio.CancelledError):
-        patched.setattr(bus.adapter, "begin_generation", ends)
-        await bus.begin_generation(orders, partitions=3)
-
-    with pytest.raises(
-        ConfigurationError, match="Generation 2 of topic orders was declared with other numbers.*partitions=3"
-    ):
-        await bus.begin_generation(orders, partitions=5)
-    await change(bus, clock, orders, partitions=3)
-    assert (await change(bus, clock, orders, partitions=5)).partitions == 5
-
-
-async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_the_same_again(bus, clock):
-    app, seen = collecting()
-
-    async with app.running(bus):
-        await interrupted(bus, clock, orders, partitions=3)
-        await interrupted(bus, clock, orders, partitions=5)
-        await clock.advance(20)
-        await bus.publish(orders, "waits")
-        await clock.advance(60)
-        stopped = list(seen)
-        await change(bus, clock, orders, partitions=5)
-        await clock.advance(20)
-
-    assert (stopped, seen) == ([], ["waits"])
 
 
 @pytest.mark.parametrize("call", ["ended", "publish"])

@@ -1,10 +1,23 @@
 """The crash guard: what may have killed a process runs alone, after a durable mark (3)."""
 
+from contextlib import asynccontextmanager
+
 from messaging.adapter import DONE, Hold, Lease
 from messaging.isolation import Isolation
 from messaging.message import Reject, Release, Retry
 from messaging.workers import KEPT_WAITING
 from tests.unit.scripted import Bench, Work, raw, suspect
+
+
+@asynccontextmanager
+async def two_subscriptions(work, other_work):
+    """Of one program."""
+    isolation = Isolation()
+    async with (
+        Bench(work, isolation=isolation).running() as one,
+        Bench(other_work, isolation=isolation).running() as other,
+    ):
+        yield one, other
 
 
 async def test_a_suspect_that_is_held_without_a_failure_is_marked_again_before_it_runs_again():
@@ -64,11 +77,8 @@ async def test_two_suspects_run_one_after_the_other():
 
 
 async def test_no_two_subscriptions_of_a_program_run_a_suspect_at_once():
-    isolation, guilty, innocent = Isolation(), Work(), Work()
-    async with (
-        Bench(guilty, isolation=isolation).running() as one,
-        Bench(innocent, isolation=isolation).running() as other,
-    ):
+    guilty, innocent = Work(), Work()
+    async with two_subscriptions(guilty, innocent) as (one, other):
         await one.put(suspect("poison"))
         await other.put(suspect("s"), raw("2"))
         assert guilty.running == {"poison"}
@@ -91,11 +101,8 @@ async def test_no_two_subscriptions_of_a_program_run_a_suspect_at_once():
 
 
 async def test_what_came_back_runs_beside_no_suspect_of_another_subscription():
-    isolation, guilty, innocent = Isolation(), Work(), Work()
-    async with (
-        Bench(guilty, isolation=isolation).running() as one,
-        Bench(innocent, isolation=isolation).running() as other,
-    ):
+    guilty, innocent = Work(), Work()
+    async with two_subscriptions(guilty, innocent) as (one, other):
         await one.put(raw("poison", returns=2))
         await other.put(suspect("s"))
         assert guilty.running == {"poison"}
@@ -116,11 +123,8 @@ async def test_what_came_back_runs_beside_no_suspect_of_another_subscription():
 
 
 async def test_health_tells_of_what_came_back_and_has_waited_long_for_another_subscription():
-    isolation, slow, held_up = Isolation(), Work(), Work()
-    async with (
-        Bench(slow, isolation=isolation).running() as one,
-        Bench(held_up, isolation=isolation).running() as other,
-    ):
+    slow, held_up = Work(), Work()
+    async with two_subscriptions(slow, held_up) as (one, other):
         await one.put(raw("slow", returns=1))
         await other.put(suspect("s"))
         await other.clock.advance(KEPT_WAITING - 1)

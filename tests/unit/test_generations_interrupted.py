@@ -1,0 +1,102 @@
+"""A change of a topic that was interrupted: told, and ended by whoever changes it again."""
+
+import asyncio
+
+import pytest
+
+from messaging import ConfigurationError, Settings, connect
+from messaging.testing import VirtualClock
+from tests.unit.generations import change, collecting, interrupted, orders
+
+
+@pytest.fixture
+def clock():
+    return VirtualClock()
+
+
+@pytest.fixture
+async def bus(clock):
+    async with connect(Settings(url="memory://"), clock=clock) as opened:
+        yield opened
+
+
+async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(bus, clock):
+    app, seen = collecting()
+
+    async with app.running(bus):
+        await interrupted(bus, clock, orders, partitions=3)
+        await bus.publish(orders, "waits")
+        await clock.advance(bus.settings.generation_grace)
+        assert (await bus.health()).status == "green", "a change takes that long"
+
+        await clock.advance(30)
+        health = await bus.health()
+        assert health.status == "yellow"
+        assert health.last_error == (
+            "orders/a does not read what is behind generation 1, which was not ended: if its change was interrupted, "
+            "begin the same generation again"
+        )
+
+        await change(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+        assert (await bus.health()).status == "green"
+        assert seen == ["waits"]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [[{"partitions": 5}], [{"ordered": False}], [{"partitions": 3}], [{"partitions": 5}, {"partitions": 5}]],
+    ids=["other partitions", "no order", "the same", "the next one twice"],
+)
+async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock, later):
+    app, seen = collecting()
+
+    async with app.running(bus):
+        await bus.publish(orders, "first")
+        await interrupted(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+        await bus.publish(orders, "second")
+        for again in later[1:]:
+            await interrupted(bus, clock, orders, **again)
+        await change(bus, clock, orders, **later[0])
+        await clock.advance(20)
+        await bus.publish(orders, "third")
+        await clock.advance(20)
+
+    assert sorted(seen) == ["first", "second", "third"]
+    assert {info.lag for info in await bus.groups()} == {0}
+
+
+async def test_who_wants_other_numbers_than_a_change_that_was_interrupted_declared_is_told_the_way_out(
+    bus, clock, monkeypatch
+):
+    async def ends(topic):
+        raise asyncio.CancelledError
+
+    await bus.declare(orders, groups=["a"])
+    with monkeypatch.context() as patched, pytest.raises(asyncio.CancelledError):
+        patched.setattr(bus.adapter, "begin_generation", ends)
+        await bus.begin_generation(orders, partitions=3)
+
+    with pytest.raises(
+        ConfigurationError, match="Generation 2 of topic orders was declared with other numbers.*partitions=3"
+    ):
+        await bus.begin_generation(orders, partitions=5)
+    await change(bus, clock, orders, partitions=3)
+    assert (await change(bus, clock, orders, partitions=5)).partitions == 5
+
+
+async def test_a_topic_that_two_interrupted_changes_have_stopped_is_mended_by_the_same_again(bus, clock):
+    app, seen = collecting()
+
+    async with app.running(bus):
+        await interrupted(bus, clock, orders, partitions=3)
+        await interrupted(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+        await bus.publish(orders, "waits")
+        await clock.advance(60)
+        stopped = list(seen)
+        await change(bus, clock, orders, partitions=5)
+        await clock.advance(20)
+
+    assert (stopped, seen) == ([], ["waits"])

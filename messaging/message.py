@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import Any, Generic, TypeAlias, cast
+from typing import Any, Generic, TypeAlias
 
 from typing_extensions import TypeForm, TypeVar
 
@@ -73,45 +73,45 @@ class Message:
 class _Draft:
     """A Message in the making: its attributes are set directly, then it becomes one.
 
-    A frozen dataclass sets each attribute by a call, which costs five times as much, on the path of every message.
+    A frozen dataclass sets each attribute by a call, which costs five times as much, on the path of every message; and
+    a class without an `__init__` takes half as long to call as one with it.
     """
 
     __slots__ = tuple(Message.__slots__)
 
-    def __init__(
-        self,
-        id: str,
-        topic: str,
-        body: bytes,
-        key: Key | None,
-        headers: Mapping[str, str],
-        content_type: str | None,
-        type: str | None,
-        source: str | None,
-        time: datetime | None,
-        expires_at: datetime | None,
-        correlation_id: str | None,
-        causation_id: str | None,
-        not_before: datetime | None = None,
-    ) -> None:
-        self.id = id
-        self.topic = topic
-        self.body = body
-        self.key = key
-        self.headers = headers
-        self.content_type = content_type
-        self.type = type
-        self.source = source
-        self.time = time
-        self.expires_at = expires_at
-        self.correlation_id = correlation_id
-        self.causation_id = causation_id
-        self.not_before = not_before
-        self.__class__ = Message  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  same slots
 
-
-make_message = cast("Callable[..., Message]", _Draft)
-"""A Message from its attributes, by position; only the last may be left out."""
+def make_message(
+    id: str,
+    topic: str,
+    body: bytes,
+    key: Key | None,
+    headers: Mapping[str, str],
+    content_type: str | None,
+    type: str | None,
+    source: str | None,
+    time: datetime | None,
+    expires_at: datetime | None,
+    correlation_id: str | None,
+    causation_id: str | None,
+    not_before: datetime | None = None,
+) -> Message:
+    """A Message from its attributes, by position; only the last may be left out."""
+    draft: Any = _Draft()
+    draft.id = id
+    draft.topic = topic
+    draft.body = body
+    draft.key = key
+    draft.headers = headers
+    draft.content_type = content_type
+    draft.type = type
+    draft.source = source
+    draft.time = time
+    draft.expires_at = expires_at
+    draft.correlation_id = correlation_id
+    draft.causation_id = causation_id
+    draft.not_before = not_before
+    draft.__class__ = Message
+    return draft  # type: ignore[no-any-return]  # what it is now
 
 
 def _blank_message() -> Message:
@@ -154,15 +154,15 @@ class _ReceiptDraft:
 
     __slots__ = tuple(Receipt.__slots__)
 
-    def __init__(self, id: str, partition: int, position: str | None) -> None:
-        self.id = id
-        self.partition = partition
-        self.position = position
-        self.__class__ = Receipt  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  same slots
 
-
-make_receipt = cast("Callable[[str, int, str | None], Receipt]", _ReceiptDraft)
-"""A Receipt from all its attributes, by position."""
+def make_receipt(id: str, partition: int, position: str | None) -> Receipt:
+    """A Receipt from all its attributes, by position."""
+    draft: Any = _ReceiptDraft()
+    draft.id = id
+    draft.partition = partition
+    draft.position = position
+    draft.__class__ = Receipt
+    return draft  # type: ignore[no-any-return]  # what it is now
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ _M = 0x5BD1E995
 _SEED = 0x9747B28C
 _MASK = 0xFFFFFFFF
 _WORDS = [Struct(f"<{count}I") for count in range(17)]
-_CACHED_KEY = 64
+_LONGEST_KEPT = 64
 """Characters or bytes: the partitions of longer keys are not remembered."""
+_MOST_KEPT = 16_384
 
 
 def murmur2(data: bytes) -> int:
@@ -31,12 +32,24 @@ def murmur2(data: bytes) -> int:
 
 def partition_of(key: str | bytes, partitions: int) -> int:
     """The partition of a key, in `range(partitions)`. A str and its UTF-8 bytes share one."""
-    return _remembered(key, partitions) if len(key) <= _CACHED_KEY else _partition_of(key, partitions)
+    return partitions_of_keys(partitions)[key]
 
 
-def _partition_of(key: str | bytes, partitions: int) -> int:
-    data = key.encode() if isinstance(key, str) else key
-    return (murmur2(data) & 0x7FFFFFFF) % partitions
+class Partitions(dict["str | bytes", int]):
+    """The partition of each key, in `range(partitions)`; of keys that are not too many or too long, remembered."""
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__()
+        self._partitions = partitions
+
+    def __missing__(self, key: str | bytes) -> int:
+        found = (murmur2(key.encode() if isinstance(key, str) else key) & 0x7FFFFFFF) % self._partitions
+        if len(key) <= _LONGEST_KEPT:
+            if len(self) >= _MOST_KEPT:
+                self.clear()
+            self[key] = found
+        return found
 
 
-_remembered = lru_cache(maxsize=16_384)(_partition_of)
+partitions_of_keys = lru_cache(maxsize=32)(Partitions)
+"""Those of topics with so many partitions."""

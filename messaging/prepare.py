@@ -19,7 +19,7 @@ from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
 from messaging.message import Message, make_message, seconds, seconds_if_any
-from messaging.partition import partition_of
+from messaging.partition import partitions_of_keys
 from messaging.texts import plain
 
 if TYPE_CHECKING:
@@ -126,12 +126,13 @@ class Preparation:
     ) -> list[Outgoing]:
         """Choose the partition of each and check what the broker can do: size and delay."""
         most = capabilities.max_message_bytes
-        partitions, mandatory, reply_to = spec.partitions, options.mandatory, options.reply_to
+        partition_of = partitions_of_keys(spec.partitions)
+        mandatory, reply_to = options.mandatory, options.reply_to
         marked = self.once and reply_to is None
         prepared: list[Outgoing] = []
         for message in messages:
             key = message.key
-            partition = self._turn(spec, message) if key is None else partition_of(key, partitions)
+            partition = self._turn(spec, message) if key is None else partition_of[key]
             if (
                 message.headers
                 or len(message.body) + _ATTRIBUTES + _LONGEST_CHARACTER * len(key or "") > most

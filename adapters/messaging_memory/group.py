@@ -363,10 +363,10 @@ class Group(ABC):
         self, member: Member, number: int, rows: Sequence[tuple[int, Row]], fence: int, lease: Lease
     ) -> list[RawDelivery]:
         """The first hand-over of messages from the log of this partition: the fast path."""
-        topic = member.topic
+        topic, place = member.topic, self.topic.partitions[number].place
         batch = [
             RawDelivery(
-                message_of(row, topic, position := f"{number}-{offset}"),
+                message_of(row, topic, position := f"{place}{offset}"),
                 number,
                 position,
                 1,

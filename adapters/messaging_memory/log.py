@@ -26,10 +26,12 @@ logger = logging.getLogger("messaging")
 class Partition:
     """The log of one partition; `base` is the offset of its oldest message, `end` that of the next one."""
 
-    __slots__ = ("base", "number", "rows", "trim_at")
+    __slots__ = ("base", "number", "place", "rows", "trim_at")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.place = f"{number}-"
+        """What the position of each of its messages begins with."""
         self.base = 0
         self.rows: list[Row] = []
         self.trim_at = _TRIM_AT_LEAST
@@ -42,7 +44,7 @@ class Partition:
         """Its position."""
         offset = self.base + len(self.rows)
         self.rows.append(row)
-        return f"{self.number}-{offset}"
+        return f"{self.place}{offset}"
 
     def read(self, start: int, stop: int) -> Sequence[Row]:
         return self.rows[start - self.base : stop - self.base]

@@ -52,7 +52,14 @@ class Packing:
         It is kept as it is where it comes out of `decode(encode(...))` as it went in. That is not certain with a key of
         bytes, with text that is not ASCII, with a header of ours; and with what is rare, a publish delay.
         """
-        shared = _shared(message)
+        shared: Shared = (
+            message.content_type,
+            message.type,
+            message.source,
+            message.expires_at,
+            message.correlation_id,
+            message.causation_id,
+        )
         if shared != self._shared:
             self._shared, self._bound = shared, _shared_bound(shared)
         bound = self._bound
@@ -61,7 +68,7 @@ class Packing:
             bound is None
             or not id
             or not id.isascii()
-            or (key is not None and (isinstance(key, bytes) or not key.isascii()))
+            or (key is not None and not (type(key) is str and key.isascii()))
             or (time is not None and time.tzinfo is not UTC)
             or message.not_before is not None
             or (headers and not _plain(headers))
@@ -71,9 +78,10 @@ class Packing:
         size = len(body) + bound + len(id)
         if key:
             size += len(key)
-        kept = tuple(headers.items()) if headers else ()
-        for name, value in kept:
-            size += len(name) + len(value)
+        kept: tuple[tuple[str, str], ...] = ()
+        if headers:
+            kept = tuple(headers.items())
+            size += sum(len(name) + len(value) for name, value in kept)
         if size > maximum:
             size = _size(body, encode(message, prefix=PREFIX))
         return (stored_at, body, self._shared, reply_to, id, key, kept, time), size
@@ -141,17 +149,6 @@ def message_of(row: Row, topic: str, position: str) -> Message:
     _, body, content_type, _, encoded = row
     return decode(
         encoded, prefix=PREFIX, topic=topic, body=body, position=position, content_type=content_type
-    )
-
-
-def _shared(message: Message) -> Shared:
-    return (
-        message.content_type,
-        message.type,
-        message.source,
-        message.expires_at,
-        message.correlation_id,
-        message.causation_id,
     )
 
 

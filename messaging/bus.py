@@ -234,8 +234,9 @@ class Bus:
     ) -> Receipt:
         """Publish one message; returns when the broker has confirmed it durably (semantics 20).
 
-        `delay`, `expires` and `timeout` are seconds or a timedelta. With a `delay` no group handles the message
-        earlier, and on an idle broker none much later (`Capabilities.lateness`); an ordered topic takes none (5).
+        `delay`, `expires` and `timeout` are seconds or a timedelta, `expires` also a time with its zone. With a `delay`
+        no group handles it earlier, and on an idle broker none much later (`Capabilities.lateness`); an ordered topic
+        takes none (5).
         Raises InvalidMessage and MessageTooLarge before anything is sent, NoGroup with `mandatory=True`,
         PublishUncertain when its fate is unknown, PublishError when the broker does not have it. Cancelling leaves
         the fate unknown, never the connection broken.

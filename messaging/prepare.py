@@ -308,9 +308,13 @@ def _checked_key(topic: str, key: Key | None) -> Key | None:
 
 
 def _expiry(expires: Duration | datetime, now: datetime) -> datetime:
-    """When it expires; a datetime without a zone is UTC, as on the wire."""
+    """When it expires. A time of day without a zone may be hours ago: what nobody handles any more is dropped."""
     if isinstance(expires, datetime):
-        return expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
+        if expires.tzinfo is None:
+            raise InvalidMessage(
+                f"expires={expires!r} has no time zone: give it one, as datetime.now(UTC) has, or a number of seconds"
+            )
+        return expires
     try:
         return now + timedelta(seconds=seconds(expires))
     except (OverflowError, ValueError, TypeError):

@@ -121,12 +121,12 @@ def test_expiry_is_counted_from_now(preparation, expires, after):
     assert message.expires_at - message.time == timedelta(seconds=after)
 
 
-def test_an_expiry_without_a_zone_is_utc_as_on_the_wire(preparation):
-    moment = datetime(2030, 1, 1)
+def test_an_expiry_needs_a_zone_because_the_local_time_may_be_hours_ago(preparation):
     zoned = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2)))
 
-    assert prepared(preparation, expires=moment).expires_at == moment.replace(tzinfo=UTC)
     assert prepared(preparation, expires=zoned).expires_at == zoned
+    with pytest.raises(InvalidMessage, match="has no time zone"):
+        prepared(preparation, expires=datetime(2030, 1, 1))
 
 
 @pytest.mark.parametrize("expires", [float("inf"), float("nan"), 1e300, 1e12, "soon", object()])

@@ -34,7 +34,7 @@ def service(tmp_path: Path) -> Path:
 
 def test_every_python_block_is_a_file_that_is_tested():
     assert GUIDE.count("```python\n") == len(FILES)
-    assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py", "ledger.py", "tenants.py"}
+    assert set(FILES) == {"stock.py", "test_stock.py", "by_hand.py", "ledger.py", "tenants.py", "web.py"}
 
 
 def test_its_programs_are_called_by_the_python_that_has_the_library():
@@ -65,6 +65,33 @@ def test_consuming_by_hand_prints_what_the_guide_says(python, service):
     run = python(["by_hand.py"], cwd=service)
 
     assert run.stdout == "Invoice(number='d', cents=700)\n", run.stderr
+
+
+SERVER = """
+import asyncio, os
+from stock import Invoice, invoices
+from web import lifespan
+
+async def serve():
+    async with lifespan(None) as state:
+        await state["bus"].publish(invoices, Invoice("a", 500))
+        print("published", flush=True)
+        if {ends}:
+            await state["bus"].delete_group(invoices, "warehouse")
+            await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.parametrize(("ends", "code"), [(False, 0), (True, -signal.SIGTERM)])
+def test_a_web_application_ends_when_its_subscription_ended_for_good(python, service, ends, code):
+    (service / "server.py").write_text(SERVER.format(ends=ends))
+    environment = {"MESSAGING_URL": "memory://", "MESSAGING_STORE": "memory://", "HEALTH_PORT": "0"}
+
+    run = python(["server.py"], cwd=service, environment=environment)
+
+    assert (run.returncode, run.stdout) == (code, "published\n"), run.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 from importlib import import_module
@@ -10,6 +11,7 @@ from traceback import extract_tb
 
 from messaging.app import App
 from messaging.errors import ConfigurationError
+from messaging.registry import redact
 
 
 def load_app(name: str) -> App:
@@ -53,7 +55,9 @@ def _told(error: BaseException) -> str:
     paths = sysconfig.get_paths()
     libraries = tuple(paths[one] for one in ("stdlib", "platstdlib", "purelib", "platlib"))
     ours = str(Path(__file__).parents[1])
-    told = f"{type(error).__name__}: {error}".removesuffix(": ")
+    # A program often says which URL it could not use, and that may hold a password.
+    text = re.sub(r"\S+://\S+", lambda url: redact(url[0]), str(error))
+    told = f"{type(error).__name__}: {text}".removesuffix(": ")
     for frame in reversed(extract_tb(error.__traceback__)):
         if not frame.filename.startswith(("<", ours, *libraries)):
             return f"{told} ({frame.filename}, line {frame.lineno})"

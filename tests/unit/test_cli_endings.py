@@ -105,6 +105,10 @@ def loading(
         ("from messaging import App\n\nApp('')", "ConfigurationError: illegal group name ''"),
         ("import sys\n\nsys.exit()", "SystemExit (/shop.py, line 3)"),
         ("raise SystemExit(0)", "SystemExit: 0 (/shop.py, line 1)"),
+        (
+            "raise ValueError('no database at postgresql://me:secret@db/shop, give up')",
+            "ValueError: no database at postgresql://me:***@db/shop, give up (/shop.py, line 1)",
+        ),
         ("app = (", "SyntaxError: '(' was never closed (shop.py, line 1)"),
         ("assert False", "AssertionError (/shop.py, line 1)"),
         ("from messaging import Nothing", "ImportError: cannot import name 'Nothing' from 'messaging'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextvars
 import inspect
@@ -15,7 +16,7 @@ from messaging.message import OUTCOMES, Ack, Delivery
 from messaging.shielded import shielded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor, Future
 
     from messaging.clock import Clock
@@ -194,9 +195,34 @@ def kinds(wanted: Any) -> Sequence[Any]:
         return kinds(get_args(wanted)[0])
     if origin is Union or origin is UnionType:
         return [kind for one in get_args(wanted) for kind in kinds(one)]
-    if isinstance(wanted, str):
-        return [name.strip() for name in wanted.split("|")]
-    return [wanted]
+    return _named(wanted) if isinstance(wanted, str) else [wanted]
+
+
+def _named(text: str) -> list[str]:
+    """The same of an annotation that is there as text alone: `Pool[Row] | None` asks for what is called Pool."""
+    try:
+        return list(_names(ast.parse(text.strip(), mode="eval").body))
+    except SyntaxError:
+        return [text]
+
+
+def _names(node: ast.expr) -> Iterator[str]:
+    if isinstance(node, ast.BinOp):
+        yield from _names(node.left)
+        yield from _names(node.right)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _named(node.value)
+    elif isinstance(node, ast.Subscript):
+        outer = ast.unparse(node.value)
+        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        kind = outer.rpartition(".")[2]
+        if kind in {"Annotated", "Optional", "Union"}:
+            for one in inner[:1] if kind == "Annotated" else inner:
+                yield from _names(one)
+        else:
+            yield outer
+    else:
+        yield ast.unparse(node)
 
 
 def evaluated(function: Callable[..., Any], annotation: Any) -> Any:

@@ -156,6 +156,29 @@ async def test_annotations_of_names_that_only_the_type_checker_imports_are_match
     assert seen == [(number, 2)]
 
 
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "Decimal | None",
+        "Optional[Decimal]",
+        "typing.Annotated[Decimal, 'exact']",
+        "Union[Fraction, 'numbers.Decimal']",
+        "Decimal[Any]",
+    ],
+)
+async def test_names_that_only_the_type_checker_imports_are_matched_whatever_is_around_them(
+    bound, annotation
+):
+    from decimal import Decimal as Number
+
+    async def handle(order, amount):
+        return Ack(amount)
+
+    handle.__annotations__["amount"] = annotation
+
+    assert await bound(handle, Number(3))(a_delivery()) == Ack(Number(3))
+
+
 async def test_a_name_that_the_enclosing_function_assigns_later_is_matched_by_name(bound):
     async def handle(order, later: "Later"):  # pyright: ignore[reportInvalidTypeForm]
         return Ack(type(later) is Later)

@@ -12,8 +12,16 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
-from messaging.backoff import LEFT_ALONE
-from messaging.errors import ConfigurationError, MessagingError, PublishError, TopicNotFound
+from messaging.backoff import LEFT_ALONE, Backoff
+from messaging.clock import sleep
+from messaging.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    MessagingError,
+    PublishError,
+    TopicNotFound,
+    is_fatal,
+)
 from messaging.message import Topic
 from messaging.names import check_group
 from messaging.together import Together
@@ -291,6 +299,7 @@ class Catalogue:
         """Declare on the broker what was not declared before; `mode` goes before the settings' topology.
 
         `again`: what was, too. It may have been deleted since, and a start compares with the broker's record (16).
+        Where the connection breaks meanwhile, it is tried again for as long as connecting may take.
         """
         wanted: dict[Broker, tuple[dict[str, TopicSpec], list[GroupSpec]]] = {}
         for spec in (*topics, *(group.topic for group in groups)):
@@ -301,9 +310,36 @@ class Catalogue:
             async with AsyncExitStack() as changing:
                 for name in sorted(its_topics):
                     await changing.enter_async_context(self._changing[name])
+                await self._persist(broker, its_topics, its_groups, mode, again=again)
+
+    async def _persist(
+        self,
+        broker: Broker,
+        topics: Mapping[str, TopicSpec],
+        groups: Sequence[GroupSpec],
+        mode: TopologyMode | None,
+        *,
+        again: bool,
+    ) -> None:
+        backoff = Backoff()
+        until = self._clock.monotonic() + self._settings.connect_timeout
+        while True:
+            try:
                 if again:
-                    await self._forget(its_topics.values(), its_groups)
-                await self._declare(broker, its_topics, its_groups, mode)
+                    await self._forget(topics.values(), groups)
+                await self._declare(broker, topics, groups, mode)
+            except ConnectionFailed as error:
+                wait = backoff.next()
+                if is_fatal(error) or self._clock.monotonic() + wait >= until:
+                    raise
+                logger.info(
+                    "Declaring %s was interrupted: %s. Trying again.",
+                    *(", ".join(topics), error),
+                    extra={"topics": sorted(topics)},
+                )
+                await sleep(self._clock, wait)
+            else:
+                return
 
     async def _forget(self, topics: Iterable[TopicSpec], groups: Iterable[GroupSpec]) -> None:
         """Declare these anew when they are next asked for; a new generation is moved to first, as it is always."""

@@ -7,7 +7,7 @@ import pytest
 from messaging import ConfigurationError, Settings, Topic
 from messaging.adapter import Unrouted
 from messaging.catalogue import Catalogue
-from messaging.errors import ConnectionFailed
+from messaging.errors import AuthenticationFailed, ConnectionFailed
 from messaging.routing import Broker, Routing
 from messaging.testing import VirtualClock
 from tests.unit.scripted import ScriptedAdapter, outgoing
@@ -233,6 +233,37 @@ async def test_a_declaration_that_failed_is_made_again(catalogue, adapter):
     await catalogue.declare_topic(jobs)
 
     assert adapter.declared == [(["jobs"], [], "declare")]
+
+
+async def test_a_start_whose_connection_breaks_is_tried_again_for_as_long_as_connecting_may_take(adapter):
+    clock = VirtualClock()
+    catalogue = Catalogue(OneBroker(adapter), Settings(connect_timeout=10), clock)
+    topic = catalogue.spec(jobs)
+    group = catalogue.group(topic, "billing")
+
+    adapter.failing = [ConnectionFailed("cut")] * 2
+    starting = asyncio.create_task(catalogue.declare([group], [topic], again=True))
+    await clock.advance(1)
+    assert starting.done() and await starting is None
+    assert adapter.declared == [(["jobs"], ["billing"], "declare")]
+
+    adapter.failing = [ConnectionFailed("away")] * 1000
+    starting = asyncio.create_task(catalogue.declare([group], [topic], again=True))
+    await clock.advance(4)
+    assert not starting.done()
+    await clock.advance(6)
+    assert starting.done()
+    with pytest.raises(ConnectionFailed, match="away"):
+        await starting
+
+
+@pytest.mark.parametrize("error", [AuthenticationFailed("no"), ConfigurationError("different")])
+async def test_what_trying_again_does_not_heal_ends_a_start_at_once(catalogue, adapter, error):
+    adapter.failing = [error]
+    with pytest.raises(type(error)):
+        await catalogue.declare([], [catalogue.spec(jobs)], again=True)
+
+    assert adapter.declared == []
 
 
 async def test_a_cancelled_declaration_does_not_stand_in_the_way_of_the_next(catalogue, adapter):

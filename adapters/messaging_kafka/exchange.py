@@ -177,7 +177,9 @@ def fate_of(batch: Batch, address: str) -> PublishError:
     assert isinstance(batch.outcome, Exception)
     fate = _said_by(batch.outcome, batch.to, address)
     if batch.doubtful and not isinstance(fate, PublishUncertain):
-        return PublishUncertain(str(fate))
+        return PublishUncertain(
+            f"its broker ceased to lead partition {batch.to.partition} and may have stored it; then: {fate}"
+        )
     return fate
 
 

@@ -25,7 +25,7 @@ from messaging.errors import (
 from messaging.ids import new_id
 from messaging.isolation import Isolation
 from messaging.message import Endpoint, Q, R, Receipt, T, Topic, checked_seconds
-from messaging.prepare import Options, Preparation, checked_timeout
+from messaging.prepare import NO_OPTIONS, Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
 from messaging.routing import Broker, Routing
@@ -241,11 +241,12 @@ class Bus:
         PublishUncertain when its fate is unknown, PublishError when the broker does not have it. Cancelling leaves
         the fate unknown, never the connection broken.
         """
-        options = Options(key, headers, id, delay, expires, mandatory)  # names cost twice as much
+        said = mandatory or not (key is None is headers and id is None is delay and expires is None)
+        options = Options(key, headers, id, delay, expires, mandatory) if said else NO_OPTIONS
         (result,) = await self._publish(topic, (payload,), options, timeout)
-        if isinstance(result, PublishError):
-            raise result
-        return result
+        if isinstance(result, Receipt):  # what is denied costs five times as much
+            return result
+        raise result
 
     @overload
     async def publish_many(

@@ -47,7 +47,7 @@ INHERITED = ("traceparent", "tracestate")
 
 @dataclass(slots=True)
 class Options:
-    """What the caller of `publish` may say about one message."""
+    """What the caller of `publish` may say about one message. Nobody changes it: many calls share one."""
 
     key: Key | None = None
     headers: Mapping[str, str] | None = None
@@ -57,6 +57,10 @@ class Options:
     mandatory: bool = False
     reply_to: str | None = None
     correlation_id: str | None = None
+
+
+NO_OPTIONS = Options()
+"""What most calls say."""
 
 
 @dataclass(slots=True)

@@ -244,7 +244,7 @@ class Bus:
         said = mandatory or not (key is None is headers and id is None is delay and expires is None)
         options = Options(key, headers, id, delay, expires, mandatory) if said else NO_OPTIONS
         (result,) = await self._publish(topic, (payload,), options, timeout)
-        if isinstance(result, Receipt):  # what is denied costs five times as much
+        if isinstance(result, Receipt):
             return result
         raise result
 

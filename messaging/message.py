@@ -73,8 +73,8 @@ class Message:
 class _Draft:
     """A Message in the making: its attributes are set directly, then it becomes one.
 
-    A frozen dataclass sets each attribute by a call, which costs five times as much, on the path of every message; and
-    a class without an `__init__` takes half as long to call as one with it.
+    A frozen dataclass sets each attribute by a call, which costs five times as much, on the path of every message. A
+    function that fills it takes a fifth less than its own `__init__` would.
     """
 
     __slots__ = tuple(Message.__slots__)

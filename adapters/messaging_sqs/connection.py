@@ -215,9 +215,10 @@ class Connection:
         self.check_region(reference)
         owner = owner_of(reference)
         more: dict[str, Any] = {} if owner is None else {"QueueOwnerAWSAccountId": owner}
-        url: str = (await self.call("sqs", "get_queue_url", QueueName=queue_name(reference), **more))[
-            "QueueUrl"
-        ]
+        answer = await self.call("sqs", "get_queue_url", QueueName=queue_name(reference), **more)
+        url: str | None = answer.get("QueueUrl")
+        if url is None:
+            raise ConnectionFailed(f"GetQueueUrl at {self.address} was answered by something that is not SQS")
         return self.remember(url) if owner in (None, self._account) else url
 
     async def likely_url(self, reference: str) -> str:

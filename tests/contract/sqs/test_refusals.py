@@ -2,10 +2,10 @@
 
 import pytest
 
-from messaging.errors import ConfigurationError, PublishError, PublishUncertain, is_fatal
+from messaging.errors import ConfigurationError, ConnectionFailed, PublishError, PublishUncertain, is_fatal
 from messaging.message import Receipt
 from tests.contract.bench import outgoing, publish, receive
-from tests.contract.sqs.support import Bench, Refusal
+from tests.contract.sqs.support import Bench, Refusal, intercept
 
 SKEWED = (
     "Signature expired: 20261122T000000Z is now earlier than 20261122T001000Z (20261122T001500Z - 5 min.)"
@@ -68,3 +68,15 @@ async def test_a_publish_is_uncertain_only_where_the_service_may_have_the_messag
     refusal.over = True
     (result,) = await adapter.publish([outgoing(group.topic, "two")])
     assert isinstance(result, Receipt)
+
+
+async def test_a_page_in_place_of_an_answer_is_a_failed_connection(bench: Bench, monkeypatch):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+
+    async def page(*_: object) -> dict[str, object]:
+        return {}  # what boto3 reads in one
+
+    intercept(adapter, monkeypatch, "get_queue_url", page)
+    with pytest.raises(ConnectionFailed, match="not SQS"):
+        await adapter.generations(group.topic)

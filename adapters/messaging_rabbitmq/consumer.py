@@ -81,7 +81,7 @@ class Member(Consumer):
             if await self.session.topology.recorded(self.group):
                 raise TopologyLost(str(error)) from error
             raise
-        self._joined = True
+        self._joined = self._loss is None
         self._relay.keep_running()
         while True:
             self._arrived.clear()

@@ -60,6 +60,8 @@ class Owned:
     intake: Intake
     marks: Marks
     fence: int
+    taken: bool = False
+    """What comes while it is being taken waits: a member that leaves then has not held it."""
     revoking: bool = False
 
 
@@ -81,9 +83,7 @@ class PartitionedConsumer(Member):
     # --- join --------------------------------------------------------------------------------------------------
 
     async def join(self) -> None:
-        if self._fatal is not None:
-            error, self._fatal = self._fatal, None
-            raise error
+        self._check_fatal()
         if self._is_member():
             return
         await self._abandon()
@@ -92,12 +92,21 @@ class PartitionedConsumer(Member):
         taken = False
         try:
             await seat.take()
-            await self._claim(seat, await seat.share(len(self._owned)))
             taken = True
         finally:
             if not taken:
                 await self._abandon()
+        self._joined = True
+        self._arrived.clear()
         self._balancer = asyncio.create_task(self._balance(seat), name=f"rabbitmq-balance-{self.group.name}")
+        # Until it has its first partition, or its share: on a slow or failing network that does not wait for the last.
+        await self._arrived.wait()
+        self._check_fatal()
+
+    def _check_fatal(self) -> None:
+        if self._fatal is not None:
+            error, self._fatal, self._loss = self._fatal, None, None
+            raise error
 
     def _is_member(self) -> bool:
         return (
@@ -126,6 +135,13 @@ class PartitionedConsumer(Member):
         try:
             while True:
                 check_cancelled()
+                share = await seat.share(len(self._owned))
+                surplus = len(self._owned) - share
+                if surplus > 0:
+                    await self._give_up(list(self._owned)[-surplus:])
+                elif surplus < 0:
+                    await self._claim(seat, -surplus)
+                self.wake()
                 try:
                     async with asyncio.timeout(TICK):
                         await seat.gone.wait()
@@ -134,12 +150,6 @@ class PartitionedConsumer(Member):
                 else:
                     self._lose_all("it is no longer a member: its channel was closed")
                     return
-                share = await seat.share(len(self._owned))
-                surplus = len(self._owned) - share
-                if surplus > 0:
-                    await self._give_up(list(self._owned)[-surplus:])
-                elif surplus < 0:
-                    await self._claim(seat, -surplus)
         except MessagingError as error:
             if isinstance(error, TopicNotFound | ConfigurationError):
                 self._fatal = error
@@ -167,6 +177,8 @@ class PartitionedConsumer(Member):
         except BaseException:  # cancelled, too, it is not read half opened
             intake.gone = True
             raise
+        owned.taken = True
+        self.wake()
 
     def _intake_lost(self, intake: Intake, reason: str) -> None:
         if any(owned.intake is intake for owned in self._owned.values()):
@@ -227,7 +239,8 @@ class PartitionedConsumer(Member):
         ready = [
             owned
             for owned in self._owned.values()
-            if owned.intake.waiting
+            if owned.taken
+            and owned.intake.waiting
             and not owned.intake.gone
             and not owned.revoking
             and owned.partition not in paused

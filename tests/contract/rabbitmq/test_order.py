@@ -10,6 +10,7 @@ import pytest
 from messaging.adapter import Consumer, Done, Hold, RawDelivery, SettleError, TopicSpec
 from messaging.errors import ConnectionFailed, LeaseLost, PublishError, PublishUncertain
 from messaging.message import Ack, Receipt, Reject, Release, Retry
+from messaging_contracts.faults.proxy import Proxy
 from messaging_rabbitmq.partitioned import PartitionedConsumer
 from tests.contract.bench import Recorder, ack, cut_off, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
@@ -43,6 +44,20 @@ async def test_a_partition_is_handed_out_in_order_by_its_one_owner(bench: Bench)
     assert ids(seen) == names
     assert {delivery.partition for delivery in seen} == {1}
     assert len({delivery.fence for delivery in seen}) == 1 and seen[0].fence > 0
+
+
+async def test_a_partition_is_handed_out_before_the_others_are_taken(bench: Bench) -> None:
+    # Connections that live for a second at a time let a member on a slow network take one partition, hardly all.
+    adapter = await bench.adapter()
+    group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=8))
+    for partition in range(8):
+        await publish(adapter, group.topic, f"m{partition}", partition=partition)
+    far, away = await bench.behind(Proxy)
+    far.delay(0.02)
+    consumer = bench.consumer(away, group)
+
+    assert len(await consumer.receive(100, 1)) < 8
+    assert 0 < len(consumer.status().partitions or ()) < 8
 
 
 async def test_paused_partitions_yield_nothing(bench: Bench) -> None:
@@ -247,7 +262,7 @@ async def test_a_member_that_leaves_while_it_hands_over_leaves_no_lock_behind(be
 
         recorder.on_revoked = finish
         one, two = bench.consumer(adapter, group, recorder), bench.consumer(other, group)
-        await one.receive(1, 0.05)
+        await owns(one, 4)
         await two.receive(1, 0.05)
         async with asyncio.timeout(15):
             await revoked.wait()

@@ -99,6 +99,7 @@ class PartitionedConsumer(Member):
         self._joined = True
         self._arrived.clear()
         self._balancer = asyncio.create_task(self._balance(seat), name=f"rabbitmq-balance-{self.group.name}")
+        self._balancer.add_done_callback(lambda _: self.wake())
         # Until it has its first partition, or its share: on a slow or failing network that does not wait for the last.
         await self._arrived.wait()
         self._check_fatal()

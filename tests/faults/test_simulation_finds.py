@@ -173,7 +173,8 @@ def test_a_store_that_gives_a_key_to_whoever_asks(monkeypatch: pytest.MonkeyPatc
         return await begin(self, key, digest=digest, lease=0.0, token=token)
 
     monkeypatch.setattr(MemoryStore, "begin", generous)
-    assert found("keys_given_up")
+    seeds = (seed for seed in count() if scenario(seed).idempotent)
+    assert any("keys_given_up" in simulate(seed).verdict.violations for seed in islice(seeds, 120))
 
 
 def test_a_key_whose_lease_is_not_extended(monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from messaging.errors import ConfigurationError, ConnectionFailed, TopicNotFound
 from messaging.message import Message, Reject
 from messaging.requests import Requester
 from messaging_kafka import KafkaAdapter
+from messaging_kafka.consumer import KafkaConsumer
 from messaging_kafka.fetching import Fetcher
 from messaging_kafka.library import Place
 from tests.contract.bench import ack, ids, publish, receive, settle
@@ -69,16 +70,29 @@ async def test_a_group_reads_a_topic_that_was_made_anew_from_its_first_message(
     assert ids(deliveries) == [f"new {number}" for number in range(4)]
 
 
+async def has_read(bench: Bench, topic: TopicSpec) -> tuple[KafkaAdapter, KafkaConsumer]:
+    """A member that has handled the three messages of a topic, and its adapter."""
+    adapter = await bench.adapter(**QUICK)
+    consumer = bench.consumer(adapter, await bench.group(adapter, topic))
+    await publish(await bench.adapter(), topic, *(f"old {number}" for number in range(3)))
+    await ack(consumer, await receive(consumer, 3))
+    return adapter, consumer
+
+
+async def filled_anew(bench: Bench, topic: TopicSpec) -> None:
+    """Another program deletes the topic, and fills one of its name with five messages."""
+    await deleted(await bench.adapter(), topic)
+    another = await bench.adapter()
+    await another.declare(Topology([topic]))
+    await publish(another, topic, *(f"new {number}" for number in range(5)))
+
+
 @pytest.mark.parametrize("topic", [ORDERED, UNORDERED], ids=["ordered", "unordered"])
 async def test_a_topic_that_is_full_again_before_a_member_looks_is_read_from_its_first_message(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, topic: TopicSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its name is the same, and the new log is longer than what was read of the old one."""
-    adapter, tool = await bench.adapter(**QUICK), await bench.adapter()
-    group = await bench.group(adapter, topic)
-    consumer = bench.consumer(adapter, group)
-    await publish(tool, topic, *(f"old {number}" for number in range(3)))
-    await ack(consumer, await receive(consumer, 3))
+    adapter, consumer = await has_read(bench, topic)
     full, find_leaders = asyncio.Event(), brokers_of(adapter).find_leaders
 
     async def late(places: Iterable[Place]) -> None:
@@ -86,10 +100,7 @@ async def test_a_topic_that_is_full_again_before_a_member_looks_is_read_from_its
         await find_leaders(places)
 
     monkeypatch.setattr(brokers_of(adapter), "find_leaders", late)
-    await deleted(tool, topic)
-    another = await bench.adapter()
-    await another.declare(Topology([topic]))
-    await publish(another, topic, *(f"new {number}" for number in range(5)))
+    await filled_anew(bench, topic)
     full.set()
 
     assert ids(await receive(consumer, 5)) == [f"new {number}" for number in range(5)]
@@ -100,11 +111,7 @@ async def test_a_topic_that_was_made_anew_between_two_fetches_is_read_from_its_f
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No broker refuses anything: the next request finds a log of that name."""
-    adapter, tool = await bench.adapter(**QUICK), await bench.adapter()
-    group = await bench.group(adapter, UNORDERED)
-    consumer = bench.consumer(adapter, group)
-    await publish(tool, UNORDERED, *(f"old {number}" for number in range(3)))
-    await ack(consumer, await receive(consumer, 3))
+    adapter, consumer = await has_read(bench, UNORDERED)
     between, full, ask = asyncio.Event(), asyncio.Event(), Fetcher._ask
 
     async def late(self: Fetcher, *wanted: Any, **how: Any) -> bool:
@@ -114,10 +121,7 @@ async def test_a_topic_that_was_made_anew_between_two_fetches_is_read_from_its_f
 
     monkeypatch.setattr(Fetcher, "_ask", late)
     await between.wait()
-    await deleted(tool, UNORDERED)
-    another = await bench.adapter()
-    await another.declare(Topology([UNORDERED]))
-    await publish(another, UNORDERED, *(f"new {number}" for number in range(5)))
+    await filled_anew(bench, UNORDERED)
     full.set()
     assert ids(await receive(consumer, 2)) == ["new 3", "new 4"]
 

@@ -72,6 +72,10 @@ class Call:
         self.done = done
 
     @property
+    def topic(self) -> str:
+        return self.messages[0].topic.name
+
+    @property
     def open(self) -> list[int]:
         """The places of the messages that have no result yet."""
         return [at for at, result in enumerate(self.results) if result is None or result is UNDER_WAY]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OUTSTANDING = 10_000
 """Messages waiting or under way, per broker of a bus."""
+OF_A_TOPIC = 1000
+"""With so many of its own, a topic that goes apart waits for room too: with fewer, others never hold it up."""
 IDLE = 64
 """Topics that go apart (`Adapter.topics_apart`), and are not forgotten when nothing of them is under way."""
 PURGE_AFTER = 1000
@@ -51,8 +53,8 @@ class Publisher:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Once asked: before Python 3.12, that is a system call."""
         self._deadlines = Deadlines[Call](clock, self._give_up)
-        self._waiting: OrderedDict[Call, None] = OrderedDict()
-        """Calls that wait for room, in their order: nobody overtakes them."""
+        self._waiting: OrderedDict[str, OrderedDict[Call, None]] = OrderedDict()
+        """Calls that wait for room, by topic, in their order: none overtakes another of its topic."""
         self._common = Exchanges(adapter, clock, refusals, self._confirm, self._conclude)
         """What does not go apart: with requests (`Adapter.per_request`) what is ordered, else all or nothing."""
         self._topics: dict[str, Exchanges] = {}
@@ -89,7 +91,8 @@ class Publisher:
                 self._fail_behind(call)
         if call.missing:
             if self._waiting or self._outstanding >= OUTSTANDING:
-                self._waiting[call] = None
+                self._waiting.setdefault(call.topic, OrderedDict())[call] = None
+                self._let_in()
             else:
                 self._admit(call)
         if within is not None:
@@ -103,7 +106,7 @@ class Publisher:
                 self._deadlines.remove(call, within)
             call.waited = False
             if call.exchanges is None:
-                self._waiting.pop(call, None)
+                self._leave(call)
             if call.missing:
                 self._abandon(call)
             if topic is not None:
@@ -132,7 +135,7 @@ class Publisher:
             pass
         finally:
             queued = chain.from_iterable(one.waiting() for one in self._all)
-            for call in dict.fromkeys([*queued, *self._waiting]):
+            for call in dict.fromkeys([*queued, *chain.from_iterable(self._waiting.values())]):
                 for at in call.open:
                     if call.results[at] is None:
                         self._finish(call, at, unsent(call.messages[at].message, "the bus was closed"))
@@ -143,10 +146,28 @@ class Publisher:
     # --- from calls to exchanges ---------------------------------------------------------------------------------
 
     def _let_in(self) -> None:
-        """Take in the calls that there is room for."""
+        """Take in the calls that there is room for: the topics in turn, then those with few messages of their own."""
         while self._waiting and self._outstanding < OUTSTANDING:
-            call, _ = self._waiting.popitem(last=False)
-            self._admit(call)
+            topic, calls = next(iter(self._waiting.items()))
+            self._waiting.move_to_end(topic)
+            self._take_in(calls)
+        if self._apart:
+            for calls in list(self._waiting.values()):
+                while calls and self._has_few(next(iter(calls))):
+                    self._take_in(calls)
+
+    def _take_in(self, calls: OrderedDict[Call, None]) -> None:
+        call = next(iter(calls))
+        self._leave(call)
+        self._admit(call)
+
+    def _leave(self, call: Call) -> None:
+        """It waits for room no more."""
+        calls = self._waiting.get(call.topic)
+        if calls is not None:
+            calls.pop(call, None)
+            if not calls:
+                del self._waiting[call.topic]
 
     def _admit(self, call: Call) -> None:
         self._outstanding += call.missing
@@ -155,6 +176,13 @@ class Publisher:
             (self._topics.get(topic) or self._begin(topic)).add(call)
         else:
             self._common.add(call)
+
+    def _has_few(self, call: Call) -> bool:
+        """Whether its topic gets room beyond what all share: one that hangs must not hold up the others."""
+        if call.ordered is not None and not self._ordered_apart:
+            return False
+        begun = self._topics.get(call.topic)
+        return begun is None or begun.outstanding < OF_A_TOPIC
 
     def _begin(self, topic: str) -> Exchanges:
         begun = self._topics[topic] = self._kind(
@@ -250,7 +278,8 @@ class Publisher:
         for (topic, _), (call, at, error) in first.items():
             self.fail_behind(topic, call.messages[at].message, error)
         queued = chain.from_iterable(one.behind(lanes) for one in self._all)
-        waiting = ((call, at) for call in self._waiting if call.ordered for at in call.open)
+        held_up = chain.from_iterable(self._waiting.get(topic, ()) for topic in {topic for topic, _ in lanes})
+        waiting = ((call, at) for call in held_up for at in call.open)
         for call, at in [*queued, *waiting]:
             outgoing = call.messages[at]
             found = first.get((outgoing.topic.name, outgoing.message.key))

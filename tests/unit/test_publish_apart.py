@@ -44,6 +44,43 @@ async def test_a_topic_that_hangs_holds_up_no_other(desk, ordered):
     assert desk.nothing_is_left()
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_topic_that_hangs_with_all_that_may_be_outstanding_holds_up_no_other(desk, ordered):
+    held = [
+        desk.start(*(outgoing(f"{call}-{number}", "k", topic="hangs") for number in range(100)))
+        for call in range(publish.OUTSTANDING // 100 + 1)
+    ]
+    await desk.clock.settle()
+    well = [desk.start(outgoing(str(n), "k", ordered=ordered, topic=f"well-{n % 3}")) for n in range(3000)]
+    more = [desk.start(outgoing(f"more-{n}", "k", ordered=ordered, topic="hangs")) for n in range(100)]
+
+    await desk.clock.settle()
+
+    assert all(task.done() for task in well)
+    assert desk.publisher._outstanding == publish.OUTSTANDING
+    for task in held[:50]:
+        task.cancel()
+    desk.gate.set()
+    await asyncio.gather(*held[50:], *more)
+    assert desk.nothing_is_left()
+
+
+async def test_a_topic_that_waits_for_room_is_not_overtaken_by_itself(desk, monkeypatch):
+    monkeypatch.setattr(publish, "OUTSTANDING", 1)
+    monkeypatch.setattr(publish, "OF_A_TOPIC", 1)
+    calls = [desk.start(outgoing(str(n), "k", ordered=True, topic="hangs")) for n in range(5)]
+    await desk.clock.settle()
+    well = [desk.start(outgoing(f"well-{n}", "k", ordered=True, topic="well")) for n in range(5)]
+    await asyncio.gather(*well)
+
+    desk.gate.set()
+    await asyncio.gather(*calls)
+
+    handed_over = [id for batch in desk.batches for id in batch]
+    assert handed_over == ["0", *(f"well-{n}" for n in range(5)), *map(str, range(1, 5))]
+    assert desk.nothing_is_left()
+
+
 async def test_what_waits_behind_a_failed_message_of_its_key_fails_with_it(desk):
     desk.answers["1"] = PublishError("refused")
     first, second = (desk.start(outgoing(id, "k", ordered=True, topic="hangs")) for id in ("0", "1"))

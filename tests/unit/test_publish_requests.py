@@ -178,15 +178,17 @@ async def test_a_topic_that_hangs_has_no_more_requests_under_way_than_its_share(
     assert desk.nothing_is_left()
 
 
-async def test_callers_of_all_topics_wait_for_room(desk, monkeypatch):
+async def test_a_topic_with_few_messages_needs_no_room_of_the_others(desk, monkeypatch):
     monkeypatch.setattr(publish, "OUTSTANDING", 2)
-    calls = [desk.start(outgoing(str(number), topic=f"topic-{number}")) for number in range(3)]
+    monkeypatch.setattr(publish, "OF_A_TOPIC", 1)
+    calls = [desk.start(outgoing(str(number), topic=f"topic-{number // 2}")) for number in range(6)]
+    ordered = desk.start(outgoing("o", "k", ordered=True))
     await desk.clock.settle()
-    assert desk.batches == [["0"], ["1"]]
+    assert desk.batches == [["0", "1"], ["2"], ["4"]]
 
     desk.gate.set()
-    await asyncio.gather(*calls)
-    assert desk.batches == [["0"], ["1"], ["2"]]
+    await asyncio.gather(*calls, ordered)
+    assert sorted(desk.batches[3:]) == [["3"], ["5"], ["o"]]
     assert desk.nothing_is_left()
 
 

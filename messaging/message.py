@@ -24,6 +24,9 @@ Duration: TypeAlias = float | timedelta
 
 DEFAULT_PARTITIONS = 8
 
+_TEXTS = (str, bytes, bytearray)
+"""`float` reads numbers in them: an outcome may have one, for a handler must not fail by it; a call is told."""
+
 
 def seconds(duration: Duration) -> float:
     """A duration in seconds, from a number of seconds or a timedelta."""
@@ -31,9 +34,9 @@ def seconds(duration: Duration) -> float:
 
 
 def seconds_if_any(given: Duration) -> float | None:
-    """The same for what untyped code may give: None for what is no duration, or beyond every number."""
+    """The same for what untyped code may give: None for what is no duration, as no text is, or beyond every number."""
     try:
-        return seconds(given)
+        return None if isinstance(given, _TEXTS) else seconds(given)
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -182,8 +185,11 @@ class Release:
     after: Duration | None = None
 
     def __post_init__(self) -> None:
-        after = 0.0 if self.after is None else seconds_if_any(self.after)
-        if after is None or not 0 <= after < inf:
+        try:
+            after = 0.0 if self.after is None else seconds(self.after)
+        except (TypeError, ValueError, OverflowError):
+            after = inf
+        if not 0 <= after < inf:
             raise ValueError(f"Release(after={self.after!r}): it takes a finite number of seconds, 0 or more")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from math import inf
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import Outgoing
@@ -18,7 +18,7 @@ from messaging.delay import check_delay, due_after
 from messaging.envelope import check_headers, check_text
 from messaging.errors import InvalidMessage, MessageTooLarge
 from messaging.ids import new_id
-from messaging.message import Message, make_message, seconds, seconds_if_any
+from messaging.message import Message, make_message, seconds_if_any
 from messaging.partition import partitions_of_keys
 from messaging.texts import plain
 
@@ -319,9 +319,10 @@ def _expiry(expires: Duration | datetime, now: datetime) -> datetime:
                 f"expires={expires!r} has no time zone: give it one, as datetime.now(UTC) has, or a number of seconds"
             )
         return expires
+    after = seconds_if_any(expires)
     try:
-        return now + timedelta(seconds=seconds(expires))
-    except (OverflowError, ValueError, TypeError):
+        return now + timedelta(seconds=nan if after is None else after)
+    except (OverflowError, ValueError):
         raise InvalidMessage(
             f"expires={expires!r} is no time that can be reached: it takes seconds, a timedelta or a datetime"
         ) from None

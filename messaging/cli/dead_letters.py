@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from argparse import ArgumentTypeError
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from messaging.adapter import TopicSpec, Topology
 from messaging.bus import connect
-from messaging.cli.program import load_app
+from messaging.cli.program import load_app, number_above_0
 from messaging.errors import ConfigurationError, PublishManyError
 from messaging.logs import one_line
 from messaging.message import Topic
@@ -48,31 +47,22 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
             "--app", help="module:app that describes topic and group; else the broker's record"
         )
         if verb == "list":
-            command.add_argument("--limit", type=_number_above_0, help="at most so many")
+            command.add_argument("--limit", type=number_above_0, help="at most so many")
         else:
-            command.add_argument(
+            which = command.add_mutually_exclusive_group(required=True)
+            which.add_argument(
                 "--id",
                 action="append",
                 dest="ids",
                 help="only this message, which must be there; may be repeated",
             )
-            command.add_argument("--all", action="store_true", help="all that are there now")
+            which.add_argument("--all", action="store_true", help="all that are there now")
             command.add_argument("--dry-run", action="store_true", help="only say how many it would be")
         command.set_defaults(run=run, verb=verb)
 
 
-def _number_above_0(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
-
-
 def run(arguments: Namespace) -> None:
     """Connect, do it, say what was done. Raises whatever the bus raises."""
-    if arguments.verb != "list" and bool(arguments.ids) == arguments.all:
-        raise ConfigurationError(
-            f"say which to {arguments.verb}: either --id ID, as often as needed, or --all"
-        )
     asyncio.run(perform(arguments))
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from messaging.adapter import GroupSpec, TopicSpec, Topology
 from messaging.bus import connect
-from messaging.errors import ConfigurationError, TopicNotFound
+from messaging.cli.program import number_above_0
+from messaging.errors import TopicNotFound
 
 if TYPE_CHECKING:
     from argparse import (
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         Namespace,
         _SubParsersAction,  # pyright: ignore[reportPrivateUsage]  argparse has no public name for it
     )
+    from collections.abc import Sequence
 
     from messaging.bus import Bus
 
@@ -37,7 +39,9 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
         command.add_argument("--namespace", help="else MESSAGING_NAMESPACE or messaging.toml")
         command.add_argument("--topic", required=True, help="the topic's name")
         if verb == "begin":
-            command.add_argument("--partitions", type=int, help="how many from now on; else as many as now")
+            command.add_argument(
+                "--partitions", type=number_above_0, help="how many from now on; else as many as now"
+            )
             order = command.add_mutually_exclusive_group()
             order.add_argument(
                 "--ordered", action="store_const", const=True, help="keep order by key from now on"
@@ -52,13 +56,13 @@ def add(commands: _SubParsersAction[ArgumentParser]) -> None:
                 help="longer than any program takes to notice the change and to have its publishes confirmed; else "
                 "the settings' publish_timeout and twice their generation_interval",
             )
-        command.set_defaults(run=run, verb=verb)
+        command.set_defaults(run=run, verb=verb, refuse=command.error)
 
 
 def run(arguments: Namespace) -> None:
     """Connect, do it, show what there is now. Raises whatever the bus raises."""
     if arguments.verb == "begin" and arguments.partitions is None and arguments.ordered is None:
-        raise ConfigurationError("say what is to change: --partitions N, --ordered or --unordered")
+        arguments.refuse("say what is to change: --partitions N, --ordered or --unordered")
     asyncio.run(perform(arguments))
 
 
@@ -67,6 +71,7 @@ async def perform(arguments: Namespace) -> None:
     async with connect(arguments.url, namespace=arguments.namespace) as bus:
         if arguments.verb == "begin":
             grace = bus.settings.generation_grace if arguments.grace is None else arguments.grace
+            await _existing(bus, arguments.topic)  # else who misspelt it would wait for nothing
             print(
                 f"where order is kept this takes {grace:g} s, until every program has noticed; "
                 f"interrupted, it goes on when it is called again",
@@ -82,11 +87,16 @@ async def perform(arguments: Namespace) -> None:
         await _list(bus, arguments.topic)
 
 
-async def _list(bus: Bus, topic: str) -> None:
-    adapter = bus.broker(topic).adapter
-    kept = await adapter.generations(TopicSpec(topic))
+async def _existing(bus: Bus, topic: str) -> Sequence[TopicSpec]:
+    kept = await bus.broker(topic).adapter.generations(TopicSpec(topic))
     if not kept:
         raise TopicNotFound(f"Topic {topic} does not exist, or its broker keeps no generations")
+    return kept
+
+
+async def _list(bus: Bus, topic: str) -> None:
+    adapter = bus.broker(topic).adapter
+    kept = await _existing(bus, topic)
     await adapter.declare(Topology(kept, mode="verify"))
     infos = [info for info in await adapter.groups() if info.topic == topic]
     for spec in kept:

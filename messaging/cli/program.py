@@ -1,10 +1,11 @@
-"""The user's program, as the command line names it."""
+"""What is said on the command line: the user's program, by its name, and numbers."""
 
 from __future__ import annotations
 
 import re
 import sys
 import sysconfig
+from argparse import ArgumentTypeError
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
@@ -12,6 +13,13 @@ from traceback import extract_tb
 from messaging.app import App
 from messaging.errors import ConfigurationError
 from messaging.registry import redact
+
+
+def number_above_0(text: str) -> int:
+    """For argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
 
 
 def load_app(name: str) -> App:

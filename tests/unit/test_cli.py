@@ -338,14 +338,22 @@ async def test_an_id_that_is_not_there_is_told_beside_a_letter_that_is_refused(
     assert "no dead letter 'mX'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("choice", [[], ["--all", "--id", "m1"]])
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ([], "one of the arguments --id --all is required"),
+        (["--all", "--id", "m1"], "argument --id: not allowed with argument --all"),
+    ],
+)
 def test_redrive_and_purge_want_to_be_told_which(
-    choice: list[str], capsys: pytest.CaptureFixture[str]
+    choice: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb in ("redrive", "purge"):
         call = ["dead-letters", verb, "--url", "memory://", "--topic", "a", "--group", "b", *choice]
-        assert main(call) == 1
-        assert f"say which to {verb}" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as raised:
+            main(call)
+        assert raised.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_topic_is_described_by_an_app_and_verified(
@@ -452,8 +460,7 @@ async def test_a_topic_is_changed_and_shown_by_command(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["begin", "--topic", "orders"], "say what is to change"),
-        (["begin", "--topic", "orders", "--partitions", "0"], "does not exist"),
+        (["begin", "--topic", "orders", "--partitions", "3"], "Topic orders does not exist"),
         (["list", "--topic", "orders"], "Topic orders does not exist"),
     ],
 )
@@ -462,4 +469,24 @@ def test_a_change_that_cannot_be_is_told(
 ) -> None:
     assert main(["generations", *arguments, "--url", "memory://"]) == 1
 
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say what is to change"),
+        (["--partitions", "0"], "argument --partitions: '0' is no number above 0"),
+        (["--partitions", "many"], "argument --partitions: 'many' is no number above 0"),
+    ],
+)
+def test_a_change_that_is_asked_for_wrongly_is_a_wrong_call(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["generations", "begin", "--topic", "orders", *arguments, "--url", "memory://"])
+
+    assert raised.value.code == 2
     assert said in capsys.readouterr().err

@@ -11,7 +11,7 @@ from messaging.adapter import Capability, TopicSpec
 from messaging.current import current_delivery
 from messaging.errors import InvalidMessage, MessageTooLarge, UnsupportedCapability
 from messaging.message import Delivery, Message, Topic
-from messaging.prepare import Options, Preparation
+from messaging.prepare import Options, Preparation, checked_timeout
 from messaging.testing import VirtualClock
 from tests.unit.scripted import ScriptedAdapter
 
@@ -129,7 +129,7 @@ def test_an_expiry_needs_a_zone_because_the_local_time_may_be_hours_ago(preparat
         prepared(preparation, expires=datetime(2030, 1, 1))
 
 
-@pytest.mark.parametrize("expires", [float("inf"), float("nan"), 1e300, 1e12, "soon", object()])
+@pytest.mark.parametrize("expires", [float("inf"), float("nan"), 1e300, 1e12, "soon", "5", object()])
 def test_an_expiry_that_never_comes_is_refused_before_anything_is_sent(preparation, expires):
     with pytest.raises(InvalidMessage, match="expires"):
         prepared(preparation, expires=expires)
@@ -162,7 +162,8 @@ def test_no_delay_leaves_no_mark(preparation, delay):
 
 
 @pytest.mark.parametrize(
-    "delay", [-1, float("inf"), float("nan"), 1e300, 1e12, "soon", object(), timedelta(-1), 10**400]
+    "delay",
+    [-1, float("inf"), float("nan"), 1e300, 1e12, "soon", "5", b"5", object(), timedelta(-1), 10**400],
 )
 def test_what_is_no_delay_is_refused(preparation, delay):
     with pytest.raises(InvalidMessage, match="delay="):
@@ -258,3 +259,9 @@ def test_what_is_too_large_in_bytes_is_refused_with_its_size(preparation, option
 
 def bytes_of(text):
     return text if isinstance(text, bytes) else text.encode()
+
+
+@pytest.mark.parametrize("timeout", ["5", b"5", "soon", 0, -1, float("inf"), None, object()])
+def test_what_is_no_timeout_is_refused(timeout):
+    with pytest.raises(InvalidMessage, match="timeout="):
+        checked_timeout(timeout)

@@ -1,9 +1,10 @@
 """Who owns what: how the leader of a group deals the units out, and what members tell each other about it.
 
 A unit is what must have one owner: a partition of an ordered group with the redrive partition of the same number, whose
-lanes are shared; else one partition of the topic, or one of the retry ladder. Whoever owns a unit keeps it. A unit that
-has to move stays with its owner, who is told to give it up, finishes what runs, and joins again without it; only then
-somebody else gets it (as KIP-429 does). So a rebalance stops nothing but what moves, and no two own the same.
+lanes are shared; else one partition of the topic, one of the retry ladder, or one of those behind it. Whoever owns a
+unit keeps it. A unit that has to move stays with its owner, who is told to give it up, finishes what runs, and joins
+again without it; only then somebody else gets it (as KIP-429 does). So a rebalance stops nothing but what moves, and no
+two own the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 NAME = "messaging-1"
 """The protocol's name and version: members of one group must speak the same."""
@@ -40,15 +41,20 @@ class Share:
     """Of its units, those that somebody else shall have."""
     relief: bool = False
     """Whether somebody in the group has room."""
+    shared: int = 0
+    """How many units there are for due retries: none where the leader is of an earlier version."""
 
 
-def deal(claims: Mapping[str, Claim], kinds: Collection[range]) -> dict[str, Share]:
-    """Deal the units of each kind out evenly, moving as few as may be.
+def deal(claims: Mapping[str, Claim], kinds: Sequence[range]) -> dict[str, Share]:
+    """Deal the units of each kind out evenly, moving as few as may be. A third kind is that of due retries.
 
     Only the first kind goes to busy members too: the others are where those with room take what is too much for them.
     """
     free_members = {member: claim for member, claim in claims.items() if not claim.busy}
-    shares = {member: Share(relief=bool(free_members)) for member in claims}
+    shares = {
+        member: Share(relief=bool(free_members), shared=len(kinds[2]) if len(kinds) > 2 else 0)
+        for member in claims
+    }
     owners = _owners(claims)
     spare = 0
     takers: Mapping[str, Claim] = claims
@@ -106,14 +112,20 @@ def decode_claim(raw: bytes | None) -> Claim:
 
 
 def encode_share(share: Share) -> bytes:
-    fields = {"units": sorted(share.units), "give_up": sorted(share.give_up), "relief": share.relief}
-    return json.dumps(fields).encode()
+    fields = {"units": sorted(share.units), "give_up": sorted(share.give_up)}
+    return json.dumps({**fields, "relief": share.relief, "shared": share.shared}).encode()
 
 
 def decode_share(raw: bytes | None) -> Share:
     fields = _fields(raw)
     units = set(_numbers(fields.get("units")))
-    return Share(units, set(_numbers(fields.get("give_up"))) & units, fields.get("relief") is True)
+    shared = fields.get("shared")
+    return Share(
+        units,
+        set(_numbers(fields.get("give_up"))) & units,
+        fields.get("relief") is True,
+        shared if type(shared) is int else 0,
+    )
 
 
 def _fields(raw: bytes | None) -> dict[str, object]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 EARLY = 0.002
 """Seconds by which a step may seem to end before its delay, for the sake of rounding: they are waited for here."""
+LATE = 0.25
+"""Seconds after which what is due and too much for the owner of its tier goes where all members share it."""
 AGAIN = 0.2
 """Seconds before what could not be sent on is sent again."""
 STUCK_AFTER = 1.0
@@ -181,7 +183,8 @@ class KafkaConsumer(Consumer):
                     continue
                 try:
                     if part.tier is not None:
-                        limit, due = self._read_tier(unit, part, part.tier, limit)
+                        late_from = time.monotonic() - LATE if part.tier and partitions.shares else -inf
+                        limit, due = self._read_tier(unit, part, part.tier, limit, late_from)
                         soonest = min(soonest, due)
                     else:
                         limit -= self._read_part(unit, part, limit)
@@ -228,8 +231,11 @@ class KafkaConsumer(Consumer):
             unit.dirty.add(part)
             self._passed = unit
 
-    def _read_tier(self, unit: Unit, part: Part, delay: float, limit: int) -> tuple[int, float]:
-        """Records lie in the order in which they are due; when the first that is not due will be."""
+    def _read_tier(self, unit: Unit, part: Part, delay: float, limit: int, late: float) -> tuple[int, float]:
+        """Records lie in the order in which they are due; when the first that is not due will be.
+
+        What was due before `late`, in monotonic seconds, goes to all members where there is no room for it.
+        """
         now, clock = time.monotonic(), self._session.brokers.time
         while (record := part.source.head()) is not None:
             received = read(record, topic=self._group.topic.name, partition=unit.number, ours=True)
@@ -245,15 +251,20 @@ class KafkaConsumer(Consumer):
                     self._moves.append((delivery, whole))
                     self._moving.set()
                 continue
-            if limit <= 0:
+            if limit <= 0 and (whole > late or part.progress.full):
                 return limit, inf
             if whole > now:
                 return limit, whole
             part.source.read(1)
             delivery = self._delivery(unit, part, record)
-            if delivery is not None:
+            if delivery is None:
+                continue
+            if limit > 0 or delivery.returns:
                 self._ready.append(delivery)
                 limit -= 1
+            else:
+                self._moves.append((delivery, whole))
+                self._moving.set()
         self._pass(unit, part)
         return limit, inf
 
@@ -336,7 +347,8 @@ class KafkaConsumer(Consumer):
             await self._moving.wait()
             self._moving.clear()
             moves, self._moves = self._moves, []
-            left = await self._send_on(moves)
+            assert self._partitions is not None
+            left = await self._send_on(moves, self._partitions.shared)
             for delivery, due in left:
                 if delivery.token.large:  # it waits here for what is left of its delay
                     delivery.hold = max(0.0, due - time.monotonic())
@@ -348,10 +360,12 @@ class KafkaConsumer(Consumer):
                 await asyncio.sleep(AGAIN)
                 self._moving.set()
 
-    async def _send_on(self, moves: Sequence[tuple[RawDelivery, float]]) -> list[tuple[RawDelivery, float]]:
+    async def _send_on(
+        self, moves: Sequence[tuple[RawDelivery, float]], shared: int = 0
+    ) -> list[tuple[RawDelivery, float]]:
         """Returns those that could not be sent."""
         assert self._settler is not None
-        left = set(await self._settler.move([one for one, _ in moves], [due for _, due in moves]))
+        left = set(await self._settler.move([one for one, _ in moves], [due for _, due in moves], shared))
         return [move for move in moves if move[0] in left]
 
     async def _relieve(self) -> None:

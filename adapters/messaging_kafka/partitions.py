@@ -138,6 +138,8 @@ class Partitions:
         self.owned: dict[int, Unit] = {}
         self.relief = False
         """Whether another member has room for what is too much for this one."""
+        self.shared = 0
+        """How many partitions of the group are for retries that are due."""
         self.room = progress.METADATA_LIMIT
         """Characters that the broker keeps with a position."""
         self._committing = asyncio.Lock()
@@ -167,7 +169,11 @@ class Partitions:
         with suppress(MessagingError):  # whoever looks for it tells
             await self.grown()
         units = range(self._count)
-        return [units] if self._group.ordered else [units, range(FIRST_TIER, FIRST_TIER + tiers.TIERS)]
+        if self._group.ordered:
+            return [units]
+        beside = (await self._session.brokers.partitions([self._beside])).get(self._beside, tiers.TIERS)
+        behind = FIRST_TIER + tiers.TIERS
+        return [units, range(FIRST_TIER, behind), range(behind, FIRST_TIER + beside)]
 
     async def grown(self) -> bool:
         """Whether the owner of an adopted topic has added partitions, which are dealt out from now on.
@@ -203,6 +209,11 @@ class Partitions:
         """Whether what is sent on without a delay would come back to this member."""
         return FIRST_TIER in self.owned
 
+    @property
+    def shares(self) -> bool:
+        """Whether another member has partitions for retries that are due."""
+        return self.shared > sum(number >= FIRST_TIER + tiers.TIERS for number in self.owned)
+
     def _claim(self) -> tuple[int, ...]:
         """What is owned; first that of which something has been in this process for longest: it may be long to end."""
         return tuple(sorted(self.owned, key=lambda number: self.owned[number].oldest()))
@@ -215,7 +226,7 @@ class Partitions:
         self._woken()
 
     async def _change(self, share: Share) -> None:
-        self.relief = share.relief
+        self.relief, self.shared = share.relief, share.shared
         missing = self.owned.keys() - share.units
         if missing:
             self._drop([self.owned[number] for number in missing], "the group gave it to another member")

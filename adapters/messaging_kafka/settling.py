@@ -128,12 +128,14 @@ class Settler:
             return self._delayed(delivery, settlement.after, control)
         return None
 
-    def _delayed(self, delivery: RawDelivery, after: float, control: dict[str, str]) -> Parcel:
+    def _delayed(
+        self, delivery: RawDelivery, after: float, control: dict[str, str], shared: int = 0
+    ) -> Parcel:
+        partition = tiers.partition_for(after, shared)
         after = max(after, 0.0)
         # Counted from when a broker keeps the copy; the time of day is for members of an earlier version.
         control = {**control, WAIT: _milliseconds(after), NOT_BEFORE: _milliseconds(time.time() + after)}
-        tier = tiers.tier_for(after)
-        return copy(delivery.native, delivery, self._session.names.retry(self._group), tier, control)
+        return copy(delivery.native, delivery, self._session.names.retry(self._group), partition, control)
 
     async def _write(
         self,
@@ -235,17 +237,23 @@ class Settler:
             )
         )
 
-    async def move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
+    async def move(
+        self, deliveries: Sequence[RawDelivery], dues: Sequence[float], shared: int = 0
+    ) -> list[RawDelivery]:
         """Write these to the tier for when they are due, in monotonic seconds; then they are done here.
+
+        With `shared`, those that are due go to so many partitions that all members share.
 
         Returns those that were not written. Cancelled, it still marks what was written.
         """
-        task = asyncio.create_task(self._move(deliveries, dues), name="messaging-kafka-move")
+        task = asyncio.create_task(self._move(deliveries, dues, shared), name="messaging-kafka-move")
         self._moves.add(task)
         task.add_done_callback(self._moves.discard)
         return await shielded(task)
 
-    async def _move(self, deliveries: Sequence[RawDelivery], dues: Sequence[float]) -> list[RawDelivery]:
+    async def _move(
+        self, deliveries: Sequence[RawDelivery], dues: Sequence[float], shared: int
+    ) -> list[RawDelivery]:
         ours: list[RawDelivery] = []
         left: list[RawDelivery] = []
         parcels: list[Parcel] = []
@@ -255,7 +263,8 @@ class Settler:
             elif self._partitions.owner(delivery) is not None:
                 ours.append(delivery)
                 after = due - time.monotonic()
-                parcels.append(self._delayed(delivery, after, attempts(delivery.attempt, delivery.failure)))
+                control = attempts(delivery.attempt, delivery.failure)
+                parcels.append(self._delayed(delivery, after, control, shared))
         units: set[Unit] = set()
         for delivery, fate in zip(ours, await self._session.writer.write_copies(parcels), strict=True):
             if isinstance(fate, PublishError):

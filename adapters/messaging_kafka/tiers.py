@@ -1,7 +1,8 @@
 """The ladder of delay tiers of an unordered group: partitions of its retry topic, each of one fixed delay (5).
 
 All records of a tier wait equally long, so they are due in the order they lie, and a partition needs no look before its
-first record is due. Partition `n` is tier `n % TIERS`: a topic that is grown by whole ladders spreads each tier.
+first record is due. A tier has one owner: what is due and too much for it goes to the partitions behind the tiers, in
+which nothing waits: there is one for each partition of the group's topic, and all members share them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def tier_for(remaining: float) -> int:
 
 def delay_of(partition: int) -> float:
     """How long the records of a partition wait, in seconds."""
-    return UNIT * (1 << partition % TIERS)
+    return UNIT * (1 << partition) if partition < TIERS else 0.0
 
 
-def partition_for(tier: int, partitions: int) -> int:
-    """A partition of the tier."""
-    return tier + TIERS * randrange(max(1, partitions // TIERS))
+def partition_for(remaining: float, shared: int) -> int:
+    """Where a record goes that is due in so many seconds; any of the `shared` partitions where it is due already."""
+    return TIERS + randrange(shared) if shared and remaining <= 0 else tier_for(remaining)

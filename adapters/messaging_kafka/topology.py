@@ -276,7 +276,7 @@ class TopologyKeeper:
         dead = NewTopic(names.dead(group), DEAD_PARTITIONS, letters)
         if group.ordered:
             return [dead, NewTopic(names.redrive(group), topic.partitions, passing)]
-        return [dead, NewTopic(names.retry(group), tiers.TIERS, passing)]
+        return [dead, NewTopic(names.retry(group), tiers.TIERS + topic.partitions, passing)]
 
     def _compare_partitions(self, state: TopicState, stored: int) -> None:
         state.partitions = stored

@@ -80,7 +80,7 @@ SOURCES = (
 # What a topic with one unordered group and 8 partitions takes, counted on running brokers.
 RABBITMQ_QUEUES, RABBITMQ_QUORUM, RABBITMQ_CHANNELS, RABBITMQ_CONNECTIONS = 5, 4, 3, 2
 """Of a topic; of these quorum queues; a member's channels for a topic; connections of a process."""
-KAFKA_PARTITIONS, KAFKA_CONNECTIONS, KAFKA_READS = 8 + 16 + 2, 3, 2
+KAFKA_PARTITIONS, KAFKA_CONNECTIONS, KAFKA_READS = 8 + 16 + 8 + 2, 3, 2
 """Of the topic, its retries and its dead letters; connections of a process, and more of them for each topic read."""
 REDIS_KEYS, REDIS_BYTES, REDIS_CONNECTIONS, REDIS_POOL = 13, 39_000, 3, 32
 """Keys of a topic; bytes of these, nearly empty; connections of a process with one topic, of which one waits; the most

@@ -57,7 +57,7 @@ def on_topics(broker: str, given: Assumptions) -> str:
         times = given.topics * known.KAFKA_PARTITIONS / most
         return f"""- **Kafka**: the partitions, {about(times)} times the {most:,} that a cluster is recommended at
   most (*KIP-578*; clusters without ZooKeeper bear more, not measured here). Of the {known.KAFKA_PARTITIONS} of a
-  topic, 16 are the ladder of its group's retries. Not to be done."""
+  topic, 24 are its group's retries. Not to be done."""
     if broker == "Redis":
         return f"""- **Redis**: the connections. Each topic that a process handles has a read that waits; a server takes
   {known.MAXCLIENTS:,} (*ERR max number of clients*), which can be raised (`maxclients`). Memory is no problem."""

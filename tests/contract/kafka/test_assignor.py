@@ -94,9 +94,21 @@ def test_where_all_are_busy_they_share_and_nobody_hopes_for_relief() -> None:
     assert not any(share.relief for share in shares.values())
 
 
+def test_due_retries_are_shared_by_members_with_room_and_their_number_is_told() -> None:
+    kinds = [range(4), range(4, 6), range(6, 10)]
+    shares = settle({"busy": Claim((), 1, busy=True), "one": Claim(), "two": Claim()}, kinds)
+
+    assert [len(shares[name].units & {6, 7, 8, 9}) for name in ("busy", "one", "two")] == [0, 2, 2]
+    assert {share.shared for share in shares.values()} == {4}
+
+
+def test_a_leader_of_an_earlier_version_shares_no_due_retries() -> None:
+    assert decode_share(b'{"units": [1], "give_up": [], "relief": true}') == Share({1}, relief=True)
+
+
 def test_claims_and_shares_survive_the_wire() -> None:
     claim = Claim((5, 1), 7, busy=True)
-    share = Share({1, 2}, {2}, relief=True)
+    share = Share({1, 2}, {2}, relief=True, shared=4)
 
     assert decode_claim(encode_claim(claim)) == claim
     assert decode_share(encode_share(share)) == share

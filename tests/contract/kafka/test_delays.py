@@ -86,6 +86,32 @@ async def test_all_tiers_are_consumed_by_whoever_is_there(bench: Bench) -> None:
     assert {one.attempt for one in again} == {2}
 
 
+async def test_members_share_the_due_retries_that_are_too_many_for_one(bench: Bench) -> None:
+    """They were due together, in one tier: its owner would handle them one after the other, the last much too late."""
+    members = [await bench.adapter(**QUICK) for _ in range(2)]
+    group = await bench.group(members[0], PLAIN)
+    consumers = [bench.consumer(member, group) for member in members]
+    await asyncio.gather(*(nothing(consumer) for consumer in consumers))
+    await publish(members[0], PLAIN, *map(str, range(60)))
+    again: list[list[str]] = [[], []]
+
+    async def work(number: int) -> None:
+        while len(again[0]) + len(again[1]) < 60:
+            for delivery in await consumers[number].receive(1, 0.2):
+                if delivery.attempt == 1:
+                    await settle(consumers[number], [delivery], Retry(), after=1.0, failure="{}")
+                    continue
+                await asyncio.sleep(0.05)
+                again[number].append(delivery.message.id)
+                await ack(consumers[number], [delivery])
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(work(0), work(1))
+
+    assert sorted(again[0] + again[1], key=int) == [str(number) for number in range(60)]
+    assert min(len(handled) for handled in again) >= 10
+
+
 async def test_due_retries_have_every_second_turn_beside_a_backlog(bench: Bench) -> None:
     """They are older than what waits in the topic; and however many fail again and again, the topic goes on."""
     adapter = await bench.adapter()

@@ -33,7 +33,7 @@ async def test_a_topic_has_the_partitions_that_were_declared(bench: Bench) -> No
         [names.topic(TOPIC), names.retry(group), names.dead(group), names.redrive(group)]
     )
 
-    assert found == {names.topic(TOPIC): 3, names.retry(group): 16, names.dead(group): 2}
+    assert found == {names.topic(TOPIC): 3, names.retry(group): 19, names.dead(group): 2}
 
 
 async def test_retries_and_letters_outlive_the_retention_of_their_topic(bench: Bench) -> None:
@@ -92,7 +92,7 @@ async def test_many_groups_at_once_are_created_in_portions(bench: Bench) -> None
     await adapter.declare(Topology(groups=groups))
 
     assert max(portions) <= 100
-    assert sum(portions) == 3 + 1 + 8 * (16 + 2)
+    assert sum(portions) == 3 + 1 + 8 * (16 + 3 + 2)
 
 
 async def test_of_many_topics_only_those_that_failed_are_named(bench: Bench) -> None:

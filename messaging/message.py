@@ -36,7 +36,7 @@ def seconds(duration: Duration) -> float:
 def seconds_if_any(given: Duration) -> float | None:
     """The same for what untyped code may give: None for what is no duration, as no text is, or beyond every number."""
     try:
-        return None if isinstance(given, _TEXTS) else seconds(given)
+        return None if issubclass(type(given), _TEXTS) else seconds(given)
     except (TypeError, ValueError, OverflowError):
         return None
 

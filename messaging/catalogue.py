@@ -266,6 +266,9 @@ class Catalogue:
             return (spec,), inf
         until = self._clock.monotonic() + self._settings.generation_interval
         kept = tuple(await adapter.generations(spec))
+        known = self._kept.get(spec.name, (spec,))
+        if known[-1].generation > max((one.generation for one in kept), default=1):
+            kept = await self._record_again(adapter, known, kept)
         if not any(one.generation > 1 for one in kept):
             return (spec,), until  # what differs, `declare` tells
         described = f"{spec.partitions} partitions, ordered={spec.ordered}"
@@ -275,6 +278,35 @@ class Catalogue:
                 f"{kept[-1].generation}, and this program asks for {described}: say the same, or begin a new generation"
             )
         return kept, until
+
+    async def _record_again(
+        self, adapter: Adapter, known: tuple[TopicSpec, ...], kept: tuple[TopicSpec, ...]
+    ) -> tuple[TopicSpec, ...]:
+        """The broker has lost its record of generations. Who went back would leave what is in the last one unread."""
+        if self._settings.topology != "declare":
+            return kept
+        name = known[-1].name
+        groups = [
+            replace(
+                self.in_generation(group, one), start="earliest"
+            )  # what is there by now came after the loss
+            for one in known
+            for group in self._groups
+            if group.topic.name == name and self._modes.get((name, group.name), "declare") == "declare"
+        ]
+        try:
+            await adapter.declare(Topology(known, groups, "declare"))
+            for one in known:
+                if one.generation > 1:
+                    await adapter.begin_generation(one)
+        except ConfigurationError:  # somebody has begun anew with other numbers
+            return kept
+        logger.error(
+            "%s has lost the record of the generations of topic %s: it is made anew, up to generation %d.",
+            *(adapter.capabilities.broker, name, known[-1].generation),
+            extra={"topic": name, "generation": known[-1].generation},
+        )
+        return known
 
     async def _move(self, name: str, known: Sequence[TopicSpec], kept: tuple[TopicSpec, ...]) -> None:
         broker = self._routing.of(name)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from messaging import ConfigurationError, Settings, connect
+from messaging.adapter import TopicSpec
 from messaging.testing import VirtualClock
 from tests.unit.generations import change, collecting, interrupted, orders
 
@@ -65,6 +66,72 @@ async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock
 
     assert sorted(seen) == ["first", "second", "third"]
     assert {info.lag for info in await bus.groups()} == {0}
+
+
+def lose_record(bus):
+    """As a Redis that is flushed: which generations there are, is on record no more."""
+    bus.broker("orders").adapter._declarer.topic(TopicSpec("orders")).successors.clear()
+
+
+async def recorded(bus):
+    return [one.generation for one in await bus.broker("orders").adapter.generations(TopicSpec("orders"))]
+
+
+async def test_a_record_of_generations_that_is_lost_is_made_anew_and_what_was_confirmed_is_read(
+    bus, clock, caplog
+):
+    app, seen = collecting()
+
+    async with app.running(bus):
+        await interrupted(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+        await bus.publish(orders, "before")
+        lose_record(bus)
+        await bus.publish(orders, "unnoticed")
+        await clock.advance(20)
+        await bus.publish(orders, "after")
+        assert await recorded(bus) == [1, 2]
+        assert "has lost the record of the generations of topic orders" in caplog.text
+
+        await clock.advance(30)
+        assert (await bus.health()).status == "yellow", "the change was interrupted"
+        await change(bus, clock, orders, partitions=3)
+        await clock.advance(20)
+
+    assert sorted(seen) == ["after", "before", "unnoticed"]
+
+
+async def test_a_record_of_generations_that_is_lost_is_made_anew_only_where_that_is_allowed(clock):
+    only_verified = Settings(url="memory://verified", topology="verify")
+    async with (
+        connect(Settings(url="memory://verified"), clock=clock) as bus,
+        connect(only_verified, clock=clock) as another,
+    ):
+        await bus.declare(orders)
+        await change(bus, clock, orders, partitions=3, grace=0)
+        await another.publish(orders, "a")
+        lose_record(bus)
+        await clock.advance(20)
+
+        await another.publish(orders, "b")
+
+        assert await recorded(bus) == [1]
+
+
+async def test_a_topic_that_somebody_has_begun_anew_is_followed(bus, clock, monkeypatch):
+    await bus.declare(orders)
+    await change(bus, clock, orders, partitions=3, grace=0)
+    await bus.publish(orders, "a")
+    lose_record(bus)
+
+    async def refuse(topic):
+        raise ConfigurationError("was begun by somebody else")
+
+    monkeypatch.setattr(bus.broker("orders").adapter, "begin_generation", refuse)
+    await clock.advance(20)
+    await bus.publish(orders, "b")
+
+    assert await recorded(bus) == [1]
 
 
 async def test_who_wants_other_numbers_than_a_change_that_was_interrupted_declared_is_told_the_way_out(

@@ -192,10 +192,14 @@ class Ports:
             port.spent = True
         # Not before: what follows in its lane must not pass what is on its way.
         if port.spent and not port.busy:
-            self._gone(port)
-            abandon(channel)
+            # Not at once: whoever reads its confirms has not put away the last of them.
+            asyncio.get_running_loop().call_soon(self._retire, port, channel)
         if self._waiting:
             self._serve_soon()
+
+    def _retire(self, port: Port, channel: AbstractChannel) -> None:
+        self._gone(port)
+        abandon(channel)
 
     def _open(self) -> None:
         """One channel more, if there may be one."""

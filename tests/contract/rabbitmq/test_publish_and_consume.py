@@ -6,9 +6,10 @@ import time
 import pytest
 
 from messaging.adapter import Done, TopicSpec, Unrouted
-from messaging.errors import MessageTooLarge, NoGroup, TopicNotFound
+from messaging.errors import MessageTooLarge, NoGroup, PublishUncertain, TopicNotFound
 from messaging.message import Ack, Receipt, Reject, Release, Retry
 from messaging_contracts.standstill import standstill
+from messaging_rabbitmq import ports
 from tests.contract.bench import ack, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
@@ -185,3 +186,31 @@ async def test_unsettled_messages_go_back_when_a_member_leaves(bench: Bench) -> 
     await one.close()
 
     assert ids(await receive(two, 2)) == ["m1", "m3"]
+
+
+async def test_a_message_that_its_queue_refuses_ends_no_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "RENEWED", 0.0)
+    adapter = await bench.adapter()
+    session, topic = adapter._session, TopicSpec("orders", partitions=1)
+    other = await bench.group(adapter, TopicSpec("clicks", partitions=1))
+    await bench.group(adapter, topic)
+    assert adapter.native is not None
+    channel = await adapter.native.channel()
+    full = (
+        await channel.queue_declare(
+            exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        )
+    ).queue
+    assert full is not None
+    await channel.queue_bind(full, session.names.exchange(topic), "0")
+    await publish(adapter, topic, "a")
+    connection = session.publishing.current
+
+    refused = await adapter.publish([outgoing(topic, "b"), outgoing(topic, "c")])
+    await publish(adapter, other.topic, "d")
+
+    assert [type(fate) for fate in refused] == [PublishUncertain] * 2
+    assert session.publishing.current is connection
+    assert session.publisher.ports.unconfirmed == 0

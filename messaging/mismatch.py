@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 from typing_extensions import is_typeddict
 
+from messaging.annotations import evaluated, kinds
 from messaging.errors import ConfigurationError
 from messaging.message import Delivery
-from messaging.parameters import evaluated, kinds, name_of
+from messaging.parameters import name_of
 from messaging.unions import choices
 
 if TYPE_CHECKING:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextvars
 import inspect
 from contextlib import suppress
 from functools import partial
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
+from messaging.annotations import evaluated, fits, is_delivery, kinds, shown
 from messaging.errors import ConfigurationError
-from messaging.message import OUTCOMES, Ack, Delivery
+from messaging.message import OUTCOMES, Ack
 from messaging.shielded import shielded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor, Future
 
     from messaging.clock import Clock
-    from messaging.message import Handler, Outcome
+    from messaging.message import Delivery, Handler, Outcome
 
 _DELIVERY = object()
 _ACK = Ack()
@@ -83,20 +82,20 @@ def bind(
 
 
 def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    plain = _without_bound(inspect.unwrap(function))
+    plain = _behind_partials(inspect.unwrap(function))
     if inspect.iscoroutinefunction(inspect.unwrap(plain)):
         return True
     return inspect.iscoroutinefunction(getattr(plain, "__call__", None))  # noqa: B004  of an object
 
 
-def _without_bound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a partial is of."""
+def _behind_partials(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the partials around it call in the end."""
     while isinstance(function, partial):
         function = function.func
     return function
 
 
-def _bound(function: Any) -> Any:
+def _given_by_name(function: Any) -> Any:
     """The arguments that a partial brings by their names."""
     return function.keywords if isinstance(function, partial) else ()
 
@@ -148,10 +147,10 @@ def _arguments(function: Callable[..., Any], provided: Sequence[object]) -> dict
         raise ConfigurationError(
             f"Handler {name_of(function)} takes no payload: its first parameter must be positional"
         )
-    bound = _bound(function)
+    given = _given_by_name(function)
     arguments: dict[str, Any] = {}
     for parameter in parameters[1:]:
-        if parameter.name in bound or parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+        if parameter.name in given or parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             continue
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigurationError(
@@ -168,19 +167,19 @@ def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: 
     """What fills the parameter, or `Parameter.empty` where its default does."""
     wanted = evaluated(function, parameter.annotation)
     allowed = kinds(wanted)
-    if any(kind is Delivery or get_origin(kind) is Delivery or _names_delivery(kind) for kind in allowed):
+    if any(map(is_delivery, allowed)):
         return _DELIVERY
-    matching = [value for value in provided if any(_is_a(value, kind) for kind in allowed)]
+    matching = [value for value in provided if any(fits(value, kind) for kind in allowed)]
     if len(matching) == 1:
         return matching[0]
     if len(matching) > 1:
-        reason = f"{len(matching)} of the things that are provided are a {_shown(wanted)}"
+        reason = f"{len(matching)} of the things that are provided are a {shown(wanted)}"
     elif parameter.default is not parameter.empty:
         return parameter.empty
     else:
         known = ", ".join(sorted({type(value).__name__ for value in provided} | {"Delivery"}))
         missing = (
-            "it has no annotation" if wanted is parameter.empty else f"nothing provides a {_shown(wanted)}"
+            "it has no annotation" if wanted is parameter.empty else f"nothing provides a {shown(wanted)}"
         )
         reason = f"{missing}; there are: {known}. The lifespan of the App yields resources"
     raise ConfigurationError(
@@ -188,79 +187,7 @@ def _find(function: Callable[..., Any], parameter: inspect.Parameter, provided: 
     )
 
 
-def kinds(wanted: Any) -> Sequence[Any]:
-    """What an annotation allows: `Db | None` and `Annotated[Db, ...]` ask for a Db."""
-    origin = get_origin(wanted)
-    if origin is Annotated:
-        return kinds(get_args(wanted)[0])
-    if origin is Union or origin is UnionType:
-        return [kind for one in get_args(wanted) for kind in kinds(one)]
-    return _named(wanted) if isinstance(wanted, str) else [wanted]
-
-
-def _named(text: str) -> list[str]:
-    """The same of an annotation that is there as text alone: `Pool[Row] | None` asks for what is called Pool."""
-    try:
-        return list(_names(ast.parse(text.strip(), mode="eval").body))
-    except SyntaxError:
-        return [text]
-
-
-def _names(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.BinOp):
-        yield from _names(node.left)
-        yield from _names(node.right)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield from _named(node.value)
-    elif isinstance(node, ast.Subscript):
-        outer = ast.unparse(node.value)
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        kind = outer.rpartition(".")[2]
-        if kind in {"Annotated", "Optional", "Union"}:
-            for one in inner[:1] if kind == "Annotated" else inner:
-                yield from _names(one)
-        else:
-            yield outer
-    else:
-        yield ast.unparse(node)
-
-
-def evaluated(function: Callable[..., Any], annotation: Any) -> Any:
-    """The annotation as an object; as text where its name cannot be seen from the module or the closure."""
-    if not isinstance(annotation, str):
-        return annotation
-    plain = inspect.unwrap(function)
-    names: dict[str, Any] = {}
-    if inspect.isfunction(plain):
-        names = dict(plain.__globals__)
-        for name, cell in zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True):
-            with suppress(ValueError):  # a variable that the enclosing function has not assigned yet
-                names[name] = cell.cell_contents
-    try:
-        return eval(annotation, names)  # noqa: S307  the program's own annotation, as typing.get_type_hints does
-    except Exception:
-        return annotation
-
-
-def _names_delivery(wanted: Any) -> bool:
-    return isinstance(wanted, str) and wanted.split("[")[0].rsplit(".", 1)[-1] == "Delivery"
-
-
-def _is_a(value: object, wanted: Any) -> bool:
-    if isinstance(wanted, str):
-        return wanted.rsplit(".", 1)[-1] in {kind.__name__ for kind in type(value).__mro__}
-    kind = get_origin(wanted) or wanted
-    try:
-        return isinstance(value, kind)
-    except TypeError:
-        return False
-
-
-def _shown(wanted: Any) -> str:
-    return wanted if isinstance(wanted, str) else getattr(wanted, "__name__", repr(wanted))
-
-
 def name_of(function: Callable[..., Any]) -> str:
     """The function's name with its module, for logs and dead letters."""
-    plain = inspect.unwrap(_without_bound(function))
+    plain = inspect.unwrap(_behind_partials(function))
     return f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', repr(plain))}"

@@ -241,8 +241,10 @@ class Bus:
         PublishUncertain when its fate is unknown, PublishError when the broker does not have it. Cancelling leaves
         the fate unknown, never the connection broken.
         """
-        said = mandatory or not (key is None is headers and id is None is delay and expires is None)
-        options = Options(key, headers, id, delay, expires, mandatory) if said else NO_OPTIONS
+        unsaid = key is None and headers is None and id is None and delay is None and expires is None
+        options = (
+            NO_OPTIONS if unsaid and not mandatory else Options(key, headers, id, delay, expires, mandatory)
+        )
         (result,) = await self._publish(topic, (payload,), options, timeout)
         if isinstance(result, Receipt):
             return result

@@ -4,13 +4,6 @@ import time
 import pytest
 
 from messaging.clock import SystemClock, sleep, timeout
-from messaging.testing import VirtualClock
-
-
-@pytest.fixture
-async def clock():
-    return VirtualClock()
-
 
 # the system's clock
 

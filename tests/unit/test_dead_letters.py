@@ -14,7 +14,6 @@ from messaging.dead_letters import PAGE, DeadLetters, Origin
 from messaging.errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from messaging.failure import oversize, parse, record
 from messaging.message import Message, Receipt
-from messaging.testing import VirtualClock
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -87,11 +86,6 @@ def letter(number, *, reason="no customer", key=None, foreign=False):
         service="shop",
     )
     return StoredLetter(message, None if foreign else text, number)
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
 
 
 def face(clock, letters):

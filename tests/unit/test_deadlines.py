@@ -10,11 +10,6 @@ from messaging.testing import VirtualClock
 
 
 @pytest.fixture
-async def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
 def late(clock):
     return []
 

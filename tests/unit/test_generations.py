@@ -22,22 +22,10 @@ from messaging.adapter import Capability, Outgoing, TopicSpec, Topology
 from messaging.errors import ConnectionFailed, MessagingError, TopologyLost
 from messaging.generations import END
 from messaging.message import Message
-from messaging.testing import VirtualClock
 from messaging_memory import MemoryAdapter
 from tests.unit.generations import change, collecting, orders
 
 clicks = Topic("clicks", str, partitions=2)
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect(Settings(url="memory://"), clock=clock) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("part", ["generations", "orders-1"])

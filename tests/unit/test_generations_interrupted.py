@@ -6,19 +6,7 @@ import pytest
 
 from messaging import ConfigurationError, Settings, connect
 from messaging.adapter import TopicSpec
-from messaging.testing import VirtualClock
 from tests.unit.generations import change, collecting, interrupted, orders
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
-async def bus(clock):
-    async with connect(Settings(url="memory://"), clock=clock) as opened:
-        yield opened
 
 
 async def test_health_tells_of_a_change_that_was_interrupted_until_it_is_ended(bus, clock):

@@ -18,14 +18,8 @@ from messaging.errors import (
     IdempotencyConflict,
 )
 from messaging.message import Ack, Reject, Release, Retry
-from messaging.testing import VirtualClock
 from tests.unit.idempotency import LEASE, TTL, Store, always, delivery, protect, taking
 from tests.unit.scripted import Bench, raw
-
-
-@pytest.fixture
-def clock():
-    return VirtualClock()
 
 
 @pytest.fixture

@@ -10,11 +10,6 @@ from messaging_memory import MemoryStore
 
 
 @pytest.fixture
-def clock():
-    return VirtualClock()
-
-
-@pytest.fixture
 async def store(clock):
     store = MemoryStore.from_url("memory://", clock=clock)
     await store.open()

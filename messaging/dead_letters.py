@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from messaging.stack import ErrorInfo
     from messaging.topology import TopologyMode
 
-_log = logging.getLogger("messaging")
+logger = logging.getLogger("messaging")
 
 PAGE = 100
 """How many letters are in memory at once."""
@@ -194,7 +194,7 @@ class DeadLetters:
                     purged += await self._store.purge(page)
         finally:
             if purged:
-                _log.info(
+                logger.info(
                     "purged %d dead letters of %s/%s", purged, self._topic, self._group, extra=self._extra()
                 )
         return purged
@@ -278,7 +278,7 @@ class DeadLetters:
         if not tried:
             return
         refused = sum(isinstance(result, PublishError) for result in results)
-        _log.info(
+        logger.info(
             "%s %d dead letters of %s/%s to its tail, %d refused; for the %d with a key, order against"
             " messages of the same key that were handled meanwhile is not restored",
             "would redrive" if dry_run else "redrove",

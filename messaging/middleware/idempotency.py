@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from messaging.message import Delivery, Handler, Message, Middleware, Outcome
 
-_log = logging.getLogger("messaging")
+logger = logging.getLogger("messaging")
 
 _BEATS = 3  # how often within one lease it is extended
 _PATIENCE = 5.0  # seconds that a call to the store may take once the handler is over
@@ -292,7 +292,7 @@ def _log_about(
     defect: Exception | None = None,
 ) -> None:
     message = delivery.message
-    _log.log(
+    logger.log(
         level,
         "%s (message %s of %s, group %s)",
         text,

@@ -69,6 +69,7 @@ test: $(STAMP_DEV)
 	@$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-compose: $(STAMP_DEV)
+	@docker compose version >/dev/null 2>&1 || { echo "docker compose is needed (docs.docker.com/compose/install); make test finds or starts servers without it" >&2; exit 1; }
 	@docker compose up --detach --wait $(filter-out elasticmq,$(BROKERS))
 	@set -a; . ./compose.env; set +a; \
 	$(BIN)/python -m messaging_contracts run $(BROKERS) -- $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)

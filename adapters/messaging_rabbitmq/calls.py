@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiormq.exceptions import ChannelNotFoundEntity
+from pamqp.commands import Channel
 
 from messaging.errors import ConnectionFailed
 from messaging.shielded import shielded
@@ -55,6 +56,9 @@ class Calls:
 
     def _whole(self, call: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
         async def whole(*args: Any, **options: Any) -> T:
+            if args and isinstance(args[0], Channel.Close):
+                # Behind a longer call aiormq would send none, and the broker give the channel messages for ever.
+                options.pop("timeout", None)
             try:
                 return await shielded(self.start(call(*args, **options)))
             except ChannelNotFoundEntity as error:

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
+from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from messaging.adapter import DONE, Consumer, GroupSpec, RawDelivery, Subscription, TopicSpec, Topology
 from messaging.message import Ack, Retry
 from messaging_rabbitmq import RabbitMQAdapter
+from messaging_rabbitmq.connection import abandon
 from messaging_rabbitmq.registry import Entries
 from tests.contract.bench import Recorder, ids, nothing, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
@@ -218,3 +220,25 @@ async def test_a_close_that_is_cut_off_at_any_step_keeps_nothing_from_others(ben
         taking_over = bench.consumer(other, group)
         assert {*ids(await receive(taking_over, 1, within=30))} == {"m1"}
         await taking_over.close()
+
+
+async def test_a_channel_that_is_given_up_during_a_long_call_is_closed_after_it(bench: Bench) -> None:
+    # A consumer that begins while its queue has no leader would get messages that nobody reads.
+    adapter = await bench.adapter(heartbeat=2)
+    link = adapter._session.consuming
+    channel = await link.channel()
+    queue = (await channel.queue_declare(exclusive=True)).queue
+    assert queue is not None
+    await channel.basic_consume(queue, _ignored)
+
+    async with cast("Any", channel).lock:  # as a call has it that is not answered yet
+        abandon(channel)
+        await asyncio.wait([channel.closing], timeout=2.5)  # longer than aiormq waits: a heartbeat
+
+    async with link.throwaway("looking") as other, asyncio.timeout(5):
+        while (await other.queue_declare(queue, passive=True)).consumer_count:
+            await asyncio.sleep(0.05)
+
+
+async def _ignored(_: DeliveredMessage) -> None:
+    """Nothing comes."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from messaging.catalogue import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from messaging.adapter import BrokerHealth
+    from messaging.adapter import BrokerHealth, GroupInfo
     from messaging.dispatch import Dispatcher
     from messaging.generations import Subscriber
     from messaging.routing import Broker
@@ -78,7 +78,9 @@ class Health:
     brokers: Sequence[BrokerState] = ()
     subscriptions: Sequence[SubscriptionHealth] = ()
     groups_without_members: Sequence[str] = ()
+    """As `topic/group`: messages are kept for them, and nobody handles any."""
     late_replies: int = 0
+    """Replies that came when their request was over; counted since the bus was opened, and dropped."""
     last_error: str | None = None
 
 
@@ -92,18 +94,10 @@ def assess(
     """Put together what the brokers answer and what this process knows; each dispatcher with its broker."""
     groups = [(broker, group) for broker, found in brokers.items() for group in merged(found.groups)]
     known = {(broker, group.topic, group.group): group for broker, group in groups}
-    subscriptions: list[SubscriptionHealth] = []
-    for broker, dispatcher in dispatchers:
-        health = dispatcher.health(broker.name)
-        if group := known.get((broker, dispatcher.topic, dispatcher.group)):
-            health = replace(
-                health,
-                lag=group.lag,
-                oldest=group.oldest,
-                dead_letters=group.dead_letters,
-                stuck=health.stuck or group.stuck,
-            )
-        subscriptions.append(health)
+    subscriptions = [
+        _subscription(dispatcher.health(broker.name), known.get((broker, dispatcher.topic, dispatcher.group)))
+        for broker, dispatcher in dispatchers
+    ]
     states = [
         BrokerState(
             name=broker.name,
@@ -114,23 +108,10 @@ def assess(
         )
         for broker, found in brokers.items()
     ]
-    errors = [f"{state.name}: {state.error}" for state in states if state.error]
-    errors += [one.last_error for one in subscriptions if one.last_error]
-    errors += [one.stuck for one in subscriptions if one.stuck]
-    errors += [f"{state.name}: {state.publishing}" for state in states if state.publishing]
-    errors += [f"{state.name}: {state.requests}" for state in states if state.requests]
-    errors += [str(fatal)] if fatal else []
-    waiting = any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
-    waiting = (
-        waiting
-        or any(state.publishing for state in states)
-        or any(one.silent or one.unsafe for one in brokers.values())
-    )
-    gone = any(one.gone or one.store for one in subscriptions) or any(state.requests for state in states)
-    connected = all(state.connected for state in states)
+    errors = _errors(states, subscriptions, fatal)
     return Health(
-        status="red" if fatal or gone or not connected else "yellow" if waiting else "green",
-        connected=connected,
+        status=_status(states, subscriptions, brokers.values(), fatal),
+        connected=all(state.connected for state in states),
         brokers=tuple(states),
         subscriptions=tuple(subscriptions),
         groups_without_members=tuple(
@@ -139,3 +120,49 @@ def assess(
         late_replies=late_replies,
         last_error=errors[-1] if errors else None,
     )
+
+
+def _subscription(here: SubscriptionHealth, group: GroupInfo | None) -> SubscriptionHealth:
+    """What this process knows of it, with what its broker knows of the group."""
+    if group is None:
+        return here
+    return replace(
+        here,
+        lag=group.lag,
+        oldest=group.oldest,
+        dead_letters=group.dead_letters,
+        stuck=here.stuck or group.stuck,
+    )
+
+
+def _status(
+    states: Sequence[BrokerState],
+    subscriptions: Sequence[SubscriptionHealth],
+    found: Iterable[BrokerHealth],
+    fatal: BaseException | None,
+) -> Literal["green", "yellow", "red"]:
+    if (
+        fatal
+        or any(not state.connected or state.requests for state in states)
+        or any(one.gone or one.store for one in subscriptions)
+    ):
+        return "red"
+    if (
+        any(one.parked_full or one.unsettled or one.stuck or not one.receiving for one in subscriptions)
+        or any(state.publishing for state in states)
+        or any(one.silent or one.unsafe for one in found)
+    ):
+        return "yellow"
+    return "green"
+
+
+def _errors(
+    states: Sequence[BrokerState], subscriptions: Sequence[SubscriptionHealth], fatal: BaseException | None
+) -> list[str]:
+    """What is wrong; the last of them is what `Health.last_error` tells."""
+    errors = [f"{state.name}: {state.error}" for state in states if state.error]
+    errors += [one.last_error for one in subscriptions if one.last_error]
+    errors += [one.stuck for one in subscriptions if one.stuck]
+    errors += [f"{state.name}: {state.publishing}" for state in states if state.publishing]
+    errors += [f"{state.name}: {state.requests}" for state in states if state.requests]
+    return [*errors, str(fatal)] if fatal else errors

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
-from messaging.definition import Defaults, Definition, OnExhausted, OnExpired, check_kind
+from messaging.definition import Defaults, Definition, check_kind
 from messaging.errors import Closed, ConfigurationError
 from messaging.lasting import lasting, this_task
 from messaging.message import Endpoint, Topic
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from messaging.dispatch import Dispatcher
     from messaging.generations import Subscriber
     from messaging.message import Duration, Message, Middleware, Outcome
+    from messaging.middleware.expiry import OnExpired
+    from messaging.middleware.retry import OnExhausted
     from messaging.subscription import Plan
     from messaging.testing.harness import AppTest
 

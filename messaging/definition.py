@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from inspect import isclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from messaging.errors import ConfigurationError
-from messaging.middleware.retry import RetryPolicy
+from messaging.middleware.expiry import OnExpired
+from messaging.middleware.retry import OnExhausted, RetryPolicy
 from messaging.topology import TopologyMode
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
     from messaging.message import Duration, Endpoint, Message, Middleware, Topic
     from messaging.topology import Start
-
-OnExpired = Literal["drop", "dead_letter"]
-OnExhausted = Literal["dead_letter", "hold_key"]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from messaging.adapter import GroupSpec, TopologyMode
     from messaging.bus import Bus
-    from messaging.definition import Defaults, Definition, OnExhausted, OnExpired
+    from messaging.definition import Defaults, Definition
     from messaging.message import Delivery, Endpoint, Handler, Message, Middleware, Outcome
+    from messaging.middleware.expiry import OnExpired
+    from messaging.middleware.retry import OnExhausted
     from messaging.settings import AppSettings, SubscriptionSettings
 
 logger = logging.getLogger("messaging")
@@ -180,27 +182,28 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
     """Apply the settings: code < TOML < environment, the subscription's over the app's.
 
     Settings for all (`[app]`) override what the app says, not what a subscription says itself.
+    Raises ConfigurationError naming the subscription for a choice that means nothing.
     """
     settings = bus.settings.subscription(definition.topic.name, definition.group)
     for_all = bus.settings.app
     defaults = replace(
         defaults,
         retry=_retry(for_all, defaults.retry),
-        concurrency=_first(for_all.concurrency, None, defaults.concurrency, None),
-        prefetch=_first(for_all.prefetch, None, defaults.prefetch, None),
-        timeout=_first(for_all.timeout, None, defaults.timeout, None),
+        concurrency=_first(for_all.concurrency, defaults.concurrency),
+        prefetch=_first(for_all.prefetch, defaults.prefetch),
+        timeout=_first(for_all.timeout, defaults.timeout),
     )
     topic = bus.catalogue.spec(definition.topic)
     concurrency = _first(settings.concurrency, definition.concurrency, defaults.concurrency, CONCURRENCY)
-    timeout = _first(settings.timeout, definition.timeout, defaults.timeout, None)
+    timeout = _first(settings.timeout, definition.timeout, defaults.timeout)
     made = Plan(
         definition=definition,
         group=bus.catalogue.group(
             topic,
             definition.group,
             ordered=definition.ordered,
-            start=_first(settings.start, definition.start, None, "latest"),
-            native=_first(settings.native, definition.native, None, None),
+            start=_first(settings.start, definition.start, "latest"),
+            native=_first(settings.native, definition.native),
         ),
         concurrency=concurrency,
         prefetch=_first(settings.prefetch, definition.prefetch, defaults.prefetch, 2 * concurrency),
@@ -210,19 +213,24 @@ def plan(definition: Definition, defaults: Defaults, bus: Bus) -> Plan:
         else _retry(settings, definition.retry or defaults.retry),
         timeout=None if timeout is None else checked_seconds(timeout, f"The timeout of {definition.name}"),
         idempotent=_idempotent(settings, definition, defaults),
-        on_expired=_first(settings.on_expired, definition.on_expired, None, "drop"),
-        on_exhausted=_first(settings.on_exhausted, definition.on_exhausted, None, "dead_letter"),
+        on_expired=_first(settings.on_expired, definition.on_expired, "drop"),
+        on_exhausted=_first(settings.on_exhausted, definition.on_exhausted, "dead_letter"),
         middleware=(*defaults.middleware, *definition.middleware),
         topology=definition.topology,
     )
-    for name, value in (("concurrency", made.concurrency), ("prefetch", made.prefetch)):
+    _check_bounds(made)
+    return made
+
+
+def _check_bounds(made: Plan) -> None:
+    name = made.definition.name
+    for bound, value in (("concurrency", made.concurrency), ("prefetch", made.prefetch)):
         if not (is_count(value) and value >= 1):
-            raise ConfigurationError(f"The {name} of {definition.name} is {value!r}; it must be 1 or more")
+            raise ConfigurationError(f"The {bound} of {name} is {value!r}; it must be 1 or more")
     if made.timeout is not None and not 0 < made.timeout < inf:
         raise ConfigurationError(
-            f"The timeout of {definition.name} is {made.timeout:g} s; it must be more than 0, or None for no bound"
+            f"The timeout of {name} is {made.timeout:g} s; it must be more than 0, or None for no bound"
         )
-    return made
 
 
 def check(plans: Sequence[Plan], bus: Bus) -> None:
@@ -236,9 +244,9 @@ def check(plans: Sequence[Plan], bus: Bus) -> None:
         )
 
 
-def _first(settings: Any, definition: Any, defaults: Any, default: Any) -> Any:
-    """The first that says something."""
-    return next((value for value in (settings, definition, defaults) if value is not None), default)
+def _first(*choices: Any) -> Any:
+    """The first that says something; None where none does."""
+    return next((choice for choice in choices if choice is not None), None)
 
 
 def _idempotent(

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from messaging.adapter import Start, TopicSpec, TopologyMode
 from messaging.catalogue import Catalogue, merged
-from messaging.clock import Clock, SystemClock, timeout
+from messaging.clock import Clock, SystemClock
 from messaging.errors import (
     Closed,
     ConfigurationError,
-    ConnectionFailed,
     InvalidMessage,
     PublishError,
     PublishManyError,
@@ -28,7 +27,7 @@ from messaging.message import Endpoint, Q, R, Receipt, T, Topic, checked_seconds
 from messaging.prepare import NO_OPTIONS, Options, Preparation, checked_timeout
 from messaging.registry import redact, store_for
 from messaging.requests import read_reply
-from messaging.routing import Broker, Routing
+from messaging.routing import Broker, Routing, open_within
 from messaging.sending import Sender, check_once
 from messaging.texts import plain
 from messaging.turns import Turns
@@ -144,7 +143,8 @@ class Bus:
                 for broker in self._routing.brokers:
                     check_once(broker, broker.capabilities.idempotent_publish, "its topics")
             if self._store is not None:
-                await self._open_store(self._store, within)
+                name = f"the store at {redact(self.settings.store or '')}"
+                await open_within(self._store.open, name, self.clock, within)
         except BaseException:  # a cancelled start leaves nothing open either
             await self._close()
             raise
@@ -153,14 +153,6 @@ class Bus:
 
     async def __aexit__(self, *_: object) -> None:
         await self._close()
-
-    async def _open_store(self, store: IdempotencyStore, within: float) -> None:
-        try:
-            async with timeout(self.clock, within):
-                await store.open()
-        except TimeoutError:
-            url = redact(self.settings.store or "")
-            raise ConnectionFailed(f"the store at {url} did not answer within {within:g} s") from None
 
     async def _close(self) -> None:
         self._state = "closed"

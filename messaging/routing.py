@@ -22,7 +22,7 @@ from messaging.registry import adapter_class, adapter_for, known_adapters, redac
 from messaging.requests import Requester
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from messaging.adapter import Adapter, Capabilities
     from messaging.clock import Clock
@@ -65,11 +65,7 @@ class Broker:
 
     async def open(self, within: float) -> None:
         """Connect. Raises ConnectionFailed, also after `within` seconds, or AuthenticationFailed."""
-        try:
-            async with timeout(self._clock, within):
-                await self.adapter.open()
-        except TimeoutError:
-            raise ConnectionFailed(f"{redact(self.url)} did not answer within {within:g} s") from None
+        await open_within(self.adapter.open, redact(self.url), self._clock, within)
 
     async def close(self, within: float) -> None:
         """Send what waits, for `within` seconds at most; then close everything, whatever becomes of each part."""
@@ -223,6 +219,15 @@ class Routing:
         broker = Broker(name, url, namespace, adapter, self._clock)
         self._options[broker] = options
         return broker
+
+
+async def open_within(opening: Callable[[], Awaitable[None]], name: str, clock: Clock, within: float) -> None:
+    """Open it, called `name` in errors. Raises what `opening` does, and ConnectionFailed after `within` seconds."""
+    try:
+        async with timeout(clock, within):
+            await opening()
+    except TimeoutError:
+        raise ConnectionFailed(f"{name} did not answer within {within:g} s") from None
 
 
 def _checked_namespace(given: object) -> str | None:

@@ -115,7 +115,9 @@ class App:
         At most `concurrency` handlers run at once and `prefetch` deliveries are in the process. `timeout` is
         seconds per attempt. `ordered=False` gives up the order of an ordered topic. `idempotent` is True for the
         message's id, or a function from message to key. `start` is where a new group begins; a time without a zone
-        is UTC. `native` names an existing queue or group of the broker;
+        is UTC. What has expired is dropped and counted, or with `on_expired="dead_letter"` kept as a dead letter; what
+        has no attempt left is a dead letter, or with `on_exhausted="hold_key"` tried again for ever while its key
+        waits. `middleware` is inside the app's. `native` names an existing queue or group of the broker;
         `topology` says, for this group alone, whether it is declared, verified or taken as it is.
 
         Raises ConfigurationError for an argument that means nothing.

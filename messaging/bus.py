@@ -63,7 +63,9 @@ def connect(
 
     Without a URL it is MESSAGING_URL, or `url` in messaging.toml; memory is never a silent default. `store` is
     where idempotency lives, `namespace` keeps environments apart on one broker, `source` names this program in its
-    messages. Raises ConfigurationError for settings that cannot be, MissingExtra for a library to install.
+    messages. `topology` says whether topics and groups are created where they are missing ("declare", the default),
+    only compared ("verify") or not asked for ("off"). `publish_middleware` is around each publish, the first outermost.
+    Raises ConfigurationError for settings that cannot be, MissingExtra for a library to install.
     """
     from messaging.settings import Settings
 
@@ -226,9 +228,10 @@ class Bus:
     ) -> Receipt:
         """Publish one message; returns when the broker has confirmed it durably (semantics 20).
 
-        `delay`, `expires` and `timeout` are seconds or a timedelta, `expires` also a time with its zone. With a `delay`
-        no group handles it earlier, and on an idle broker none much later (`Capabilities.lateness`); an ordered topic
-        takes none (5).
+        `key` goes before the topic's; `id` is a new one unless given. `timeout` bounds the call (default: the setting
+        `publish_timeout`), `expires` says until when a group may begin it (6). Both and `delay` are seconds or a
+        timedelta, `expires` also a time with its zone. With a `delay` no group handles it earlier, and on an idle
+        broker none much later (`Capabilities.lateness`); an ordered topic takes none (5).
         Raises InvalidMessage and MessageTooLarge before anything is sent, NoGroup with `mandatory=True`,
         PublishUncertain when its fate is unknown, PublishError when the broker does not have it. Cancelling leaves
         the fate unknown, never the connection broken.
@@ -271,7 +274,7 @@ class Bus:
         timeout: Duration | None = None,
         mandatory: bool = False,
     ) -> Sequence[Receipt]:
-        """Publish these in order; one receipt each. `delay` holds for each.
+        """Publish these in order; one receipt each. `delay` and `mandatory` hold for each, `timeout` for all together.
 
         One invalid payload fails the call before anything is sent. Raises PublishManyError with a result for each
         when some were not published.
@@ -367,7 +370,8 @@ class Bus:
     ) -> None:
         """Create, or verify, an app's topics and groups, or a topic and groups of it: from now on they get messages.
 
-        Raises ConfigurationError naming both sides where the broker's record differs (16).
+        Raises ConfigurationError naming both sides where the broker's record differs (16), TopicNotFound where
+        something is missing that is only to be verified, ConnectionFailed.
         """
         self.check_open()
         if isinstance(what, (Topic, Endpoint)):
@@ -390,14 +394,14 @@ class Bus:
     def dead_letters(
         self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
     ) -> DeadLetters:
-        """The dead letters of one group. `ordered=False` is for a group that gives up its topic's order."""
+        """The dead letters of one group; no I/O yet. `ordered=False` is for a group that gives up its topic's order."""
         from messaging.dead_letters import letters_of
 
         self.check_open()
         return letters_of(self, self._catalogue.known_group(self._known(topic), group, ordered))
 
     async def groups(self) -> Sequence[GroupInfo]:
-        """The groups of the topics that this bus has declared, as their brokers know them."""
+        """The groups of the topics that this bus has declared, as their brokers know them. Raises ConnectionFailed."""
         self.check_open()
         return [info for broker in self._routing.brokers for info in merged(await broker.adapter.groups())]
 
@@ -425,7 +429,8 @@ class Bus:
         than any program takes to notice and to have its publishes confirmed: `publish_timeout` and twice
         `generation_interval`, unless given. Called again with the same, it goes on where it was interrupted.
 
-        Raises UnsupportedCapability, TopicNotFound, ConfigurationError, PublishError, ConnectionFailed.
+        Raises UnsupportedCapability where the broker cannot, TopicNotFound where there is no such topic, PublishError
+        where an end mark was not confirmed, ConfigurationError for numbers that mean nothing, ConnectionFailed.
         """
         from messaging.generations import begin
 

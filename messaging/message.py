@@ -145,7 +145,11 @@ class Delivery(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The broker's confirmation of one published message."""
+    """The broker's confirmation of one published message.
+
+    `position` is where the broker keeps it, as it says that itself, an entry id or an offset for instance; None where
+    it says nothing.
+    """
 
     id: str
     partition: int = 0
@@ -194,7 +198,8 @@ class Release:
 
 
 class Retry(Exception):
-    """A failure: handled again after `after`, or after the retry policy's delay. Returned or raised.
+    """A failure: handled again after `after` (seconds, or a timedelta), or after the retry policy's delay. Returned or
+    raised.
 
     The reason is a text; an exception given in its place is shown as `Type: message`.
     """
@@ -238,8 +243,9 @@ class Topic(Generic[T]):
 
     `key` gives a payload's key; with `ordered=True` a group handles the messages of one key in publish order, one
     at a time, and publishing without a key raises. `partitions` is what the topic is created with; a topic that
-    exists with another count raises at start. `retention` bounds, in seconds, what is kept for a group that does
-    not read. `native` names an existing place of the broker to publish to: it is verified, never created.
+    exists with another count raises at start. `retention` bounds, in seconds or as a timedelta, what is kept for a
+    group that does not read. `content_type` is what is written with each payload: JSON unless given, octets for bytes.
+    `native` names an existing place of the broker to publish to: it is verified, never created.
 
     Raises ConfigurationError for an illegal name, for a `key` that is no function, for a retention that is no duration,
     and for a union whose members cannot be told apart.
@@ -279,7 +285,10 @@ class Topic(Generic[T]):
 
 
 class Endpoint(Generic[Q, R]):
-    """A question that some group answers: a topic of requests, and the type of the reply."""
+    """A question that some group answers: a topic of requests, and the type of the reply.
+
+    `key` gives a request's key; requests are answered without order. Raises as `Topic` does.
+    """
 
     __slots__ = ("reply_codec", "topic")
 

@@ -10,7 +10,7 @@ from messaging.errors import MessagingError
 from messaging_kafka.brokers import Brokers
 from messaging_kafka.connection import Link
 from messaging_kafka.consumer import KafkaConsumer
-from messaging_kafka.dead_letters import KafkaDeadLetters, Marks
+from messaging_kafka.dead_letters import KafkaDeadLetters, LetterMarks
 from messaging_kafka.generations import Generations
 from messaging_kafka.names import Names, recorded
 from messaging_kafka.publisher import Publisher
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from messaging_kafka.settings import KafkaSettings
 
 HEALTH_TIMEOUT = 0.9
+"""Seconds: `Adapter.health` is bounded by one."""
 ANSWER_MARGIN = 10.0
 """Seconds that aiokafka itself waits beyond our own bounds, so that ours count."""
 
@@ -72,7 +73,7 @@ class KafkaAdapter(Adapter):
         self._replies = KafkaReplies(self._session)
         self._generations = Generations(self._session)
         self._capabilities = _capabilities(settings)
-        self._marks: dict[tuple[str, str], Marks] = {}
+        self._marks: dict[tuple[str, str], LetterMarks] = {}
 
     def __repr__(self) -> str:
         return f"KafkaAdapter({self._settings.address!r})"
@@ -127,7 +128,7 @@ class KafkaAdapter(Adapter):
 
     def dead_letters(self, group: GroupSpec) -> KafkaDeadLetters:
         """See `Adapter.dead_letters`."""
-        marks = self._marks.setdefault((recorded(group.topic), group.name), Marks())
+        marks = self._marks.setdefault((recorded(group.topic), group.name), LetterMarks())
         return KafkaDeadLetters(self._session, group, marks)
 
     async def groups(self) -> Sequence[GroupInfo]:

@@ -45,7 +45,7 @@ ENDING = 5.0
 """Seconds for which who is cancelled ends what is begun: letters are put back and marked, or given back."""
 
 
-class Marks:
+class LetterMarks:
     """Which letters of one group are gone or claimed, read as far as it was needed."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Marks:
 class KafkaDeadLetters(DeadLetterStore):
     """The dead letters of one group. A letter's reference is its offset and the position of the message."""
 
-    def __init__(self, session: Session, group: GroupSpec, marks: Marks) -> None:
+    def __init__(self, session: Session, group: GroupSpec, marks: LetterMarks) -> None:
         self._session = session
         self._group = group
         self._marks = marks

@@ -160,6 +160,7 @@ class Publisher:
 
 
 _PENDING = PublishError("not sent")
+"""Stands where a result will be; none may be left, for an error that many raise keeps the frames of all."""
 
 
 def _told(one: Outgoing, fate: PublishError) -> PublishError:

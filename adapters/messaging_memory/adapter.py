@@ -14,7 +14,7 @@ from messaging_memory.ownership import OwnedGroup
 from messaging_memory.publisher import Publisher
 from messaging_memory.replies import MemoryReplyInbox, Replier
 from messaging_memory.settings import Settings
-from messaging_memory.topology import Declarer, physical_group
+from messaging_memory.topology import TopologyKeeper, physical_group
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -64,7 +64,7 @@ class MemoryAdapter(Adapter):
         self._open = False
         self._broker = broker
         self._connection = Connection(broker)
-        self._declarer = Declarer(broker, namespace=namespace, history=self._settings.history)
+        self._topology = TopologyKeeper(broker, namespace=namespace, history=self._settings.history)
         self._publisher = Publisher(broker, namespace=namespace, maximum=maximum)
         self._replier = Replier(broker, namespace=namespace, maximum=maximum)
 
@@ -132,7 +132,7 @@ class MemoryAdapter(Adapter):
 
     async def declare(self, topology: Topology) -> None:
         self._ensure()
-        self._declarer.declare(topology)
+        self._topology.declare(topology)
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         self._ensure()
@@ -144,7 +144,7 @@ class MemoryAdapter(Adapter):
         if not self._open:
             raise Closed("the memory adapter is not open")
         consumer = MemoryConsumer(
-            self._connection, self._declarer, subscription, ownership, lease=self._settings.lease
+            self._connection, self._topology, subscription, ownership, lease=self._settings.lease
         )
         self._consumers.append(consumer)
         return consumer
@@ -161,7 +161,7 @@ class MemoryAdapter(Adapter):
         return MemoryDeadLetters(
             self._connection,
             self._ensure,
-            self._declarer,
+            self._topology,
             group,
             maximum=self._settings.max_message_bytes,
         )
@@ -173,35 +173,35 @@ class MemoryAdapter(Adapter):
     async def delete_group(self, group: GroupSpec) -> None:
         self._ensure()
         try:
-            topic = self._declarer.topic(group.topic)
+            topic = self._topology.topic(group.topic)
         except TopicNotFound:
             return
         self._broker.delete_group(topic, physical_group(group))
 
     async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
         self._ensure()
-        return self._declarer.generations(topic)
+        return self._topology.generations(topic)
 
     async def begin_generation(self, topic: TopicSpec) -> None:
         self._ensure()
-        self._declarer.begin_generation(topic)
+        self._topology.begin_generation(topic)
 
     async def end_generation(self, topic: TopicSpec) -> None:
         self._ensure()
-        self._declarer.topic(topic).ended = True
+        self._topology.topic(topic).ended = True
 
     async def ended(self, topic: TopicSpec) -> bool:
         self._ensure()
-        return self._declarer.topic(topic).ended
+        return self._topology.topic(topic).ended
 
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         self._ensure()
-        found = self._declarer.group(group)
+        found = self._topology.group(group)
         return isinstance(found, OwnedGroup) and found.finish(partition)
 
     async def finished(self, group: GroupSpec) -> Collection[int]:
         self._ensure()
-        return self._declarer.group(group).finished
+        return self._topology.group(group).finished
 
     async def health(self) -> BrokerHealth:
         if not self._open or not self._broker.reachable:
@@ -212,7 +212,7 @@ class MemoryAdapter(Adapter):
     def _infos(self) -> Sequence[GroupInfo]:
         now = self._broker.clock.time()
         infos: list[GroupInfo] = []
-        for name, spec in self._declarer.topics.items():
+        for name, spec in self._topology.topics.items():
             if (topic := self._broker.topics.get(name)) is not None:
                 topic.expire(now)
                 infos += [group.info(spec) for group in topic.groups.values()]

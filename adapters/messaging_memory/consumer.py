@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Ownership, RawDelivery, Settled, Settlement, Subscription
     from messaging_memory.broker import Connection
-    from messaging_memory.topology import Declarer
+    from messaging_memory.topology import TopologyKeeper
 
 BATCH = 256
 """Messages handed over at once, as many as are published at once: with fewer, publishers run ahead of the handlers, and
@@ -34,7 +34,7 @@ class MemoryConsumer(Consumer):
     def __init__(
         self,
         connection: Connection,
-        declarer: Declarer,
+        topology: TopologyKeeper,
         subscription: Subscription,
         ownership: Ownership,
         *,
@@ -44,7 +44,7 @@ class MemoryConsumer(Consumer):
         self._lease = lease
         self._connection = connection
         self._clock = connection.broker.clock
-        self._declarer = declarer
+        self._topology = topology
         self._subscription = subscription
         self._ownership = ownership
         self._member: Member | None = None
@@ -182,7 +182,7 @@ class MemoryConsumer(Consumer):
 
     def _join(self) -> Member:
         spec = self._subscription.group
-        group = self._declarer.group(spec)
+        group = self._topology.group(spec)
         member = Member(
             group, topic=spec.topic.name, lease=self._lease, ownership=self._ownership, revoke=self._revoke
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from messaging.message import Message
     from messaging_memory.broker import Connection
     from messaging_memory.group import DeadLetter, Group
-    from messaging_memory.topology import Declarer
+    from messaging_memory.topology import TopologyKeeper
 
 
 class _Scan:
@@ -38,14 +38,14 @@ class MemoryDeadLetters(DeadLetterStore):
         self,
         connection: Connection,
         ensure: Callable[[], None],
-        declarer: Declarer,
+        topology: TopologyKeeper,
         group: GroupSpec,
         *,
         maximum: int,
     ) -> None:
         self._connection = connection
         self._ensure = ensure
-        self._declarer = declarer
+        self._topology = topology
         self._spec = group
         self._maximum = maximum
 
@@ -117,4 +117,4 @@ class MemoryDeadLetters(DeadLetterStore):
 
     def _group(self) -> Group:
         self._ensure()
-        return self._declarer.declared_group(self._spec)
+        return self._topology.declared_group(self._spec)

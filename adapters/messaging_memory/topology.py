@@ -29,7 +29,7 @@ def physical_group(spec: GroupSpec) -> str:
     return spec.name if spec.native is None else spec.native
 
 
-class Declarer:
+class TopologyKeeper:
     """What one adapter has declared, and how it looks for it."""
 
     def __init__(self, broker: Broker, *, namespace: str | None, history: int | None) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.settings import RabbitMQSettings
 
 HEALTH_TIMEOUT = 0.9
+"""Seconds: `Adapter.health` is bounded by one."""
 HOLD_SHARE = 0.8
 """Of the broker's consumer timeout; the rest is for the handler and for the broker's own rounding."""
 
@@ -311,6 +312,7 @@ class RabbitMQAdapter(Adapter):
 
 
 _PENDING = PublishError("not sent")
+"""Stands where a result will be; none may be left, for an error that many raise keeps the frames of all."""
 
 
 def _lane(one: Outgoing) -> tuple[str, str | bytes | None]:

@@ -16,7 +16,7 @@ from messaging_redis.publisher import Publisher
 from messaging_redis.replies import RedisReplies
 from messaging_redis.server import MEMORY, WRITE, Server, eviction, inspect, refusal
 from messaging_redis.settings import RedisSettings
-from messaging_redis.topology import Topics
+from messaging_redis.topology import TopologyKeeper
 from messaging_redis.trimming import Trimmer
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from messaging.errors import PublishError
     from messaging.message import Message, Receipt
 
-_HEALTH_BOUND = 0.9
+HEALTH_TIMEOUT = 0.9
+"""Seconds: `Adapter.health` is bounded by one."""
 
 
 class RedisAdapter(Adapter):
@@ -50,7 +51,7 @@ class RedisAdapter(Adapter):
         self._settings = settings
         self._member = member or "member"
         self._connection = RedisConnection(settings)
-        self._topics = Topics(self._connection)
+        self._topics = TopologyKeeper(self._connection)
         self._trimmer = Trimmer(self._connection, self._topics)
         self._publisher = Publisher(self._connection, self._topics, self._trimmer)
         self._replies = RedisReplies(self._connection)
@@ -198,7 +199,7 @@ class RedisAdapter(Adapter):
         refusing: str | None = None
         unsafe: str | None = None
         try:
-            async with asyncio.timeout(_HEALTH_BOUND):
+            async with asyncio.timeout(HEALTH_TIMEOUT):
                 refusing, unsafe = await self._ask_servers()
                 groups = await self._topics.infos()
         except TimeoutError:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Settled, Settlement, Subscription
     from messaging_redis.connection import RedisConnection
     from messaging_redis.line import Argument
-    from messaging_redis.topology import Topics
+    from messaging_redis.topology import TopologyKeeper
     from messaging_redis.trimming import Trimmer
 
 logger = logging.getLogger("messaging")
@@ -47,7 +47,7 @@ class SharedConsumer(Consumer):
     def __init__(
         self,
         connection: RedisConnection,
-        topics: Topics,
+        topics: TopologyKeeper,
         trimmer: Trimmer,
         subscription: Subscription,
         member: str,

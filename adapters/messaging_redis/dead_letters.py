@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from messaging.message import Message
     from messaging_redis.connection import RedisConnection
     from messaging_redis.line import Argument, Command
-    from messaging_redis.topology import Topics
+    from messaging_redis.topology import TopologyKeeper
 
 _PAGE = 100
 
@@ -27,7 +27,7 @@ _PAGE = 100
 class RedisDeadLetters(DeadLetterStore):
     """The dead letters of one group. A letter's reference is its id and the position of the message."""
 
-    def __init__(self, connection: RedisConnection, topics: Topics, group: GroupSpec) -> None:
+    def __init__(self, connection: RedisConnection, topics: TopologyKeeper, group: GroupSpec) -> None:
         self._connection = connection
         self._topics = topics
         self._group = group

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
     from messaging_redis.connection import RedisConnection
     from messaging_redis.line import Argument
-    from messaging_redis.topology import Topics
+    from messaging_redis.topology import TopologyKeeper
     from messaging_redis.trimming import Trimmer
 
 logger = logging.getLogger("messaging")
@@ -48,7 +48,7 @@ class PartitionedConsumer(Consumer):
     def __init__(
         self,
         connection: RedisConnection,
-        topics: Topics,
+        topics: TopologyKeeper,
         trimmer: Trimmer,
         subscription: Subscription,
         ownership: Ownership,

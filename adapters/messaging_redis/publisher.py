@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from messaging_redis.connection import RedisConnection
     from messaging_redis.entries import Fields
     from messaging_redis.line import Argument, Command
-    from messaging_redis.topology import Topics, TopicState
+    from messaging_redis.topology import TopicState, TopologyKeeper
     from messaging_redis.trimming import Trimmer
 
 _MOST_COMMANDS = 256
@@ -85,7 +85,7 @@ class _Shard:
 class Publisher:
     """The publishing half of the adapter."""
 
-    def __init__(self, connection: RedisConnection, topics: Topics, trimmer: Trimmer) -> None:
+    def __init__(self, connection: RedisConnection, topics: TopologyKeeper, trimmer: Trimmer) -> None:
         self._connection = connection
         self._topics = topics
         self._trimmer = trimmer
@@ -93,7 +93,7 @@ class Publisher:
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Receipt | PublishError]:
         """See `Adapter.publish`."""
-        results: list[Receipt | PublishError] = [_OPEN] * len(messages)
+        results: list[Receipt | PublishError] = [_PENDING] * len(messages)
         shards: dict[str, _Shard] = {}
         by_stream: dict[str, _Shard] = {}
         failed = FailedKeys()
@@ -198,8 +198,8 @@ class Publisher:
         _looked(state, reply)
 
 
-_OPEN = PublishError("not tried")
-"""Stands where a result will be. None is left: an error that is raised again and again keeps what raised it."""
+_PENDING = PublishError("not sent")
+"""Stands where a result will be; none may be left, for an error that many raise keeps the frames of all."""
 
 
 def _known(state: TopicState) -> bool:

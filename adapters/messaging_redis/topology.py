@@ -52,7 +52,7 @@ class TopicState:
     """When that was (monotonic seconds)."""
 
 
-class Topics:
+class TopologyKeeper:
     """All topics and groups that this adapter was told of."""
 
     def __init__(self, connection: RedisConnection) -> None:

@@ -11,7 +11,7 @@ from messaging_redis.scripts import TRIM
 if TYPE_CHECKING:
     from messaging.adapter import TopicSpec
     from messaging_redis.connection import RedisConnection
-    from messaging_redis.topology import Topics
+    from messaging_redis.topology import TopologyKeeper
 
 logger = logging.getLogger("messaging")
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("messaging")
 class Trimmer:
     """Trims each topic now and then; one member of all does it per interval."""
 
-    def __init__(self, connection: RedisConnection, topics: Topics) -> None:
+    def __init__(self, connection: RedisConnection, topics: TopologyKeeper) -> None:
         self._connection = connection
         self._topics = topics
         self._next: dict[tuple[str, int], float] = {}

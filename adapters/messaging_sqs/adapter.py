@@ -17,7 +17,7 @@ from messaging_sqs.publisher import Publisher
 from messaging_sqs.replies import SQSInbox, send_replies
 from messaging_sqs.settings import LONGEST_HOLD, SQSSettings
 from messaging_sqs.shared import SharedConsumer
-from messaging_sqs.topology import Topics
+from messaging_sqs.topology import TopologyKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from messaging.errors import PublishError
     from messaging.message import Message, Receipt
 
-_HEALTH_BOUND = 0.9
+HEALTH_TIMEOUT = 0.9
+"""Seconds: `Adapter.health` is bounded by one."""
 
 
 class SQSAdapter(Adapter):
@@ -53,7 +54,7 @@ class SQSAdapter(Adapter):
         self._settings = settings
         self._member = member or "member"
         self._connection = Connection(settings)
-        self._topics = Topics(self._connection)
+        self._topics = TopologyKeeper(self._connection)
         self._publisher = Publisher(self._connection, self._topics)
         self._generations = Generations(self._connection, self._topics)
 
@@ -187,10 +188,10 @@ class SQSAdapter(Adapter):
         """See `Adapter.health`. Figures at which this role may not look, or not now, are unknown, and no failure."""
         groups: Sequence[GroupInfo] = ()
         try:
-            async with asyncio.timeout(_HEALTH_BOUND):
+            async with asyncio.timeout(HEALTH_TIMEOUT):
                 groups = [self._generations.told(info) for info in await self._topics.infos(strict=True)]
         except TimeoutError:
-            error = f"SQS at {self._connection.address} gave no answer within {_HEALTH_BOUND:g} s"
+            error = f"SQS at {self._connection.address} gave no answer within {HEALTH_TIMEOUT:g} s"
             return BrokerHealth(False, error=error)
         except (Denied, Throttled):
             pass  # the service has answered

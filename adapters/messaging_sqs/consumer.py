@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
     from messaging_sqs.connection import Connection
-    from messaging_sqs.topology import Topics
+    from messaging_sqs.topology import TopologyKeeper
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Member(Consumer):
     def __init__(
         self,
         connection: Connection,
-        topics: Topics,
+        topics: TopologyKeeper,
         subscription: Subscription,
         ownership: Ownership,
         member: str,
@@ -168,7 +168,7 @@ class Member(Consumer):
         steps = [copies.next_step(delivery, left, self.bounds.step) for delivery, left in early]
         lefts = dict(early)
         unsent = await self.replace(list(lefts), steps)
-        await self._hide(unsent, [min(lefts[delivery], copies.LONGEST_DELAY) for delivery in unsent])
+        await self._hide(unsent, [min(lefts[delivery], copies.LONGEST_STEP) for delivery in unsent])
 
     def _changed(self) -> None:
         self._arrived.set()

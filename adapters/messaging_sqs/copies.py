@@ -39,8 +39,8 @@ logger = logging.getLogger("messaging")
 Copy: TypeAlias = "tuple[Entry, dict[str, Any]]"
 """What is sent, and the parameters beside it."""
 
-LONGEST_DELAY = 900
-"""Amazon SQS quotas, "Message delay": longer ones take several steps."""
+LONGEST_STEP = 900
+"""Amazon SQS quotas, "Message delay", seconds: longer delays take several steps."""
 
 
 async def send(
@@ -122,7 +122,7 @@ def next_step(delivery: RawDelivery, left: float, longest: int) -> Copy:
 
 def step(left: float, longest: int) -> int:
     """The whole seconds for which a standard queue hides what is due in so many, `longest` at once."""
-    return min(max(math.floor(left), 0), longest, LONGEST_DELAY)
+    return min(max(math.floor(left), 0), longest, LONGEST_STEP)
 
 
 def dead(delivery: RawDelivery, url: str, failure: str | None, message: Message | None = None) -> Copy:

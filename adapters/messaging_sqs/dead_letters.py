@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from messaging.errors import PublishError
     from messaging.message import Message
     from messaging_sqs.connection import Connection
-    from messaging_sqs.topology import Topics
+    from messaging_sqs.topology import TopologyKeeper
 
 
 logger = logging.getLogger("messaging")
@@ -45,7 +45,7 @@ class Letter:
 class SQSDeadLetters(DeadLetterStore):
     """See `DeadLetterStore`. `count` is approximate on AWS, by what the service tells."""
 
-    def __init__(self, connection: Connection, topics: Topics, group: GroupSpec) -> None:
+    def __init__(self, connection: Connection, topics: TopologyKeeper, group: GroupSpec) -> None:
         self._connection = connection
         self._topics = topics
         self._group = group

@@ -18,6 +18,7 @@ from messaging.adapter import GONE, DeadLetterStore, Outgoing, Topology
 from messaging.errors import ConfigurationError
 from messaging_sqs.dead_letters import SQSDeadLetters, no_letters
 from messaging_sqs.record import FORMAT, ORDERED, PARTITIONS, TOPIC
+from messaging_sqs.settings import LONGEST_LEASE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -26,16 +27,13 @@ if TYPE_CHECKING:
     from messaging.errors import PublishError
     from messaging.message import Message
     from messaging_sqs.connection import Connection
-    from messaging_sqs.topology import Topics
-
-LONGEST_VISIBILITY = 43200
-"""Amazon SQS, "CreateQueue", VisibilityTimeout."""
+    from messaging_sqs.topology import TopologyKeeper
 
 
 class Generations:
     """See `Adapter.generations` and what follows it there; and the place of each generation."""
 
-    def __init__(self, connection: Connection, topics: Topics) -> None:
+    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
         self._connection = connection
         self._topics = topics
         self._kept: dict[str, list[TopicSpec]] = {}
@@ -74,7 +72,7 @@ class Generations:
     async def begin(self, topic: TopicSpec) -> None:
         shape = {PARTITIONS: str(topic.partitions), ORDERED: str(topic.ordered).lower()}
         attributes = {
-            "VisibilityTimeout": str(min(topic.partitions, LONGEST_VISIBILITY)),
+            "VisibilityTimeout": str(min(topic.partitions, LONGEST_LEASE)),
             "ReceiveMessageWaitTimeSeconds": str(int(topic.ordered)),
         }
         name, queues = self._topics.names.generation(topic), self._topics.queues

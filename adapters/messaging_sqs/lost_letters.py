@@ -1,8 +1,8 @@
 """The queue of a group's dead letters, deleted alone: made anew by the member that has one to store (25).
 
 The group's own queue tells it from a deleted group, which has neither. Somebody who deletes the group may be between
-the two; so it is left alone for a while, and looked for again behind what was made. `Topics.delete` looks behind its
-deletion, too: whoever comes last sees what the other did.
+the two; so it is left alone for a while, and looked for again behind what was made. `TopologyKeeper.delete` looks
+behind its deletion, too: whoever comes last sees what the other did.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from messaging_sqs.record import group_tags
 
 if TYPE_CHECKING:
     from messaging.adapter import GroupSpec
-    from messaging_sqs.topology import Topics
+    from messaging_sqs.topology import TopologyKeeper
 
 logger = logging.getLogger("messaging")
 
@@ -30,7 +30,7 @@ _FORGOTTEN = 60.0
 class LostLetters:
     """What one member knows of its group's queue of dead letters being gone."""
 
-    def __init__(self, topics: Topics, group: GroupSpec) -> None:
+    def __init__(self, topics: TopologyKeeper, group: GroupSpec) -> None:
         self._topics = topics
         self._group = group
         self._met = -inf

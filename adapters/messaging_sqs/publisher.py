@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from messaging.message import Message
     from messaging_sqs.connection import Connection
     from messaging_sqs.state import TopicState
-    from messaging_sqs.topology import Topics
+    from messaging_sqs.topology import TopologyKeeper
 
 Result: TypeAlias = "Receipt | PublishError"
 
@@ -63,7 +63,7 @@ SPARE = 2
 class Publisher:
     """Stores batches of messages, one result each."""
 
-    def __init__(self, connection: Connection, topics: Topics) -> None:
+    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
         self._connection = connection
         self._topics = topics
         self._settings = connection.settings
@@ -259,6 +259,7 @@ class Publisher:
 
 
 _PENDING = PublishError("not sent")
+"""Stands where a result will be; none may be left, for an error that many raise keeps the frames of all."""
 
 
 def _delay(item: _Item, longest: int) -> dict[str, int]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from messaging.message import Message
     from messaging_sqs.connection import Connection
-    from messaging_sqs.topology import Topics
+    from messaging_sqs.topology import TopologyKeeper
 
 logger = logging.getLogger("messaging")
 
@@ -50,7 +50,7 @@ _BUFFER = 1000
 
 
 async def send_replies(
-    connection: Connection, topics: Topics, replies: Sequence[tuple[str, Message]]
+    connection: Connection, topics: TopologyKeeper, replies: Sequence[tuple[str, Message]]
 ) -> Sequence[PublishError | None]:
     """See `Adapter.reply`."""
     results: list[PublishError | None] = [None] * len(replies)
@@ -89,7 +89,7 @@ async def send_replies(
 class SQSInbox(ReplyInbox):
     """A queue of this process. Replies are removed when they have been read."""
 
-    def __init__(self, connection: Connection, topics: Topics) -> None:
+    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
         self._connection = connection
         self._topics = topics
         self.address = ""
@@ -200,7 +200,7 @@ class SQSInbox(ReplyInbox):
         await self._topics.queues.delete(self._url)
 
 
-async def sweep(connection: Connection, topics: Topics, own: str) -> None:
+async def sweep(connection: Connection, topics: TopologyKeeper, own: str) -> None:
     """Delete the reply queues of processes that have shown no life for long. Without the permission, nothing.
 
     Of many, each sweep looks at a choice by lot: so each orphan is found, however many live beside it.
@@ -217,7 +217,7 @@ async def sweep(connection: Connection, topics: Topics, own: str) -> None:
         logger.debug("Reply queues of processes that are gone are not swept: %s", error)
 
 
-async def _sweep_one(connection: Connection, topics: Topics, url: str) -> None:
+async def _sweep_one(connection: Connection, topics: TopologyKeeper, url: str) -> None:
     try:
         answer = await connection.call("sqs", "list_queue_tags", QueueUrl=url)
     except Absent:

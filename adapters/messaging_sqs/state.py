@@ -28,7 +28,7 @@ class TopicState:
     limit: int = SNS_DEFAULT_BYTES
     """What the SNS topic takes, in bytes."""
     queues: Sequence[str] = ()
-    """The URLs of the groups' queues; with SNS, see `Topics.urls`."""
+    """The URLs of the groups' queues; with SNS, see `TopologyKeeper.urls`."""
     endpoints: Sequence[str] = ()
     """The ARNs of the queues of this region to which the SNS topic delivers."""
     routed: bool = False

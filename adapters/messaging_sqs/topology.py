@@ -51,7 +51,7 @@ Key: TypeAlias = "tuple[str, str | None, int]"
 _WAITING = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed")
 
 
-class Topics:
+class TopologyKeeper:
     """All topics and groups that this adapter was told of."""
 
     def __init__(self, connection: Connection) -> None:

@@ -58,7 +58,7 @@ async def test_a_change_that_was_interrupted_is_ended_by_the_next_one(bus, clock
 
 def lose_record(bus):
     """As a Redis that is flushed: which generations there are, is on record no more."""
-    bus.broker("orders").adapter._declarer.topic(TopicSpec("orders")).successors.clear()
+    bus.broker("orders").adapter._topology.topic(TopicSpec("orders")).successors.clear()
 
 
 async def recorded(bus):

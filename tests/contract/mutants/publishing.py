@@ -19,7 +19,7 @@ from messaging_memory.log import TopicLog
 from messaging_memory.publisher import Publisher
 from messaging_memory.record import row_of
 from messaging_memory.replies import MemoryReplyInbox, Replier
-from messaging_memory.topology import Declarer
+from messaging_memory.topology import TopologyKeeper
 from tests.contract.mutants.mutant import killed_by, patched
 
 publish = MemoryAdapter.publish
@@ -185,7 +185,7 @@ def begins_a_group_with_its_first_member():
 
     def begin(self, subscription, ownership):
         spec = subscription.group
-        topic = self._declarer.topic(spec.topic)
+        topic = self._topology.topic(spec.topic)
         group = topic.groups[spec.name]
         if not group.members:
             group.cursors[:] = topic.starts("latest")
@@ -274,25 +274,25 @@ def takes_codes_word_for_the_brokers_record():
 
 @killed_by("a_missing_topic_is_told_where_nothing_may_be_declared")
 def creates_topics_that_it_should_only_verify():
-    original = Declarer.declare
+    original = TopologyKeeper.declare
 
     def create(self, topology):
         return original(self, replace(topology, mode="declare"))
 
-    with patched(Declarer, declare=create):
+    with patched(TopologyKeeper, declare=create):
         yield
 
 
 @killed_by("what_exists_can_be_used_without_declaring")
 def finds_nothing_that_it_should_verify():
-    original = Declarer.declare
+    original = TopologyKeeper.declare
 
     def refuse(self, topology):
         if topology.mode == "verify":
             raise TopicNotFound("nothing is ever found")
         return original(self, topology)
 
-    with patched(Declarer, declare=refuse):
+    with patched(TopologyKeeper, declare=refuse):
         yield
 
 
@@ -416,7 +416,7 @@ def shows_the_newest_letter_first():
 @killed_by("dead_letters_belong_to_one_group")
 def mixes_the_dead_letters_of_groups_up():
     def first(self):
-        return next(iter(self._declarer.topic(self._spec.topic).groups.values()))
+        return next(iter(self._topology.topic(self._spec.topic).groups.values()))
 
     with patched(MemoryDeadLetters, _group=first):
         yield
@@ -430,18 +430,18 @@ def believes_any_shape_of_a_topic():
     def believed(what, name, said, recorded):
         """Nothing is compared."""
 
-    with patched(Declarer, declared_group=found), patched(messaging_memory.topology, _same=believed):
+    with patched(TopologyKeeper, declared_group=found), patched(messaging_memory.topology, _same=believed):
         yield
 
 
 @killed_by("what_is_absent_has_no_dead_letters_and_is_named")
 def makes_what_dead_letters_are_asked_of():
-    original = Declarer.declare
+    original = TopologyKeeper.declare
 
     def made(self, topology):
         original(self, replace(topology, mode="declare"))
 
-    with patched(Declarer, declare=made):
+    with patched(TopologyKeeper, declare=made):
         yield
 
 

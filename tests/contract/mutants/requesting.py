@@ -139,7 +139,7 @@ def asks_every_responder():
 
     def declared(self, subscription, ownership):
         spec = subscription.group
-        self._broker.create_group(self._declarer.topic(spec.topic), spec.name)
+        self._broker.create_group(self._topology.topic(spec.topic), spec.name)
         return consumer(self, subscription, ownership)
 
     with patched(messaging.subscription.Plan, bind=alone), patched(MemoryAdapter, consumer=declared):

@@ -52,7 +52,7 @@ async def test_a_retry_waits_as_long_as_it_should_whatever_time_the_members_have
 async def test_a_retry_in_steps_waits_as_long_as_it_should_whatever_time_the_members_have(
     strict: Bench, monkeypatch, ahead: float
 ):
-    monkeypatch.setattr(copies, "LONGEST_DELAY", 1)
+    monkeypatch.setattr(copies, "LONGEST_STEP", 1)
     time_waited, late = await waited(strict, 2.2, ahead)
     assert 2.2 <= time_waited < 4.2 + late
 

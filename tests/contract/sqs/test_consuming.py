@@ -175,7 +175,7 @@ async def test_a_retry_beyond_900_seconds_takes_steps_and_is_never_early(any_ben
     await publish(adapter, group.topic, "one")
     consumer = any_bench.consumer(adapter, group)
     (delivery,) = await receive(consumer, 1)
-    monkeypatch.setattr(copies, "LONGEST_DELAY", 1)
+    monkeypatch.setattr(copies, "LONGEST_STEP", 1)
     asked = time.monotonic()
     async with standstill(adapter.dead_letters(group).count) as lost:
         assert await settle(consumer, [delivery], Retry(), after=3.4, failure="{}") == [Done()]

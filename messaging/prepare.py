@@ -72,9 +72,11 @@ class Preparation:
     once: bool = False
     """Whether what is published may be sent again (`Outgoing.once`)."""
     _at: float = inf
+    """`_now` as a number: seconds since the epoch."""
     _now: datetime = _NEVER
-    """The latest time that was given to a message, and the same as a number."""
+    """The latest time that was given to a message."""
     _turns: dict[str, Iterator[int]] = field(default_factory=dict[str, "Iterator[int]"])
+    """By topic: what numbers the messages without a key, which take the partitions in turn."""
 
     def messages(self, topic: Topic[Any], payloads: Iterable[Any], options: Options) -> list[Message]:
         """Encode these. Raises InvalidMessage for a payload, key or header that cannot be carried."""

@@ -70,7 +70,7 @@ LARGEST = MIB
 ROOM = KIB
 """What the control headers of a copy may add to a message."""
 LONGEST_DELAY = 365 * 86_400.0
-"""Of a retry, seconds."""
+"""Of a publish or a retry, seconds; several steps make one."""
 LONGEST_WAIT = LONGEST_DELAY + 86_400.0
 """A time before which nothing may run that is further away than this was not written by us."""
 MOST_RETURNS = 3

@@ -83,6 +83,8 @@ class SharedConsumer(Consumer):
         self._next_take_over = 0.0
         self._next_reaping = 0.0
         self._recover = False
+        self._more = False
+        """The last read brought much of what was asked for: there is more, as it seems."""
         self._waiting: int | None = None
         """The connection on which a read waits on the server."""
         self._joined = False
@@ -144,7 +146,8 @@ class SharedConsumer(Consumer):
         self._background.start(self._tend(), name="messaging-redis-tend")
 
     async def _read(self, limit: int) -> list[RawDelivery]:
-        await asyncio.sleep(0)  # what the former read brought is handled, and answered, first
+        if not self._more:  # else the server reads while what the former read brought is handled
+            await asyncio.sleep(0)  # what the former read brought is handled, and answered, first
         try:
             if self._recover:
                 recovered = await self._recover_lost(limit)
@@ -188,6 +191,7 @@ class SharedConsumer(Consumer):
             for key, entries in stream_pairs(reply)
             for delivery in self._first(self._names[key], entries, lease)
         ]
+        self._more = 2 * len(found) >= limit
         if len(found) > limit:
             await self._settler.give_back(found[limit:])
         return found[:limit]

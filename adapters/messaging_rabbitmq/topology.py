@@ -130,6 +130,8 @@ class TopologyKeeper:
             return
         # Whoever made it anew may not have bound all groups yet.
         known = mode == "verify" or (await self._has_exchange(topic) and exchange not in self._gone_exchanges)
+        # Read before it is made: one that nobody can bind would take messages, and keep them for no group.
+        former = [] if known else await self._former_groups(topic)
         async with self._link.throwaway(f"declaring topic {topic.name}") as channel:
             try:
                 await channel.exchange_declare(
@@ -143,8 +145,10 @@ class TopologyKeeper:
                 # In mode `verify` the user may lack the permission that a comparison needs.
                 if mode == "declare":
                     raise
-        if not known:
-            await self._bind_again(topic)
+        for group in former:
+            async with self._link.throwaway(f"binding group {group.name} to topic {topic.name}") as channel:
+                with suppress(ChannelNotFoundEntity):  # its members find that out, and declare it anew
+                    await self._bind(channel, group)
         self._gone_exchanges.discard(exchange)
         self._known_exchanges.add(exchange)
 
@@ -156,24 +160,19 @@ class TopologyKeeper:
             return False
         return True
 
-    async def _bind_again(self, topic: TopicSpec) -> None:
-        """The exchange is new: groups from before, which the record has, get nothing of it until they are bound.
+    async def _former_groups(self, topic: TopicSpec) -> list[GroupSpec]:
+        """Groups that the record has: they get nothing of a new exchange until they are bound to it.
 
         Those whose declaration did not end are left to the next, which may delete their queues.
         """
         async with self.registry_of(topic, create=False) as entries:
-            ended = (
-                []
-                if entries is None
-                else [
-                    (name, ordered) for name, ordered in entries.groups.items() if name not in entries.begun
-                ]
-            )
-        for name, ordered in ended:
-            group = GroupSpec(topic, name, ordered)
-            async with self._link.throwaway(f"binding group {name} to topic {topic.name}") as channel:
-                with suppress(ChannelNotFoundEntity):  # its members find that out, and declare it anew
-                    await self._bind(channel, group)
+            if entries is None:
+                return []
+            return [
+                GroupSpec(topic, name, ordered)
+                for name, ordered in entries.groups.items()
+                if name not in entries.begun
+            ]
 
     async def _bind(self, channel: AbstractChannel, group: GroupSpec) -> None:
         exchange = self._names.exchange(group.topic)

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
@@ -17,7 +17,7 @@ from messaging.errors import (
     UnsupportedCapability,
 )
 from messaging.message import Ack, Reject, Release, Retry
-from messaging_rabbitmq.registry import Entries
+from messaging_rabbitmq.registry import Entries, Registry
 from tests.contract.bench import ack, healthy, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
@@ -172,6 +172,28 @@ async def test_a_group_gets_nothing_before_its_declaration_has_ended(
     group = await bench.group(adapter, topic)
     await publish(publisher, topic, "m3")
     assert ids(await receive(bench.consumer(adapter, group), 1)) == ["m3"]
+
+
+async def test_an_exchange_is_not_made_anew_while_nobody_can_tell_which_groups_it_had(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without bindings it would confirm messages for no group: others take it for the topic, as it is there."""
+    adapter, publisher = await bench.adapter(), await bench.adapter()
+    topic = TopicSpec("orders", partitions=2)
+    group = await bench.group(adapter, topic)
+    await (await adapter.native.channel()).exchange_delete(adapter._session.names.exchange(topic))
+
+    def away(*_: object, **__: object) -> NoReturn:
+        raise ConnectionFailed("the node of the record is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "held", away)
+        with pytest.raises(ConnectionFailed):
+            await (await bench.adapter()).declare(Topology([topic]))
+    await publisher.declare(Topology([topic]))
+    await publish(publisher, topic, "m1")
+
+    assert ids(await receive(bench.consumer(adapter, group), 1)) == ["m1"]
 
 
 async def test_groups_of_other_programs_are_listed_with_what_the_broker_knows(bench: Bench) -> None:

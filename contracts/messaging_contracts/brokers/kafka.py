@@ -60,6 +60,8 @@ SETTINGS = {
     "broker.session.timeout.ms": "1000",
     "broker.heartbeat.interval.ms": "200",
     "log.cleaner.dedupe.buffer.size": "16777216",
+    # Of the default of ten megabytes all comes into memory, for two indexes of each partition.
+    "log.index.size.max.bytes": "1048576",
 }
 
 

@@ -112,9 +112,9 @@ bench-full: $(STAMP_BENCH)
 	@$(BIN)/python -m messaging_contracts run redis rabbitmq kafka sqs -- sh -ec ' \
 		$(BIN)/python -m benchmarks --output docs/benchmarks.md; \
 		mkdir -p docs/benchmarks; \
-		BENCHMARKS_SIZE=100 $(BIN)/python -m benchmarks --output docs/benchmarks/100-bytes.md; \
-		BENCHMARKS_SIZE=65536 $(BIN)/python -m benchmarks --scale 0.2 --output docs/benchmarks/64-kib.md; \
-		$(BIN)/python -m benchmarks --standard-loop --output docs/benchmarks/standard-loop.md; \
+		BENCHMARKS_SIZE=100 $(BIN)/python -m benchmarks --rounds 5 --output docs/benchmarks/100-bytes.md; \
+		BENCHMARKS_SIZE=65536 $(BIN)/python -m benchmarks --scale 0.2 --rounds 5 --output docs/benchmarks/64-kib.md; \
+		$(BIN)/python -m benchmarks --standard-loop --rounds 5 --output docs/benchmarks/standard-loop.md; \
 		$(BIN)/python -m benchmarks.curves --output docs/scaling.md; \
 		$(BIN)/python -m benchmarks.scale'
 

@@ -75,7 +75,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="that are counted (default 5)")
+    parser.add_argument("--rounds", type=int, default=9, help="that are counted (default 9)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of messages (default 1)")
     parser.add_argument("--minutes", type=float, default=13.0, help="in all (default 13)")
     parser.add_argument("--only", default="", metavar="TEXT", help="paths whose name holds this")

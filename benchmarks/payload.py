@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 
@@ -20,6 +21,13 @@ class Order(BaseModel):
 
 def order(number: int) -> Order:
     return Order(number=number, customer=f"c{number % 1000}")
+
+
+def prepared_orders(messages: int) -> list[Order]:
+    """So many, made beforehand: as no service has them, they are nothing for the garbage collector to look at."""
+    made = [order(number) for number in range(messages)]
+    gc.freeze()
+    return made
 
 
 def body(number: int) -> bytes:

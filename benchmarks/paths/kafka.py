@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.measure import Incomplete, Measured, Tally, publishing
 from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
-from benchmarks.payload import Order, body, fresh, number_of, order
+from benchmarks.payload import Order, body, fresh, number_of, prepared_orders
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,9 +125,10 @@ async def faststream_publish(url: str, messages: int) -> Measured:
     from faststream.kafka import KafkaBroker
 
     async with _topic(url) as topic, KafkaBroker(_servers(url), acks="all") as broker:
-        await broker.publish(order(0), topic)
+        orders = prepared_orders(messages)
+        await broker.publish(orders[0], topic)
         return await publishing(
-            lambda number: broker.publish(order(number), topic, key=b"c%d" % (number % 1000)),
+            lambda number: broker.publish(orders[number], topic, key=b"c%d" % (number % 1000)),
             messages,
             callers=256,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from benchmarks.measure import Measured, Tally
 from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
-from benchmarks.payload import Order, fresh, order
+from benchmarks.payload import Order, fresh, prepared_orders
 
 
 async def faststream(_: str, messages: int) -> Measured:
@@ -21,8 +21,8 @@ async def faststream(_: str, messages: int) -> Measured:
         tally.handled(order.number)
 
     async with TestRabbitBroker(broker):
-        for number in range(messages):
-            await broker.publish(order(number), queue)
+        for order in prepared_orders(messages):
+            await broker.publish(order, queue)
         return await tally.measured()
 
 
@@ -37,9 +37,10 @@ async def by_hand(_: str, messages: int) -> Measured:
         while True:
             tally.handled(Order.model_validate_json(await queue.get()).number)
 
+    payloads = prepared_orders(messages)
     workers = [asyncio.create_task(worker()) for _ in range(64)]
-    for number in range(messages):
-        queue.put_nowait(order(number).model_dump_json().encode())
+    for number, payload in enumerate(payloads):
+        queue.put_nowait(payload.model_dump_json().encode())
         if number % ours.BATCH == 0:
             await asyncio.sleep(0)
     measured = await tally.measured()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.measure import HANDLER, Incomplete, Measured, Tally, asking, handling, publishing
 from benchmarks.path import OURS, Contender, Path
-from benchmarks.payload import Order, body, fresh, number_of, order
+from benchmarks.payload import Order, body, fresh, number_of, order, prepared_orders
 from messaging import App, Bus, Endpoint, Topic, connect
 from messaging.clock import SystemClock
 from messaging.prepare import Options, Preparation
@@ -33,7 +33,7 @@ def bodies() -> Topic[bytes]:
 
 
 async def publish(url: str, messages: int, *, callers: int = 256) -> Measured:
-    return await _publish(url, topic(), [order(number) for number in range(messages)], callers)
+    return await _publish(url, topic(), prepared_orders(messages), callers)
 
 
 async def publish_bytes(url: str, messages: int, *, callers: int = 256) -> Measured:
@@ -115,22 +115,20 @@ async def consume_bytes(url: str, messages: int) -> Measured:
 
 async def through(url: str, messages: int) -> Measured:
     """Published in batches while it is consumed."""
-    orders, tally = topic(), Tally(messages)
-    return await _through(url, counting(orders, tally), orders, tally, messages, order)
+    to, tally = topic(), Tally(messages)
+    return await _through(url, counting(to, tally), to, tally, prepared_orders(messages))
 
 
 async def bytes_through(url: str, messages: int) -> Measured:
     """The same of bytes."""
     topic, tally = bodies(), Tally(messages)
     payloads = [body(number) for number in range(messages)]
-    return await _through(url, counting_bytes(topic, tally), topic, tally, messages, payloads.__getitem__)
+    return await _through(url, counting_bytes(topic, tally), topic, tally, payloads)
 
 
-async def _through(
-    url: str, app: App, topic: Topic[T], tally: Tally, messages: int, make: Callable[[int], T]
-) -> Measured:
+async def _through(url: str, app: App, topic: Topic[T], tally: Tally, payloads: Sequence[T]) -> Measured:
     async with connect(url) as bus, app.running(bus):
-        await fill(bus, topic, messages, make)
+        await fill(bus, topic, len(payloads), payloads.__getitem__)
         return await tally.measured()
 
 

@@ -13,7 +13,7 @@ from benchmarks.measure import Measured, Tally, asking, publishing
 from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
 from benchmarks.paths.frames import prepared_frames
-from benchmarks.payload import Order, body, fresh, number_of, order
+from benchmarks.payload import Order, body, fresh, number_of, order, prepared_orders
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -127,9 +127,10 @@ async def _faststream(url: str) -> AsyncIterator[tuple[Any, Any]]:
 
 
 async def faststream_publish(url: str, messages: int) -> Measured:
+    orders = prepared_orders(messages)
     async with _faststream(url) as (broker, queue):
         return await publishing(
-            lambda number: broker.publish(order(number), queue, persist=True), messages, callers=256
+            lambda number: broker.publish(orders[number], queue, persist=True), messages, callers=256
         )
 
 
@@ -183,9 +184,10 @@ def _kombu_publish(url: str, messages: int) -> Measured:
         queue = Queue(fresh("queue"), durable=True, queue_arguments=QUORUM, channel=connection)
         queue.declare()
         producer = connection.Producer(serializer="json")
+        orders = prepared_orders(messages)
         start = time.perf_counter()
-        for number in range(messages):
-            producer.publish(order(number).model_dump(), routing_key=queue.name, delivery_mode=2)
+        for order in orders:
+            producer.publish(order.model_dump(), routing_key=queue.name, delivery_mode=2)
         elapsed = time.perf_counter() - start
         queue.delete()
     return Measured(messages / elapsed, messages)

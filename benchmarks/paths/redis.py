@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.measure import Measured, Tally, asking, publishing
 from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
-from benchmarks.payload import Order, body, fresh, number_of, order
+from benchmarks.payload import Order, body, fresh, number_of, order, prepared_orders
 from messaging import connect
 from messaging_redis.entries import encode_entry
 
@@ -104,9 +104,10 @@ async def _fill(client: Any, stream: str, messages: int) -> None:
 
 
 async def taskiq_publish(url: str, messages: int) -> Measured:
+    orders = prepared_orders(messages)
     async with _taskiq(url) as (_, task):
         return await publishing(
-            lambda number: task.kiq(order(number)), messages, callers=64
+            lambda number: task.kiq(orders[number]), messages, callers=64
         )  # more callers than connections of its pool fail
 
 
@@ -152,10 +153,10 @@ async def _taskiq(url: str, tally: Tally | None = None) -> AsyncIterator[tuple[A
 async def faststream_publish(url: str, messages: int) -> Measured:
     from faststream.redis import RedisBroker
 
-    stream = fresh("faststream")
+    stream, orders = fresh("faststream"), prepared_orders(messages)
     async with RedisBroker(url) as broker:
         measured = await publishing(
-            lambda number: broker.publish(order(number), stream=stream), messages, callers=256
+            lambda number: broker.publish(orders[number], stream=stream), messages, callers=256
         )
     async with _client(url) as client:
         await client.delete(stream)

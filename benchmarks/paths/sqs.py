@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.measure import Incomplete, Measured, Tally, publishing
-from benchmarks.path import OURS, Contender, Path
+from benchmarks.path import BYTES, OURS, Contender, Path
 from benchmarks.paths import ours
 from benchmarks.payload import SIZE, body, fresh, number_of
 
@@ -20,6 +20,8 @@ TEN = 10
 POLLERS = 4
 TOGETHER = max(1, min(TEN, (240 << 10) // SIZE))
 """Messages in a call of SNS, which takes 256 KiB."""
+TO_QUEUES = "&fanout=client&groups_refresh=1"
+"""Options of a URL with which messages pass SNS by."""
 
 
 def _client(service: str, url: str) -> Any:
@@ -139,8 +141,16 @@ async def publish(url: str, messages: int) -> Measured:
     return await ours.publish(url, messages, callers=64)
 
 
+async def publish_bytes(url: str, messages: int) -> Measured:
+    return await ours.publish_bytes(url, messages, callers=64)
+
+
 async def publish_to_queues(url: str, messages: int) -> Measured:
-    return await ours.publish(f"{url}&fanout=client&groups_refresh=1", messages, callers=64)
+    return await publish(f"{url}{TO_QUEUES}", messages)
+
+
+async def publish_bytes_to_queues(url: str, messages: int) -> Measured:
+    return await publish_bytes(f"{url}{TO_QUEUES}", messages)
 
 
 PATHS = (
@@ -151,7 +161,8 @@ PATHS = (
         2_000,
         (
             Contender(OURS, publish),
-            Contender("boto3, batches of ten", topic_batches_of_ten, target=0.9),
+            Contender(BYTES, publish_bytes),
+            Contender("boto3, batches of ten", topic_batches_of_ten, target=0.9, like=BYTES),
         ),
         limit="LocalStack, busy for nine tenths of the time: it takes a fifth longer for a message with our attribute",
     ),
@@ -162,8 +173,9 @@ PATHS = (
         2_000,
         (
             Contender(OURS, publish_to_queues),
-            Contender("boto3, single sends", single_sends, share=0.3, target=5),
-            Contender("boto3, batches of ten", batches_of_ten, target=0.9),
+            Contender(BYTES, publish_bytes_to_queues),
+            Contender("boto3, single sends", single_sends, share=0.3, target=5, like=BYTES),
+            Contender("boto3, batches of ten", batches_of_ten, target=0.9, like=BYTES),
         ),
         limit="LocalStack, which takes a fifth to a quarter longer for messages with our attribute, whoever sends "
         "them; boto3, some 0.9 ms of the processor for each call of ten, in one process with the callers; and 45 to "
@@ -176,7 +188,8 @@ PATHS = (
         2_000,
         (
             Contender(OURS, ours.consume),
-            Contender("boto3, batches of ten", receive_and_delete, target=0.9),
+            Contender(BYTES, ours.consume_bytes),
+            Contender("boto3, batches of ten", receive_and_delete, target=0.9, like=BYTES),
         ),
     ),
 )

@@ -7,6 +7,7 @@ process of its own, its memory and its time of the processor are its own. The br
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import uvloop
 
 from benchmarks.curves.member import WITHIN, Members, Work
-from benchmarks.measure import Tally, peak
+from benchmarks.measure import Measured, Moment, Tally, peak
 from benchmarks.paths.ours import counting, fill
 from benchmarks.payload import Order, fresh, order
 from messaging import App, Topic, connect
@@ -67,7 +68,7 @@ async def topics(url: str, count: int, messages: int) -> Point:
     ]
     messages = max(messages, 10 * count)
     if url.startswith("memory:"):  # it ends at its process
-        return await _stored_first(url, count, several, messages, concurrency=8)
+        return await _published_beside(url, count, several, messages, concurrency=8)
     return await _published_meanwhile(url, count, several, messages, concurrency=8)
 
 
@@ -95,6 +96,32 @@ async def _stored_first(
             await bus.delete_group(topic, "bench")
         assert measured.cost is not None
         return Point(x, measured.rate, measured.cost, peak(), measured.duplicates)
+
+
+async def _published_beside(
+    url: str, x: int, several: list[Topic[Order]], messages: int, *, concurrency: int
+) -> Point:
+    """From the first publish until all is handled, in one process: the cost has that of publishing."""
+    await _in_one_process(url, several, 10, concurrency)  # what only the first messages of a topic cost
+    measured = await _in_one_process(url, several, messages // len(several), concurrency)
+    assert measured.cost is not None
+    return Point(x, measured.rate, measured.cost, peak(), measured.duplicates)
+
+
+async def _in_one_process(url: str, several: list[Topic[Order]], each: int, concurrency: int) -> Measured:
+    """So many messages of each topic."""
+    tally = Tally(each * len(several))
+    app = App("bench", concurrency=concurrency, prefetch=_prefetch(several))
+    for topic in several:
+        counting(topic, tally, app)
+    async with connect(url) as bus, app.running(bus):
+        gc.collect()
+        gc.freeze()  # what the start of a program leaves
+        begun = Moment.now()
+        for number, topic in enumerate(several):
+            await fill(bus, topic, each, order, first=number * each)
+        await tally.measured(WITHIN)
+        return begun.until(Moment.now(), tally.expected, handled=tally.expected, duplicates=tally.duplicates)
 
 
 async def _published_meanwhile(

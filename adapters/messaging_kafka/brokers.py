@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from messaging.errors import ConfigurationError, ConnectionFailed
 from messaging_kafka import library
 from messaging_kafka.broker_time import BrokerTime
 from messaging_kafka.connection import check
-from messaging_kafka.library import Errors, Place
+from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.topic_ids import LookAt, TopicIds
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ GONE_WITHIN = 5.0
 """Seconds for which a broker may go on naming a topic that was deleted."""
 PORTION = 100
 """Partitions that are created by one request, unless one topic has more."""
+LEADERS_CHANNEL = "leaders"
+"""A connection of its own: a broker that hangs as it begins to lead has it closed, and nothing else."""
+LEADER_ANSWERS = 1.0
+"""Seconds for a broker that is named as a new leader to say so itself."""
 LOOK_AGAIN = 0.02
 """Seconds between two looks at a topic that was just created, or that has no leader: the broker sends no event."""
 _COORDINATOR_MOVES = (
@@ -262,6 +267,10 @@ class Brokers:
         leader = self._leaders.get(place, -1)
         return leader if leader >= 0 else None
 
+    def knows(self, place: Place) -> bool:
+        """Whether the partition was there when it was last looked for, led or not."""
+        return place in self._leaders
+
     async def leaders(self, topics: Iterable[str]) -> dict[Place, int]:
         """Who leads the partitions of these topics now; -1 where nobody does. Raises aiokafka's errors."""
         found = await self._look(list(topics))
@@ -276,6 +285,32 @@ class Brokers:
         unknown = sorted({place.topic for place in places if self.leader(place) is None})
         if unknown:
             await self._look(unknown)
+
+    async def ask_leaders(self, places: Iterable[Place]) -> dict[Place, tuple[int, int]]:
+        """Who leads these by its own word, and in which epoch; of the others the leader is not known then.
+
+        Other brokers name a new leader a little before it knows.
+        """
+        named: dict[int, set[Place]] = defaultdict(set)
+        for place in places:
+            if (node := self.leader(place)) is not None:
+                named[node].add(place)
+        leading: dict[Place, tuple[int, int]] = {}
+        for node, led in named.items():
+            question = LookAt(sorted({place.topic for place in led}))
+            with suppress(KafkaError):
+                response = await self._link.send(
+                    question, node=node, channel=LEADERS_CHANNEL, within=LEADER_ANSWERS
+                )
+                leading |= {
+                    Place(topic, number): (node, epoch)
+                    for _, topic, _, _, partitions, *_ in response.topics
+                    for _, number, leader, epoch, *_ in partitions
+                    if leader == node
+                }
+            for place in led - leading.keys():
+                self._leaders[place] = -1
+        return leading
 
     # --- offsets -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +17,7 @@ from messaging.errors import (
     TopicNotFound,
 )
 from messaging_kafka import library
-from messaging_kafka.brokers import GONE
+from messaging_kafka.brokers import GONE, LOOK_AGAIN
 from messaging_kafka.connection import translate
 from messaging_kafka.library import Errors, KafkaError, Place
 from messaging_kafka.produce import Produce
@@ -33,6 +34,12 @@ Fate: TypeAlias = "int | PublishError"
 REQUEST_BYTES = 90 << 20
 """Of the batches in a request: brokers close a connection on which a longer one comes (`socket.request.max.bytes`)."""
 CHANNEL = "write"
+ELECTED_WITHIN = 5.0
+"""Seconds for which a partition that has lost its leader is waited for: another is elected within them."""
+LOOK_SELDOM = 0.2
+"""Seconds between looks for a leader that takes longer."""
+DOUBTS = 2
+"""Brokers that may have stored a batch and ceased to lead: it is not sent to a third."""
 INVALID_RECORD = 87
 TOO_LARGE = (Errors.MessageSizeTooLargeError, Errors.RecordListTooLargeError)
 
@@ -57,7 +64,20 @@ _UNSENT = (Errors.NodeNotReadyError, Errors.NoBrokersAvailable, Errors.StaleMeta
 class Batch:
     """Records of one partition that go together."""
 
-    __slots__ = ("data", "doubtful", "moved", "outcome", "places", "refused", "to")
+    __slots__ = (
+        "blamed",
+        "contested",
+        "data",
+        "doubtful",
+        "doubts",
+        "moved",
+        "outcome",
+        "places",
+        "promised",
+        "refused",
+        "to",
+        "unsent",
+    )
 
     def __init__(self, to: Place, places: Sequence[int], data: bytes) -> None:
         self.to = to
@@ -71,6 +91,20 @@ class Batch:
         """A broker had it and gave it back."""
         self.doubtful = False
         """It may be stored, whatever was said of it last."""
+        self.begin()
+
+    def begin(self) -> None:
+        """It is about to be sent, perhaps once more."""
+        self.doubts = 0
+        """Brokers that may have stored it, and ceased to lead."""
+        self.contested = False
+        """Who was named as the leader did not take it: the next one must say itself that it leads."""
+        self.promised: tuple[int, int] | None = None
+        """Who said so last, and in which epoch."""
+        self.blamed: tuple[int, int] | None = None
+        """Who had said so, and then did not take it: that counts as a doubt."""
+        self.unsent: Exception | None = None
+        """Why it could not be sent to who leads."""
 
 
 class Exchange:
@@ -81,32 +115,80 @@ class Exchange:
         self._link = brokers.link
         self._timeout = brokers.link.settings.confirm_timeout
         self._unanswered = Unanswered(brokers, CHANNEL)
+        self._unled: dict[Place, float] = {}
+        """Since when partitions have no leader that takes anything, in monotonic seconds."""
 
     async def send(self, batches: Sequence[Batch]) -> None:
-        """Every batch once, and once more where another broker leads. Each has an outcome then."""
+        """Every batch to who leads, and to another who leads in its place. Each has an outcome then.
+
+        Where a partition has just lost its leader, the next one is waited for.
+        """
         for batch in batches:
+            batch.begin()
             if len(batch.data) > REQUEST_BYTES:
                 batch.outcome = Errors.MessageSizeTooLargeError()
         batches = [batch for batch in batches if batch.outcome is None]
-        for _ in range(2):
+        pause = LOOK_AGAIN
+        while True:
             try:
-                await self._brokers.find_leaders(batch.to for batch in batches)
+                await self._find_leaders(batches)
             except (KafkaError, MessagingError) as error:
                 for batch in batches:
                     batch.outcome = error
                 return
-            requests = self._requests(batches)
+            requests = self._requests([batch for batch in batches if batch.outcome is None])
             if len(requests) == 1:
                 await self._send_to(*requests[0])
             else:
                 async with asyncio.TaskGroup() as tasks:
                     for node, some in requests:
                         tasks.create_task(self._send_to(node, some))
-            batches = [batch for batch in batches if batch.moved]
+            batches = [
+                batch for batch in batches if batch.moved and batch.outcome is None and self._waits(batch)
+            ]
             if not batches:
                 return
-        for batch in batches:
-            batch.outcome = await self._unled(batch.to)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_SELDOM)
+
+    async def _find_leaders(self, batches: Sequence[Batch]) -> None:
+        """Look for leaders that are not known. What is for a partition that is not there has its outcome."""
+        await self._brokers.find_leaders(batch.to for batch in batches)
+        absent = [batch for batch in batches if not self._brokers.knows(batch.to)]
+        if absent:  # by a broker that may be behind
+            there = await self._brokers.partitions({batch.to.topic for batch in absent})
+            for batch in absent:
+                if batch.to.topic not in there:
+                    batch.outcome = TopicNotFound(f"Kafka has no topic {batch.to.topic}: it was deleted")
+                elif not self._brokers.knows(batch.to):
+                    batch.outcome = _without_leader(batch.to)
+        contested = [batch for batch in batches if batch.contested]
+        if contested:
+            leading = await self._brokers.ask_leaders([batch.to for batch in contested])
+            for batch in contested:
+                self._promise(batch, leading.get(batch.to))
+
+    def _promise(self, batch: Batch, leader: tuple[int, int] | None) -> None:
+        """It may go to this one, which says that it leads in this epoch; not to a third that may have stored it.
+
+        One that led in the epoch before it was asked for the last time, and still does, cannot have ceased to lead
+        in between: it had not begun to yet, and has not stored it.
+        """
+        if leader is None:
+            return
+        if leader == batch.blamed:
+            batch.doubts, batch.blamed = batch.doubts - 1, None
+        batch.promised = leader
+        if batch.doubts >= DOUBTS:
+            batch.outcome = batch.outcome or _without_leader(batch.to)
+
+    def _waits(self, batch: Batch) -> bool:
+        """Whether another leader may take it soon; else it has its outcome."""
+        now = time.monotonic()
+        if now - self._unled.setdefault(batch.to, now) < ELECTED_WITHIN:
+            return True
+        batch.outcome = batch.unsent or _without_leader(batch.to)
+        return False
 
     def _requests(self, batches: Sequence[Batch]) -> list[tuple[int, list[Batch]]]:
         """What goes to each leader, in requests that a broker takes. A batch without a leader has moved."""
@@ -125,16 +207,6 @@ class Exchange:
             filling[node].append(batch)
         return requests
 
-    async def _unled(self, place: Place) -> PublishError:
-        try:
-            if not await self._brokers.partitions([place.topic]):
-                return TopicNotFound(f"Kafka has no topic {place.topic}: it was deleted")
-        except MessagingError as error:
-            return _unsent(error)
-        return PublishError(
-            f"not sent: partition {place.partition} of {place.topic} has no leader at the moment"
-        )
-
     async def _send_to(self, node: int, batches: Sequence[Batch]) -> None:
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for batch in batches:
@@ -146,7 +218,10 @@ class Exchange:
         except (KafkaError, MessagingError) as error:
             for batch in batches:
                 self._brokers.forget_leader(batch.to)
-                batch.outcome = error
+                if isinstance(error, _UNSENT):
+                    batch.moved, batch.unsent, batch.contested = True, error, True
+                else:
+                    batch.outcome = error
             return
         finally:
             self._unanswered.end(request)
@@ -158,6 +233,8 @@ class Exchange:
                     self._refuse(batch, code)
                 else:
                     batch.outcome = offset
+                if self._unled and not batch.moved:
+                    self._unled.pop(batch.to, None)
 
     def _refuse(self, batch: Batch, code: int) -> None:
         error = InvalidRecord() if code == INVALID_RECORD else library.failure_of(code)
@@ -165,9 +242,12 @@ class Exchange:
         batch.refused = True
         if isinstance(error, _MOVED):
             self._brokers.forget_leader(batch.to)
-            batch.moved = True
+            batch.moved, batch.unsent, batch.contested = True, None, True
             # A leader that stored it, and ceased to be the leader before the others had it, says the same.
-            batch.doubtful = batch.doubtful or isinstance(error, Errors.NotLeaderForPartitionError)
+            if isinstance(error, Errors.NotLeaderForPartitionError):
+                batch.doubtful = True
+                batch.doubts += 1
+                batch.blamed = batch.promised
         else:
             batch.outcome = error
 
@@ -201,6 +281,10 @@ def _said_by(error: Exception, to: Place, address: str) -> PublishError:
     fate: PublishError = PublishUncertain(str(failure)) if sent else _unsent(failure)
     fate.__cause__ = error
     return fate
+
+
+def _without_leader(place: Place) -> PublishError:
+    return PublishError(f"not sent: partition {place.partition} of {place.topic} has no leader at the moment")
 
 
 def _unsent(error: Any) -> PublishError:

@@ -28,6 +28,11 @@ class StandIn:
     log: dict[int, list[str]] = field(default_factory=dict)
     answers: list[object] = field(default_factory=list)
     """To the next requests: None, LOST, NEVER, an error's class, or an event that they wait for."""
+    epoch: int = 0
+    late: bool = False
+    """It refuses as one that is named as the leader and has not begun to lead yet: the epoch stays."""
+    unled: int = 0
+    """For so many looks nobody leads."""
     asked: int = 0
     sent: int = 0
 
@@ -45,8 +50,16 @@ class StandIn:
     async def find_leaders(self, places) -> None:
         list(places)
 
-    def leader(self, place: Place) -> int:
-        return 1
+    def leader(self, place: Place) -> int | None:
+        self.unled -= self.unled > 0
+        return None if self.unled else 1
+
+    async def ask_leaders(self, places):
+        self.epoch += not self.late
+        return dict.fromkeys(places, (1, self.epoch))
+
+    def knows(self, place: Place) -> bool:
+        return True
 
     def forget_leader(self, place: Place) -> None: ...
 
@@ -65,6 +78,8 @@ class StandIn:
             answer = None
         if answer == NEVER:
             raise Errors.RequestTimedOutError
+        if isinstance(answer, Exception):
+            raise answer
         topics = [
             (topic, [(number, *self.store(number, data, answer)) for number, data in partitions])
             for topic, partitions in request._topics

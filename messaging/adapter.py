@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from messaging.errors import MessagingError, PublishError
 
 API_VERSION = 1
+SUSPECT_AFTER = 3
+"""`RawDelivery.returns` from which on a message is run alone (semantics 3)."""
 
 
 @dataclass(frozen=True, slots=True)

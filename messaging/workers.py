@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from messaging.adapter import SUSPECT_AFTER
 from messaging.apart import Apart
 from messaging.backoff import Backoff
 from messaging.clock import sleep
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("messaging")
 
 LATE = "its lease ended before its handler started"
-SUSPECT_AFTER = 3
-"""Returns without a recorded failure after which a message is run alone (semantics 3)."""
 CONTROL = "messaging."
 """What the type of a message begins with that may be for us, and not for a handler."""
 WOKEN_AT_ONCE = 2

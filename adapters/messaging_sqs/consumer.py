@@ -25,7 +25,7 @@ from messaging_sqs.bounds import Bounds, bounds_of
 from messaging_sqs.connection import Absent
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.envelopes import Envelopes
-from messaging_sqs.guard import SUSPECT_AFTER, Marks
+from messaging_sqs.guard import Marks, suspects_of
 from messaging_sqs.leases import tend
 from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.moved import renewed
@@ -142,8 +142,7 @@ class Member(Consumer):
         now, since = self.connection.time.handed_over(messages), time.monotonic()
         deliveries = self.unpacked(messages, came + self.connection.settings.lease, now)
         deliveries = await renewed(self, deliveries)
-        suspects = [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
-        if suspects:
+        if suspects := suspects_of(deliveries):
             await self.marks.judge(self.url, suspects)
         early: list[tuple[RawDelivery, float]] = []
         now += time.monotonic() - since

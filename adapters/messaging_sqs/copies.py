@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from messaging import oversize
+from messaging.adapter import SUSPECT_AFTER
 from messaging.envelope import ATTEMPT, FAILURE, NOT_BEFORE
 from messaging.errors import MessagingError, PublishError, PublishUncertain
 from messaging_sqs.batches import in_batches
@@ -15,7 +16,6 @@ from messaging_sqs.connection import Interrupted
 from messaging_sqs.entries import (
     DELAY,
     LARGEST,
-    MOST_RETURNS,
     ORIGIN,
     RETURNS,
     Entry,
@@ -101,7 +101,7 @@ def released(delivery: RawDelivery, after: float, longest: int) -> Copy:
     """Handled again after so many seconds, uncounted, and with a new count of the service."""
     control = control_headers(delivery)
     if delivery.returns:
-        control[RETURNS] = str(min(delivery.returns, MOST_RETURNS))
+        control[RETURNS] = str(min(delivery.returns, SUSPECT_AFTER))
     return _waiting(delivery, after, control, longest)
 
 

@@ -22,7 +22,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from string import ascii_letters, digits, punctuation
 from typing import TYPE_CHECKING, Any, cast
 
-from messaging.adapter import Lease, RawDelivery
+from messaging.adapter import SUSPECT_AFTER, Lease, RawDelivery
 from messaging.delay import CLOCKS
 from messaging.envelope import (
     ATTEMPT,
@@ -58,7 +58,10 @@ ORIGIN = "messaging-origin"
 DELAY = "messaging-delay"
 """Of a copy: not before so many seconds after the service got it. A time of day would be that of the writer's clock."""
 RETURNS = "messaging-returns"
-"""Of a copy that was made instead of a release: how often the message had come back, as far as it counts (3)."""
+"""Of a copy that was made instead of a release: how often the message had come back, as far as it counts (3).
+
+More than SUSPECT_AFTER would not change what is thought of it, and was not written by us.
+"""
 BASE64 = "base64"
 DEFLATE = "deflate"
 """Compressed, then base64: of a copy that does not fit otherwise."""
@@ -73,8 +76,6 @@ LONGEST_DELAY = 365 * 86_400.0
 """Of a publish or a retry, seconds; several steps make one."""
 LONGEST_WAIT = LONGEST_DELAY + 86_400.0
 """A time before which nothing may run that is further away than this was not written by us."""
-MOST_RETURNS = 3
-"""More would not change what is thought of a message, and was not written by us."""
 FENCE_STEP = 10_000
 """More than the times that the service hands over one message."""
 
@@ -268,7 +269,7 @@ def unpack(raw: dict[str, Any], group: GroupSpec, lease: Lease, now: float = 0.0
         position=position,
         attempt=attempt,
         deliveries=attempt - 1 + received,
-        returns=min(_number(headers.get(RETURNS), 0), MOST_RETURNS) + received - 1,
+        returns=min(_number(headers.get(RETURNS), 0), SUSPECT_AFTER) + received - 1,
         failure=failure if isinstance(failure, str) else None,
         reply_to=reply_to if isinstance(reply_to, str) else None,
         fence=sequence * FENCE_STEP + received,

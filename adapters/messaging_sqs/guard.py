@@ -12,6 +12,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
+from messaging.adapter import SUSPECT_AFTER
 from messaging.errors import ConfigurationError, MessagingError
 from messaging_sqs import releases
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
-SUSPECT_AFTER = 3
-"""Returns before which no message was ever marked (semantics 3)."""
 _PREFIX = "messaging-guard-"
 _ENDS = 2
 """Processes that a message must have ended while it ran alone."""
@@ -120,6 +119,11 @@ class Marks:
     async def _untag(self, url: str, message_ids: list[str]) -> None:
         keys = [_PREFIX + message_id for message_id in message_ids]
         await self._connection.call("sqs", "untag_queue", QueueUrl=url, TagKeys=keys)
+
+
+def suspects_of(deliveries: Sequence[RawDelivery]) -> list[RawDelivery]:
+    """Those that came back so often that their marks are worth a call."""
+    return [delivery for delivery in deliveries if delivery.returns >= SUSPECT_AFTER]
 
 
 def _marks(tags: dict[str, str]) -> dict[str, _Mark]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from messaging.adapter import Hold
+from messaging.adapter import SUSPECT_AFTER, Hold
 from messaging.message import Reject, Release
 from messaging_sqs import copies
 from messaging_sqs.consumer import HELD_HERE, Member
-from messaging_sqs.guard import SUSPECT_AFTER
 from messaging_sqs.settings import LONGEST_HOLD
 
 if TYPE_CHECKING:

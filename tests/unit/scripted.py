@@ -7,6 +7,7 @@ from typing import Any
 
 from messaging.adapter import (
     DONE,
+    SUSPECT_AFTER,
     Adapter,
     BrokerHealth,
     Capabilities,
@@ -26,7 +27,6 @@ from messaging.codec import Codec
 from messaging.dispatch import Dispatcher
 from messaging.message import Ack, Message, Receipt, Retry
 from messaging.testing import VirtualClock
-from messaging.workers import SUSPECT_AFTER
 
 NATIVE = Capability("native")
 

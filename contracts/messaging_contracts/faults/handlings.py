@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging.workers import SUSPECT_AFTER
+from messaging.adapter import SUSPECT_AFTER
 from messaging_contracts.faults.history import CONCLUDED
 
 if TYPE_CHECKING:

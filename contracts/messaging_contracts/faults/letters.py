@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from math import inf
 from typing import TYPE_CHECKING
 
-from messaging.workers import SUSPECT_AFTER
+from messaging.adapter import SUSPECT_AFTER
 from messaging_contracts.faults.handlings import STORED
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ import re
 
 import pytest
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import SUSPECT_AFTER, TopicSpec
 from messaging.errors import ConfigurationError
 from messaging.message import Ack, Release
 from messaging_sqs import releases
-from messaging_sqs.guard import SUSPECT_AFTER
 from tests.contract.bench import publish, receive, settle
 from tests.contract.sqs.support import Bench, intercept
 

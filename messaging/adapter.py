@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from messaging.errors import MessagingError, PublishError
 
 API_VERSION = 1
+HEALTH_TIMEOUT = 0.9
+"""Seconds for which an adapter's `health` asks its broker: `Adapter.health` is bounded by one."""
 SUSPECT_AFTER = 3
 """`RawDelivery.returns` from which on a message is run alone (semantics 3)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
+from messaging.adapter import HEALTH_TIMEOUT, Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
 from messaging_kafka.brokers import Brokers
 from messaging_kafka.connection import Link
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from messaging.message import Message, Receipt
     from messaging_kafka.settings import KafkaSettings
 
-HEALTH_TIMEOUT = 0.9
-"""Seconds: `Adapter.health` is bounded by one."""
 ANSWER_MARGIN = 10.0
 """Seconds that aiokafka itself waits beyond our own bounds, so that ours count."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 KEY, VERSION = 0, 7
 """Kafka protocol, "Produce": every release from 2.1 on takes this version."""
 NO_TRANSACTION = -1
+"""Kafka protocol, "Produce": the length of a transactional id that is not there."""
 ALL_IN_SYNC = -1
 """Of the replicas: it is confirmed when all of them have it."""
 

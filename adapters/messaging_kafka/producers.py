@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SEQUENCES = 2**31
 """After so many records of a producer id in a partition, its numbers begin anew."""
-NO_TRANSACTION = -1
+NO_TIMEOUT = -1
+"""Kafka protocol, "InitProducerId": of a producer without transactions."""
 _NOT_YET = (
     Errors.GroupLoadInProgressError,
     Errors.GroupCoordinatorNotAvailableError,
@@ -90,7 +91,7 @@ class Producers:
         until = time.monotonic() + self._link.settings.operation_timeout
         with self._link.translated("asking for a producer id"):
             while True:
-                response = await self._link.send(library.InitProducerId(None, NO_TRANSACTION))
+                response = await self._link.send(library.InitProducerId(None, NO_TIMEOUT))
                 try:
                     check(response.error_code)
                 except _NOT_YET:  # a broker that just started has none yet

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, Outgoing, Unrouted
+from messaging.adapter import (
+    HEALTH_TIMEOUT,
+    Adapter,
+    BrokerHealth,
+    Capabilities,
+    Capability,
+    Outgoing,
+    Unrouted,
+)
 from messaging.errors import MessagingError, NoGroup, PublishError
 from messaging.failed_keys import FailedKeys
 from messaging.message import make_receipt
@@ -43,8 +51,6 @@ if TYPE_CHECKING:
     from messaging_rabbitmq.frames import Parcel
     from messaging_rabbitmq.settings import RabbitMQSettings
 
-HEALTH_TIMEOUT = 0.9
-"""Seconds: `Adapter.health` is bounded by one."""
 HOLD_SHARE = 0.8
 """Of the broker's consumer timeout; the rest is for the handler and for the broker's own rounding."""
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
+from messaging.adapter import HEALTH_TIMEOUT, Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
 from messaging_redis.connection import RedisConnection, translate
 from messaging_redis.consumer import SharedConsumer
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     )
     from messaging.errors import PublishError
     from messaging.message import Message, Receipt
-
-HEALTH_TIMEOUT = 0.9
-"""Seconds: `Adapter.health` is bounded by one."""
 
 
 class RedisAdapter(Adapter):

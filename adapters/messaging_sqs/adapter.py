@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from messaging.adapter import Adapter, BrokerHealth, Capabilities, Capability
+from messaging.adapter import HEALTH_TIMEOUT, Adapter, BrokerHealth, Capabilities, Capability
 from messaging.errors import MessagingError
 from messaging_sqs.batches import MOST
 from messaging_sqs.connection import Connection, Denied, Throttled
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     )
     from messaging.errors import PublishError
     from messaging.message import Message, Receipt
-
-HEALTH_TIMEOUT = 0.9
-"""Seconds: `Adapter.health` is bounded by one."""
 
 
 class SQSAdapter(Adapter):

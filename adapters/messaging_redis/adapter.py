@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.adapter import HEALTH_TIMEOUT, Adapter, BrokerHealth, Capabilities, Capability, GroupInfo
 from messaging.errors import MessagingError
-from messaging_redis.connection import RedisConnection, translate
+from messaging_redis.connection import Connection, translate
 from messaging_redis.consumer import SharedConsumer
 from messaging_redis.dead_letters import RedisDeadLetters
 from messaging_redis.partitioned import PartitionedConsumer
@@ -47,10 +47,10 @@ class RedisAdapter(Adapter):
     def __init__(self, settings: RedisSettings, member: str) -> None:
         self._settings = settings
         self._member = member or "member"
-        self._connection = RedisConnection(settings)
-        self._topics = TopologyKeeper(self._connection)
-        self._trimmer = Trimmer(self._connection, self._topics)
-        self._publisher = Publisher(self._connection, self._topics, self._trimmer)
+        self._connection = Connection(settings)
+        self._topology = TopologyKeeper(self._connection)
+        self._trimmer = Trimmer(self._connection, self._topology)
+        self._publisher = Publisher(self._connection, self._topology, self._trimmer)
         self._replies = RedisReplies(self._connection)
         self._server = Server("", "unknown")
 
@@ -124,7 +124,7 @@ class RedisAdapter(Adapter):
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
         self._connection.check_open()
-        await self._topics.declare(topology)
+        await self._topology.declare(topology)
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
         """See `Adapter.publish`."""
@@ -136,9 +136,9 @@ class RedisAdapter(Adapter):
         self._connection.check_open()
         if subscription.group.ordered:
             return PartitionedConsumer(
-                self._connection, self._topics, self._trimmer, subscription, ownership, self._member
+                self._connection, self._topology, self._trimmer, subscription, ownership, self._member
             )
-        return SharedConsumer(self._connection, self._topics, self._trimmer, subscription, self._member)
+        return SharedConsumer(self._connection, self._topology, self._trimmer, subscription, self._member)
 
     async def reply_inbox(self) -> ReplyInbox:
         """See `Adapter.reply_inbox`."""
@@ -152,43 +152,43 @@ class RedisAdapter(Adapter):
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         """See `Adapter.dead_letters`."""
-        return RedisDeadLetters(self._connection, self._topics, group)
+        return RedisDeadLetters(self._connection, self._topology, group)
 
     async def groups(self) -> Sequence[GroupInfo]:
         """See `Adapter.groups`."""
         self._connection.check_open()
-        return await self._topics.infos()
+        return await self._topology.infos()
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`."""
-        topic = await self._topics.delete(group)
+        topic = await self._topology.delete(group)
         if topic is not None:
             # Nobody else does, where that was the last group; what it had not handled is needed by nobody now.
             await self._trimmer.trim(topic, now=True)
 
     async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
         """See `Adapter.generations`."""
-        return await self._topics.generations(topic)
+        return await self._topology.generations(topic)
 
     async def begin_generation(self, topic: TopicSpec) -> None:
         """See `Adapter.begin_generation`."""
-        await self._topics.begin_generation(topic)
+        await self._topology.begin_generation(topic)
 
     async def end_generation(self, topic: TopicSpec) -> None:
         """See `Adapter.end_generation`."""
-        await self._topics.end_generation(topic)
+        await self._topology.end_generation(topic)
 
     async def ended(self, topic: TopicSpec) -> bool:
         """See `Adapter.ended`."""
-        return await self._topics.ended(topic)
+        return await self._topology.ended(topic)
 
     async def finish(self, group: GroupSpec, partition: int) -> bool:
         """See `Adapter.finish`."""
-        return await self._topics.finish(group, partition)
+        return await self._topology.finish(group, partition)
 
     async def finished(self, group: GroupSpec) -> Collection[int]:
         """See `Adapter.finished`."""
-        return await self._topics.finished(group)
+        return await self._topology.finished(group)
 
     async def health(self) -> BrokerHealth:
         """See `Adapter.health`. Where the figures of the groups take longer than a probe may, they are unknown."""
@@ -198,12 +198,12 @@ class RedisAdapter(Adapter):
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
                 refusing, unsafe = await self._ask_servers()
-                groups = await self._topics.infos()
+                groups = await self._topology.infos()
         except TimeoutError:
             # Not the ping: on a slow network it may wait for a connection to be made while others are answered.
             if self._connection.answered < begun:
                 return BrokerHealth(False, error=f"Redis at {address} gave no answer within a second")
-            groups = [GroupInfo(one.topic.name, one.name) for one in self._topics.groups]
+            groups = [GroupInfo(one.topic.name, one.name) for one in self._topology.groups]
             error = unsafe or f"Redis at {address} did not tell the figures of its groups within a second"
             return BrokerHealth(True, groups, error, refusing, unsafe=unsafe is not None)
         except MessagingError as error:
@@ -214,7 +214,7 @@ class RedisAdapter(Adapter):
         """Why a server that has topics of ours takes no publishes, and what is unsafe about one."""
         refusing: str | None = None
         unsafe: str | None = None
-        records = [state.keys.record for state in self._topics.states]
+        records = [state.keys.record for state in self._topology.states]
         for key in {self._connection.shard(record): record for record in records or [""]}.values():
             pong, memory, written = await self._connection.exchange(key, (("PING",), MEMORY, WRITE))
             if isinstance(pong, Exception):

@@ -55,7 +55,7 @@ class Interrupted(ConnectionFailed):
     """The connection broke after something was sent: what the server did with it is unknown."""
 
 
-class RedisConnection:
+class Connection:
     """A pool of connections for commands, and one for reads that wait."""
 
     def __init__(self, settings: RedisSettings) -> None:

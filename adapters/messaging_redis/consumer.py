@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from messaging.adapter import Settled, Settlement, Subscription
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.line import Argument
     from messaging_redis.topology import TopologyKeeper
     from messaging_redis.trimming import Trimmer
@@ -46,18 +46,18 @@ class SharedConsumer(Consumer):
 
     def __init__(
         self,
-        connection: RedisConnection,
-        topics: TopologyKeeper,
+        connection: Connection,
+        topology: TopologyKeeper,
         trimmer: Trimmer,
         subscription: Subscription,
         member: str,
     ) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._trimmer = trimmer
         self._subscription = subscription
         self._group = subscription.group
-        self._keys = topics.group_keys(self._group)
+        self._keys = topology.group_keys(self._group)
         settings = connection.settings
         self.lease = settings.lease
         self._block = min(settings.block, settings.lease / 4)
@@ -137,7 +137,7 @@ class SharedConsumer(Consumer):
 
     async def _join(self) -> None:
         if self._group.native is not None:
-            await self._topics.ensure_retry_stream(self._keys)
+            await self._topology.ensure_retry_stream(self._keys)
         # Of nothing: on a slow network the first lease might end while its connection is made.
         await self._connection.run(
             EXTEND, list(self._streams.values()), [self._keys.name, self._name, 0], use="leases"
@@ -204,7 +204,7 @@ class SharedConsumer(Consumer):
             self._waiting = None
         if isinstance(reply, Exception):
             if code_of(reply) == "NOGROUP":
-                await self._topics.restore(self._group)
+                await self._topology.restore(self._group)
                 return None
             raise translate(reply, str(command[0]))
         return reply

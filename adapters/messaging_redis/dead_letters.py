@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Gone, GroupSpec
     from messaging.message import Message
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.line import Argument, Command
     from messaging_redis.topology import TopologyKeeper
 
@@ -27,21 +27,21 @@ _PAGE = 100
 class RedisDeadLetters(DeadLetterStore):
     """The dead letters of one group. A letter's reference is its id and the position of the message."""
 
-    def __init__(self, connection: RedisConnection, topics: TopologyKeeper, group: GroupSpec) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper, group: GroupSpec) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._group = group
-        self._keys = topics.group_keys(group)
+        self._keys = topology.group_keys(group)
 
     async def count(self) -> int:
         """See `DeadLetterStore.count`."""
-        await self._topics.check(self._group)
+        await self._topology.check(self._group)
         return int(await self._connection.call(self._keys.dead, "XLEN", self._keys.dead))
 
     @asynccontextmanager
     async def scan(self) -> AsyncGenerator[AsyncIterator[StoredLetter]]:
         """See `DeadLetterStore.scan`."""
-        await self._topics.check(self._group)
+        await self._topology.check(self._group)
         newest = await self._connection.call(
             self._keys.dead, "XREVRANGE", self._keys.dead, "+", "-", "COUNT", 1
         )
@@ -73,7 +73,7 @@ class RedisDeadLetters(DeadLetterStore):
     ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`. Each letter is one atomic step: a copy and no letter, or the letter."""
         # A group of another shape than the broker's has other streams, which nobody reads.
-        await self._topics.check(self._group)
+        await self._topology.check(self._group)
         results: list[PublishError | Gone | None] = []
         for start in range(0, len(letters), _PAGE):
             results += await self._redrive(letters[start : start + _PAGE])
@@ -112,7 +112,7 @@ class RedisDeadLetters(DeadLetterStore):
         """See `DeadLetterStore.purge`."""
         if not letters:
             return 0
-        await self._topics.check(self._group)
+        await self._topology.check(self._group)
         ids = [letter.reference[0] for letter in letters]
         return int(await self._connection.call(self._keys.dead, "XDEL", self._keys.dead, *ids))
 

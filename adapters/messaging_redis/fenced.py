@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from messaging.adapter import RawDelivery, Settled, Settlement
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.entries import Token
     from messaging_redis.keys import GroupKeys
     from messaging_redis.line import Argument
@@ -31,7 +31,7 @@ CONSUMER = "partition-owner"
 class FencedSettler:
     """Settles for one member of an ordered group."""
 
-    def __init__(self, connection: RedisConnection, keys: GroupKeys, where: str) -> None:
+    def __init__(self, connection: Connection, keys: GroupKeys, where: str) -> None:
         self._connection = connection
         self._keys = keys
         self._where = where

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Ownership, RawDelivery
     from messaging.background import Background
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.fenced import FencedSettler
     from messaging_redis.keys import GroupKeys
     from messaging_redis.line import Argument
@@ -103,7 +103,7 @@ class Partitions:
 
     def __init__(
         self,
-        connection: RedisConnection,
+        connection: Connection,
         keys: GroupKeys,
         member: str,
         ownership: Ownership,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.line import Argument
     from messaging_redis.topology import TopologyKeeper
     from messaging_redis.trimming import Trimmer
@@ -47,18 +47,18 @@ class PartitionedConsumer(Consumer):
 
     def __init__(
         self,
-        connection: RedisConnection,
-        topics: TopologyKeeper,
+        connection: Connection,
+        topology: TopologyKeeper,
         trimmer: Trimmer,
         subscription: Subscription,
         ownership: Ownership,
         member: str,
     ) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._trimmer = trimmer
         self._group = subscription.group
-        self._keys = topics.group_keys(self._group)
+        self._keys = topology.group_keys(self._group)
         self._member = f"{member}.{uuid4().hex[:8]}"
         self._background = Background()
         self._settler = FencedSettler(connection, self._keys, self._where)
@@ -174,7 +174,7 @@ class PartitionedConsumer(Consumer):
                     # It begins with the first redrive.
                     source.asleep_until = now + _REDRIVE_LOOK
                 else:
-                    await self._topics.restore(self._group)
+                    await self._topology.restore(self._group)
                 source.cursor, source.wake_after, source.seen, source.missed = NEW, "0-0", PENDING, False
                 source.certain = False
             else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import GroupSpec
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.keys import GroupKeys
     from messaging_redis.line import Argument
     from messaging_redis.ownership import Partition
@@ -25,7 +25,7 @@ logger = logging.getLogger("messaging")
 
 
 async def put_back(
-    connection: RedisConnection, group: GroupSpec, keys: GroupKeys, partitions: Sequence[Partition]
+    connection: Connection, group: GroupSpec, keys: GroupKeys, partitions: Sequence[Partition]
 ) -> None:
     """Look at the positions of the group on these partitions, which are ours; no read of them may be under way.
 

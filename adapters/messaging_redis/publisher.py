@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from messaging.adapter import Outgoing, TopicSpec
     from messaging.message import Receipt
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.entries import Fields
     from messaging_redis.line import Argument, Command
     from messaging_redis.topology import TopicState, TopologyKeeper
@@ -85,9 +85,9 @@ class _Shard:
 class Publisher:
     """The publishing half of the adapter."""
 
-    def __init__(self, connection: RedisConnection, topics: TopologyKeeper, trimmer: Trimmer) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper, trimmer: Trimmer) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._trimmer = trimmer
         self._max_bytes = connection.settings.max_message_bytes
 
@@ -104,7 +104,7 @@ class Publisher:
         for at, outgoing in enumerate(messages):
             spec = outgoing.topic
             if spec is not topic:
-                topic, state = spec, self._topics.known(spec)
+                topic, state = spec, self._topology.known(spec)
             if failed and (behind := failed.behind(outgoing)) is not None:
                 results[at] = behind
                 continue
@@ -145,12 +145,12 @@ class Publisher:
 
     async def _look_for(self, outgoing: Outgoing) -> TopicState:
         """The topic, declared or found; with a group where the message must have one. Raises what is amiss."""
-        state = self._topics.known(outgoing.topic)
+        state = self._topology.known(outgoing.topic)
         if state is None:
-            await self._topics.declare(Topology(topics=(outgoing.topic,)))
-            state = self._topics.known(outgoing.topic)
+            await self._topology.declare(Topology(topics=(outgoing.topic,)))
+            state = self._topology.known(outgoing.topic)
             assert state is not None  # it was just declared
-        if not state.found and not await self._topics.verify_found(state):
+        if not state.found and not await self._topology.verify_found(state):
             raise TopicNotFound(
                 f"message {outgoing.message.id}: topic {outgoing.topic.name!r} does not exist on Redis and "
                 f"topology is {state.mode!r}: declare it first"

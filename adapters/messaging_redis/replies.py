@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.message import Message
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.line import Argument, Command
 
 _MOST_REPLIES = 256
@@ -37,7 +37,7 @@ _MOST_REPLIES = 256
 class RedisReplies:
     """Sends replies, and makes inboxes."""
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._ours = reply_pattern(connection.settings)
 
@@ -99,7 +99,7 @@ class RedisReplies:
 class RedisInbox(ReplyInbox):
     """The replies to this process."""
 
-    def __init__(self, connection: RedisConnection, address: str) -> None:
+    def __init__(self, connection: Connection, address: str) -> None:
         self._connection = connection
         self.address = address
         self._last = "0-0"

@@ -10,7 +10,7 @@ from messaging_redis.connection import described, translate
 from messaging_redis.topology import as_dict
 
 if TYPE_CHECKING:
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
 
 Durability: TypeAlias = Literal["none", "process crash", "power loss", "unknown"]
 
@@ -30,7 +30,7 @@ class Server:
     """Whether it removes what has a time to live when its memory is full."""
 
 
-async def inspect(connection: RedisConnection) -> Server:
+async def inspect(connection: Connection) -> Server:
     """Look at the server. Raises ConfigurationError where it is too old, or would evict our keys.
 
     A user who may not ask gets "unknown", never a promise.
@@ -59,14 +59,14 @@ def eviction(info: Any) -> str:
     return "" if policy == "noeviction" else policy
 
 
-def refusal(connection: RedisConnection, written: Any) -> str | None:
+def refusal(connection: Connection, written: Any) -> str | None:
     """What the answer to `WRITE` says against publishes; None where they are taken, and where the user may not ask."""
     if not isinstance(written, Exception) or isinstance(translate(written, "EVAL"), ConfigurationError):
         return None
     return f"Redis at {connection.settings.address} takes no publishes for now: {described(written)}"
 
 
-async def evicts_keys(connection: RedisConnection) -> str | None:
+async def evicts_keys(connection: Connection) -> str | None:
     """What is wrong with a store on a server that would evict what has a time to live, as idempotency keys have.
 
     None where it would not, and where the user may not ask.

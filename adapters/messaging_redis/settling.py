@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from messaging.adapter import RawDelivery, Settled
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.entries import Token
     from messaging_redis.keys import GroupKeys
     from messaging_redis.line import Argument
@@ -36,7 +36,7 @@ class SharedSettler:
 
     def __init__(
         self,
-        connection: RedisConnection,
+        connection: Connection,
         keys: GroupKeys,
         streams: dict[str, str],
         *,

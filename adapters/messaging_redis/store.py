@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from messaging.errors import ConfigurationError, IdempotencyConflict
 from messaging.store import BeginResult, Begun, Completed, IdempotencyStore, InProgress
-from messaging_redis.connection import RedisConnection
+from messaging_redis.connection import Connection
 from messaging_redis.scripts import BEGIN, FINISH
 from messaging_redis.server import evicts_keys
 from messaging_redis.settings import RedisSettings
@@ -31,7 +31,7 @@ class RedisStore(IdempotencyStore):
     shared: ClassVar[bool] = True  # type: ignore[misc]
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._connection = RedisConnection(settings)
+        self._connection = Connection(settings)
         self._looked = -inf
         namespace = "" if settings.namespace is None else f"{settings.namespace}::"
         self._prefix = f"{settings.prefix}once:{namespace}"

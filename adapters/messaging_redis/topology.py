@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from messaging.adapter import Start, TopicSpec, Topology, TopologyMode
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
 
 logger = logging.getLogger("messaging")
 
@@ -55,7 +55,7 @@ class TopicState:
 class TopologyKeeper:
     """All topics and groups that this adapter was told of."""
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._settings = connection.settings
         self._topics: dict[_Place, TopicState] = {}

@@ -10,7 +10,7 @@ from messaging_redis.scripts import TRIM
 
 if TYPE_CHECKING:
     from messaging.adapter import TopicSpec
-    from messaging_redis.connection import RedisConnection
+    from messaging_redis.connection import Connection
     from messaging_redis.topology import TopologyKeeper
 
 logger = logging.getLogger("messaging")
@@ -19,9 +19,9 @@ logger = logging.getLogger("messaging")
 class Trimmer:
     """Trims each topic now and then; one member of all does it per interval."""
 
-    def __init__(self, connection: RedisConnection, topics: TopologyKeeper) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._next: dict[tuple[str, int], float] = {}
         """By the topic's name and generation."""
         self.lost = 0
@@ -35,7 +35,7 @@ class Trimmer:
         if topic.native is not None or (not now and started < self._next.get(place, 0.0)):
             return
         self._next[place] = started + settings.trim_interval
-        keys = self._topics.keys(topic)
+        keys = self._topology.keys(topic)
         retention = -1 if topic.retention is None else int(topic.retention * 1000)
         history = settings.history if topic.retention is None else min(settings.history, topic.retention)
         lost = await self._connection.run(

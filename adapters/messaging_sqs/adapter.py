@@ -51,9 +51,9 @@ class SQSAdapter(Adapter):
         self._settings = settings
         self._member = member or "member"
         self._connection = Connection(settings)
-        self._topics = TopologyKeeper(self._connection)
-        self._publisher = Publisher(self._connection, self._topics)
-        self._generations = Generations(self._connection, self._topics)
+        self._topology = TopologyKeeper(self._connection)
+        self._publisher = Publisher(self._connection, self._topology)
+        self._generations = Generations(self._connection, self._topology)
 
     def __repr__(self) -> str:
         return f"SQSAdapter({self._connection.address!r})"
@@ -114,7 +114,7 @@ class SQSAdapter(Adapter):
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        await self._topics.declare(self._generations.stored_topology(topology))
+        await self._topology.declare(self._generations.stored_topology(topology))
 
     def publishes_once(self, topic: TopicSpec) -> Capability:
         """See `Adapter.publishes_once`."""
@@ -132,17 +132,17 @@ class SQSAdapter(Adapter):
         """See `Adapter.consumer`."""
         kind = OrderedConsumer if subscription.group.ordered else SharedConsumer
         subscription = replace(subscription, group=self._generations.stored_group(subscription.group))
-        return kind(self._connection, self._topics, subscription, ownership, self._member)
+        return kind(self._connection, self._topology, subscription, ownership, self._member)
 
     async def reply_inbox(self) -> ReplyInbox:
         """See `Adapter.reply_inbox`."""
-        inbox = SQSInbox(self._connection, self._topics)
+        inbox = SQSInbox(self._connection, self._topology)
         await inbox.open()
         return inbox
 
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
         """See `Adapter.reply`."""
-        return await send_replies(self._connection, self._topics, replies)
+        return await send_replies(self._connection, self._topology, replies)
 
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         """See `Adapter.dead_letters`."""
@@ -150,11 +150,11 @@ class SQSAdapter(Adapter):
 
     async def groups(self) -> Sequence[GroupInfo]:
         """See `Adapter.groups`."""
-        return [self._generations.told(info) for info in await self._topics.infos()]
+        return [self._generations.told(info) for info in await self._topology.infos()]
 
     async def delete_group(self, group: GroupSpec) -> None:
         """See `Adapter.delete_group`."""
-        await self._topics.delete(self._generations.stored_group(group))
+        await self._topology.delete(self._generations.stored_group(group))
 
     async def generations(self, topic: TopicSpec) -> Sequence[TopicSpec]:
         """See `Adapter.generations`."""
@@ -186,7 +186,7 @@ class SQSAdapter(Adapter):
         groups: Sequence[GroupInfo] = ()
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                groups = [self._generations.told(info) for info in await self._topics.infos(strict=True)]
+                groups = [self._generations.told(info) for info in await self._topology.infos(strict=True)]
         except TimeoutError:
             error = f"SQS at {self._connection.address} gave no answer within {HEALTH_TIMEOUT:g} s"
             return BrokerHealth(False, error=error)

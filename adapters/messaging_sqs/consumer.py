@@ -51,13 +51,13 @@ class Member(Consumer):
     def __init__(
         self,
         connection: Connection,
-        topics: TopologyKeeper,
+        topology: TopologyKeeper,
         subscription: Subscription,
         ownership: Ownership,
         member: str,
     ) -> None:
         self.connection = connection
-        self.topics = topics
+        self.topology = topology
         self.group = subscription.group
         self.ownership = ownership
         self.lease = connection.settings.lease
@@ -66,7 +66,7 @@ class Member(Consumer):
         self._envelopes = Envelopes(self.where)
         self.url = ""
         self.bounds = Bounds(connection.settings.max_receives)
-        self._letters = LostLetters(topics, subscription.group)
+        self._letters = LostLetters(topology, subscription.group)
         self._polls = Polls(
             connection,
             number=connection.settings.pollers,
@@ -110,8 +110,8 @@ class Member(Consumer):
 
     async def _join(self) -> None:
         try:
-            url = await self.topics.queue_url(self.group)
-            self.bounds = await bounds_of(self.topics.queues, url, self.bounds)
+            url = await self.topology.queue_url(self.group)
+            self.bounds = await bounds_of(self.topology.queues, url, self.bounds)
         except (Absent, TopicNotFound) as error:
             raise await self._gone(str(error)) from error
         self.url = url
@@ -132,7 +132,7 @@ class Member(Consumer):
 
     async def _gone(self, text: str) -> TopicNotFound:
         """The queue is not there. Whoever deletes the group deletes its dead letters with it."""
-        kept = await self.topics.forget_queue(self.group)
+        kept = await self.topology.forget_queue(self.group)
         return TopologyLost(text) if kept else TopicNotFound(text)
 
     async def _take_in(self, messages: Sequence[dict[str, Any]], came: float) -> None:
@@ -308,11 +308,11 @@ class Member(Consumer):
     async def letter(self, settlement: Settlement) -> tuple[str, copies.Copy]:
         """Store a dead letter, cut where it is too large."""
         try:
-            url = await self.topics.dead_url(self.group)
+            url = await self.topology.dead_url(self.group)
         except TopicNotFound:
             if reason := await self._letters.mend():
                 raise reason from None
-            url = await self.topics.dead_url(self.group)
+            url = await self.topology.dead_url(self.group)
         copy = copies.dead(settlement.delivery, url, settlement.failure)
         if not copies.fits(settlement.delivery, copy):
             copy = copies.cut(settlement, url, self.group.name, copy[0].size)

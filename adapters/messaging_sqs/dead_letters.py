@@ -45,16 +45,16 @@ class Letter:
 class SQSDeadLetters(DeadLetterStore):
     """See `DeadLetterStore`. `count` is approximate on AWS, by what the service tells."""
 
-    def __init__(self, connection: Connection, topics: TopologyKeeper, group: GroupSpec) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper, group: GroupSpec) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._group = group
 
     async def count(self) -> int:
         """See `DeadLetterStore.count`."""
-        await self._topics.verify(self._group)
+        await self._topology.verify(self._group)
         try:
-            return await self._topics.dead_count(self._group)
+            return await self._topology.dead_count(self._group)
         except Absent as error:
             raise TopicNotFound(
                 f"group {self._group.name!r} of topic {self._group.topic.name!r} is gone: declare it first. {error}"
@@ -67,7 +67,7 @@ class SQSDeadLetters(DeadLetterStore):
         if not number:
             yield no_letters()
             return
-        reading = Reading(self._connection, await self._topics.dead_url(self._group), number)
+        reading = Reading(self._connection, await self._topology.dead_url(self._group), number)
         try:
             yield self._letters(reading)
         finally:
@@ -101,7 +101,7 @@ class SQSDeadLetters(DeadLetterStore):
     ) -> Sequence[PublishError | Gone | None]:
         """See `DeadLetterStore.redrive`."""
         open_letters = [one for one in letters if _is_open(one[0])]
-        url = await self._topics.queue_url(self._group)
+        url = await self._topology.queue_url(self._group)
         errors = await copies.store(
             self._connection,
             url,
@@ -137,7 +137,7 @@ class SQSDeadLetters(DeadLetterStore):
         """Those that the service refuses for a moment are tried again: a redriven letter that stayed would be redriven
         twice. Raises the last error.
         """
-        url, error = await self._topics.dead_url(self._group), None
+        url, error = await self._topology.dead_url(self._group), None
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(random.uniform(0, 2.0 ** (attempt - 1)))

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class Generations:
     """See `Adapter.generations` and what follows it there; and the place of each generation."""
 
-    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._kept: dict[str, list[TopicSpec]] = {}
         """As far as it was read: what is on record never changes."""
 
@@ -58,15 +58,15 @@ class Generations:
     async def _first(self, topic: TopicSpec) -> TopicSpec | None:
         for ordered in (topic.ordered, not topic.ordered):
             spec = replace(topic, ordered=ordered)
-            tags = await self._topics.tags(spec)
+            tags = await self._topology.tags(spec)
             if tags is not None:
                 return _described(spec, tags)
         return None
 
     async def _begun(self, former: TopicSpec) -> TopicSpec | None:
         spec = replace(former, generation=former.generation + 1)
-        queues = self._topics.queues
-        url = await queues.find(self._topics.names.generation(spec))
+        queues = self._topology.queues
+        url = await queues.find(self._topology.names.generation(spec))
         return None if url is None else _described(spec, await queues.tags(url))
 
     async def begin(self, topic: TopicSpec) -> None:
@@ -75,7 +75,7 @@ class Generations:
             "VisibilityTimeout": str(min(topic.partitions, LONGEST_LEASE)),
             "ReceiveMessageWaitTimeSeconds": str(int(topic.ordered)),
         }
-        name, queues = self._topics.names.generation(topic), self._topics.queues
+        name, queues = self._topology.names.generation(topic), self._topology.queues
         try:
             url = await queues.create(name, {**shape, FORMAT: "1", TOPIC: topic.name}, more=attributes)
             begun = _described(topic, await queues.tags(url)) == topic
@@ -144,7 +144,7 @@ class Generations:
     def dead_letters(self, group: GroupSpec) -> DeadLetterStore:
         """The letters of a place belong to the first generation that is stored there; the others have none."""
         if self.stored(group.topic) is group.topic:
-            return SQSDeadLetters(self._connection, self._topics, group)
+            return SQSDeadLetters(self._connection, self._topology, group)
         return _Elsewhere()
 
 

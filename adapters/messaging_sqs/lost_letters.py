@@ -30,8 +30,8 @@ _FORGOTTEN = 60.0
 class LostLetters:
     """What one member knows of its group's queue of dead letters being gone."""
 
-    def __init__(self, topics: TopologyKeeper, group: GroupSpec) -> None:
-        self._topics = topics
+    def __init__(self, topology: TopologyKeeper, group: GroupSpec) -> None:
+        self._topology = topology
         self._group = group
         self._met = -inf
         """When a dead letter last found no queue; since then none was stored."""
@@ -50,7 +50,7 @@ class LostLetters:
         what = f"the queue of dead letters of group {group.name!r} of topic {group.topic.name!r} is gone"
         if group.native is not None:
             return Absent(f"{what}: create the one that the redrive policy of {group.native!r} names")
-        if self._topics.state(group.topic).mode != "declare":
+        if self._topology.state(group.topic).mode != "declare":
             return Absent(f"{what}: declare the group, or use topology='declare'")
         if now - self._met > _FORGOTTEN:
             self._next = now + LEFT_ALONE
@@ -68,14 +68,14 @@ class LostLetters:
 
     async def _restore(self) -> bool:
         """False where the group is deleted. Raises DeletedRecently."""
-        topics, group = self._topics, self._group
-        name = topics.names.dead(group)
-        if not await topics.has_queue(group):
+        topology, group = self._topology, self._group
+        name = topology.names.dead(group)
+        if not await topology.has_queue(group):
             return False
-        if await topics.queues.find(name) is None:
-            url = await topics.queues.create(name, group_tags(group), wait=0.0)
-            if not await topics.has_queue(group):
-                await topics.queues.delete(url)
+        if await topology.queues.find(name) is None:
+            url = await topology.queues.create(name, group_tags(group), wait=0.0)
+            if not await topology.has_queue(group):
+                await topology.queues.delete(url)
                 return False
             warn_lost(group)
         return True

@@ -63,9 +63,9 @@ SPARE = 2
 class Publisher:
     """Stores batches of messages, one result each."""
 
-    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self._settings = connection.settings
         most = max(1, self._settings.threads - SPARE)
         self._slots: defaultdict[str, Slots] = defaultdict(lambda: Slots(most))
@@ -88,10 +88,10 @@ class Publisher:
     async def _publish_to(
         self, places: Sequence[int], messages: Sequence[Outgoing], results: list[Result]
     ) -> None:
-        state = self._topics.state(messages[places[0]].topic)
+        state = self._topology.state(messages[places[0]].topic)
         try:
             # No group is never believed for long.
-            await self._topics.look(state, within=self._settings.groups_refresh if state.routed else 0.0)
+            await self._topology.look(state, within=self._settings.groups_refresh if state.routed else 0.0)
         except MessagingError as error:
             for at in places:
                 results[at] = _not_sent(messages[at], error)
@@ -191,9 +191,9 @@ class Publisher:
     ) -> None:
         """Straight to the groups' queues, which take more; in no order with what goes through SNS."""
         try:
-            await self._topics.look(state, within=0.0)
+            await self._topology.look(state, within=0.0)
             refused = bool(state.strangers or state.spec.ordered or state.blind)
-            state.queues = [] if refused else await self._topics.urls(state)
+            state.queues = [] if refused else await self._topology.urls(state)
         except ConfigurationError:
             refused = True
         except MessagingError as error:
@@ -246,7 +246,7 @@ class Publisher:
     def _failed(self, state: TopicState, item: _Item, error: MessagingError) -> PublishError:
         if isinstance(error, Absent):
             state.looked, state.gone = -1e9, True
-            return self._topics.absent(state)
+            return self._topology.absent(state)
         if isinstance(error, Interrupted):
             message = item.outgoing.message
             uncertain = PublishUncertain(

@@ -50,14 +50,14 @@ _BUFFER = 1000
 
 
 async def send_replies(
-    connection: Connection, topics: TopologyKeeper, replies: Sequence[tuple[str, Message]]
+    connection: Connection, topology: TopologyKeeper, replies: Sequence[tuple[str, Message]]
 ) -> Sequence[PublishError | None]:
     """See `Adapter.reply`."""
     results: list[PublishError | None] = [None] * len(replies)
     by_address: dict[str, list[tuple[int, Entry]]] = {}
     most = min(connection.settings.max_message_bytes, LARGEST - ROOM)
     for index, (address, message) in enumerate(replies):
-        if not topics.names.reply_pattern.fullmatch(address):
+        if not topology.names.reply_pattern.fullmatch(address):
             results[index] = InvalidMessage(
                 f"the reply to {message.correlation_id} was not sent: {address[:100]!r} is no address of a reply inbox"
             )
@@ -89,9 +89,9 @@ async def send_replies(
 class SQSInbox(ReplyInbox):
     """A queue of this process. Replies are removed when they have been read."""
 
-    def __init__(self, connection: Connection, topics: TopologyKeeper) -> None:
+    def __init__(self, connection: Connection, topology: TopologyKeeper) -> None:
         self._connection = connection
-        self._topics = topics
+        self._topology = topology
         self.address = ""
         self._url = ""
         self._waiting: list[Message] = []
@@ -107,12 +107,12 @@ class SQSInbox(ReplyInbox):
         """Create the queue, look after it, and sweep those of processes that are gone."""
         await self._create()
         self._own(self._beat())
-        self._own(sweep(self._connection, self._topics, self.address))
+        self._own(sweep(self._connection, self._topology, self.address))
 
     async def _create(self) -> None:
         """The name is new, so that nothing sent to an older inbox arrives here."""
-        self.address = self._topics.names.reply(secrets.token_hex(16))
-        self._url = await self._topics.queues.create(
+        self.address = self._topology.names.reply(secrets.token_hex(16))
+        self._url = await self._topology.queues.create(
             self.address, _alive(self._connection), retention=RETENTION
         )
 
@@ -197,10 +197,10 @@ class SQSInbox(ReplyInbox):
         if self._tasks:
             await asyncio.wait(list(self._tasks))
         await self._polls.abandon()
-        await self._topics.queues.delete(self._url)
+        await self._topology.queues.delete(self._url)
 
 
-async def sweep(connection: Connection, topics: TopologyKeeper, own: str) -> None:
+async def sweep(connection: Connection, topology: TopologyKeeper, own: str) -> None:
     """Delete the reply queues of processes that have shown no life for long. Without the permission, nothing.
 
     Of many, each sweep looks at a choice by lot: so each orphan is found, however many live beside it.
@@ -208,16 +208,16 @@ async def sweep(connection: Connection, topics: TopologyKeeper, own: str) -> Non
     try:
         urls = [
             url
-            for url in await topics.queues.named_like(topics.names.replies)
-            if (name := queue_name(url)) != own and topics.names.reply_pattern.fullmatch(name)
+            for url in await topology.queues.named_like(topology.names.replies)
+            if (name := queue_name(url)) != own and topology.names.reply_pattern.fullmatch(name)
         ]
         for url in random.sample(urls, min(len(urls), _SWEPT_AT_ONCE)):
-            await _sweep_one(connection, topics, url)
+            await _sweep_one(connection, topology, url)
     except ConfigurationError as error:
         logger.debug("Reply queues of processes that are gone are not swept: %s", error)
 
 
-async def _sweep_one(connection: Connection, topics: TopologyKeeper, url: str) -> None:
+async def _sweep_one(connection: Connection, topology: TopologyKeeper, url: str) -> None:
     try:
         answer = await connection.call("sqs", "list_queue_tags", QueueUrl=url)
     except Absent:
@@ -225,7 +225,7 @@ async def _sweep_one(connection: Connection, topics: TopologyKeeper, url: str) -
     tags: dict[str, str] = answer.get("Tags") or {}
     seen = tags.get(ALIVE, "")
     if seen.isdecimal() and connection.time.now() - int(seen) > ORPHANED_AFTER:
-        await topics.queues.delete(url)
+        await topology.queues.delete(url)
         logger.info("Deleted reply queue %s, whose process is gone", queue_name(url))
 
 

@@ -25,7 +25,7 @@ async def test_everything_works_on_a_cluster_with_topics_on_different_nodes(clus
     )
 
     assert all(type(result) is Receipt for result in results)
-    assert len({adapter._connection.shard(adapter._topics.keys(topic).record) for topic in topics}) > 1
+    assert len({adapter._connection.shard(adapter._topology.keys(topic).record) for topic in topics}) > 1
     for group in groups:
         consumer = bench.consumer(adapter, group)
         deliveries = await bench.receive(consumer, 20)
@@ -56,7 +56,7 @@ async def test_a_slot_that_moved_is_followed_without_a_loss(cluster):
     adapter = await bench.adapter(cluster_url(nodes))
     # An empty slot moves as a whole: the topic's first key comes after the move, the adapter's map is from before.
     topic = TopicSpec("orders", partitions=2)
-    record = adapter._topics.keys(topic).record
+    record = adapter._topology.keys(topic).record
     slot = adapter.native.keyslot(record)
     owner = adapter._connection.shard(record)
     target = next(node for node in adapter.native.get_primaries() if f"{node.host} {node.port}" != owner)

@@ -271,7 +271,7 @@ async def test_a_lost_read_is_read_again_uncounted(own):
     # As a read whose answer never arrives: the server says that it is ours.
     taken = """for n = 0, 4 do redis.call('XADD', KEYS[1], '*', 'body', n, 'ce_id', 'm' .. n) end
     return redis.call('XREADGROUP', 'GROUP', 'billing', ARGV[1], 'STREAMS', KEYS[1], '>')"""
-    await adapter.native.eval(taken, 1, adapter._topics.keys(group.topic).streams[0], consumer._name)
+    await adapter.native.eval(taken, 1, adapter._topology.keys(group.topic).streams[0], consumer._name)
     await adapter.native.client_kill_filter(_id=blocked[0])
     with pytest.raises(ConnectionFailed):
         await waiting

@@ -111,7 +111,7 @@ async def test_purging_removes_these_and_no_others(bench):
 async def test_a_letter_of_another_program_is_shown_as_it_is(bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter)
-    await adapter.native.xadd(adapter._topics.group_keys(group).dead, {"body": b"odd"})
+    await adapter.native.xadd(adapter._topology.group_keys(group).dead, {"body": b"odd"})
 
     (letter,) = await letters_of(adapter.dead_letters(group))
 

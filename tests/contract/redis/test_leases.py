@@ -72,7 +72,7 @@ async def test_a_fence_is_larger_than_all_before_it_though_redis_has_lost_them(b
     (before,) = await bench.receive(former, 1)
     await former.close()
 
-    leases = adapter._topics.group_keys(group).leases
+    leases = adapter._topology.group_keys(group).leases
     await adapter.native.delete(leases)
     (after,) = await bench.receive(bench.consumer(adapter, group), 1)
 
@@ -88,7 +88,7 @@ async def test_a_dead_member_is_followed_soon_though_the_clock_of_redis_was_set_
     await bench.stop_short(dead)
 
     # What was written before the clock was set back by an hour is an hour ahead.
-    keys = adapter._topics.group_keys(group)
+    keys = adapter._topology.group_keys(group)
     for member, until in await adapter.native.zrange(keys.members, 0, -1, withscores=True):
         await adapter.native.zadd(keys.members, {member: until + 3_600_000})
     await adapter.native.hincrby(keys.leases, "beat", 3_600_000)

@@ -65,7 +65,7 @@ async def test_health_tells_of_the_node_of_a_cluster_that_is_full_where_it_has_a
     adapter = await bench.adapter(nodes.url.replace("redis://", "redis+cluster://"))
     group = await bench.group(adapter)
     native = adapter.native
-    theirs = native.get_node_from_key(adapter._topics.keys(group.topic).record)
+    theirs = native.get_node_from_key(adapter._topology.keys(group.topic).record)
     others = [node for node in native.get_primaries() if node != theirs]
     for node in others:
         await native.config_set("maxmemory", 1, target_nodes=node)

@@ -209,7 +209,7 @@ async def test_a_retry_is_held_and_its_record_outlives_the_member(bench):
     assert again.hold <= 5
     assert successor.hold == 0
     assert await bench.settle(second, [again, successor]) == [Done()] * 2
-    assert await adapter.native.hlen(adapter._topics.group_keys(group).failures) == 0
+    assert await adapter.native.hlen(adapter._topology.group_keys(group).failures) == 0
 
 
 async def test_a_release_keeps_its_place_and_is_not_counted(bench):

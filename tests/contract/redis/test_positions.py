@@ -9,7 +9,7 @@ BEYOND = "99999999999999-0"
 
 
 async def set_positions(adapter, group, id):
-    keys = adapter._topics.group_keys(group)
+    keys = adapter._topology.group_keys(group)
     for stream in keys.topic.streams:
         await adapter.native.xgroup_setid(stream, keys.name, id)
     return keys.topic.streams
@@ -51,7 +51,7 @@ async def test_a_busy_member_of_an_ordered_group_puts_it_back_too(bench, monkeyp
     consumer = bench.consumer(adapter, group)
     await bench.publish(adapter, group.topic, 2)
     await bench.drain(consumer, 2)
-    keys = adapter._topics.group_keys(group)
+    keys = adapter._topology.group_keys(group)
 
     await adapter.native.xgroup_setid(keys.topic.streams[1], keys.name, BEYOND)
     await bench.publish(adapter, group.topic, 1, first=3)

@@ -223,7 +223,7 @@ async def test_trimming_removes_what_all_groups_have_handled_and_nothing_else(be
     await bench.drain(quick, 30)
     (held, *rest) = await bench.receive(other, 10)
     await bench.settle(other, rest)
-    stream = adapter._topics.keys(group.topic).streams[0]
+    stream = adapter._topology.keys(group.topic).streams[0]
 
     await asyncio.sleep(0.8)
     before = await adapter.native.xlen(stream)
@@ -238,7 +238,7 @@ async def test_trimming_removes_what_all_groups_have_handled_and_nothing_else(be
 
 
 async def entries_of(adapter, group):
-    keys = adapter._topics.group_keys(group).topic.streams
+    keys = adapter._topology.group_keys(group).topic.streams
     return sum([await adapter.native.xlen(key) for key in keys])
 
 

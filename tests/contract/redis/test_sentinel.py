@@ -100,7 +100,7 @@ async def test_a_former_master_that_still_answers_gets_nothing_more_and_the_log_
     await asyncio.gather(*[bench.publish(adapter, group.topic, 1) for _ in range(5)])
 
     name_master(port, new)
-    stream = adapter._topics.keys(group.topic).stream(0)
+    stream = adapter._topology.keys(group.topic).stream(0)
     with Connection(new.url, 5) as there:
         async with asyncio.timeout(10):
             while not there.call("EXISTS", stream):

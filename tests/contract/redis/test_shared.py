@@ -319,7 +319,7 @@ async def test_dead_members_leave_no_consumers_behind_for_ever(bench):
     await bench.drain(consumer, 8)
     await consumer.close()
 
-    keys = adapter._topics.group_keys(group)
+    keys = adapter._topology.group_keys(group)
     for stream in [*keys.topic.streams, keys.retry]:
         assert await adapter.native.xinfo_consumers(stream, "billing") == []
 
@@ -328,7 +328,7 @@ async def test_what_is_no_retry_keeps_no_retry_back_and_is_told(bench, caplog):
     junk = [b"\xc1", b"\x07", b"\x90", b"\x91\x01", b"\x91\xa1x"]
     adapter = await bench.adapter(poll=0.1)
     group = await bench.group(adapter)
-    consumer, keys = bench.consumer(adapter, group), adapter._topics.group_keys(group)
+    consumer, keys = bench.consumer(adapter, group), adapter._topology.group_keys(group)
     await bench.publish(adapter, group.topic, 1)
     await adapter.native.zadd(keys.delayed, dict.fromkeys(junk, 1))
 

@@ -169,7 +169,7 @@ async def test_the_lag_does_not_count_what_retention_removed(bench, ordered):
 async def test_the_lag_of_a_group_that_has_read_to_the_end_is_nothing_whatever_somebody_trimmed(bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter, partitions=1)
-    (stream,) = adapter._topics.keys(group.topic).streams
+    (stream,) = adapter._topology.keys(group.topic).streams
     consumer = bench.consumer(adapter, group)
     await bench.publish(adapter, group.topic, 2)
     await bench.drain(consumer, 2)
@@ -244,7 +244,7 @@ async def test_streams_that_are_deleted_alone_are_read_from_their_first_message(
         consumer = bench.consumer(adapter, group)
         await bench.publish(adapter, group.topic, 3)
         held = await bench.receive(consumer, 3)
-        await adapter.native.delete(*adapter._topics.keys(group.topic).streams)
+        await adapter.native.delete(*adapter._topology.keys(group.topic).streams)
         await bench.publish(adapter, group.topic, 3)
 
         again = await bench.receive(consumer, 3)
@@ -313,7 +313,7 @@ async def test_a_group_is_deleted_whole_by_a_program_that_knows_fewer_partitions
 
     await (await bench.adapter()).delete_group(GroupSpec(TopicSpec("orders", partitions=2), group.name))
 
-    streams = adapter._topics.group_keys(group).topic.streams
+    streams = adapter._topology.group_keys(group).topic.streams
     assert [await adapter.native.xinfo_groups(stream) for stream in streams] == [[]] * 8
 
 
@@ -332,7 +332,7 @@ async def test_a_server_that_tells_its_figures_late_is_connected_all_the_same(be
     async def late(*_):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(adapter._topics, "infos", late)
+    monkeypatch.setattr(adapter._topology, "infos", late)
     health = await adapter.health()
 
     assert health.connected
@@ -348,7 +348,7 @@ async def lose_all(bench, adapter):
 async def test_what_is_noted_of_deleted_groups_does_not_grow_for_good(bench, monkeypatch):
     monkeypatch.setattr("messaging_redis.topology._MOST_NOTES", 3)
     adapter = await bench.adapter()
-    record = adapter._topics.keys((await bench.group(adapter, name="g0")).topic)
+    record = adapter._topology.keys((await bench.group(adapter, name="g0")).topic)
     week_ago = int(time.time() - 8 * 24 * 3600) * 1000
     await adapter.native.zadd(record.deleted, {"ancient": week_ago})
 

@@ -29,11 +29,11 @@ async def clean(bench: Bench) -> None:
         for group in bench.groups:
             await adapter.delete_group(group)
         for topic in {group.topic.name: group.topic for group in bench.groups}.values():
-            state = adapter._topics.state(topic)
+            state = adapter._topology.state(topic)
             if state.arn is not None:
                 await adapter._connection.call("sns", "delete_topic", TopicArn=state.arn)
-            elif url := await adapter._topics.queues.find(adapter._topics.names.record(topic)):
-                await adapter._topics.queues.delete(url)
+            elif url := await adapter._topology.queues.find(adapter._topology.names.record(topic)):
+                await adapter._topology.queues.delete(url)
     finally:
         await adapter.close()
 
@@ -44,7 +44,7 @@ async def stored(adapter: SQSAdapter, group: GroupSpec, number: int) -> None:
     So a test that needs several of one key at once gets them: of those that come one by one, the queue would give the
     next only after an acknowledgement (`handled`).
     """
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     async with asyncio.timeout(10):
         while (
             int(attributes_of(adapter, url, "ApproximateNumberOfMessages")["ApproximateNumberOfMessages"])

@@ -54,7 +54,7 @@ def theirs(sqs_url: str) -> Iterator[Theirs]:
 async def test_a_group_whose_queue_is_gone_keeps_no_message_from_the_others(bench: Bench):
     adapter = await bench.adapter()
     gone, group = await bench.group(adapter, name="gone"), await bench.group(adapter)
-    adapter.native.sqs.delete_queue(QueueUrl=await adapter._topics.queue_url(gone))
+    adapter.native.sqs.delete_queue(QueueUrl=await adapter._topology.queue_url(gone))
     fresh = await bench.adapter()
     await fresh.declare(Topology(topics=[group.topic]))
     await publish(fresh, group.topic, "one")

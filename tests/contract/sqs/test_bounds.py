@@ -14,9 +14,9 @@ from tests.contract.sqs.support import Bench, attributes_of, intercept
 
 async def receives(adapter: Any, group: Any, most: int) -> None:
     """Let the queue make a dead letter of what was received so often."""
-    dead = attributes_of(adapter, await adapter._topics.dead_url(group), "QueueArn")["QueueArn"]
+    dead = attributes_of(adapter, await adapter._topology.dead_url(group), "QueueArn")["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": str(most)})
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     adapter.native.sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": policy})
 
 

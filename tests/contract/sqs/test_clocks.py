@@ -62,9 +62,9 @@ async def test_an_inbox_that_lives_is_not_swept_by_who_has_a_later_time(bench: B
     with clock_wrong_by(-HOUR):
         inbox = await adapter.reply_inbox()
     with clock_wrong_by(HOUR):
-        await sweep(other._connection, other._topics, own="")
+        await sweep(other._connection, other._topology, own="")
 
-    assert await other._topics.queues.find(inbox.address) is not None
+    assert await other._topology.queues.find(inbox.address) is not None
     await inbox.close()
 
 

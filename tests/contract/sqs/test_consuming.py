@@ -284,7 +284,7 @@ async def test_what_nobody_ends_becomes_a_dead_letter_by_the_service_itself(any_
     adapter = await any_bench.adapter(max_receives=10)
     group = await any_bench.group(adapter)
     await publish(adapter, group.topic, "one")
-    url, sqs = await adapter._topics.queue_url(group), adapter.native.sqs
+    url, sqs = await adapter._topology.queue_url(group), adapter.native.sqs
     dead = adapter.dead_letters(group)
     async with asyncio.timeout(30):
         while not await dead.count():

@@ -96,7 +96,7 @@ async def test_a_letter_that_a_crash_had_stored_twice_is_one(any_bench: Bench, m
     consumer = any_bench.consumer(adapter, group)
     await publish(adapter, group.topic, "one")
     (delivery,) = await receive(consumer, 1)
-    url = await adapter._topics.dead_url(group)
+    url = await adapter._topology.dead_url(group)
     for _ in range(2):
         await copies.store(adapter._connection, url, [copies.dead(delivery, url, "{}")])
     dead = adapter.dead_letters(group)
@@ -118,7 +118,7 @@ async def test_a_duplicate_that_is_read_after_its_letter_was_redriven_goes_with_
     await publish(adapter, group.topic, "one")
     (delivery,) = await receive(consumer, 1)
     await ack(consumer, [delivery])
-    url = await adapter._topics.dead_url(group)
+    url = await adapter._topology.dead_url(group)
     for _ in range(2):
         await copies.store(adapter._connection, url, [copies.dead(delivery, url, "{}")])
     dead, redriven = adapter.dead_letters(group), 0
@@ -215,7 +215,7 @@ def incompressible(size: int, line_end: bytes = b"") -> bytes:
 
 async def foreign(adapter, group, body: bytes) -> None:
     """Another program writes into the queue of the group."""
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     adapter.native.sqs.send_message(QueueUrl=url, MessageBody=body.decode())
 
 
@@ -288,7 +288,7 @@ async def test_a_copy_that_is_refused_for_its_size_is_not_tried_for_ever_and_hol
 async def test_what_another_program_left_behind_its_message_group_is_told_and_follows(bench: Bench, caplog):
     adapter = await bench.adapter()
     group = await bench.group(adapter, ORDERED)
-    url = await adapter._topics.dead_url(group)
+    url = await adapter._topology.dead_url(group)
     for start in (0, 10):
         entries = [
             {"Id": id, "MessageBody": id, "MessageGroupId": "ann", "MessageDeduplicationId": id}
@@ -330,7 +330,7 @@ async def test_what_the_service_itself_moves_back_has_a_new_life_and_the_place_o
     delivery.attempt = 3
     await settle(consumer, [delivery], Reject("bad"), failure='{"attempts": 3}')
 
-    move_back(adapter, await adapter._topics.dead_url(group), await adapter._topics.queue_url(group))
+    move_back(adapter, await adapter._topology.dead_url(group), await adapter._topology.queue_url(group))
 
     (delivery,) = await receive(consumer, 1)
     assert (delivery.message.id, delivery.attempt, delivery.deliveries) == ("one", 1, 1)

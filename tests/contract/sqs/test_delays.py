@@ -41,7 +41,7 @@ async def test_a_message_whose_next_step_is_stored_is_removed_though_the_service
 ):
     adapter = await bench.adapter(lease=3)
     group = await bench.group(adapter)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     refuse_entries(adapter, monkeypatch, "delete_message_batch", 1)
     consumer = bench.consumer(adapter, group)
     await publish(adapter, group.topic, "one", not_before=datetime.now(UTC) + timedelta(seconds=60))
@@ -60,7 +60,7 @@ async def test_a_message_whose_next_step_is_stored_is_removed_though_the_service
 async def test_a_forged_due_time_holds_up_no_key(bench: Bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter, TopicSpec("orders", ordered=True, partitions=2))
-    sqs, url = adapter.native.sqs, await adapter._topics.queue_url(group)
+    sqs, url = adapter.native.sqs, await adapter._topology.queue_url(group)
     forged = json.dumps({"ce_id": "forged", NOT_BEFORE: "9e9", DELAY: "86400"})
     for at, attribute in enumerate((forged, json.dumps({"ce_id": "next"}))):
         sqs.send_message(

@@ -35,7 +35,7 @@ async def test_a_queue_that_is_deleted_alone_is_told_and_declared_anew(bench: Be
     group = await bench.group(adapter)
     consumer = bench.consumer(adapter, group)
     await nothing(consumer, 0.1)
-    await adapter._topics.queues.delete(await adapter._topics.queue_url(group))
+    await adapter._topology.queues.delete(await adapter._topology.queue_url(group))
 
     assert isinstance(await lost(consumer), TopologyLost)
     await consumer.close()
@@ -51,7 +51,7 @@ async def test_a_suspect_whose_queue_is_deleted_before_it_is_marked_is_lost(benc
     consumer = bench.consumer(adapter, group)
     await publish(adapter, group.topic, "poison")
     (delivery,) = await receive(consumer, 1)
-    await adapter._topics.queues.delete(await adapter._topics.queue_url(group))
+    await adapter._topology.queues.delete(await adapter._topology.queue_url(group))
 
     with pytest.raises(LeaseLost):
         await consumer.isolate(delivery)
@@ -74,7 +74,7 @@ async def test_a_topic_that_is_made_anew_reaches_the_groups_it_had(bench: Bench,
     group = await bench.group(adapter, topic)
     await publisher.declare(Topology([topic]))
     await publish(publisher, topic, "before", key="k")
-    await adapter._connection.call("sns", "delete_topic", TopicArn=adapter._topics.state(topic).arn)
+    await adapter._connection.call("sns", "delete_topic", TopicArn=adapter._topology.state(topic).arn)
 
     (gone,) = await publisher.publish([outgoing(topic, "gone", key="k")])
     health = await health_naming(adapter, topic.name)
@@ -94,7 +94,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def delete_dead(adapter, group) -> None:
-    await adapter._topics.queues.delete(await adapter._topics.dead_url(group))
+    await adapter._topology.queues.delete(await adapter._topology.dead_url(group))
 
 
 async def rejected(bench: Bench, adapter, group):
@@ -170,7 +170,7 @@ async def test_a_member_with_a_dead_letter_to_store_does_not_make_a_deleted_grou
         (refused,) = await settle(consumer, deliveries, Reject("bad"))
 
     assert "it was deleted" in repr(refused)
-    assert await other._topics.queues.find(other._topics.names.dead(group)) is None
+    assert await other._topology.queues.find(other._topology.names.dead(group)) is None
     assert not isinstance(await lost(consumer), TopologyLost)
 
 
@@ -190,5 +190,5 @@ async def test_dead_letters_that_are_made_anew_while_their_group_is_deleted_are_
     intercept(other, monkeypatch, "delete_queue", overtaken)
     await other.delete_group(group)
 
-    assert await other._topics.queues.find(other._topics.names.dead(group)) is None
+    assert await other._topology.queues.find(other._topology.names.dead(group)) is None
     assert not isinstance(await lost(consumer), TopologyLost)

@@ -43,7 +43,7 @@ async def test_a_queue_whose_policy_lets_no_topic_send_is_told(bench: Bench, cap
     adapter = await bench.adapter()
     group = await bench.group(adapter)
     assert [info.stuck for info in (await adapter.health()).groups] == [None]
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     adapter.native.sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": ""})
     (info,) = (await adapter.health()).groups
     assert "sqs:SendMessage" in (info.stuck or "")
@@ -54,7 +54,7 @@ async def test_a_queue_whose_policy_lets_no_topic_send_is_told(bench: Bench, cap
 async def test_a_group_whose_subscription_was_removed_is_told_until_it_is_declared(bench: Bench):
     adapter = await bench.adapter()
     group, other = await bench.group(adapter), await bench.group(adapter, name="other")
-    sns, arn = adapter.native.sns, adapter._topics.state(group.topic).arn
+    sns, arn = adapter.native.sns, adapter._topology.state(group.topic).arn
     for one in sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]:
         if one["Endpoint"].endswith("billing"):
             sns.unsubscribe(SubscriptionArn=one["SubscriptionArn"])
@@ -69,7 +69,7 @@ async def test_a_group_whose_subscription_was_removed_is_told_until_it_is_declar
 async def test_a_filter_policy_is_told(bench: Bench, caplog):
     adapter = await bench.adapter()
     group = await bench.group(adapter)
-    sns, arn = adapter.native.sns, adapter._topics.state(group.topic).arn
+    sns, arn = adapter.native.sns, adapter._topology.state(group.topic).arn
     (one,) = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
     sns.set_subscription_attributes(
         SubscriptionArn=one["SubscriptionArn"],
@@ -108,7 +108,7 @@ async def test_messages_that_sns_wraps_since_somebody_changed_that_arrive_as_the
 ):
     adapter = await bench.adapter()
     group = await bench.group(adapter, TopicSpec("orders", ordered=ordered, partitions=2))
-    sns, arn = adapter.native.sns, adapter._topics.state(group.topic).arn
+    sns, arn = adapter.native.sns, adapter._topology.state(group.topic).arn
     (one,) = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
     sns.set_subscription_attributes(
         SubscriptionArn=one["SubscriptionArn"], AttributeName="RawMessageDelivery", AttributeValue="false"

@@ -59,7 +59,7 @@ async def test_a_message_that_ended_two_processes_alone_is_given_up(any_bench: B
 async def test_a_mark_goes_when_its_message_is_settled_or_given_back(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     await publish(adapter, group.topic, "one")
     consumer = any_bench.consumer(adapter, group)
     delivery = await suspect(consumer)
@@ -76,7 +76,7 @@ async def test_a_mark_goes_when_its_message_is_settled_or_given_back(any_bench: 
 async def test_a_member_that_leaves_in_peace_takes_its_marks_with_it(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     await publish(adapter, group.topic, "one")
     consumer = any_bench.consumer(adapter, group)
     assert await consumer.isolate(await suspect(consumer))
@@ -87,7 +87,7 @@ async def test_a_member_that_leaves_in_peace_takes_its_marks_with_it(any_bench: 
 async def test_marks_that_crashed_processes_left_never_fill_the_queue(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     for number in range(35):
         tags = {f"messaging-guard-{number}": f"{1000 + number}/1/gone"}
         adapter.native.sqs.tag_queue(QueueUrl=url, Tags=tags)
@@ -122,7 +122,7 @@ async def test_clean_departures_make_no_suspect_and_a_crash_counts_on(any_bench:
 async def test_what_departures_recorded_never_fills_the_tags_of_a_queue(any_bench: Bench):
     adapter = await any_bench.adapter()
     group = await any_bench.group(adapter, ORDERED)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     for number in range(12):
         adapter.native.sqs.tag_queue(QueueUrl=url, Tags={f"messaging-released-{number}": "1:none"})
     await publish(adapter, ORDERED, "waiting", key="k")

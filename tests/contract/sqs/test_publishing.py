@@ -254,7 +254,7 @@ async def test_a_topic_that_does_not_exist_is_told(any_bench: Bench):
 async def test_without_sns_what_only_some_groups_have_is_uncertain(strict: Bench, monkeypatch):
     adapter = await strict.adapter()
     billing, search = await strict.group(adapter), await strict.group(adapter, name="search")
-    url = await adapter._topics.queue_url(search)
+    url = await adapter._topology.queue_url(search)
 
     async def fail_for_search(call, parameters):
         if parameters["QueueUrl"] == url:

@@ -71,7 +71,7 @@ async def test_an_inbox_that_was_deleted_is_made_anew(any_bench: Bench):
     adapter = await any_bench.adapter()
     inbox = await opened(adapter)
     former = inbox.address
-    await adapter._topics.queues.delete(inbox._url)
+    await adapter._topology.queues.delete(inbox._url)
     with pytest.raises(ConnectionFailed):
         for _ in range(5):
             await inbox.receive(10, 1.0)
@@ -83,12 +83,12 @@ async def test_an_inbox_that_was_deleted_is_made_anew(any_bench: Bench):
 
 async def test_reply_queues_of_dead_processes_are_swept_and_no_others(any_bench: Bench):
     adapter = await any_bench.adapter()
-    queues, names = adapter._topics.queues, adapter._topics.names
+    queues, names = adapter._topology.queues, adapter._topology.names
     living = await opened(adapter)
     orphan = await queues.create(names.reply(secrets.token_hex(16)), {replies.ALIVE: "1000"}, retention=60)
     stranger = await queues.create(names.reply("stranger"), {replies.ALIVE: "1000"}, retention=60)
     untold = await queues.create(names.reply(secrets.token_hex(16)), {}, retention=60)
-    await replies.sweep(adapter._connection, adapter._topics, "another")
+    await replies.sweep(adapter._connection, adapter._topology, "another")
     left = await queues.named_like(names.replies)
     assert orphan not in left
     assert {stranger, untold, living._url} <= set(left)
@@ -100,13 +100,13 @@ async def test_reply_queues_of_dead_processes_are_swept_and_no_others(any_bench:
 async def test_an_orphan_is_swept_however_many_live_beside_it(bench: Bench, monkeypatch):
     monkeypatch.setattr(replies, "_SWEPT_AT_ONCE", 2)
     adapter = await bench.adapter()
-    queues, names = adapter._topics.queues, adapter._topics.names
+    queues, names = adapter._topology.queues, adapter._topology.names
     now = replies._alive(adapter._connection)
     living = [await queues.create(names.reply(number * 32), now, retention=60) for number in "012"]
     orphan = await queues.create(names.reply("f" * 32), {replies.ALIVE: "1000"}, retention=60)
     async with asyncio.timeout(10):
         while orphan in await queues.named_like(names.replies):
-            await replies.sweep(adapter._connection, adapter._topics, "own")
+            await replies.sweep(adapter._connection, adapter._topology, "own")
     assert set(living) <= set(await queues.named_like(names.replies))
     for url in living:
         await queues.delete(url)
@@ -116,7 +116,7 @@ async def test_a_queue_that_goes_while_it_is_looked_at_keeps_no_other_from_being
     bench: Bench, monkeypatch
 ):
     adapter = await bench.adapter()
-    queues, names = adapter._topics.queues, adapter._topics.names
+    queues, names = adapter._topology.queues, adapter._topology.names
     orphans = [
         await queues.create(names.reply(number * 32), {replies.ALIVE: "1000"}, retention=60)
         for number in "012"
@@ -130,14 +130,14 @@ async def test_a_queue_that_goes_while_it_is_looked_at_keeps_no_other_from_being
         return await call(**parameters)
 
     intercept(adapter, monkeypatch, "list_queue_tags", gone_at_first)
-    await replies.sweep(adapter._connection, adapter._topics, "own")
+    await replies.sweep(adapter._connection, adapter._topology, "own")
     assert sorted(looked) == sorted(orphans)
     assert await queues.named_like(names.replies) == []
 
 
 async def test_an_inbox_sweeps_when_it_opens(any_bench: Bench):
     adapter = await any_bench.adapter()
-    queues, names = adapter._topics.queues, adapter._topics.names
+    queues, names = adapter._topology.queues, adapter._topology.names
     orphan = await queues.create(names.reply(secrets.token_hex(16)), {replies.ALIVE: "1000"}, retention=60)
     inbox = await opened(adapter)
     async with asyncio.timeout(15):

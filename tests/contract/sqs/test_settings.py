@@ -204,10 +204,10 @@ async def test_a_session_of_ones_own_is_used(bench, monkeypatch):
 async def test_what_is_created_is_encrypted_with_the_key_that_was_named(bench):
     adapter = await bench.adapter(kms_key="alias/messaging")
     group = await bench.group(adapter)
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     kept = adapter.native.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
     assert kept["KmsMasterKeyId"] == "alias/messaging"
-    arn = adapter._topics.state(group.topic).arn
+    arn = adapter._topology.state(group.topic).arn
     assert (
         adapter.native.sns.get_topic_attributes(TopicArn=arn)["Attributes"]["KmsMasterKeyId"]
         == "alias/messaging"

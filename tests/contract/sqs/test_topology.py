@@ -39,11 +39,13 @@ def test_names_are_legal_and_different():
 async def test_a_queue_lets_only_its_topic_send_to_it(bench: Bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter)
-    policy = json.loads(attributes_of(adapter, await adapter._topics.queue_url(group), "Policy")["Policy"])
+    policy = json.loads(attributes_of(adapter, await adapter._topology.queue_url(group), "Policy")["Policy"])
     (statement,) = policy["Statement"]
     assert statement["Principal"] == {"Service": "sns.amazonaws.com"}
     assert statement["Action"] == "sqs:SendMessage"
-    assert statement["Condition"] == {"ArnEquals": {"aws:SourceArn": adapter._topics.state(group.topic).arn}}
+    assert statement["Condition"] == {
+        "ArnEquals": {"aws:SourceArn": adapter._topology.state(group.topic).arn}
+    }
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ async def test_declaring_at_once_makes_one(any_bench: Bench):
 async def test_a_queue_that_is_not_subscribed_is_told_or_mended(bench: Bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter)
-    arn = adapter._topics.state(group.topic).arn
+    arn = adapter._topology.state(group.topic).arn
     sns = adapter.native.sns
     (subscription,) = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
     sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
@@ -90,7 +92,7 @@ async def test_a_queue_that_is_not_subscribed_is_told_or_mended(bench: Bench):
 async def test_a_subscription_that_wraps_messages_is_refused(bench: Bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter)
-    arn = adapter._topics.state(group.topic).arn
+    arn = adapter._topology.state(group.topic).arn
     sns = adapter.native.sns
     (subscription,) = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
     sns.set_subscription_attributes(
@@ -112,7 +114,7 @@ async def test_a_retention_that_sqs_does_not_have_is_refused(any_bench: Bench, r
 async def test_a_retention_is_that_of_the_queue(bench: Bench):
     adapter = await bench.adapter()
     group = await bench.group(adapter, TopicSpec("orders", retention=3600.0))
-    url = await adapter._topics.queue_url(group)
+    url = await adapter._topology.queue_url(group)
     assert attributes_of(adapter, url, "MessageRetentionPeriod")["MessageRetentionPeriod"] == "3600"
 
 
@@ -121,8 +123,8 @@ async def test_a_group_that_is_deleted_leaves_nothing_and_absent_is_no_error(any
     group = await any_bench.group(adapter)
     await adapter.delete_group(group)
     await adapter.delete_group(group)
-    assert await adapter._topics.queues.named_like(adapter._topics.names.queues_of(UNORDERED)) == []
-    if arn := adapter._topics.state(UNORDERED).arn:
+    assert await adapter._topology.queues.named_like(adapter._topology.names.queues_of(UNORDERED)) == []
+    if arn := adapter._topology.state(UNORDERED).arn:
         assert adapter.native.sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"] == []
     assert await adapter.groups() == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from messaging.errors import ConfigurationError
-from messaging_contracts.__main__ import SOAKED
+from messaging_contracts.cli.soak import SOAKED
 from messaging_contracts.faults.grounds import NAMES, OFFERS, MemoryGround, ServerGround, ground, ours, theirs
 from messaging_contracts.faults.history import Measured
 from messaging_contracts.faults.report import not_tried, page, told

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from messaging_contracts.__main__ import main
+from messaging_contracts.cli import main
 from messaging_contracts.faults import Begun, Redriven, Struck
 from messaging_contracts.simulation import simulate
 from messaging_contracts.simulation import world as module

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from messaging.errors import AuthenticationFailed, ConfigurationError
 from messaging.tls import client_context
+from messaging_sqs import answers
 from messaging_sqs.forms import write_form
 from messaging_sqs.logs import withhold_credentials
 
@@ -101,11 +102,13 @@ def make_clients(settings: SQSSettings) -> Clients:
         )
         if service == "sns":
             client.meta.events.register("before-call.sns.PublishBatch", write_form)
+        client.meta.events.register("before-parse.sqs", answers.check, unique_id=answers.CHECK)
         return client
 
     sts = make("sts", settings.sts_endpoint_url)
     agent = _agent(sts.meta.config)
     sqs = settings.sqs_client or make("sqs", settings.sqs_endpoint_url)
+    sqs.meta.events.register("before-parse.sqs", answers.check, unique_id=answers.CHECK)
     return Clients(
         region=region,
         endpoint=sqs.meta.endpoint_url,

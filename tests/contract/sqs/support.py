@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from botocore.awsrequest import AWSResponse
@@ -108,6 +108,22 @@ class Refusal:
 
         service = client.meta.service_model.service_name
         client.meta.events.register(f"before-call.{service}.{operation}", refuse)
+
+
+class Page:
+    """Answers an operation with this text and status 200, as a gateway does that is in the way, until it is `over`."""
+
+    def __init__(self, client: Any, operation: str, text: str) -> None:
+        self.over = False
+        self.text = text
+        service = client.meta.service_model.service_name
+        client.meta.events.register(f"before-send.{service}.{operation}", self._answer)
+
+    def _answer(self, request: Any, **_: object) -> AWSResponse | None:
+        return None if self.over else AWSResponse(request.url, 200, {}, self)
+
+    def stream(self) -> Iterator[bytes]:
+        yield self.text.encode()
 
 
 def poll_begun(adapter: SQSAdapter, monkeypatch, number: int) -> asyncio.Event:

@@ -5,7 +5,7 @@ import pytest
 from messaging.errors import ConfigurationError, ConnectionFailed, PublishError, PublishUncertain, is_fatal
 from messaging.message import Receipt
 from tests.contract.bench import outgoing, publish, receive
-from tests.contract.sqs.support import Bench, Refusal, intercept
+from tests.contract.sqs.support import Bench, Page, Refusal, intercept
 
 SKEWED = (
     "Signature expired: 20261122T000000Z is now earlier than 20261122T001000Z (20261122T001500Z - 5 min.)"
@@ -80,3 +80,33 @@ async def test_a_page_in_place_of_an_answer_is_a_failed_connection(bench: Bench,
     intercept(adapter, monkeypatch, "get_queue_url", page)
     with pytest.raises(ConnectionFailed, match="not SQS"):
         await adapter.generations(group.topic)
+
+
+@pytest.mark.parametrize(
+    "text", ["<html><body>Log in first</body></html>", '{"Messages": [{"MessageId": "1", "Bo', ""]
+)
+async def test_a_page_in_place_of_messages_is_no_empty_queue(bench: Bench, text: str):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    consumer, inbox = bench.consumer(adapter, group), await adapter.reply_inbox()
+    page = Page(adapter.native.polls, "ReceiveMessage", text)
+    for receiver in (consumer, inbox):
+        with pytest.raises(ConnectionFailed, match="not an answer of SQS"):
+            await receiver.receive(1, 5.0)
+
+    page.over = True
+    await publish(adapter, group.topic, "one")
+    assert len(await receive(consumer, 1)) == 1
+    await inbox.close()
+
+
+async def test_a_page_in_place_of_no_answer_is_no_mark_of_a_suspect(bench: Bench):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    (delivery,) = await receive(consumer := bench.consumer(adapter, group), 1)
+    page = Page(adapter.native.sqs, "TagQueue", "<html><body>Log in first</body></html>")
+    with pytest.raises(ConnectionFailed, match="not an answer of SQS"):
+        await consumer.isolate(delivery)
+    page.over = True
+    assert await consumer.isolate(delivery)

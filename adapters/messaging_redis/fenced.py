@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, cast
 from messaging.adapter import DONE, Hold, SettleError
 from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
 from messaging.message import Ack, Reject, Release
+from messaging_redis.entries import decode_copy
 from messaging_redis.scripts import FENCED_ACK, FENCED_SETTLE, GIVE_BACK
+from messaging_redis.settling import TRIMMED, packed, tell_trimmed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,10 +107,26 @@ class FencedSettler:
         owned: Mapping[int, Partition],
         results: list[Settled],
     ) -> None:
-        streams = sorted({settlements[at].delivery.token.stream for at in places})
+        try:
+            replies = await self._call([settlements[at] for at in places], owned)
+            for at, reply in enumerate(replies):
+                if reply == TRIMMED:
+                    tell_trimmed(settlements[places[at]].delivery, self._where)
+                    (replies[at],) = await self._call([settlements[places[at]]], owned, whole=True)
+        except MessagingError as error:
+            for at in places:
+                results[at] = SettleError(error)
+            return
+        for at, reply in zip(places, replies, strict=True):
+            results[at] = self._result(settlements[at], reply.decode(), owned)
+
+    async def _call(
+        self, items: Sequence[Settlement], owned: Mapping[int, Partition], *, whole: bool = False
+    ) -> list[bytes]:
+        """`whole`: with what this member has of the entries, in place of what the stream has."""
+        streams = sorted({settlement.delivery.token.stream for settlement in items})
         arguments: list[Argument] = [self._keys.name]
-        for at in places:
-            settlement = settlements[at]
+        for settlement in items:
             delivery = settlement.delivery
             token: Token = delivery.token
             outcome = settlement.outcome
@@ -116,18 +134,12 @@ class FencedSettler:
             arguments += [kind, 5 + streams.index(token.stream), delivery.partition]
             arguments += [owned[delivery.partition].key, token.source, token.id, delivery.attempt]
             arguments += [settlement.failure or "", delivery.deliveries, delivery.position]
-            arguments.append(math.ceil(settlement.after * 1000))
+            arguments += [math.ceil(settlement.after * 1000), _packed(delivery) if whole else ""]
         keys = self._keys
-        try:
-            replies = await self._connection.run(
-                FENCED_SETTLE, [keys.leases, keys.failures, keys.guard, keys.dead, *streams], arguments
-            )
-        except MessagingError as error:
-            for at in places:
-                results[at] = SettleError(error)
-            return
-        for at, reply in zip(places, cast("list[bytes]", replies), strict=True):
-            results[at] = self._result(settlements[at], reply.decode(), owned)
+        replies = await self._connection.run(
+            FENCED_SETTLE, [keys.leases, keys.failures, keys.guard, keys.dead, *streams], arguments
+        )
+        return cast("list[bytes]", replies)
 
     def _result(self, settlement: Settlement, reply: str, owned: Mapping[int, Partition]) -> Settled:
         delivery = settlement.delivery
@@ -164,6 +176,13 @@ class FencedSettler:
                     token.id,
                 ]
             await self._connection.run(GIVE_BACK, [self._keys.leases, self._keys.guard, *streams], arguments)
+
+
+def _packed(delivery: RawDelivery) -> bytes:
+    """The fields of the message; a redriven one has them in its copy."""
+    token: Token = delivery.token
+    fields = delivery.native
+    return packed(decode_copy(fields, token.id).fields if token.source.startswith("r") else fields)
 
 
 def _is_plain(delivery: RawDelivery) -> bool:

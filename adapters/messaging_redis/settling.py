@@ -6,6 +6,7 @@ letter) goes through one script that checks the owner, stores the copy, then giv
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,7 @@ from messaging.adapter import DONE, SettleError, Settlement
 from messaging.errors import ConnectionFailed, LeaseLost, MessagingError
 from messaging.message import Ack, Reject, Release, Retry
 from messaging_redis.connection import translate
+from messaging_redis.entries import pack
 from messaging_redis.scripts import ACK_COPIES, SETTLE
 
 if TYPE_CHECKING:
@@ -24,11 +26,31 @@ if TYPE_CHECKING:
     from messaging_redis.keys import GroupKeys
     from messaging_redis.line import Argument
 
+logger = logging.getLogger("messaging")
+
 RETRY = "t"
 """The name of the retry stream among the streams of a group."""
 _CHUNK = 128
 """Settlements in one script call: the server runs nothing else meanwhile."""
 _ACKS = 500
+TRIMMED = b"trimmed"
+"""The answer of a script that found no entry to copy for what is pending and ours."""
+
+
+def packed(fields: list[bytes]) -> bytes:
+    """The fields of an entry, for a script; never nothing, which would ask it to look for them."""
+    return pack([*fields] or ["", ""])
+
+
+def tell_trimmed(delivery: RawDelivery, where: str) -> None:
+    """Somebody removed the entry while it was handled: who trims this takes unread messages as well."""
+    logger.warning(
+        "Message %s of %s was removed from its stream on Redis while it was handled, by XTRIM, MAXLEN, XDEL or its "
+        "retention: what this member has of it is stored instead",
+        delivery.message.id,
+        where,
+        extra={"message_id": delivery.message.id},
+    )
 
 
 class SharedSettler:
@@ -121,6 +143,15 @@ class SharedSettler:
         return [self._result(item, reply.decode()) for item, reply in zip(items, replies, strict=True)]
 
     async def _run(self, items: Sequence[Settlement]) -> list[bytes]:
+        replies = await self._call(items)
+        for at, reply in enumerate(replies):
+            if reply == TRIMMED:
+                tell_trimmed(items[at].delivery, self._where)
+                (replies[at],) = await self._call(items[at : at + 1], whole=True)
+        return replies
+
+    async def _call(self, items: Sequence[Settlement], *, whole: bool = False) -> list[bytes]:
+        """`whole`: with what this member has of the entries, in place of what the stream has."""
         keys = self._keys
         sources = list(self._streams)
         arguments: list[Argument] = [keys.name, self._consumer]
@@ -144,7 +175,7 @@ class SharedSettler:
                 (item.failure if failed else delivery.failure) or "",
                 0 if failed else delivery.returns,
             ]
-            arguments += [delivery.deliveries, delivery.position]
+            arguments += [delivery.deliveries, delivery.position, packed(delivery.native) if whole else ""]
             if delay:
                 soonest = item.after if soonest is None else min(soonest, item.after)
         streams = list(self._streams.values())

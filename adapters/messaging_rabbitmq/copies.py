@@ -81,7 +81,7 @@ class Copies:
         if not parcels:
             return []
         outcomes: list[MessagingError | None] = []
-        for parcel, fate in zip(parcels, await self._session.publisher.send(parcels), strict=True):
+        for parcel, fate in zip(parcels, await self._session.sender.send(parcels), strict=True):
             if fate == "stored":
                 outcomes.append(None)
             elif fate == "unrouted":

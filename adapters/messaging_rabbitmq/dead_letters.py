@@ -99,7 +99,7 @@ class RabbitMQDeadLetters(DeadLetterStore):
                 sent.append(index)
             except PublishError as error:
                 results[index] = error
-        for index, fate in zip(sent, await self._session.publisher.send(parcels), strict=True):
+        for index, fate in zip(sent, await self._session.sender.send(parcels), strict=True):
             letter = letters[index][0]
             if isinstance(fate, PublishError):
                 results[index] = fate

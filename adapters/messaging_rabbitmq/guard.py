@@ -77,7 +77,7 @@ class Marks:
             return  # the topology setting forbids the queue: the message runs alone, without a mark
         body = json.dumps({"id": message_id, "member": session.member}).encode()
         properties = Basic.Properties(delivery_mode=2, message_id=unique_id())
-        fate = (await session.publisher.send([parcel_of("", queue, properties, body)]))[0]
+        fate = (await session.sender.send([parcel_of("", queue, properties, body)]))[0]
         if fate != "stored":
             session.topology.forget()
             raise ConnectionFailed(f"message {message_id} could not be isolated: {fate}")

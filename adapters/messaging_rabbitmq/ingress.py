@@ -87,7 +87,7 @@ class IngressRelay:
                 unbound += 1
             else:
                 parcels.append(self._sent_on(original))
-        for fate in await self._session.publisher.send(parcels):
+        for fate in await self._session.sender.send(parcels):
             if isinstance(fate, MessagingError):
                 raise fate  # closing the channel gives all back, in order
         if unbound:

@@ -1,128 +1,176 @@
-"""Publishing with confirms: many at once, one fate for each message."""
+"""Publishing: from messages to parcels, and from their fates to results, in the order of the calls."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
-from messaging.errors import ConnectionFailed, PublishError, PublishUncertain
-from messaging_rabbitmq.confirms import Batch
-from messaging_rabbitmq.ports import TOGETHER, Ports
+from messaging.adapter import Outgoing, Unrouted
+from messaging.errors import MessagingError, NoGroup, PublishError
+from messaging.failed_keys import FailedKeys
+from messaging.message import make_receipt
+from messaging_rabbitmq.properties import packed
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from messaging_rabbitmq.confirms import Word
-    from messaging_rabbitmq.connection import Link
+    from messaging.adapter import TopicSpec
+    from messaging.message import Receipt
     from messaging_rabbitmq.frames import Parcel
-    from messaging_rabbitmq.settings import RabbitMQSettings
+    from messaging_rabbitmq.sender import Fate
+    from messaging_rabbitmq.session import Session
 
-Fate: TypeAlias = Literal["stored", "unrouted"] | PublishError
-"""`unrouted`: confirmed, but no queue took it."""
+_PENDING = PublishError("not sent")
+"""Stands where a result will be; none may be left, for an error that many raise keeps the frames of all."""
 
 
 class Publisher:
-    """Confirmed channels on the connection for publishing (`Ports`).
+    """Publishes what one adapter is given. Of an ordered topic nothing is stored behind what failed of its key (7)."""
 
-    A place is free again only when its confirm came or the channel is gone, so that a broker that reads or confirms
-    nothing holds no more in memory than `outstanding` messages, each up to `max_message_bytes`.
-    """
+    def __init__(self, session: Session) -> None:
+        self._settings = session.settings
+        self._names = session.names
+        self._consuming = session.consuming
+        self._publishing = session.publishing
+        self._sender = session.sender
+        self._topology = session.topology
+        self._careful: set[str] = set()
+        """Ordered topics of which a message was once not confirmed."""
 
-    def __init__(self, link: Link, settings: RabbitMQSettings) -> None:
-        self._link = link
-        self._timeout = settings.confirm_timeout
-        self.ports = Ports(link, settings.outstanding)
-        self.most = min(TOGETHER, max(1, settings.outstanding // 2))
-        """Parcels that are handed over together, or none of them; of more, some may be without those before them."""
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | PublishError]:
+        """See `Adapter.publish`."""
+        self._publishing.check_open()
+        results: list[Receipt | PublishError] = [_PENDING] * len(messages)
+        parcels, sent, topics = self._parcels(messages, await self._missing_topics(messages), results)
+        spread = not any(topic.ordered for topic in topics)
+        lane = parcels[0].exchange if len(topics) == 1 and parcels else None
+        failed = FailedKeys()
+        for wave in self._waves(messages, sent):
+            going = wave
+            if failed:
+                told = {at: failed.behind(messages[sent[at]]) for at in wave}
+                going = [at for at in wave if told[at] is None]
+                for at, behind in told.items():
+                    results[sent[at]] = behind or _PENDING
+            fates = await self._sender.send([parcels[at] for at in going], lane, spread=spread)
+            for at, fate in zip(going, fates, strict=True):
+                one = messages[sent[at]]
+                if fate == "stored":
+                    results[sent[at]] = make_receipt(one.message.id, one.partition, None)
+                    continue
+                # What no queue took is not stored either where one before it failed.
+                behind = failed.behind(one) if fate == "unrouted" else None
+                result = results[sent[at]] = behind or _result(one, fate)
+                if isinstance(result, PublishError):
+                    failed.add(one, result)
+                # Without a cause the broker was silent: that says nothing of the topic.
+                if isinstance(fate, PublishError) and fate.__cause__ is not None:
+                    self._topology.unsure(one.topic)
+                if one.topic.ordered and isinstance(fate, PublishError):
+                    self._careful.add(one.topic.name)
+        return results
 
-    def send(
-        self, parcels: Sequence[Parcel], lane: str | None = None, *, spread: bool = False
-    ) -> Coroutine[None, None, list[Fate]]:
-        """Store each, in order; one fate each. Cancelling leaves the fates unknown and the channels whole.
+    async def _missing_topics(self, messages: Sequence[Outgoing]) -> dict[tuple[str, int], PublishError]:
+        missing: dict[tuple[str, int], PublishError] = {}
+        known: TopicSpec | None = None
+        for one in messages:
+            topic = one.topic
+            if topic is known or _place(topic) in missing:
+                continue
+            try:
+                await self._topology.exchange_exists(topic)
+            except PublishError as error:
+                missing[_place(topic)] = error
+            except MessagingError as error:
+                unsent = PublishError(f"nothing was published to topic {topic.name}: {error}")
+                unsent.__cause__ = error
+                missing[_place(topic)] = unsent
+            else:
+                known = topic
+        return missing
 
-        The order is kept within a lane (`Ports`) that is not spread: without `lane`, within an exchange, or past the
-        exchanges a queue. What a lane waits for holds up no other.
+    def _parcels(
+        self,
+        messages: Sequence[Outgoing],
+        missing: Mapping[tuple[str, int], PublishError],
+        results: list[Receipt | PublishError],
+    ) -> tuple[list[Parcel], Sequence[int], Sequence[TopicSpec]]:
+        """What can be sent, the places of it, and the topics in turn; the results of all else."""
+        failed = FailedKeys()
+        parcels: list[Parcel] = []
+        sent: list[int] = []
+        limit = self._settings.max_message_bytes
+        table_limit = self._consuming.table_limit
+        known: TopicSpec | None = None
+        exchange = ""
+        topics: list[TopicSpec] = []
+        for index, one in enumerate(messages):
+            topic = one.topic
+            if topic is not known:
+                known = topic
+                exchange = self._names.exchange(topic)
+                topics.append(topic)
+            error = None
+            if missing or failed:
+                error = missing.get(_place(topic)) or failed.behind(one)
+            if error is None:
+                # An adopted exchange routes by the topic's name: it knows nothing of partitions.
+                routing_key = str(one.partition) if topic.native is None else topic.name
+                try:
+                    parcels.append(
+                        packed(
+                            exchange,
+                            routing_key,
+                            one.message,
+                            limit=limit,
+                            table_limit=table_limit,
+                            reply_to=one.reply_to,
+                        )
+                    )
+                    sent.append(index)
+                    continue
+                except PublishError as invalid:
+                    error = invalid
+                    failed.add(one, invalid)
+            results[index] = error
+        return parcels, sent, topics
+
+    def _waves(self, messages: Sequence[Outgoing], sent: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Places in `sent`, to be handed over wave by wave: each finds room at once, or not at all.
+
+        The broker may refuse one message (basic.nack: a full queue) and take the next that is already on its way. Of
+        an ordered topic where that has happened, a key's next message waits until the one before it is confirmed (7).
         """
-        if lane and 0 < len(parcels) <= self.most:
-            return self._send(parcels, lane, spread=spread)
-        return (
-            self._send_chunks(parcels, lane, spread=spread)
-            if lane
-            else self._send_apart(parcels, spread=spread)
+        most = self._sender.most
+        if not (self._settings.confirm_each or self._careful):
+            return [range(at, min(at + most, len(sent))) for at in range(0, len(sent), most)]
+        waves: list[list[int]] = [[]]
+        depth: dict[tuple[str, str | bytes | None], int] = {}
+        for at, index in enumerate(sent):
+            one = messages[index]
+            wave = 0
+            if one.topic.ordered and (self._settings.confirm_each or one.topic.name in self._careful):
+                wave = depth.get(_lane(one), 0)
+                depth[_lane(one)] = wave + 1
+            if wave == len(waves):
+                waves.append([])
+            waves[wave].append(at)
+        return [wave[at : at + most] for wave in waves for at in range(0, len(wave), most)]
+
+
+def _lane(one: Outgoing) -> tuple[str, str | bytes | None]:
+    return one.topic.name, one.message.key
+
+
+def _result(one: Outgoing, fate: Fate) -> Receipt | PublishError:
+    if isinstance(fate, PublishError):
+        return fate
+    if one.mandatory:
+        return NoGroup(
+            f"message {one.message.id} was not published: no group subscribes to topic {one.topic.name}. "
+            f"Run the app that handles it, or declare its group."
         )
-
-    async def _send_chunks(self, parcels: Sequence[Parcel], lane: str, *, spread: bool) -> list[Fate]:
-        fates: list[Fate] = []
-        for start in range(0, len(parcels), self.most):
-            fates += await self._send(parcels[start : start + self.most], lane, spread=spread)
-        return fates
-
-    async def _send_apart(self, parcels: Sequence[Parcel], *, spread: bool) -> list[Fate]:
-        lanes: dict[str, list[int]] = {}
-        for at, parcel in enumerate(parcels):
-            lanes.setdefault(parcel.exchange or parcel.routing_key, []).append(at)
-        if len(lanes) == 1:
-            return await self._send_chunks(parcels, *lanes, spread=spread)
-        sending = [
-            self._send_chunks([parcels[at] for at in places], lane, spread=spread)
-            for lane, places in lanes.items()
-        ]
-        fates: list[Fate] = ["stored"] * len(parcels)
-        for places, sent in zip(lanes.values(), await asyncio.gather(*sending), strict=True):
-            for at, fate in zip(places, sent, strict=True):
-                fates[at] = fate
-        return fates
-
-    async def _send(self, parcels: Sequence[Parcel], lane: str, *, spread: bool) -> list[Fate]:
-        loop = asyncio.get_running_loop()
-        batch = Batch(parcels, lane=lane, spread=spread)
-        timer = loop.call_at(loop.time() + self._timeout, batch.let_go)
-        self.ports.send(batch)
-        try:
-            await batch.over
-        finally:
-            timer.cancel()
-            if batch.parcels:
-                self.ports.withdraw(batch)
-        if batch.parcels:
-            return [self._unsent(batch.unsent)] * len(parcels)
-        return ["stored" if word == "stored" else self._fate(word) for word in batch.words]
-
-    def _unsent(self, error: Exception | None) -> PublishError:
-        if error is None:
-            return PublishError(
-                f"not handed to RabbitMQ at {self._link.address} within {self._timeout:g} s: "
-                f"{self.ports.unconfirmed} earlier messages wait for their confirms"
-            )
-        if not isinstance(error, ConnectionFailed):
-            raise error
-        return _caused(PublishError(f"not published: {error}"), error)
-
-    def _fate(self, word: Word) -> Fate:
-        if word is None:
-            return PublishUncertain(
-                f"RabbitMQ at {self._link.address} did not confirm within {self._timeout:g} s: it may be short of "
-                f"memory or disk, or a queue has no leader. It may or may not have the message."
-            )
-        if word == "refused":
-            return _caused(
-                PublishUncertain(
-                    f"RabbitMQ at {self._link.address} refused the message (basic.nack): a queue is full or has no "
-                    f"leader. Other queues of the topic may have it."
-                ),
-                PublishError("basic.nack"),
-            )
-        if isinstance(word, Exception):
-            return _caused(
-                PublishUncertain(
-                    f"the connection to RabbitMQ at {self._link.address} was lost before the confirm came: "
-                    f"it may or may not have the message"
-                ),
-                word,
-            )
-        return word
+    return Unrouted(one.message.id, one.partition)
 
 
-def _caused(error: PublishError, cause: BaseException) -> PublishError:
-    error.__cause__ = cause
-    return error
+def _place(topic: TopicSpec) -> tuple[str, int]:
+    return topic.name, topic.generation

@@ -71,7 +71,7 @@ async def send_replies(
             continue
         parcels.append(parcel)
         sent.append(index)
-    for index, fate in zip(sent, await session.publisher.send(parcels, _LANE), strict=True):
+    for index, fate in zip(sent, await session.sender.send(parcels, _LANE), strict=True):
         if isinstance(fate, PublishError):
             results[index] = fate
     return results

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from messaging.clock import Clock
     from messaging_rabbitmq.connection import Link
     from messaging_rabbitmq.names import Names
-    from messaging_rabbitmq.publisher import Publisher
+    from messaging_rabbitmq.sender import Sender
     from messaging_rabbitmq.settings import RabbitMQSettings
     from messaging_rabbitmq.topology import TopologyKeeper
 
@@ -23,7 +23,7 @@ class Session:
     consuming: Link
     """Also declares, scans and probes: a broker short of memory stops reading from connections that publish."""
     publishing: Link
-    publisher: Publisher
+    sender: Sender
     topology: TopologyKeeper
     clock: Clock
     member: str

@@ -78,7 +78,7 @@ async def test_what_was_published_while_its_queue_had_no_leader_is_not_refused_f
     # Told here as if by the broker: RabbitMQ takes nothing more of such a channel.
     adapter = await bench.adapter()
     group = await bench.group(adapter, TopicSpec("orders", partitions=1))
-    ports = adapter._session.publisher.ports
+    ports = adapter._session.sender.ports
     await publish(adapter, group.topic, "a")
     (before,) = ports._all
     before.opened -= RENEWED

@@ -196,7 +196,7 @@ async def test_cancelling_a_publish_leaves_the_connection_whole(bench: Bench) ->
     await publish(adapter, group.topic, "m1")
 
     assert adapter.native is native
-    assert adapter._session.publisher.ports.unconfirmed == 0
+    assert adapter._session.sender.ports.unconfirmed == 0
 
 
 async def test_a_real_cancellation_is_never_mistaken_for_a_loss(bench: Bench) -> None:
@@ -229,7 +229,7 @@ async def test_a_copy_that_cannot_be_stored_leaves_the_delivery_ours(bench: Benc
     await publish(adapter, group.topic, "m1", "m2")
     one, two = await receive(consumer, 2)
     await settle(consumer, [two], Retry(), after=0.1, failure="{}")
-    ports = adapter._session.publisher.ports
+    ports = adapter._session.sender.ports
     real = ports.send
 
     def broken(batch: Batch) -> None:

@@ -114,7 +114,7 @@ async def test_publishers_side_by_side_each_get_their_own_results(bench: Bench) 
     assert len(set(seen)) == 800
     for task in range(20):
         assert [one for one in seen if one.startswith(f"{task}-")] == [f"{task}-{n}" for n in range(40)]
-    ports = adapter._session.publisher.ports
+    ports = adapter._session.sender.ports
     assert ports._all and not ports.unconfirmed
     for port in ports._all:
         assert isinstance(port.outlet, outlet.TappedOutlet)

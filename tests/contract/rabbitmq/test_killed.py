@@ -234,7 +234,7 @@ async def test_a_queue_that_does_not_answer_holds_up_the_publishes_to_its_own_to
         asyncio.create_task(member.publish([outgoing(held, f"{call}-{number}") for number in range(100)]))
         for call in range(6)
     ]
-    while not member._session.publisher.ports.unconfirmed:
+    while not member._session.sender.ports.unconfirmed:
         await asyncio.sleep(0)
 
     await publish(member, free, *(f"m{number}" for number in range(500)))

@@ -213,4 +213,4 @@ async def test_a_message_that_its_queue_refuses_ends_no_connection(
 
     assert [type(fate) for fate in refused] == [PublishUncertain] * 2
     assert session.publishing.current is connection
-    assert session.publisher.ports.unconfirmed == 0
+    assert session.sender.ports.unconfirmed == 0

@@ -198,8 +198,9 @@ class Ports:
             self._serve_soon()
 
     def _retire(self, port: Port, channel: AbstractChannel) -> None:
-        self._gone(port)
-        abandon(channel)
+        if port in self._all:  # else it is gone already
+            self._gone(port)
+            abandon(channel)
 
     def _open(self) -> None:
         """One channel more, if there may be one."""

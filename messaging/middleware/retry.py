@@ -159,37 +159,7 @@ def retrying(
     Only cancellation and the end of the process (KeyboardInterrupt, SystemExit, GeneratorExit) pass untouched. A
     group with a cancellation in it is one where somebody cancels the task, else a failure like any other.
     """
-
-    def conclude(delivery: Delivery[Any], outcome: Retry, origin: BaseException | None) -> Outcome:
-        reason = outcome.reason or "a Retry without a reason"
-        exhausted = delivery.attempt >= policy.attempts
-        if exhausted and on_exhausted == "dead_letter":
-            tried = f"attempt {delivery.attempt} of {policy.attempts}"
-            return _from(origin, Reject(f"{reason} ({tried})", cause="max_attempts"))
-        if outcome.after is None:
-            after = policy.delay.longest if exhausted else policy.delay.of(delivery.attempt, random)
-        else:
-            after = _wish(outcome)
-        if not isfinite(after):
-            wish = reason_of(outcome.after)[:_WISH_CHARACTERS]
-            text = f"{reason} (Retry(after={wish}) asks for no delay that can be kept)"
-            return _from(origin, Reject(text, cause="delay_unsupported"))
-        return _from(origin, Retry(reason, after=after))
-
-    def judge(delivery: Delivery[Any], error: BaseException) -> Outcome:
-        leaves = list(leaves_of(error))
-        for leaf in leaves:
-            if isinstance(leaf, Reject):
-                return _from(_origin(error, leaf), _rejected(leaf))
-        for leaf in leaves:
-            if not isinstance(leaf, Retry) and not policy.retries(leaf):
-                return _from(error, Reject(summary(leaf), cause="exception"))
-        first = leaves[0]
-        reason = _retried(first).reason if isinstance(first, Retry) else summary(first)
-        retries = [_retried(leaf) for leaf in leaves if isinstance(leaf, Retry)]
-        wishes = [retry for retry in retries if retry.after is not None]
-        after = max(wishes, key=_wish).after if wishes else None
-        return conclude(delivery, Retry(reason, after=after), _origin(error, first))
+    failures = _Failures(policy, on_exhausted, random)
 
     def middleware(next: Handler) -> Handler:
         async def handle(delivery: Delivery[Any]) -> Outcome:
@@ -200,25 +170,67 @@ def retrying(
                     raise
                 if _cancelled_with_others(error):
                     raise CancelledError from error
-                return judge(delivery, error)
+                return failures.judge(delivery, error)
             if isinstance(outcome, Ack):
                 return outcome
             if isinstance(outcome, Retry):
-                return conclude(delivery, _retried(outcome), outcome.__cause__)
+                return failures.conclude(delivery, _retried(outcome), outcome.__cause__)
             if isinstance(outcome, Reject):
                 return _from(outcome.__cause__, _rejected(outcome))
             if not isinstance(outcome, OUTCOMES):  # pyright: ignore[reportUnnecessaryIsInstance]  a forgotten return
                 said = f"middleware returned {type(outcome).__name__}, which is no outcome: return what `next` returned"
-                return judge(delivery, TypeError(said))
+                return failures.judge(delivery, TypeError(said))
             if type(outcome) is not Release and not isfinite(_wish(outcome)):
-                return judge(
-                    delivery, ValueError(f"{type(outcome).__name__} asks for no delay that can be kept")
-                )
+                said = f"{type(outcome).__name__} asks for no delay that can be kept"
+                return failures.judge(delivery, ValueError(said))
             return outcome
 
         return handle
 
     return middleware
+
+
+class _Failures:
+    """What becomes of a failure by a policy."""
+
+    def __init__(self, policy: RetryPolicy, on_exhausted: OnExhausted, random: Random) -> None:
+        self._policy = policy
+        self._on_exhausted = on_exhausted
+        self._random = random
+
+    def judge(self, delivery: Delivery[Any], error: BaseException) -> Outcome:
+        """The outcome that an exception comes to, a group of them by its leaves."""
+        leaves = list(leaves_of(error))
+        for leaf in leaves:
+            if isinstance(leaf, Reject):
+                return _from(_origin(error, leaf), _rejected(leaf))
+        for leaf in leaves:
+            if not isinstance(leaf, Retry) and not self._policy.retries(leaf):
+                return _from(error, Reject(summary(leaf), cause="exception"))
+        first = leaves[0]
+        reason = _retried(first).reason if isinstance(first, Retry) else summary(first)
+        retries = [_retried(leaf) for leaf in leaves if isinstance(leaf, Retry)]
+        wishes = [retry for retry in retries if retry.after is not None]
+        after = max(wishes, key=_wish).after if wishes else None
+        return self.conclude(delivery, Retry(reason, after=after), _origin(error, first))
+
+    def conclude(self, delivery: Delivery[Any], outcome: Retry, origin: BaseException | None) -> Outcome:
+        """A Retry with its delay in seconds; a Reject where no attempt is left, or the delay cannot be kept."""
+        policy = self._policy
+        reason = outcome.reason or "a Retry without a reason"
+        exhausted = delivery.attempt >= policy.attempts
+        if exhausted and self._on_exhausted == "dead_letter":
+            tried = f"attempt {delivery.attempt} of {policy.attempts}"
+            return _from(origin, Reject(f"{reason} ({tried})", cause="max_attempts"))
+        if outcome.after is None:
+            after = policy.delay.longest if exhausted else policy.delay.of(delivery.attempt, self._random)
+        else:
+            after = _wish(outcome)
+        if not isfinite(after):
+            wish = reason_of(outcome.after)[:_WISH_CHARACTERS]
+            text = f"{reason} (Retry(after={wish}) asks for no delay that can be kept)"
+            return _from(origin, Reject(text, cause="delay_unsupported"))
+        return _from(origin, Retry(reason, after=after))
 
 
 def _ends_more_than_the_handler(error: BaseException) -> bool:

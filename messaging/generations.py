@@ -388,16 +388,7 @@ async def begin(
     if not kept:
         raise TopicNotFound(f"Topic {topic.name} does not exist: what is not there needs no new generation")
     last = kept[-1]
-    wanted = replace(
-        last,
-        generation=last.generation + 1,
-        partitions=last.partitions if partitions is None else partitions,
-        ordered=last.ordered if ordered is None else ordered,
-    )
-    if not 1 <= wanted.partitions <= MOST_PARTITIONS:
-        raise ConfigurationError(
-            f"Topic {topic.name} cannot have {wanted.partitions} partitions: one at least, {MOST_PARTITIONS} at most"
-        )
+    wanted = _next(last, partitions, ordered)
     if (wanted.partitions, wanted.ordered) != (last.partitions, last.ordered):
         await _declare(adapter, last, wanted)
         await adapter.begin_generation(wanted)
@@ -411,6 +402,21 @@ async def begin(
         adapter, [one for one, next_one in pairwise(kept) if one.ordered and next_one.ordered], grace, clock
     )
     return kept[-1]
+
+
+def _next(last: TopicSpec, partitions: int | None, ordered: bool | None) -> TopicSpec:
+    """The generation after the last one; what is None stays. Raises ConfigurationError for an illegal number."""
+    wanted = replace(
+        last,
+        generation=last.generation + 1,
+        partitions=last.partitions if partitions is None else partitions,
+        ordered=last.ordered if ordered is None else ordered,
+    )
+    if not 1 <= wanted.partitions <= MOST_PARTITIONS:
+        raise ConfigurationError(
+            f"Topic {last.name} cannot have {wanted.partitions} partitions: one at least, {MOST_PARTITIONS} at most"
+        )
+    return wanted
 
 
 async def _declare(adapter: Adapter, last: TopicSpec, wanted: TopicSpec) -> None:

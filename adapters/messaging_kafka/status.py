@@ -81,18 +81,7 @@ async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -
             for topic in (state.physical, beside)
             for number in range(there.get(topic, 0))
         ]
-        committed = await session.brokers.committed(name, places)
-        ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
-        known = {
-            place: committed.get(place, Committed(0))
-            for place in ends
-            if place in committed or place.topic == beside or session.topology.newer(group, place.partition)
-        }
-        short = [place for place, position in known.items() if ends[place] < position.offset]
-        starts = await session.brokers.offsets(dict.fromkeys(short, library.EARLIEST)) if short else {}
-        # A log that ends before the position is read from its beginning.
-        known |= {place: Committed(start) for place, start in starts.items()}
-        lag = sum(progress.left(position, ends[place]) for place, position in known.items())
+        lag = await _lag(session, group, state.physical, places)
         members = await session.brokers.members([name])
         dead = await letters.counted(refresh=False)
     except (TopicNotFound, ConfigurationError):
@@ -106,6 +95,25 @@ async def _info(session: Session, group: GroupSpec, letters: KafkaDeadLetters) -
         generation=group.topic.generation,
         ordered=group.ordered,
     )
+
+
+async def _lag(session: Session, group: GroupSpec, main: str, places: Sequence[Place]) -> int:
+    """How many messages the group has not handled in these partitions, those of `main` among them.
+
+    A partition of `main` without a position counts only where it came after the group: it is read from its beginning.
+    """
+    committed = await session.brokers.committed(session.names.group(group), places)
+    ends = await session.brokers.offsets(dict.fromkeys(places, library.LATEST))
+    known = {
+        place: committed.get(place, Committed(0))
+        for place in ends
+        if place in committed or place.topic != main or session.topology.newer(group, place.partition)
+    }
+    short = [place for place, position in known.items() if ends[place] < position.offset]
+    starts = await session.brokers.offsets(dict.fromkeys(short, library.EARLIEST)) if short else {}
+    # A log that ends before the position is read from its beginning.
+    known |= {place: Committed(start) for place, start in starts.items()}
+    return sum(progress.left(position, ends[place]) for place, position in known.items())
 
 
 def _unknown(group: GroupSpec, stuck: str) -> GroupInfo:

@@ -15,7 +15,7 @@ from messaging_sqs.forms import write_form
 from messaging_sqs.logs import withhold_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from messaging_sqs.settings import SQSSettings
 
@@ -67,24 +67,7 @@ def make_clients(settings: SQSSettings) -> Clients:
         # botocore reads the file at each connection, where one that cannot be read looks like a lost service.
         client_context(f"SQS at {settings.address}", ca=settings.ca)
     own = [client for client in (settings.sqs_client, settings.sns_client) if client is not None]
-    session = settings.session or (_session_of(own[0]) if own else _new_session(settings))
-    region = settings.region or session.region_name or os.environ.get("AWS_REGION")
-    if not region:
-        raise ConfigurationError(
-            "no region: name it in the URL, as sqs://eu-central-1, or set AWS_DEFAULT_REGION, or one in the profile"
-        )
-    for client in own:
-        if client.meta.region_name != region:
-            raise ConfigurationError(
-                f"a client of one's own is for region {client.meta.region_name}, the rest for {region}: name one region"
-            )
-    if settings.sqs_client is None and session.get_credentials() is None:
-        raise AuthenticationFailed(
-            "no AWS credentials were found by the AWS chain (environment, profile, web identity, container, "
-            "instance): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile, or give the process a role"
-        )
-    if settings.role is not None:
-        session = _assumed(settings, session, region)
+    session, region = _session_in_region(settings, own)
 
     names = _names_of_aws()
     # What is made beside a client of one's own speaks to the same server.
@@ -125,6 +108,29 @@ def make_clients(settings: SQSSettings) -> Clients:
         },
         renewing=isinstance(session.get_credentials(), _credentials.RefreshableCredentials),
     )
+
+
+def _session_in_region(settings: SQSSettings, own: Sequence[Any]) -> tuple[Any, str]:
+    """A session with the credentials to use, and the region that it and the clients of one's own are for."""
+    session = settings.session or (_session_of(own[0]) if own else _new_session(settings))
+    region = settings.region or session.region_name or os.environ.get("AWS_REGION")
+    if not region:
+        raise ConfigurationError(
+            "no region: name it in the URL, as sqs://eu-central-1, or set AWS_DEFAULT_REGION, or one in the profile"
+        )
+    for client in own:
+        if client.meta.region_name != region:
+            raise ConfigurationError(
+                f"a client of one's own is for region {client.meta.region_name}, the rest for {region}: name one region"
+            )
+    if settings.sqs_client is None and session.get_credentials() is None:
+        raise AuthenticationFailed(
+            "no AWS credentials were found by the AWS chain (environment, profile, web identity, container, "
+            "instance): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile, or give the process a role"
+        )
+    if settings.role is not None:
+        session = _assumed(settings, session, region)
+    return session, region
 
 
 def _names_of_aws() -> Callable[[str], bool]:

@@ -22,7 +22,7 @@ from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import in_batches, is_gone
 from messaging_sqs.bounds import Bounds, bounds_of
-from messaging_sqs.connection import Absent
+from messaging_sqs.connection import Absent, Interrupted
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.envelopes import Envelopes
 from messaging_sqs.guard import Marks, suspects_of
@@ -253,7 +253,9 @@ class Member(Consumer):
                 settlements[index].delivery.token.copied = True
                 removed.append(index)
             else:
-                settlements[index].delivery.token.too_large |= copies.refused_for_size(error)
+                token: Token = settlements[index].delivery.token
+                token.too_large |= copies.refused_for_size(error)
+                token.doubtful |= isinstance(error, Interrupted)
                 results[index] = SettleError(error)
 
     async def _stored(self, url: str, those: Sequence[copies.Copy]) -> list[MessagingError | None]:

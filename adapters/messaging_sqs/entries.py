@@ -238,6 +238,8 @@ class Token:
     """How much of `count` are clean releases that were recorded."""
     too_large: bool = False
     """The service refused a copy of it for its size."""
+    doubtful: bool = False
+    """A copy of it may be stored, as its answer was lost: another would be one message more."""
     copied: bool = False
     """Its copy is stored: only its removal is left."""
     done: bool = False

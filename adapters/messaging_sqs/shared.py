@@ -19,21 +19,22 @@ class SharedConsumer(Member):
     """A member that shares a standard queue with the others of its group, in no order."""
 
     async def plan(self, settlement: Settlement) -> Hold | float | tuple[str, copies.Copy]:
-        """Copies wait in the queue; what is too large for one is held here, for as long as SQS lends it."""
+        """Copies wait in the queue; what is too large for one, or may have one, is held here while SQS lends it."""
         delivery, outcome, after = settlement.delivery, settlement.outcome, settlement.after
         if isinstance(outcome, Reject):
             return await self.letter(settlement)
         left: float = delivery.token.received + LONGEST_HOLD - time.monotonic()
+        another = not delivery.token.doubtful or after > left
         if isinstance(outcome, Release):
             if 0 < after <= HELD_HERE:
                 return await self._hold(delivery, after)
             if self.worn(delivery) or after > left:
                 copy = copies.released(delivery, after, self.bounds.step)
-                if copies.fits(delivery, copy):
+                if another and copies.fits(delivery, copy):
                     return self.url, copy
             return max(min(after, left), 0.0)
         copy = copies.failed(delivery, after, settlement.failure, self.bounds.step)
-        if copies.fits(delivery, copy):
+        if another and copies.fits(delivery, copy):
             return self.url, copy
         if after > left:
             return await self.letter(settlement)

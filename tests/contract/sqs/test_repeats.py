@@ -1,5 +1,6 @@
 """What is repeated by itself: nothing of which the service might make a second message."""
 
+import time
 from typing import Any
 
 import boto3
@@ -8,11 +9,12 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError
 from botocore.httpsession import URLLib3Session
 
-from messaging.adapter import TopicSpec
+from messaging.adapter import Done, Hold, SettleError, TopicSpec
 from messaging.errors import PublishUncertain
-from messaging.message import Receipt
-from tests.contract.bench import ids, nothing, outgoing, receive
-from tests.contract.sqs.support import Bench
+from messaging.message import Receipt, Reject, Release, Retry
+from messaging_sqs.connection import Interrupted
+from tests.contract.bench import ids, nothing, outgoing, publish, receive, settle
+from tests.contract.sqs.support import Bench, intercept
 
 _SNS = 'xmlns="http://sns.amazonaws.com/doc/2010-03-31/"'
 _THROTTLED_ENTRY = f"""<PublishBatchResponse {_SNS}><PublishBatchResult><Successful/><Failed><member><Id>0</Id>
@@ -135,3 +137,63 @@ async def test_a_throttled_publish_is_repeated_for_nothing_was_taken(bench: Benc
     (result,) = await adapter.publish([outgoing(group.topic, "one")])
     assert isinstance(result, Receipt)
     assert line.sent == 2
+
+
+async def answers_are_lost(go_on, parameters) -> None:
+    await go_on(**parameters)
+    raise Interrupted("the answer came too late")
+
+
+async def test_a_retry_of_which_a_copy_may_be_stored_is_held_and_no_further_copy_is_made(
+    bench: Bench, monkeypatch
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 1)
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "send_message_batch", answers_are_lost)
+        (refused,) = await settle(consumer, deliveries, Retry(), failure="{}")
+        assert isinstance(refused, SettleError)
+        for _ in range(3):
+            (held,) = await settle(consumer, deliveries, Retry(), after=2.0, failure="{}")
+            assert isinstance(held, Hold)
+            assert held.until == pytest.approx(time.monotonic() + 2, abs=1)
+    (copy,) = await receive(consumer, 1)
+    assert (copy.message.id, copy.attempt) == ("one", 2)
+    await nothing(consumer)
+
+
+async def test_a_release_of_which_a_copy_may_be_stored_is_hidden_and_no_further_copy_is_made(
+    bench: Bench, monkeypatch
+):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = bench.consumer(adapter, group)
+    for _ in range(2):
+        assert await settle(consumer, await receive(consumer, 1), Release()) == [Done()]
+    deliveries = await receive(consumer, 1)
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "send_message_batch", answers_are_lost)
+        (refused,) = await settle(consumer, deliveries, Release())
+        assert isinstance(refused, SettleError)
+        assert await settle(consumer, deliveries, Release()) == [Done()]
+    assert ids(await receive(consumer, 2)) == ["one", "one"]
+    await nothing(consumer)
+
+
+async def test_a_dead_letter_that_may_be_stored_is_stored_again_and_shown_once(bench: Bench, monkeypatch):
+    adapter = await bench.adapter()
+    group = await bench.group(adapter)
+    await publish(adapter, group.topic, "one")
+    consumer = bench.consumer(adapter, group)
+    deliveries = await receive(consumer, 1)
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "send_message_batch", answers_are_lost)
+        (refused,) = await settle(consumer, deliveries, Reject("bad"), failure="{}")
+        assert isinstance(refused, SettleError)
+    assert await settle(consumer, deliveries, Reject("bad"), failure="{}") == [Done()]
+    async with adapter.dead_letters(group).scan() as letters:
+        assert [letter.message.id async for letter in letters] == ["one"]

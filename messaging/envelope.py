@@ -342,19 +342,6 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def check_key(key: Key) -> Key:
-    """The key in its one form: a str where its bytes are UTF-8. Raises InvalidMessage for what is no key."""
-    if isinstance(key, bytes):
-        key = readable_key(key)
-    elif not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers may be untyped
-        raise InvalidMessage(f"a key is a str or bytes, not {type(key).__name__}")
-    if isinstance(key, str):
-        check_text(key, "the key")
-    if len(key) > MAX_HEADERS:
-        raise InvalidMessage(f"the key has {len(key)} characters; at most {MAX_HEADERS} fit")
-    return key
-
-
 def check_text(value: object, what: str) -> int:
     """The number of UTF-8 bytes. Raises InvalidMessage, naming `what`, for what not every broker carries as a text."""
     if not isinstance(value, str):

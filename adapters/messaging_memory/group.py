@@ -141,8 +141,6 @@ class Group(ABC):
         """Messages that the topic's retention took before the group read them."""
         self.finished: set[int] = set()
         """Partitions of a former generation that are handled."""
-        self.lapsed = 0
-        """Deliveries whose lease ended before they were settled."""
         self.clock = clock
         self._numbers = count(1)
         self._timer: Timer | None = None
@@ -290,7 +288,6 @@ class Group(ABC):
     def lapse(self, member: Member) -> None:
         """End the leases of all that this member holds and is not handing over."""
         if ended := [one for one in member.held if one.partition not in member.revoking]:
-            self.lapsed += len(ended)
             self._lapse(member, ended)
             self.wake()
 
@@ -307,7 +304,6 @@ class Group(ABC):
         now = self.clock.monotonic()
         for member in list(self.members):
             if ended := self._ended(member, now):
-                self.lapsed += len(ended)
                 self._lapse(member, ended)
             elif not member.held and member.waiter is None and member.seen + member.lease <= now:
                 self.leave(

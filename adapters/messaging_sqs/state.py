@@ -43,8 +43,3 @@ class TopicState:
     """A publish found no SNS topic."""
     looked: float = -1e9
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def direct(self) -> bool:
-        """Messages go to queues, without SNS."""
-        return self.arn is None

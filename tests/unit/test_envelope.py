@@ -1,5 +1,4 @@
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,6 @@ from messaging.envelope import (
     MAX_ATTEMPT,
     RESERVED,
     check_headers,
-    check_key,
     decode,
     encode,
     recorded_attempt,
@@ -287,16 +285,3 @@ def test_a_header_that_cannot_be_carried_is_named(headers: dict, named: str) -> 
         check_headers(headers)
 
     assert named in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "form"), [("a", "a"), (b"a", "a"), ("", ""), (b"", ""), ("é".encode(), "é"), (b"\xff", b"\xff")]
-)
-def test_one_key_has_one_form(key: str | bytes, form: str | bytes) -> None:
-    assert check_key(key) == form
-
-
-@pytest.mark.parametrize("key", [3, None, "\ud800", "a\0", "x" * 70_000, bytearray(b"x")])
-def test_a_key_that_cannot_be_carried_is_refused(key: Any) -> None:
-    with pytest.raises(InvalidMessage, match="key"):
-        check_key(key)

@@ -81,7 +81,9 @@ def test_an_id_that_no_broker_carries_is_refused(preparation, id):
         prepared(preparation, id=id)
 
 
-@pytest.mark.parametrize(("key", "carried"), [("é", "é"), (b"abc", "abc"), (b"\xff", b"\xff"), ("", "")])
+@pytest.mark.parametrize(
+    ("key", "carried"), [("é", "é"), (b"abc", "abc"), (b"\xff", b"\xff"), ("", ""), (b"", "")]
+)
 def test_a_key_is_what_every_broker_gives_back(preparation, key, carried):
     assert prepared(preparation, key=key).key == carried
 
@@ -105,7 +107,7 @@ def test_what_is_a_str_or_bytes_only_by_inheritance_is_carried_as_one(preparatio
     assert {type(text) for text in texts} <= {str, type(carried)}
 
 
-@pytest.mark.parametrize("key", ["\ud800", untyped])
+@pytest.mark.parametrize("key", ["\ud800", untyped, bytearray(b"x")])
 def test_a_key_that_cannot_be_carried_is_refused(preparation, key):
     with pytest.raises(InvalidMessage, match="key"):
         prepared(preparation, key=key)

@@ -323,7 +323,6 @@ class FaultyConsumer(Consumer):
         """What is marked to run alone, or being marked, and not settled: a crash now looks as if it had run."""
         self._hand_overs: list[tuple[Collection[int], float]] = []
         """The partitions of each that is under way, and when what runs in them is interrupted."""
-        self.lapses = 0
         self.lease = inner.lease
         self.window = adapter.window
 
@@ -446,8 +445,6 @@ class FaultyConsumer(Consumer):
             # What was handled was interrupted or settled by then, unless its settlement failed: else there is no cause.
             known = {*self._doubtful, *self._adapter.in_hand}
             ids = ids if "stuck" in self._faults.rates else [id for id in ids if id in known]
-        elif reason == LEASE_ENDED:
-            self.lapses += 1
         if self._adapter.struck or reason == HANDED_OVER:
             self._strike(reason, ids, lasts)
 

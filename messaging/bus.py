@@ -21,6 +21,7 @@ from messaging.errors import (
     PublishError,
     PublishManyError,
 )
+from messaging.groups import declare, delete
 from messaging.ids import new_id
 from messaging.isolation import Isolation
 from messaging.message import Endpoint, Q, R, Receipt, T, Topic, checked_seconds
@@ -374,22 +375,7 @@ class Bus:
         something is missing that is only to be verified, ConnectionFailed.
         """
         self.check_open()
-        if isinstance(what, (Topic, Endpoint)):
-            if isinstance(groups, str):
-                raise ConfigurationError(
-                    f"declare(groups=...) takes names of groups, for instance [{groups!r}]"
-                )
-            topic = what.topic if isinstance(what, Endpoint) else what
-            spec = self._catalogue.spec(topic)
-            wanted = [self._catalogue.group(spec, name) for name in groups]
-            await self._catalogue.declare(wanted, [spec], again=True)
-        else:
-            from messaging.app import App
-            from messaging.definition import check_kind
-
-            check_kind(what, App, "declare() takes an App, a Topic or an Endpoint")
-            for made in what.plans(self):
-                await self._catalogue.declare([made.group], [made.group.topic], made.topology, again=True)
+        await declare(self, what, groups)
 
     def dead_letters(
         self, topic: Topic[Any] | str, *, group: str, ordered: bool | None = None
@@ -408,11 +394,7 @@ class Bus:
     async def delete_group(self, topic: Topic[Any] | str, group: str) -> None:
         """Delete a group with all that is kept for it; its members end with an error (25). Absent is no error."""
         self.check_open()
-        spec = self._catalogue.group(self._catalogue.spec(self._known(topic)), group)
-        adapter = self._routing.of(spec.topic.name).adapter
-        for one in await self._catalogue.refresh(spec.topic, at_once=True):
-            await adapter.delete_group(self._catalogue.in_generation(spec, one))
-        self._catalogue.forget(spec)
+        await delete(self, self._known(topic), group)
 
     async def begin_generation(
         self,

@@ -55,6 +55,7 @@ _MOVED = (*GONE, Errors.NotLeaderForPartitionError, Errors.LeaderNotAvailableErr
 _UNKNOWN_FATE = (
     Errors.RequestTimedOutError,
     Errors.NotEnoughReplicasAfterAppendError,
+    Errors.KafkaStorageError,  # the disk may have failed behind the batch
     Errors.UnknownError,  # whatever the broker met with, it may have met with it afterwards
     Errors.CorrelationIdError,
 )

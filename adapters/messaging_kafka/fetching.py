@@ -38,6 +38,12 @@ UNLED_PAUSE = 0.5
 """Seconds between looks for the leader of a partition that has none for longer."""
 UNLED_AFTER = 5.0
 """Seconds for which a partition may have no leader until that is told: another is elected within them."""
+QUOTA_PATIENCE = 60.0
+"""Seconds for which a quota may hold back what is read to its end; one that is less than a batch never gives it."""
+QUOTA_TOLD = 1.0
+"""Seconds for which a quota must hold reading back for the log to say so."""
+QUOTA_TOLD_FOR = 60.0
+"""Seconds without that, after which it is said again."""
 _MOVED = (
     *GONE,
     Errors.NotLeaderForPartitionError,
@@ -62,6 +68,10 @@ class Fetcher:
         self._unled = asyncio.Event()
         self._since: dict[Place, float] = {}
         """Since when partitions have no leader, in monotonic seconds; endless where that was told."""
+        self._waiting: set[int] = set()
+        """Brokers that take no request before a quota lets them."""
+        self._held_back = -inf
+        """Until when a quota held it back last, in monotonic seconds."""
         self._room = asyncio.Event()
         self._again = asyncio.Event()
         self._again.set()
@@ -105,7 +115,7 @@ class Fetcher:
         return [
             one
             for place, one in self._sources.items()
-            if one.hungry and self._brokers.leader(place) is not None
+            if one.hungry and self._brokers.leader(place) not in {None, *self._waiting}
         ]
 
     async def behind(self, sources: Iterable[Source]) -> int:
@@ -258,6 +268,9 @@ class Fetcher:
         )
         came = time.monotonic()
         check(getattr(response, "error_code", 0))
+        if held := _held_back(response):
+            await self._wait_for_quota(node, wanted, held)
+            return False
         moved = news = False
         for topic, partitions in response.topics:
             for partition, code, end, *rest in partitions:
@@ -278,6 +291,27 @@ class Fetcher:
         if news:
             self._woken()
         return moved
+
+    async def _wait_for_quota(self, node: int, wanted: list[Source], held: float) -> None:
+        """A quota: the broker answered with nothing, and reads no request of this connection before its time."""
+        now = time.monotonic()
+        if now - self._held_back > QUOTA_TOLD_FOR and held > QUOTA_TOLD:
+            logger.warning(
+                "A quota on Kafka holds back what %s reads, for %.1f s: messages wait. Give its client id, %s, a "
+                "larger one, or let it read less",
+                self._name,
+                held,
+                self._link.settings.client_id,
+                extra={"seconds": held},
+            )
+        self._held_back = max(self._held_back, now + held)
+        self._waiting.add(node)
+        try:
+            await asyncio.sleep(held)
+        finally:
+            self._waiting.discard(node)
+        for source in wanted:
+            source.heard += 1
 
     async def _made_anew(self, wanted: list[Source]) -> bool:
         """Whether a topic of these is another than the one that their positions are of, under the same name."""
@@ -363,6 +397,7 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
     link = brokers.link
     what = f"reading partition {place.partition} of {place.topic}"
     until = time.monotonic() + link.settings.operation_timeout
+    left = QUOTA_PATIENCE
     while source.asked < end:
         before = source.asked
         with link.translated(what):
@@ -373,6 +408,15 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
             ask = [(place.topic, [(place.partition, source.asked, PARTITION_BYTES)])]
             request = library.Fetch(100, 1, ANSWER_BYTES, READ_COMMITTED, ask)
             response = await link.send(request, node=node)
+            if held := _held_back(response):
+                left -= held
+                if left < 0:
+                    raise ConnectionFailed(
+                        f"{what}: a quota on Kafka gives client id {link.settings.client_id} nothing of it"
+                    )
+                await asyncio.sleep(held)
+                until += held
+                continue
             ((_, ((_, code, _, *rest),)),) = response.topics
             error = library.failure_of(code)
             if isinstance(error, Errors.OffsetOutOfRangeError):
@@ -394,6 +438,12 @@ async def read_between(brokers: Brokers, place: Place, start: int, end: int) -> 
             yield record
         if source.asked > before:  # counted from here: what is made of the records may take longer
             until = time.monotonic() + link.settings.operation_timeout
+            left = QUOTA_PATIENCE
+
+
+def _held_back(response: Any) -> float:
+    """For how many seconds a quota keeps a broker from giving what was asked for; it gave nothing then."""
+    return 0.0 if response.topics else float(response.throttle_time_ms / 1000)
 
 
 def _aborted(response: Any, fields: Sequence[Any]) -> Any:

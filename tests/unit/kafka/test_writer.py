@@ -74,6 +74,14 @@ async def test_what_no_broker_has_taken_is_surely_not_stored() -> None:
     assert not isinstance(fate, PublishUncertain)
 
 
+async def test_what_came_to_a_disk_that_failed_may_be_stored() -> None:
+    broker = StandIn(answers=[Errors.KafkaStorageError])
+
+    (fate,) = await Writer(broker).write([parcel("1")])  # type: ignore[arg-type]
+
+    assert isinstance(fate, PublishUncertain)
+
+
 async def test_what_is_too_long_for_one_request_goes_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "REQUEST_BYTES", 250)
     broker = StandIn()

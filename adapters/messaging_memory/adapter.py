@@ -12,8 +12,8 @@ from messaging_memory.consumer import MemoryConsumer
 from messaging_memory.dead_letters import MemoryDeadLetters
 from messaging_memory.ownership import OwnedGroup
 from messaging_memory.publisher import Publisher
-from messaging_memory.replies import MemoryReplyInbox, Replier
-from messaging_memory.settings import Settings
+from messaging_memory.replies import MemoryInbox, Replier
+from messaging_memory.settings import MemorySettings
 from messaging_memory.topology import TopologyKeeper, physical_group
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ class MemoryAdapter(Adapter):
     name: ClassVar[str] = "memory"
 
     def __init__(
-        self, context: AdapterContext, settings: Settings | None = None, *, broker: Broker | None = None
+        self, context: AdapterContext, settings: MemorySettings | None = None, *, broker: Broker | None = None
     ) -> None:
         self._context = context
-        self._settings = settings or Settings()
+        self._settings = settings or MemorySettings()
         self._given = broker
         self._consumers: list[Consumer] = []
         self._connect(broker or Broker(self._settings.name, clock=context.clock))
 
     @classmethod
     def from_url(cls, url: str, context: AdapterContext) -> MemoryAdapter:
-        return cls(context, Settings.from_url(url, context.options))
+        return cls(context, MemorySettings.from_url(url, context.options))
 
     def _connect(self, broker: Broker) -> None:
         namespace, maximum = self._context.namespace, self._settings.max_message_bytes
@@ -151,7 +151,7 @@ class MemoryAdapter(Adapter):
 
     async def reply_inbox(self) -> ReplyInbox:
         self._ensure()
-        return MemoryReplyInbox(self._connection, self._replier.address(self._context.member))
+        return MemoryInbox(self._connection, self._replier.address(self._context.member))
 
     async def reply(self, replies: Sequence[tuple[str, Message]]) -> Sequence[PublishError | None]:
         self._ensure()

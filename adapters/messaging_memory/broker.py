@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from messaging.clock import Clock
     from messaging.errors import MessagingError
     from messaging_memory.group import Group, Member
-    from messaging_memory.replies import MemoryReplyInbox
+    from messaging_memory.replies import MemoryInbox
 
 
 class Connection:
@@ -36,7 +36,7 @@ class Connection:
         self.dead = False
         """Its process has crashed: it never connects again."""
         self.members: dict[Member, None] = {}
-        self.inboxes: dict[MemoryReplyInbox, None] = {}
+        self.inboxes: dict[MemoryInbox, None] = {}
 
     def ensure(self) -> None:
         """One attempt to connect where the connection is lost. Raises ConnectionFailed."""
@@ -80,7 +80,7 @@ class Broker:
         self.name = name
         self.clock: Clock = clock or SystemClock()
         self.topics: dict[str, TopicLog] = {}
-        self.inboxes: dict[str, MemoryReplyInbox] = {}
+        self.inboxes: dict[str, MemoryInbox] = {}
         self.connections: dict[Connection, None] = {}
         self.reachable = True
         self.dropped_replies = 0

@@ -24,7 +24,7 @@ CAPACITY = 100_000
 logger = logging.getLogger("messaging")
 
 
-class MemoryReplyInbox(ReplyInbox):
+class MemoryInbox(ReplyInbox):
     """See `messaging.adapter.ReplyInbox`."""
 
     def __init__(self, connection: Connection, address: str) -> None:

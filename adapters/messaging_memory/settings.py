@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class MemorySettings:
     """What a memory adapter can be told."""
 
     name: str = ""
@@ -29,7 +29,7 @@ class Settings:
     """Handled messages kept per partition for groups that begin later; None (`history=none`) keeps all."""
 
     @classmethod
-    def from_url(cls, url: str, options: Mapping[str, Any]) -> Settings:
+    def from_url(cls, url: str, options: Mapping[str, Any]) -> MemorySettings:
         """The URL's query parameters come before `options`. Raises ConfigurationError naming the option."""
         name, query = read_name(
             url, "a memory URL is memory:// or memory://name, with options as ?option=value"

@@ -50,7 +50,7 @@ from messaging_contracts.simulation.scenario import Scenario, scenario
 from messaging_contracts.simulation.store import Outage
 from messaging_memory import MemoryAdapter
 from messaging_memory.broker import Broker
-from messaging_memory.settings import Settings as MemorySettings
+from messaging_memory.settings import MemorySettings
 from messaging_memory.store import MemoryStore
 
 if TYPE_CHECKING:

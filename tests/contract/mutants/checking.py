@@ -13,7 +13,7 @@ from messaging.app import App
 from messaging.bus import Bus
 from messaging.codec import Codec
 from messaging.prepare import Preparation
-from messaging_memory.settings import Settings
+from messaging_memory.settings import MemorySettings
 from tests.contract.mutants.mutant import killed_by, patched
 
 
@@ -74,12 +74,12 @@ def lets_subscriptions_steal_from_each_other():
 
 @killed_by("an_unknown_option_is_refused")
 def overlooks_an_unknown_option():
-    original = vars(Settings)["from_url"].__func__
+    original = vars(MemorySettings)["from_url"].__func__
 
     def lenient(cls, url, options):
         return original(cls, url.replace("colour=blue", ""), options)
 
-    with patched(Settings, from_url=classmethod(lenient)):
+    with patched(MemorySettings, from_url=classmethod(lenient)):
         yield
 
 

@@ -18,7 +18,7 @@ from messaging_memory.dead_letters import MemoryDeadLetters
 from messaging_memory.log import TopicLog
 from messaging_memory.publisher import Publisher
 from messaging_memory.record import row_of
-from messaging_memory.replies import MemoryReplyInbox, Replier
+from messaging_memory.replies import MemoryInbox, Replier
 from messaging_memory.topology import TopologyKeeper
 from tests.contract.mutants.mutant import killed_by, patched
 
@@ -476,14 +476,14 @@ def publishes_wherever_a_reply_should_go():
 
 @killed_by("everyone_gets_their_own_reply")
 def mixes_replies_up():
-    receive = MemoryReplyInbox.receive
+    receive = MemoryInbox.receive
 
     async def mixed(self, limit, wait):
         replies = list(await receive(self, limit, wait))
         ids = [reply.correlation_id for reply in replies]
         return [replace(reply, correlation_id=id) for reply, id in zip(replies, ids[::-1], strict=True)]
 
-    with patched(MemoryReplyInbox, receive=mixed):
+    with patched(MemoryInbox, receive=mixed):
         yield
 
 

@@ -15,7 +15,7 @@ from messaging.adapter import (
 from messaging.message import Ack, Message
 from messaging.testing import VirtualClock
 from messaging_memory import Broker, MemoryAdapter
-from messaging_memory.settings import Settings
+from messaging_memory.settings import MemorySettings
 
 
 class Owner:
@@ -50,7 +50,7 @@ class World:
     async def another(self, **settings) -> MemoryAdapter:
         adapter = MemoryAdapter(
             AdapterContext(clock=self.clock, member=f"m{len(self.adapters)}"),
-            Settings(**settings),
+            MemorySettings(**settings),
             broker=self.broker,
         )
         self.adapters.append(adapter)

@@ -7,7 +7,7 @@ import pytest
 from messaging.adapter import AdapterContext, GroupSpec, TopicSpec, Topology
 from messaging.errors import ConfigurationError, TopicNotFound
 from messaging_memory import MemoryAdapter
-from messaging_memory.settings import Settings
+from messaging_memory.settings import MemorySettings
 
 
 def names(deliveries):
@@ -202,9 +202,11 @@ async def test_deleting_a_group_ends_its_members_and_all_it_kept(world):
 
 
 def test_settings_come_from_the_url_then_from_options():
-    settings = Settings.from_url("memory://x?lease=5&history=none", {"lease": 9, "max_message_bytes": 10})
+    settings = MemorySettings.from_url(
+        "memory://x?lease=5&history=none", {"lease": 9, "max_message_bytes": 10}
+    )
 
-    assert settings == Settings(name="x", lease=5.0, history=None, max_message_bytes=10)
+    assert settings == MemorySettings(name="x", lease=5.0, history=None, max_message_bytes=10)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_settings_come_from_the_url_then_from_options():
 )
 def test_an_illegal_option_is_named_and_no_secret_is(url, text):
     with pytest.raises(ConfigurationError) as raised:
-        Settings.from_url(url, {})
+        MemorySettings.from_url(url, {})
 
     assert text in str(raised.value)
     assert "secret" not in str(raised.value)

@@ -471,4 +471,4 @@ class Adapter(ABC):
 
     @abstractmethod
     async def health(self) -> BrokerHealth:
-        """Never raises; bounded by a second."""
+        """Never raises; bounded by a second: the broker is asked for HEALTH_TIMEOUT at most."""

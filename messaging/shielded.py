@@ -22,6 +22,28 @@ async def shielded(task: asyncio.Future[T]) -> T:
     return task.result()
 
 
+class Underway:
+    """Work that one owner starts, and that goes on when whoever asked for it is cancelled, until the owner ends it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Run it. An error that nobody waits for is dropped: whoever asked for it is gone."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        _read(task)
+
+    async def end(self, within: float) -> None:
+        """Wait so many seconds for what still runs, then cancel it, and wait for its end."""
+        await given_up(self._tasks, within)
+
+
 async def to_its_end(work: Coroutine[Any, Any, None], within: float) -> None:
     """Do it. Where the caller is cancelled, it has `within` seconds more to end, before the cancellation is raised."""
     task = asyncio.create_task(work)

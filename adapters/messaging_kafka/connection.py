@@ -102,7 +102,7 @@ def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
 
 
 class Link:
-    """One client of aiokafka and the nodes that it knows."""
+    """One client of aiokafka and the nodes that it knows: what lasts, while connections to these come and go."""
 
     def __init__(self, settings: KafkaSettings, *, patience: float | None = None) -> None:
         self.settings = settings

@@ -166,8 +166,8 @@ def when_closed(connection_or_channel: Any, callback: Callable[[], object]) -> N
 
 
 class Link:
-    """One connection for one purpose. Publishing and consuming have one each: a broker short of memory stops
-    reading from connections that publish, and what is consumed must still be settled.
+    """What lasts for one purpose, while the connections below it come and go. Publishing and consuming have one each:
+    a broker short of memory stops reading from connections that publish, and what is consumed must still be settled.
     """
 
     def __init__(self, settings: RabbitMQSettings, purpose: str) -> None:

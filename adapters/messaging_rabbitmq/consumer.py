@@ -29,7 +29,7 @@ from messaging.errors import (
 )
 from messaging.lasting import this_task
 from messaging.message import Ack, Reject, Release, Retry
-from messaging.shielded import given_up, shielded
+from messaging.shielded import Underway, shielded
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.frames import Parcel
 from messaging_rabbitmq.ingress import IngressRelay
@@ -64,7 +64,7 @@ class Member(Consumer):
         self._joined = False
         self._loss: str | None = None
         self._settling = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.underway = Underway()
         self._relay = IngressRelay(session, self.group.topic)
 
     # --- receive -----------------------------------------------------------------------------------------------
@@ -146,19 +146,7 @@ class Member(Consumer):
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it to its end even if the caller is cancelled: a copy and its acknowledgement belong together."""
-        task = asyncio.create_task(work, name="messaging-rabbitmq-settle")
-        self.own(task)
-        return await shielded(task)
-
-    def own(self, task: asyncio.Task[Any]) -> None:
-        """`close` waits for it."""
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked has it, or is gone
+        return await shielded(self.underway.start(work, name="messaging-rabbitmq-settle"))
 
     async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         async with self._settling:
@@ -257,7 +245,7 @@ class Member(Consumer):
         self.wake()
         async with AsyncExitStack() as parts:  # each is ended, though the end of another is cut off
             parts.push_async_callback(self.leave)
-            parts.push_async_callback(given_up, self._tasks, self.session.settings.confirm_timeout)
+            parts.push_async_callback(self.underway.end, self.session.settings.confirm_timeout)
             await self._relay.close()
 
     @abstractmethod
@@ -326,7 +314,7 @@ class SharedConsumer(Member):
                 else:
                     deliveries.append(delivery)
         if early:
-            self.own(asyncio.create_task(self._step(early), name="messaging-rabbitmq-step"))
+            _ = self.underway.start(self._step(early), name="messaging-rabbitmq-step")
         return deliveries
 
     def _now_due(self, limit: int) -> list[RawDelivery]:

@@ -11,13 +11,13 @@ import math
 import time
 from abc import abstractmethod
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
 from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
 from messaging.lasting import this_task
 from messaging.message import Ack
-from messaging.shielded import given_up, shielded
+from messaging.shielded import Underway, given_up, shielded
 from messaging_sqs import copies
 from messaging_sqs.arrivals import Arrivals
 from messaging_sqs.batches import in_batches, is_gone
@@ -33,13 +33,11 @@ from messaging_sqs.polling import Polls
 from messaging_sqs.settings import LONGEST_LEASE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Sequence
+    from collections.abc import Collection, Sequence
 
     from messaging.adapter import Ownership, Settled, Settlement, Subscription
     from messaging_sqs.connection import Connection
     from messaging_sqs.topology import TopologyKeeper
-
-T = TypeVar("T")
 
 HELD_HERE = 1.0
 """The last seconds of a delay are waited for in the member: the service counts whole ones."""
@@ -81,7 +79,7 @@ class Member(Consumer):
         """What is being removed or given back: an extension that finds it gone says nothing."""
         self._arrived = asyncio.Event()
         self._settling = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._underway = Underway()
         self._tending: asyncio.Task[None] | None = None
         self._connected = False
         self._closed = False
@@ -184,23 +182,14 @@ class Member(Consumer):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """See `Consumer.settle`."""
         try:
-            return await shielded(self._own(self._settle(settlements)))
+            # To its end even if whoever asks is cancelled: a copy and its removal belong together.
+            return await shielded(
+                self._underway.start(self._settle(settlements), name="messaging-sqs-settle")
+            )
         except asyncio.CancelledError:
             if not self._closed or this_task().cancelling():
                 raise
             return [SettleError(self._is_closed())] * len(settlements)  # `close` waited no longer
-
-    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run it to its end even if whoever asks is cancelled: a copy and its removal belong together."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked has it, or is gone
 
     async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         async with self._settling:
@@ -479,7 +468,7 @@ class Member(Consumer):
         self._changed()
         async with AsyncExitStack() as parts:  # each is ended, though the end of another is cut off
             parts.push_async_callback(self._leave)
-            parts.push_async_callback(given_up, self._tasks, self.connection.settings.settle_timeout)
+            parts.push_async_callback(self._underway.end, self.connection.settings.settle_timeout)
             if self._tending is not None:
                 parts.push_async_callback(given_up, (self._tending,), 0)
             await self._polls.close()

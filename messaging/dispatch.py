@@ -452,7 +452,7 @@ class Dispatcher:
             parked=self._lanes.parked,
             parked_full=bool(self._lanes.full or self._consumer.status().full),
             last_error=next(filter(None, errors), None),
-            unsettled=self._settler.error is not None,
+            unsettled=self._settler.error is not None or self._lease_error is not None,
             store=store,
             stuck=self._workers.stuck,
             **asdict(self._binding.counters),

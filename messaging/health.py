@@ -45,7 +45,9 @@ class SubscriptionHealth:
     gone: bool = False
     """Somebody deleted what it reads on the broker, and it is not made anew yet."""
     unsettled: bool = False
-    """The broker does not take what became of its messages, such as a dead letter: it is tried again."""
+    """The broker does not take what became of its messages, such as a dead letter, or does not extend their leases:
+    it is tried again.
+    """
     store: str | None = None
     """Why its idempotency store does not answer: nothing is handled meanwhile."""
     stuck: str | None = None

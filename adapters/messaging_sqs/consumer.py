@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from messaging.adapter import DONE, Consumer, ConsumerStatus, Hold, Lease, RawDelivery, SettleError
-from messaging.errors import Closed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
+from messaging.errors import Closed, ConnectionFailed, LeaseLost, MessagingError, TopicNotFound, TopologyLost
 from messaging.lasting import this_task
 from messaging.message import Ack
 from messaging.shielded import Underway, given_up, shielded
@@ -26,7 +26,7 @@ from messaging_sqs.connection import Absent, Interrupted
 from messaging_sqs.entries import Token, unpack
 from messaging_sqs.envelopes import Envelopes
 from messaging_sqs.guard import Marks, suspects_of
-from messaging_sqs.leases import tend
+from messaging_sqs.leases import judged, tend
 from messaging_sqs.lost_letters import LostLetters
 from messaging_sqs.moved import renewed
 from messaging_sqs.polling import Polls
@@ -83,6 +83,8 @@ class Member(Consumer):
         self._tending: asyncio.Task[None] | None = None
         self._connected = False
         self._closed = False
+        self._unextended: MessagingError | None = None
+        """Why the last extension was not taken."""
 
     # --- receive -----------------------------------------------------------------------------------------------
 
@@ -413,17 +415,13 @@ class Member(Consumer):
         fates = await in_batches(
             self.connection, "sqs", "change_message_visibility_batch", entries, QueueUrl=self.url
         )
-        gone: set[RawDelivery] = set()
-        failed: set[int] = set()
-        for delivery, fate in zip(ours, fates, strict=True):
-            if not isinstance(fate, MessagingError) or delivery.token.done or delivery in self._leaving:
-                continue
-            failed.add(id(delivery.lease))
-            if is_gone(fate):
-                gone.add(delivery)
+        settled = {one for one in ours if one.token.done or one in self._leaving}
+        gone, failed, self._unextended = judged(ours, fates, settled)
         for delivery in ours:
             if id(delivery.lease) not in failed:
                 delivery.lease.deadline = sent + asked[delivery]
+        if self._unextended is not None:
+            raise ConnectionFailed(f"leases of {self.where} are not extended: {self._unextended}")
         kept = set(ours) - gone
         # What was settled meanwhile is not lost: its settlement answers for it.
         return [delivery in kept or delivery.token.done for delivery in deliveries]
@@ -452,7 +450,8 @@ class Member(Consumer):
     def _end(self, deliveries: list[RawDelivery]) -> None:
         for delivery in deliveries:
             self.forget(delivery)
-        self.ownership.on_lost(deliveries, "their lease ended")
+        why = f", as it was not extended: {self._unextended}" if self._unextended else ""
+        self.ownership.on_lost(deliveries, f"their lease ended{why}")
 
     # --- lifecycle ---------------------------------------------------------------------------------------------
 

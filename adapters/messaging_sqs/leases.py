@@ -11,9 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from messaging.errors import MessagingError
+from messaging_sqs.batches import Refused, is_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from messaging.adapter import RawDelivery
 
@@ -58,3 +59,26 @@ async def _watch(
             ended(over)
         ends = (one.lease.deadline for one in held if one not in leaving)
         await asyncio.sleep(min(min(ends, default=now + every) - now, every))
+
+
+def judged(
+    asked: Sequence[RawDelivery], fates: Sequence[object], settled: Collection[RawDelivery]
+) -> tuple[set[RawDelivery], set[int], MessagingError | None]:
+    """What an extension of these was answered: those that are gone, the ids of the leases that were not extended, and
+    why whole calls failed. Those that are gone have no lease then; what is `settled` meanwhile counts for nothing.
+    """
+    gone: set[RawDelivery] = set()
+    failed: set[int] = set()
+    reason: MessagingError | None = None
+    for delivery, fate in zip(asked, fates, strict=True):
+        if not isinstance(fate, MessagingError) or delivery in settled:
+            continue
+        failed.add(id(delivery.lease))
+        if is_gone(fate):
+            gone.add(delivery)
+        elif not isinstance(fate, Refused):  # of one message, as after its 12 hours
+            reason = fate
+    if reason is not None:
+        for delivery in gone:
+            delivery.lease.deadline = min(delivery.lease.deadline, time.monotonic())
+    return gone, failed, reason

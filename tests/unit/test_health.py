@@ -132,6 +132,35 @@ async def test_a_broker_that_takes_no_outcome_is_yellow_with_its_reason_until_it
         assert (health.last_error, health.subscriptions[0].dead_letters) == (None, 1)
 
 
+async def test_a_broker_that_extends_no_lease_is_yellow_with_its_reason_until_it_does(
+    bus, clock, monkeypatch
+):
+    extended = MemoryConsumer.extend
+    refusing, gate = True, asyncio.Event()
+
+    async def handle(payload: str):
+        await gate.wait()
+
+    async def extend(consumer, deliveries, seconds):
+        if refusing:
+            raise ConnectionFailed("it may not be extended")
+        return await extended(consumer, deliveries, seconds)
+
+    monkeypatch.setattr(MemoryConsumer, "extend", extend)
+    async with app_with(jobs, handle).running(bus):
+        await bus.publish(jobs, "a")
+        await clock.advance(11)
+        health = await one(bus)
+        assert (health.status, health.subscriptions[0].unsettled) == ("yellow", True)
+        assert health.last_error == "it may not be extended"
+
+        refusing = False
+        await clock.advance(11)
+        health = await one(bus)
+        assert (health.status, health.last_error) == ("green", None)
+        gate.set()
+
+
 async def test_a_broker_that_is_gone_is_red_and_its_return_green(bus, clock):
     async def handle(payload: str): ...
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from messaging.adapter import RawDelivery, SettleError, TopicSpec
+from messaging.errors import ConnectionFailed
 from messaging.message import Ack
 from messaging_contracts.standstill import standstill
 from messaging_sqs import SQSAdapter
+from messaging_sqs.connection import Denied
 from messaging_sqs.consumer import Member
 from tests.contract.bench import Recorder, handled, ids, publish, receive, settle
 from tests.contract.sqs.support import Bench, intercept, stored
@@ -26,10 +28,12 @@ class Watch(Recorder):
         super().__init__()
         self.told = asyncio.Event()
         self.at = 0.0
+        self.reason = ""
 
     def on_lost(self, deliveries, reason: str) -> None:
         super().on_lost(deliveries, reason)
         self.at = time.monotonic()
+        self.reason = reason
         self.told.set()
 
 
@@ -103,3 +107,25 @@ async def test_a_lease_that_ends_takes_all_messages_of_its_key(any_bench: Bench)
     assert isinstance(late, SettleError)
     assert ids(told.lost) == ["a", "b", "c"]
     assert ids(await handled(any_bench.consumer(adapter, any_bench.groups[0]), 3)) == ["a", "b", "c"]
+
+
+async def test_a_lease_that_may_not_be_extended_is_told_and_so_is_why_it_ended(bench: Bench, monkeypatch):
+    adapter = await bench.adapter(lease=LEASE)
+    group = await bench.group(adapter)
+    watch = Watch()
+    consumer = bench.consumer(adapter, group, watch)
+    await publish(adapter, group.topic, "one")
+    (delivery,) = await receive(consumer, 1)
+
+    async def denied(*_: Any) -> Any:
+        raise Denied("ChangeMessageVisibilityBatch is not permitted")
+
+    with monkeypatch.context() as patched:
+        intercept(adapter, patched, "change_message_visibility_batch", denied)
+        with pytest.raises(ConnectionFailed, match="not permitted"):
+            await consumer.extend([delivery], LEASE)
+        async with asyncio.timeout(3 * LEASE):
+            await watch.told.wait()
+    assert "not permitted" in watch.reason
+    (again,) = await receive(consumer, 1)
+    assert await consumer.extend([again], LEASE) == [True]

@@ -314,25 +314,30 @@ class Brokers:
 
     # --- offsets -----------------------------------------------------------------------------------------------
 
-    async def offsets(self, at: Mapping[Place, int]) -> dict[Place, int]:
-        """The first offset at or after each time (milliseconds, or EARLIEST, LATEST); ABSENT where there is none."""
+    async def offsets(self, at: Mapping[Place, int], *, committed: bool = False) -> dict[Place, int]:
+        """The first offset at or after each time (milliseconds, or EARLIEST, LATEST); ABSENT where there is none.
+
+        `committed`: before all that is in a transaction that is open, for that is published when it ends.
+        """
         topics = ", ".join(sorted({place.topic for place in at}))
         with self._link.translated(f"looking for offsets of {topics}"):
-            return await self._found(at, _MOVING)
+            return await self._found(at, _MOVING, committed=committed)
 
-    async def _found(self, at: Mapping[Place, int], passing: tuple[type[Exception], ...]) -> dict[Place, int]:
+    async def _found(
+        self, at: Mapping[Place, int], passing: tuple[type[Exception], ...], *, committed: bool = False
+    ) -> dict[Place, int]:
         """See `offsets`; asked again for a while after what passes."""
         until = time.monotonic() + self._link.settings.operation_timeout
         while True:
             try:
-                return await self._offsets(at)
+                return await self._offsets(at, committed=committed)
             except passing:
                 if time.monotonic() >= until:
                     raise
                 await asyncio.sleep(LOOK_AGAIN)
                 await self._look(sorted({place.topic for place in at}))
 
-    async def _offsets(self, at: Mapping[Place, int]) -> dict[Place, int]:
+    async def _offsets(self, at: Mapping[Place, int], *, committed: bool) -> dict[Place, int]:
         unknown = sorted({place.topic for place in at if self._leaders.get(place, -1) < 0})
         if unknown:
             await self._look(unknown)
@@ -346,7 +351,9 @@ class Brokers:
             by_node[leader][place.topic].append((place.partition, moment))
         found: dict[Place, int] = {}
         for node, topics in by_node.items():
-            response = await self._link.send(library.ListOffsets(-1, 0, list(topics.items())), node=node)
+            response = await self._link.send(
+                library.ListOffsets(-1, int(committed), list(topics.items())), node=node
+            )
             for topic, partitions in response.topics:
                 for number, code, _, offset in partitions:
                     if code:

@@ -328,8 +328,8 @@ class TopologyKeeper:
         """Where the group begins, for each partition of its topic."""
         state = self.topics[_known_by(group.topic)]
         places = [Place(state.physical, number) for number in range(state.partitions)]
-        latest = await self._brokers.offsets(dict.fromkeys(places, library.LATEST))
-        found = await self._brokers.offsets(dict.fromkeys(places, _moment(group.start)))
+        latest = await self._brokers.offsets(dict.fromkeys(places, library.LATEST), committed=True)
+        found = await self._brokers.offsets(dict.fromkeys(places, _moment(group.start)), committed=True)
         return [found[place] if found[place] >= 0 else latest[place] for place in places]
 
     async def _begin(self, group: GroupSpec, record: Record) -> None:

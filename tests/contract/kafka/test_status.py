@@ -75,6 +75,23 @@ async def test_marks_of_transactions_are_no_lag(bench: Bench, committed: bool) -
     assert (await info(adapter)).lag == 0
 
 
+async def test_a_group_gets_what_a_transaction_publishes_that_was_open_when_it_was_declared(
+    bench: Bench,
+) -> None:
+    adapter = await bench.adapter()
+    native = f"messaging.{bench.namespace}.theirs"
+    await brokers_of(adapter).create([NewTopic(native, 1)])
+    host = bench.url.removeprefix("kafka://").partition("?")[0]
+    async with aiokafka.AIOKafkaProducer(bootstrap_servers=host, transactional_id=native) as producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(native, b"1")
+        group = await bench.group(adapter, TopicSpec("theirs", partitions=1, native=native))
+        await producer.commit_transaction()
+
+    (delivery,) = await receive(bench.consumer(adapter, group), 1)
+    assert delivery.message.body == b"1"
+
+
 async def test_what_was_deleted_before_it_was_handled_is_told_once_and_is_no_lag(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
+    ChannelClosed,
     ChannelInvalidStateError,
     ConnectionClosed,
     InvalidFrameError,
@@ -163,6 +164,22 @@ def when_closed(connection_or_channel: Any, callback: Callable[[], object]) -> N
         callback()
 
     connection_or_channel.closing.add_done_callback(closed)
+
+
+def why_closed(channel: AbstractChannel) -> str:
+    """In the broker's words, where it has said why, and with what to do where that is known."""
+    closing: asyncio.Future[Any] = cast("Any", channel).closing
+    error = closing.exception() if closing.done() and not closing.cancelled() else None
+    text = str(error.args[-1] or "") if isinstance(error, ChannelClosed) and error.args else ""
+    if not text:
+        return "its channel was closed"
+    reason = f"its channel was closed by the broker: {text}"
+    if "delivery acknowledgement" in text and "timed out" in text:
+        reason += (
+            ". A handler takes longer than the broker's consumer_timeout, and begins anew each time: raise that "
+            "timeout at the broker, or let the handler take less"
+        )
+    return reason
 
 
 class Link:

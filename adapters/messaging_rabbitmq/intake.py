@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
 from messaging.adapter import Lease
 from messaging.errors import TopicNotFound
 from messaging_rabbitmq.arrivals import callback_of, take_arrivals
-from messaging_rabbitmq.connection import abandon, close_channel, translated, when_closed
+from messaging_rabbitmq.connection import abandon, close_channel, translated, when_closed, why_closed
 from messaging_rabbitmq.properties import unique_id
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Intake:
         try:
             with translated(f"consuming queue {self.queue}", link.address):
                 channel.on_consumer_cancel_callbacks.add(self._cancelled)
-                when_closed(channel, lambda: self._closed("its channel was closed"))
+                when_closed(channel, lambda: self._closed(why_closed(channel)))
                 self._arrivals = take_arrivals(channel, self._put)
                 await channel.basic_qos(prefetch_count=self.prefetch)
                 try:
@@ -107,7 +107,7 @@ class Intake:
 
     def lose(self) -> None:
         """A settlement found its channel closed, before that was told: what is here must not go on without it (7)."""
-        self._closed("its channel was closed")
+        self._closed("its channel was closed" if self._channel is None else why_closed(self._channel))
 
     def hand_out(self, delivery: RawDelivery, tag: int) -> RawDelivery:
         """Remember who has it."""

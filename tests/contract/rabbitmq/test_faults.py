@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from pamqp.commands import Connection
+from pamqp.commands import Channel, Connection
 from pamqp.frame import marshal
 
 from messaging.adapter import BrokerHealth, Done, SettleError, TopicSpec
@@ -25,6 +25,8 @@ from messaging_rabbitmq.connection import translated
 from tests.contract.bench import Recorder, ack, healthy, ids, outgoing, publish, receive, settle
 from tests.contract.rabbitmq.support import Bench
 
+DELIVER = b"\x00\x3c\x00\x3c"
+"""`basic.deliver`, class 60, method 60."""
 ORDERED = TopicSpec("orders", ordered=True, partitions=2)
 
 
@@ -99,6 +101,39 @@ async def test_a_cut_consumer_tells_once_and_gets_its_messages_again(bench: Benc
     assert sorted(ids(again)) == ["m1", "m2"]
     assert [one.attempt for one in again] == [1, 1]
     await publish(adapter, group.topic, "m3")
+
+
+class ClosingProxy(Proxy):
+    """Closes a channel in the broker's words, behind the next message for it."""
+
+    words: str | None = None
+
+    async def _write(self, writer: asyncio.StreamWriter, data: bytes, allowed: asyncio.Event) -> None:
+        if self.words is not None and (place := data.find(DELIVER)) > 0:
+            number = int.from_bytes(data[place - 6 : place - 4], "big")
+            data += marshal(Channel.Close(406, self.words, 0, 0), number)
+            self.words = None
+        await super()._write(writer, data, allowed)
+
+
+async def test_a_broker_that_closes_a_channel_is_quoted_with_what_to_do(bench: Bench) -> None:
+    proxy, adapter = await bench.behind(ClosingProxy)
+    group = await bench.group(adapter)
+    recorder = Recorder()
+    consumer = bench.consumer(adapter, group, recorder)
+    await publish(adapter, group.topic, "m1")
+    held = await receive(consumer, 1)
+    proxy.words = (
+        "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 10 ms"
+    )
+
+    await publish(adapter, group.topic, "m2")
+    with pytest.raises(
+        ConnectionFailed, match=r"Timeout value used: 10 ms.*raise that timeout at the broker"
+    ):
+        await receive(consumer, 2)
+
+    assert held[0] in recorder.lost
 
 
 async def test_a_publish_under_way_is_uncertain_and_the_next_reconnects(bench: Bench) -> None:

@@ -43,7 +43,7 @@ CURVES = (
         ("memory", *REAL),
         "a topic is read and settled in exchanges of its own: the more topics, the fewer messages share one (of a "
         "thousand, forty come together); and what each topic takes while nothing comes: a read of two seconds on "
-        "Redis, of a quarter of a second on Kafka",
+        "Redis, of a quarter of a second on Kafka. In memory the process publishes too: the cost is of both",
         dict.fromkeys(("rabbitmq", "kafka", "sqs"), 100),
     ),
     Curve(

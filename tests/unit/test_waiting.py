@@ -225,4 +225,5 @@ async def test_who_begins_to_wait_before_a_failure_further_on_is_told_is_behind_
     refusing.set()
     gate.set()
     await asyncio.wait((first, batch))
+    assert str(first.exception()) == "refused"
     assert isinstance(batch.exception(), PublishManyError)

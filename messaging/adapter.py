@@ -201,6 +201,8 @@ class Consumer(ABC):
     """Seconds for which a delivery is ours; the dispatcher extends at a third of it. None: nothing to extend."""
     window: int = 1000
     """How many deliveries of one partition may be parked here before the partition must wait (8)."""
+    ack_timeout: float = inf
+    """Seconds after which the broker was seen to take back what is not settled, whatever this member does."""
 
     @abstractmethod
     async def receive(self, limit: int, wait: float, paused: Collection[int] = ()) -> Sequence[RawDelivery]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from messaging.errors import Closed, is_fatal
 from messaging.isolation import Isolation
 from messaging.message import Ack, Release, Retry
+from messaging.middleware.timeout import AckTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -117,5 +118,6 @@ class Binding:
     """Asked first about a message whose type begins with `messaging.`: its outcome, or None for an ordinary one."""
     counters: Counters = field(default_factory=Counters)
     store: StoreState = field(default_factory=StoreState)
+    ack_timeout: AckTimeout = field(default_factory=AckTimeout)
     isolation: Isolation = field(default_factory=Isolation)
     """Shared with the other subscriptions of the bus."""

@@ -352,6 +352,7 @@ class Dispatcher:
 
     def on_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:
         """See `Ownership.on_lost`."""
+        self._binding.ack_timeout.seen(self._consumer.ack_timeout)
         self._forget_lost(deliveries, reason)
 
     def _forget_lost(self, deliveries: Collection[RawDelivery], reason: str) -> None:

@@ -1,7 +1,7 @@
 """One subscription of an app as it runs: what the settings make of its definition, and the chain of its handler.
 
-The chain, outermost first: retrying, expiring, idempotent, timing_out, the app's and the subscription's own
-middleware, the handler.
+The chain, outermost first: retrying, expiring, idempotent, within_ack_timeout, timing_out, the app's and the
+subscription's own middleware, the handler.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from messaging.message import OUTCOMES, Ack, checked_seconds, seconds
 from messaging.middleware.expiry import expiring
 from messaging.middleware.idempotency import idempotent
 from messaging.middleware.retry import Delay, RetryPolicy, is_count, retrying
-from messaging.middleware.timeout import timing_out
+from messaging.middleware.timeout import AckTimeout, timing_out, within_ack_timeout
 from messaging.parameters import bind, concluded, name_of
 from messaging.requests import Answer, answering
 
@@ -107,7 +107,7 @@ class Plan:
         """Make the chain. Raises ConfigurationError for a parameter that nothing can fill."""
         definition = self.definition
         capabilities = bus.broker(self.group.topic.name).capabilities
-        counters, store = Counters(), StoreState()
+        counters, store, ack_timeout = Counters(), StoreState(), AckTimeout()
         ordered = self.group.ordered
         handler = bind(
             definition.function,
@@ -124,7 +124,7 @@ class Plan:
                 max_hold=self.longest_delay,
             ),
             codec=definition.topic.codec,
-            handler=self._chain(handler, bus, counters, store),
+            handler=self._chain(handler, bus, counters, store, ack_timeout),
             handler_name=name_of(definition.function),
             service=definition.app,
             grace=bus.settings.drain_timeout,
@@ -136,10 +136,13 @@ class Plan:
             else answering(definition.endpoint.reply_codec, source=bus.source, clock=bus.clock),
             counters=counters,
             store=store,
+            ack_timeout=ack_timeout,
             isolation=bus.isolation,
         )
 
-    def _chain(self, handler: Handler, bus: Bus, counters: Counters, store: StoreState) -> Handler:
+    def _chain(
+        self, handler: Handler, bus: Bus, counters: Counters, store: StoreState, ack_timeout: AckTimeout
+    ) -> Handler:
         def count_expired(_: object) -> None:
             counters.expired += 1
 
@@ -164,6 +167,8 @@ class Plan:
                     decode_reply=decode,
                 )
             )
+        if bus.broker(self.group.topic.name).capabilities.max_hold < inf:
+            chain.append(within_ack_timeout(ack_timeout, clock=bus.clock))
         if self.timeout is not None:
             chain.append(timing_out(self.timeout, clock=bus.clock))
         if self.definition.endpoint is not None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
+from math import inf
 from random import randrange
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("messaging")
 
+_ACK_TIMEOUT = re.compile(r"delivery acknowledgement on channel \d+ timed out\. Timeout value used: (\d+) ms")
 _FAULTS = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
 CLOSE_TIMEOUT = 2.0
 MADE_FOR = "7."
@@ -176,10 +179,16 @@ def why_closed(channel: AbstractChannel) -> str:
     reason = f"its channel was closed by the broker: {text}"
     if "delivery acknowledgement" in text and "timed out" in text:
         reason += (
-            ". A handler takes longer than the broker's consumer_timeout, and begins anew each time: raise that "
-            "timeout at the broker, or let the handler take less"
+            ". A handler takes longer than the broker's consumer_timeout: raise that timeout at the broker, or let the "
+            "handler take less"
         )
     return reason
+
+
+def ack_timeout_in(reason: str) -> float:
+    """The broker's `consumer_timeout` in seconds, where a channel was closed because of it; inf elsewhere."""
+    told = _ACK_TIMEOUT.search(reason)
+    return int(told[1]) / 1000 if told else inf
 
 
 class Link:

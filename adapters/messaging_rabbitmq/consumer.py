@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from contextlib import AsyncExitStack, suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
@@ -30,6 +31,7 @@ from messaging.errors import (
 from messaging.lasting import this_task
 from messaging.message import Ack, Reject, Release, Retry
 from messaging.shielded import Underway, shielded
+from messaging_rabbitmq.connection import ack_timeout_in
 from messaging_rabbitmq.copies import Copies
 from messaging_rabbitmq.frames import Parcel
 from messaging_rabbitmq.ingress import IngressRelay
@@ -60,6 +62,7 @@ class Member(Consumer):
         self.ownership = ownership
         self.copies = Copies(session, self.group)
         self.closed = False
+        self.ack_timeout = inf
         self._arrived = asyncio.Event()
         self._joined = False
         self._loss: str | None = None
@@ -113,6 +116,7 @@ class Member(Consumer):
         """These are gone; `receive` says so once, and joins again after that."""
         if self.closed:
             return
+        self.ack_timeout = min(self.ack_timeout, ack_timeout_in(reason))
         if self._joined:
             self._joined = False
             self._loss = reason

@@ -8,6 +8,7 @@ import pytest
 from messaging.clock import sleep
 from messaging.message import Ack, Delivery, Message
 from messaging.middleware import timing_out
+from messaging.middleware.timeout import AckTimeout, within_ack_timeout
 from messaging.testing import VirtualClock
 
 DELIVERY = Delivery({}, message=Message(id="m1", topic="orders", body=b""), group="billing")
@@ -125,3 +126,26 @@ async def test_the_clock_of_a_finished_handler_does_not_cancel_the_next_one():
     await clock.advance(6)
 
     assert await task == [Ack(), Ack()]
+
+
+async def test_once_a_broker_took_a_message_back_handlers_end_before_it_does():
+    clock, ack_timeout = VirtualClock(), AckTimeout()
+
+    async def handler(delivery) -> Any:
+        await sleep(clock, 60)
+        return Ack()
+
+    protected = within_ack_timeout(ack_timeout, clock=clock)(handler)
+    task = asyncio.ensure_future(protected(DELIVERY))
+    await clock.advance(60)
+    assert isinstance(await task, Ack), "a handler was bounded before its broker had shown a bound"
+
+    ack_timeout.seen(20)
+    ack_timeout.seen(30)
+    task = asyncio.ensure_future(protected(DELIVERY))
+    await clock.advance(18)
+
+    with pytest.raises(
+        TimeoutError, match=r"longer than 18 s: message m1.*takes back what is not settled within 20 s"
+    ):
+        await task

@@ -90,8 +90,11 @@ class RabbitMQ:
         return handshake(url, timeout)
 
 
-_ADVANCED = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n"
-"""Milliseconds until a delay queue hands over again what was not confirmed, as while the broker starts; else 180 s."""
+_ADVANCED = (
+    "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}]}].\n"
+)
+"""Milliseconds until a delay queue hands over again what was not confirmed, as while the broker starts; else 180 s.
+And how often a channel looks whether it waits for longer than `consumer_timeout`; else every 60 s."""
 
 
 def _settings(options: Options) -> dict[str, str]:
